@@ -1,0 +1,29 @@
+"""Errors that speak to a person.
+
+Each is also the builtin that a caller would expect, so library users may catch either. A message says what
+was found, what was expected and what to do, with the path and the numbers.
+"""
+
+
+class ComirError(Exception):
+    """Base of every refusal that comir-hpc makes knowingly; the command line prints it as one red line."""
+
+
+class ConfigError(ComirError, ValueError):
+    """Settings that cannot work: an unknown key, a combination that contradicts itself."""
+
+
+class VolumeError(ComirError, ValueError):
+    """A volume that cannot be read, written or trusted."""
+
+
+class CheckpointError(ComirError, RuntimeError):
+    """A training checkpoint that is missing, torn or made by another architecture."""
+
+
+class RegistrationError(ComirError, RuntimeError):
+    """A registration that could not be carried out (a poor result is a verdict, not an error)."""
+
+
+class StopRequested(ComirError, InterruptedError):
+    """The scheduler asked us to stop; the state is saved and the same command resumes it (exit code 85)."""
