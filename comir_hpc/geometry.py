@@ -1,0 +1,378 @@
+"""Voxel grids in the world, boxes of voxels, and the plan that splits a volume into blocks.
+
+Two orders meet here and nowhere else: arrays are indexed (z, y, x); world points are ITK's LPS (x, y, z) in
+millimetres. `Grid` is the only place where one becomes the other. Pure numpy: nothing is read or written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from comir_hpc.errors import ConfigError, VolumeError
+
+Triple = tuple[int, int, int]
+Vector = tuple[float, float, float]
+Matrix = tuple[Vector, Vector, Vector]
+FloatArray = NDArray[np.float64]
+
+IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+MM_PER_UNIT = {
+    "nanometer": 1e-6,
+    "micrometer": 1e-3,
+    "millimeter": 1.0,
+    "centimeter": 10.0,
+    "meter": 1e3,
+}
+_UNIT_ALIASES = {
+    "nm": "nanometer",
+    "um": "micrometer",
+    "µm": "micrometer",
+    "μm": "micrometer",
+    "micron": "micrometer",
+    "microns": "micrometer",
+    "mm": "millimeter",
+    "cm": "centimeter",
+    "m": "meter",
+    "inch": "inch",
+}
+
+
+def unit_name(text: str) -> str:
+    """Return the OME-Zarr (UDUNITS) name of a unit of length, e.g. ``um`` -> ``micrometer``.
+
+    Raises
+    ------
+    ConfigError
+        If the unit is not one of nm, um, mm, cm, m or their long names.
+    """
+    name = text.strip().replace("metre", "meter")
+    name = _UNIT_ALIASES.get(name, name)
+    if name not in MM_PER_UNIT:
+        known = ", ".join(("nm", "um", "mm", "cm", "m", *MM_PER_UNIT))
+        raise ConfigError(f"unknown unit of length {text!r}; expected one of {known}")
+    return name
+
+
+def _triple(values: Sequence[Any], kind: type) -> tuple[Any, Any, Any]:
+    first, second, third = values
+    return kind(first), kind(second), kind(third)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a volume lie in the world.
+
+    Parameters
+    ----------
+    shape_zyx : three int
+        Voxels along z, y, x, each at least 1.
+    spacing_zyx : three float
+        Distance between voxel centres along z, y, x, in `unit`, positive.
+    origin_xyz : three float
+        World position (LPS) of the centre of voxel (0, 0, 0), in `unit`.
+    direction : 3 x 3 float
+        ITK's direction matrix: column j is the world direction in which index axis j of (x, y, z) grows.
+        Orthonormal; determinant -1 (a flipped axis) is allowed.
+    unit : str
+        Unit of `spacing_zyx` and `origin_xyz`; every world coordinate given by the methods is in mm.
+
+    Raises
+    ------
+    VolumeError
+        If a number is not finite, a spacing is not positive or the direction is not orthonormal.
+    """
+
+    shape_zyx: Triple
+    spacing_zyx: Vector
+    origin_xyz: Vector = (0.0, 0.0, 0.0)
+    direction: Matrix = IDENTITY
+    unit: str = "millimeter"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape_zyx", _triple(self.shape_zyx, int))
+        object.__setattr__(self, "spacing_zyx", _triple(self.spacing_zyx, float))
+        object.__setattr__(self, "origin_xyz", _triple(self.origin_xyz, float))
+        object.__setattr__(self, "direction", tuple(_triple(row, float) for row in self.direction))
+        object.__setattr__(self, "unit", unit_name(self.unit))
+        if min(self.shape_zyx) < 1:
+            raise VolumeError(
+                f"a grid of {self.shape_zyx} voxels (z, y, x) is empty; expected at least one along each axis"
+            )
+        if not all(math.isfinite(s) and s > 0 for s in self.spacing_zyx):
+            raise VolumeError(
+                f"spacing {self.spacing_zyx} {self.unit} (z, y, x) is not positive; "
+                "give the true one with --spacing Z Y X"
+            )
+        if not all(math.isfinite(o) for o in self.origin_xyz):
+            raise VolumeError(f"origin {self.origin_xyz} {self.unit} (x, y, z) is not finite")
+        columns = np.asarray(self.direction)
+        # 1e-3: NIfTI keeps its orientation in single precision and scanners round theirs to four digits.
+        if not np.allclose(columns.T @ columns, np.eye(3), atol=1e-3):
+            raise VolumeError(
+                f"direction {np.round(columns, 4).tolist()} is not orthonormal (sheared axes); "
+                "resample the volume on a grid with perpendicular axes first"
+            )
+
+    @property
+    def spacing_mm(self) -> Vector:
+        """Spacing along z, y, x in mm."""
+        z, y, x = (s * MM_PER_UNIT[self.unit] for s in self.spacing_zyx)
+        return z, y, x
+
+    @property
+    def origin_mm(self) -> Vector:
+        """World position (x, y, z) of voxel (0, 0, 0) in mm."""
+        x, y, z = (o * MM_PER_UNIT[self.unit] for o in self.origin_xyz)
+        return x, y, z
+
+    @property
+    def extent_mm(self) -> Vector:
+        """Side lengths along z, y, x in mm, outer edge to outer edge."""
+        z, y, x = (n * s for n, s in zip(self.shape_zyx, self.spacing_mm, strict=True))
+        return z, y, x
+
+    @property
+    def centre_mm(self) -> FloatArray:
+        """World position (x, y, z) of the middle of the grid in mm, shape (3,)."""
+        return self.world_mm((np.asarray(self.shape_zyx) - 1) / 2)
+
+    @property
+    def matrix_mm(self) -> FloatArray:
+        """4 x 4 matrix from homogeneous voxel index (z, y, x, 1) to world (x, y, z, 1) in mm."""
+        matrix = np.eye(4)
+        spacing_xyz = np.asarray(self.spacing_mm[::-1])
+        matrix[:3, :3] = (np.asarray(self.direction) * spacing_xyz)[:, ::-1]
+        matrix[:3, 3] = self.origin_mm
+        return matrix
+
+    def world_mm(self, points_zyx: ArrayLike) -> FloatArray:
+        """World positions (..., 3) as (x, y, z) in mm of continuous voxel indices (..., 3) as (z, y, x)."""
+        matrix = self.matrix_mm
+        world: FloatArray = np.asarray(points_zyx, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+        return world
+
+    def index_zyx(self, points_mm: ArrayLike) -> FloatArray:
+        """Continuous voxel indices (..., 3) as (z, y, x) of world positions (..., 3) as (x, y, z) in mm."""
+        inverse = np.linalg.inv(self.matrix_mm)
+        index: FloatArray = np.asarray(points_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        return index
+
+    def corners_mm(self) -> FloatArray:
+        """World positions of the eight outer corners, shape (8, 3), (x, y, z) in mm."""
+        edges = [(-0.5, n - 0.5) for n in self.shape_zyx]
+        return self.world_mm(np.asarray(list(itertools.product(*edges))))
+
+    def downsampled(self, factors_zyx: Sequence[int]) -> Grid:
+        """Grid of the means over blocks of `factors_zyx` voxels; a partial block at the end counts as one.
+
+        The centre of the first coarse voxel lies (factor - 1) / 2 fine voxels in: forgetting it is the
+        half-voxel error of many pyramids.
+        """
+        factors = np.asarray(factors_zyx, dtype=np.float64)
+        start = self.world_mm((factors - 1) / 2) / MM_PER_UNIT[self.unit]
+        return Grid(
+            shape_zyx=_triple(
+                [-(-n // int(f)) for n, f in zip(self.shape_zyx, factors_zyx, strict=True)], int
+            ),
+            spacing_zyx=_triple([s * f for s, f in zip(self.spacing_zyx, factors_zyx, strict=True)], float),
+            origin_xyz=_triple(start.tolist(), float),
+            direction=self.direction,
+            unit=self.unit,
+        )
+
+    def crop(self, box: Box) -> Grid:
+        """Grid of the voxels inside `box`."""
+        start = self.world_mm(box.start) / MM_PER_UNIT[self.unit]
+        return Grid(box.shape, self.spacing_zyx, _triple(start.tolist(), float), self.direction, self.unit)
+
+    @property
+    def box(self) -> Box:
+        """The whole grid as a box of voxels."""
+        return Box((0, 0, 0), self.shape_zyx)
+
+    def agrees_with(self, other: Grid, tolerance: float = 1e-3) -> bool:
+        """Whether two grids put every voxel at the same place, to `tolerance` of a voxel."""
+        if self.shape_zyx != other.shape_zyx:
+            return False
+        distance = np.abs(self.corners_mm() - other.corners_mm()).max()
+        return bool(distance <= tolerance * min(self.spacing_mm))
+
+    def overlap_fraction(self, other: Grid, samples: int = 16) -> float:
+        """Share of this grid's extent, sampled on `samples`^3 points, that lies inside `other`."""
+        axes = [(np.arange(samples) + 0.5) / samples * n - 0.5 for n in self.shape_zyx]
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        index = other.index_zyx(self.world_mm(points))
+        inside = ((index >= -0.5) & (index <= np.asarray(other.shape_zyx) - 0.5)).all(axis=1)
+        return float(inside.mean())
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `Grid.from_dict` reads it back."""
+        return {
+            "shape_zyx": list(self.shape_zyx),
+            "spacing_zyx": list(self.spacing_zyx),
+            "origin_xyz": list(self.origin_xyz),
+            "direction": [list(row) for row in self.direction],
+            "unit": self.unit,
+            "world": "LPS, (x, y, z)",
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Grid:
+        """Read what `as_dict` wrote."""
+        return cls(**{k: record[k] for k in ("shape_zyx", "spacing_zyx", "origin_xyz", "direction", "unit")})
+
+    def __str__(self) -> str:
+        shape = " x ".join(str(n) for n in self.shape_zyx)
+        spacing = " x ".join(f"{s:g}" for s in self.spacing_zyx)
+        return f"{shape} voxels of {spacing} {self.unit} (z, y, x)"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open box of voxels: `start` inside, `stop` outside, both (z, y, x)."""
+
+    start: Triple
+    stop: Triple
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", _triple(self.start, int))
+        object.__setattr__(self, "stop", _triple(self.stop, int))
+
+    @property
+    def shape(self) -> Triple:
+        """Voxels along z, y, x; zero where the box is empty."""
+        z, y, x = (max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Slices that cut this box out of a (z, y, x) array."""
+        z, y, x = (slice(a, max(a, b)) for a, b in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+    def slices_in(self, outer: Box) -> tuple[slice, slice, slice]:
+        """Slices that cut this box out of an array that holds `outer`."""
+        return self.shifted(tuple(-a for a in outer.start)).slices
+
+    def intersect(self, other: Box) -> Box:
+        """Voxels in both boxes (possibly none)."""
+        start = tuple(map(max, self.start, other.start))
+        stop = tuple(max(a, b) for a, b in zip(start, map(min, self.stop, other.stop), strict=True))
+        return Box(_triple(start, int), _triple(stop, int))
+
+    def contains(self, other: Box) -> bool:
+        """Whether every voxel of `other` is in this box."""
+        return self.intersect(other).shape == other.shape
+
+    def grown(self, margin_zyx: Sequence[int]) -> Box:
+        """The box with `margin_zyx` voxels more on each side."""
+        return Box(
+            _triple([a - m for a, m in zip(self.start, margin_zyx, strict=True)], int),
+            _triple([b + m for b, m in zip(self.stop, margin_zyx, strict=True)], int),
+        )
+
+    def shifted(self, offset_zyx: Sequence[int]) -> Box:
+        """The box moved by `offset_zyx` voxels."""
+        return Box(
+            _triple([a + o for a, o in zip(self.start, offset_zyx, strict=True)], int),
+            _triple([b + o for b, o in zip(self.stop, offset_zyx, strict=True)], int),
+        )
+
+    def __str__(self) -> str:
+        return " ".join(f"{axis}[{a}:{b}]" for axis, a, b in zip("zyx", self.start, self.stop, strict=True))
+
+
+@dataclass(frozen=True)
+class Block:
+    """One unit of work: the box that it writes, on the shard grid, and the box that it may read."""
+
+    index: int
+    write: Box
+    read: Box
+
+
+@dataclass(frozen=True)
+class BlockPlan(Sequence[Block]):
+    """Every block of a volume, by number, made when asked for (a plan of a million blocks costs nothing)."""
+
+    shape_zyx: Triple
+    core_zyx: Triple
+    halo_zyx: Triple
+
+    @property
+    def counts_zyx(self) -> Triple:
+        """Blocks along z, y, x."""
+        z, y, x = (-(-n // c) for n, c in zip(self.shape_zyx, self.core_zyx, strict=True))
+        return z, y, x
+
+    def __len__(self) -> int:
+        return math.prod(self.counts_zyx)
+
+    def __getitem__(self, index: int) -> Block:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        place = np.unravel_index(index, self.counts_zyx)
+        whole = Box((0, 0, 0), self.shape_zyx)
+        start = _triple([int(p) * c for p, c in zip(place, self.core_zyx, strict=True)], int)
+        core = Box(start, _triple([s + c for s, c in zip(start, self.core_zyx, strict=True)], int))
+        write = core.intersect(whole)
+        return Block(index, write, write.grown(self.halo_zyx).intersect(whole))
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[i] for i in range(len(self)))
+
+    def part(self, number: int, parts: int) -> range:
+        """Block indices of part `number` of `parts` (from 1), contiguous and balanced to one block."""
+        if not 1 <= number <= parts:
+            raise ConfigError(f"part {number}/{parts} does not exist; expected 1/{parts} to {parts}/{parts}")
+        return range(len(self) * (number - 1) // parts, len(self) * number // parts)
+
+
+def plan_blocks(
+    shape_zyx: Sequence[int],
+    shard_zyx: Sequence[int],
+    *,
+    core_zyx: Sequence[int] | None = None,
+    halo_zyx: Sequence[int] = (0, 0, 0),
+) -> BlockPlan:
+    """Split a volume into blocks whose written boxes tile it and lie on the shard grid.
+
+    A shard that two writers touch loses data silently (zarr-python 3682), so a block's written box is a whole
+    number of shards, the volume's end apart.
+
+    Parameters
+    ----------
+    shape_zyx, shard_zyx : three int
+        Voxels of the volume and of one shard.
+    core_zyx : three int, optional
+        Voxels that one block writes, multiples of the shard; one shard when not given.
+    halo_zyx : three int
+        Voxels beyond the core that a block may read on each side.
+
+    Raises
+    ------
+    ConfigError
+        If the core is not a multiple of the shard along an axis that has more than one block.
+    """
+    shape, shard = _triple(shape_zyx, int), _triple(shard_zyx, int)
+    core = shard if core_zyx is None else _triple(core_zyx, int)
+    for axis, size, one, whole in zip("zyx", core, shard, shape, strict=True):
+        if size < 1 or (size % one and size < whole):
+            raise ConfigError(
+                f"core of {size} voxels along {axis} is not a multiple of the shard ({one}): two blocks would "
+                f"write one shard. Use {max(one, size // one * one)} or another multiple of {one}"
+            )
+    return BlockPlan(shape, core, _triple(halo_zyx, int))

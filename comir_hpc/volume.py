@@ -1,0 +1,450 @@
+"""A volume on disk: an OME-Zarr 0.5 image (zarr v3, sharded, multiscale) whose grid knows its direction.
+
+OME-Zarr 0.5 has no place for direction cosines, so the whole `Grid` is kept beside its metadata in the `comir`
+namespace, and the standard's own transformations say what they can (scale, and translation of voxel 0). Every
+volume has four axes (c, z, y, x), a single channel too.
+
+zarr is touched in this module only. Writers own whole shards: `write` refuses anything else, because two
+writers in one shard lose data without a word (zarr-python 3682, dask 12583).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+from zarr.codecs import BloscCodec
+
+from comir_hpc import __version__
+from comir_hpc.errors import VolumeError
+from comir_hpc.geometry import Box, Grid, Triple, plan_blocks
+
+AXES = ("c", "z", "y", "x")
+Kind = Literal["image", "labels", "representation"]
+_SMALLEST_LEVEL = 32  # voxels along the longest side under which no further level is useful
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How one channel's values become network input: clip to [low, high], subtract mean, divide by std.
+
+    The numbers belong to the volume, never to a window: a window's own statistics would make the result depend
+    on how the volume is cut. `foreground_above` separates specimen from background in the original values.
+    """
+
+    low: float
+    high: float
+    mean: float
+    std: float
+    foreground_above: float
+
+    def normalise(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Values of any shape and dtype as float32 with zero mean and unit variance over the foreground."""
+        clipped = np.clip(values.astype(np.float32, copy=False), self.low, self.high)
+        return ((clipped - np.float32(self.mean)) / np.float32(self.std)).astype(np.float32, copy=False)
+
+    def foreground(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where the values belong to the specimen, same shape."""
+        mask: NDArray[np.bool_] = values > self.foreground_above
+        return mask
+
+
+class Volume:
+    """One image store; make it with `create` or `open`.
+
+    Attributes
+    ----------
+    path : Path
+        Directory of the store.
+    grid : Grid
+        Where the voxels of level 0 lie.
+    """
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        self.path = path
+        self._group = group
+        attributes: dict[str, Any] = dict(group.attrs)
+        self.grid = Grid.from_dict(attributes["comir"]["grid"])
+        self._arrays = _level_arrays(path, group, attributes)
+
+    # ------------------------------------------------------------------ making and opening
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        grid: Grid,
+        dtype: DTypeLike,
+        *,
+        channels: int = 1,
+        kind: Kind = "image",
+        chunk: int | Sequence[int] = 64,
+        shard: int | Sequence[int] = 256,
+        metadata: dict[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> Volume:
+        """Make an empty volume of one level, marked incomplete until `finish` is called.
+
+        Parameters
+        ----------
+        dtype : dtype
+            Kept as given.
+        chunk, shard : int or three int
+            Voxels (z, y, x) of the unit of reading and of the unit of writing; clipped to the volume.
+        metadata : dict, optional
+            Further entries of the `comir` namespace, JSON-ready.
+        overwrite : bool
+            Whether a store that exists at `path` is deleted first.
+
+        Raises
+        ------
+        VolumeError
+            If something exists at `path` and `overwrite` is not set, or the chunk does not divide the shard.
+        """
+        path = Path(path)
+        if path.exists():
+            if not overwrite:
+                raise VolumeError(f"{path} exists; choose another name or pass --overwrite")
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        chunks, shards = chunk_and_shard(grid.shape_zyx, chunk, shard)
+        group = zarr.create_group(store=str(path), zarr_format=3)
+        _create_level(group, 0, (channels, *grid.shape_zyx), np.dtype(dtype), chunks, shards)
+        comir = {"grid": grid.as_dict(), "kind": kind, "version": __version__, "complete": False}
+        group.attrs["comir"] = {**(metadata or {}), **comir}
+        group.attrs["ome"] = _ome_metadata(path.name, grid, [(1, 1, 1)], kind)
+        return cls(path, group)
+
+    @classmethod
+    def open(cls, path: str | Path, *, writable: bool = False, allow_incomplete: bool = False) -> Volume:
+        """Open a store that `create` (or another OME-Zarr 0.5 writer, through `ingest`) made.
+
+        Raises
+        ------
+        VolumeError
+            If nothing is there, it is not such a store, or it was never finished.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise VolumeError(f"{path} does not exist; expected an OME-Zarr store made by `comir-hpc ingest`")
+        try:
+            group = zarr.open_group(store=str(path), mode="r+" if writable else "r", zarr_format=3)
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise VolumeError(
+                f"{path} is not a zarr v3 group ({error}); run `comir-hpc ingest` on it first"
+            ) from error
+        comir = group.attrs.get("comir")
+        if not isinstance(comir, dict) or "grid" not in comir:
+            raise VolumeError(
+                f"{path} was not made by comir-hpc: no grid in it; run `comir-hpc ingest {path} OUT.zarr` first"
+            )
+        if not comir.get("complete") and not (allow_incomplete or writable):
+            raise VolumeError(
+                f"{path} is incomplete: the command that writes it was stopped; run that command again"
+            )
+        return cls(path, group)
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored values."""
+        return np.dtype(self._arrays[0].dtype)
+
+    @property
+    def num_channels(self) -> int:
+        """Length of the c axis."""
+        return int(self._arrays[0].shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(c, z, y, x) of level 0."""
+        return (self.num_channels, *self.grid.shape_zyx)
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of the pyramid, at least 1."""
+        return len(self._arrays)
+
+    @property
+    def shard_zyx(self) -> Triple:
+        """Voxels of one shard of level 0: the unit of writing."""
+        return _zyx(self._arrays[0].shards or self._arrays[0].chunks)
+
+    @property
+    def chunk_zyx(self) -> Triple:
+        """Voxels of one chunk of level 0: the unit of reading."""
+        return _zyx(self._arrays[0].chunks)
+
+    def level_factors(self, level: int) -> Triple:
+        """Voxels of level 0 along z, y, x in one voxel of `level`."""
+        factors = self.metadata.get("levels", [[1, 1, 1]])[level]
+        return int(factors[0]), int(factors[1]), int(factors[2])
+
+    def level_grid(self, level: int) -> Grid:
+        """Grid of one level of the pyramid."""
+        return self.grid.downsampled(self.level_factors(level))
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The `comir` namespace of the store's attributes (a copy)."""
+        record: Any = self._group.attrs["comir"]
+        return dict(record)
+
+    def update_metadata(self, **entries: Any) -> None:
+        """Set entries of the `comir` namespace."""
+        self._group.attrs["comir"] = {**self.metadata, **entries}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the command that writes this volume has finished."""
+        return bool(self.metadata.get("complete"))
+
+    def finish(self, **entries: Any) -> None:
+        """Mark the volume complete; from now on `open` trusts it."""
+        self.update_metadata(**entries, complete=True)
+
+    def intensity(self, channel: int = 0) -> Intensity:
+        """Normalisation of one channel, as `ingest` measured it.
+
+        Raises
+        ------
+        VolumeError
+            If the store has no statistics.
+        """
+        statistics = self.metadata.get("intensity")
+        if not statistics:
+            raise VolumeError(
+                f"{self.path} has no intensity statistics; run `comir-hpc ingest {self.path} OUT.zarr`"
+            )
+        return Intensity(**statistics[channel])
+
+    def fingerprint(self) -> str:
+        """Digest that changes when the content may have changed: metadata, and every file's size and time."""
+        digest = hashlib.sha256(json.dumps(self.metadata, sort_keys=True).encode())
+        for file in sorted(self.path.rglob("*")):
+            if file.is_file() and file.name != "zarr.json":
+                stat = file.stat()
+                digest.update(f"{file.relative_to(self.path)} {stat.st_size} {stat.st_mtime_ns}".encode())
+        return digest.hexdigest()[:16]
+
+    # ------------------------------------------------------------------ voxels
+
+    def read(self, box: Box | None = None, *, level: int = 0) -> NDArray[Any]:
+        """Voxels of `box` (the whole level when none is given) as (c, z, y, x).
+
+        Raises
+        ------
+        VolumeError
+            If the box leaves the volume, or a shard of it is damaged.
+        """
+        array = self._arrays[level]
+        whole = Box((0, 0, 0), _zyx(array.shape))
+        box = whole if box is None else box
+        if not whole.contains(box) or box.size == 0:
+            raise VolumeError(f"{self.path}: box {box} is not inside the volume {whole}")
+        try:
+            return np.asarray(array[(slice(None), *box.slices)])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise VolumeError(
+                f"{self.path}: box {box} cannot be read ({error}); run the command that wrote it again"
+            ) from error
+
+    def write(self, box: Box, values: NDArray[Any], *, level: int = 0) -> None:
+        """Write (c, z, y, x) values of the volume's dtype into a box that is a whole number of shards.
+
+        Raises
+        ------
+        VolumeError
+            If the box is not aligned to the shards, or shape or dtype differ from the volume's.
+        """
+        array = self._arrays[level]
+        shape, shard = _zyx(array.shape), _zyx(array.shards or array.chunks)
+        for axis, start, stop, one, size in zip("zyx", box.start, box.stop, shard, shape, strict=True):
+            if start % one or not (stop == size or (stop % one == 0 and stop < size)) or stop <= start:
+                raise VolumeError(
+                    f"{self.path}: box {box} is not a whole number of shards along {axis} "
+                    f"(shard {one}, volume {size}); plan it with plan_blocks"
+                )
+        if values.shape != (self.num_channels, *box.shape):
+            raise VolumeError(
+                f"{self.path}: values of shape {values.shape}, expected {(self.num_channels, *box.shape)} (c, z, y, x)"
+            )
+        if values.dtype != self.dtype:
+            raise VolumeError(
+                f"{self.path}: values are {values.dtype}, the volume is {self.dtype}; convert them first"
+            )
+        array[(slice(None), *box.slices)] = values
+
+    def shard_files(self, box: Box, *, level: int = 0) -> Iterator[Path]:
+        """Files of the shards that `box` touches, whether they exist or not (an empty shard has none)."""
+        array = self._arrays[level]
+        shard = _zyx(array.shards or array.chunks)
+        ranges = [range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, shard, strict=True)]
+        for c in range(self.num_channels):
+            for z in ranges[0]:
+                for y in ranges[1]:
+                    for x in ranges[2]:
+                        yield self.path / str(level) / "c" / str(c) / str(z) / str(y) / str(x)
+
+    # ------------------------------------------------------------------ pyramid
+
+    def planned_levels(self) -> list[Triple]:
+        """Factors of the pyramid's levels against level 0, the first (1, 1, 1).
+
+        An axis is halved only while its spacing is under twice the coarsest one, so thick slices become
+        isotropic before they are halved.
+        """
+        factors: list[Triple] = [(1, 1, 1)]
+        shape, spacing = np.asarray(self.grid.shape_zyx), np.asarray(self.grid.spacing_zyx)
+        while (-(-shape // np.asarray(factors[-1]))).max() > _SMALLEST_LEVEL:
+            last = np.asarray(factors[-1])
+            now = spacing * last
+            halve = (now <= now.min() * math.sqrt(2)) & (-(-shape // last) > 1)
+            if not halve.any():
+                break
+            factors.append(_zyx((last * np.where(halve, 2, 1)).tolist()))
+        return factors
+
+    def build_pyramid(self) -> None:
+        """Write every level above 0 from the level below it, one slab of shards at a time.
+
+        Images are averaged over 2 x 2 x 2 voxels (a box filter centred on the coarse voxel, so nothing moves);
+        labels take the most frequent value.
+        """
+        kind: Kind = self.metadata["kind"]
+        factors = self.planned_levels()
+        for level in range(1, len(factors)):
+            step = _zyx([b // a for a, b in zip(factors[level - 1], factors[level], strict=True)])
+            shape = self.grid.downsampled(factors[level]).shape_zyx
+            chunks, shards = chunk_and_shard(shape, self.chunk_zyx, self.shard_zyx)
+            name = str(level)
+            if name in self._group:
+                del self._group[name]
+            _create_level(self._group, level, (self.num_channels, *shape), self.dtype, chunks, shards)
+            self._arrays = [*self._arrays[:level], self._group[name]]  # type: ignore[list-item]
+            self._fill_level(level, step, shards, kind)
+        self.update_metadata(levels=[list(f) for f in factors])
+        self._group.attrs["ome"] = _ome_metadata(self.path.name, self.grid, factors, kind)
+
+    def _fill_level(self, level: int, step: Triple, shards: Triple, kind: Kind) -> None:
+        below = Box((0, 0, 0), _zyx(self._arrays[level - 1].shape))
+        for block in plan_blocks(_zyx(self._arrays[level].shape), shards):
+            source = Box(
+                _zyx([a * s for a, s in zip(block.write.start, step, strict=True)]),
+                _zyx([b * s for b, s in zip(block.write.stop, step, strict=True)]),
+            ).intersect(below)
+            fine = self.read(source, level=level - 1)
+            self.write(block.write, downsample(fine, step, labels=kind == "labels"), level=level)
+
+
+def downsample(values: NDArray[Any], step_zyx: Triple, *, labels: bool = False) -> NDArray[Any]:
+    """Reduce (c, z, y, x) by whole factors: the mean, or for labels the most frequent value; dtype kept.
+
+    A partial block at the end is the mean of what it holds (the edge is repeated, which is the same for factor 2).
+    """
+    pad = [(0, 0)] + [(0, -n % s) for n, s in zip(values.shape[1:], step_zyx, strict=True)]
+    padded = np.pad(values, pad, mode="edge")
+    c, z, y, x = padded.shape
+    sz, sy, sx = step_zyx
+    blocks = padded.reshape(c, z // sz, sz, y // sy, sy, x // sx, sx)
+    if labels:
+        flat = np.moveaxis(blocks, (2, 4, 6), (4, 5, 6)).reshape(c, z // sz, y // sy, x // sx, -1)
+        counts = (flat[..., :, None] == flat[..., None, :]).sum(axis=-1)
+        commonest: NDArray[Any] = np.take_along_axis(flat, counts.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        return commonest
+    mean = blocks.mean(axis=(2, 4, 6), dtype=np.float64 if values.dtype.itemsize > 4 else np.float32)
+    rounded: NDArray[Any] = (np.rint(mean) if np.issubdtype(values.dtype, np.integer) else mean).astype(
+        values.dtype
+    )
+    return rounded
+
+
+def chunk_and_shard(
+    shape_zyx: Sequence[int], chunk: int | Sequence[int], shard: int | Sequence[int]
+) -> tuple[Triple, Triple]:
+    """Chunk and shard of a volume, clipped to it, the shard a multiple of the chunk.
+
+    Raises
+    ------
+    VolumeError
+        If the chunk does not divide the shard.
+    """
+    chunks = (chunk,) * 3 if isinstance(chunk, int) else tuple(chunk)
+    shards = (shard,) * 3 if isinstance(shard, int) else tuple(shard)
+    for axis, small, large in zip("zyx", chunks, shards, strict=True):
+        if small < 1 or large < 1 or large % small:
+            raise VolumeError(
+                f"a shard of {large} voxels along {axis} is not a whole number of chunks of {small}; "
+                f"use --shard {max(1, large // max(small, 1)) * max(small, 1)}"
+            )
+    clipped = [min(c, n) for c, n in zip(chunks, shape_zyx, strict=True)]
+    whole = [c * -(-min(s, n) // c) for c, s, n in zip(clipped, shards, shape_zyx, strict=True)]
+    return _zyx(clipped), _zyx(whole)
+
+
+def _zyx(values: Sequence[int]) -> Triple:
+    z, y, x = values[-3:]
+    return int(z), int(y), int(x)
+
+
+def _create_level(
+    group: zarr.Group,
+    level: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    chunks: Triple,
+    shards: Triple,
+) -> None:
+    group.create_array(
+        str(level),
+        shape=shape,
+        dtype=dtype,
+        chunks=(1, *chunks),
+        shards=(1, *shards),
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+        fill_value=0,
+        dimension_names=AXES,
+    )
+
+
+def _level_arrays(path: Path, group: zarr.Group, attributes: dict[str, Any]) -> list[zarr.Array[Any]]:
+    datasets = attributes["ome"]["multiscales"][0]["datasets"]
+    arrays = [group[dataset["path"]] for dataset in datasets]
+    if not all(isinstance(a, zarr.Array) for a in arrays):
+        raise VolumeError(f"{path}: a level of the pyramid is missing; run the command that wrote it again")
+    return arrays  # type: ignore[return-value]
+
+
+def _ome_metadata(name: str, grid: Grid, factors: Sequence[Triple], kind: Kind) -> dict[str, Any]:
+    """Multiscale metadata of OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5).
+
+    The standard's translation has the order and axes of the array: the origin seen along the array's own axes.
+    """
+    direction = np.asarray(grid.direction)
+    datasets = []
+    for level, factor in enumerate(factors):
+        coarse = grid.downsampled(factor)
+        along_axes = (direction.T @ np.asarray(coarse.origin_xyz))[::-1]
+        datasets.append(
+            {
+                "path": str(level),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1.0, *coarse.spacing_zyx]},
+                    {"type": "translation", "translation": [0.0, *along_axes.tolist()]},
+                ],
+            }
+        )
+    axes = [{"name": "c", "type": "channel"}]
+    axes += [{"name": a, "type": "space", "unit": grid.unit} for a in "zyx"]
+    method = "mode over 2x2x2" if kind == "labels" else "mean over 2x2x2"
+    multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": method}
+    return {"version": "0.5", "multiscales": [multiscale]}
