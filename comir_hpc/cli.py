@@ -41,7 +41,7 @@ Triple = Annotated[
     typer.Option("--spacing", metavar="Z Y X", help="Voxel spacing; needed where the file has none."),
 ]
 Part = Annotated[str | None, typer.Option(metavar="I/N", help="Do part I of N (job arrays).")]
-Workers = Annotated[int | None, typer.Option(help="Processes. [default 1]")]
+Workers = Annotated[int | None, typer.Option(help="Processes. (default: 1)")]
 
 
 def _version(show: bool) -> None:
@@ -64,13 +64,15 @@ def _options(
 
 @app.command(epilog="Example:  comir-hpc demo --out demo --seed 3")
 def demo(
-    out: Annotated[Path | None, typer.Option(help="Folder for everything it writes. [default demo]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the displacement, bias and noise. [default 0]")] = None,
-    train_seed: Annotated[int | None, typer.Option(help="Of the training. [default 0]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for everything it writes. (default: demo)")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the displacement, bias and noise. (default: 0)")
+    ] = None,
+    train_seed: Annotated[int | None, typer.Option(help="Of the training. (default: 0)")] = None,
     model: Annotated[Path | None, typer.Option(help="Use this trained run instead of training.")] = None,
     displacement: Annotated[
         str | None,
-        typer.Option(help="so3: turned anywhere and shifted; none: the aligned pair. [default so3]"),
+        typer.Option(help="so3: turned anywhere and shifted; none: the aligned pair. (default: so3)"),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -106,9 +108,9 @@ def ingest(
     ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="A segmentation: averaged nowhere.")] = False,
     chunk: Annotated[
-        int | None, typer.Option(help="Voxels a side of the unit of reading. [default 64]")
+        int | None, typer.Option(help="Voxels a side of the unit of reading. (default: 64)")
     ] = None,
-    shard: Annotated[int | None, typer.Option(help="Voxels a side of one file. [default 256]")] = None,
+    shard: Annotated[int | None, typer.Option(help="Voxels a side of one file. (default: 256)")] = None,
     non_finite: Annotated[
         float | None, typer.Option(help="Value for NaN and infinite voxels, refused otherwise.")
     ] = None,
@@ -177,17 +179,17 @@ def infer(
     modality: Annotated[str, typer.Option(help="Which encoder of the run.")],
     out: Annotated[Path, typer.Option(help="OME-Zarr store to write.")],
     window: Annotated[
-        int | None, typer.Option(help="Voxels a side of the sliding window. [default 64]")
+        int | None, typer.Option(help="Voxels a side of the sliding window. (default: 64)")
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option(help="Share that neighbouring windows share. [default 0.5]")
+        float | None, typer.Option(help="Share that neighbouring windows share. (default: 0.5)")
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Windows evaluated together. [default 1]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows evaluated together. (default: 1)")] = None,
     symmetrise: Annotated[
-        str | None, typer.Option(help="Average over a rotation group: D2, D4 or O. [default none]")
+        str | None, typer.Option(help="Average over a rotation group: D2, D4 or O. (default: none)")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Stored type, float16 or float32. [default float32]")
+        str | None, typer.Option(help="Stored type, float16 or float32. (default: float32)")
     ] = None,
     part: Part = None,
     workers: Workers = None,
@@ -240,19 +242,19 @@ def register(
         Path | None, typer.Option(help="Made by infer; otherwise computed.")
     ] = None,
     representation: Annotated[
-        str | None, typer.Option(help="comir, or intensity (mutual information). [default comir]")
+        str | None, typer.Option(help="comir, or intensity (mutual information). (default: comir)")
     ] = None,
     initial: Annotated[
-        str | None, typer.Option(help="identity, moments or global (all of SO(3)). [default global]")
+        str | None, typer.Option(help="identity, moments or global (all of SO(3)). (default: global)")
     ] = None,
-    transform: Annotated[str | None, typer.Option(help="rigid or affine. [default rigid]")] = None,
+    transform: Annotated[str | None, typer.Option(help="rigid or affine. (default: rigid)")] = None,
     rotations: Annotated[
-        int | None, typer.Option(help="Rotations of the global search. [default 4000]")
+        int | None, typer.Option(help="Rotations of the global search. (default: 4000)")
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Answers of it that are refined. [default 8]")
+        int | None, typer.Option(help="Answers of it that are refined. (default: 8)")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the metric's sampling. [default 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the metric's sampling. (default: 0)")] = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -291,7 +293,7 @@ def register(
 
 
 @app.command(
-    epilog="Examples:  comir-hpc warp --zarr t2w.zarr --transform result/transform.tfm --like t1w.zarr --out on_t1w.zarr"
+    epilog="Examples:  comir-hpc warp --zarr t2w.zarr --transform result/transform.tfm --like t1w.zarr --out w.zarr"
     "   |   comir-hpc warp --points p.csv --transform result/transform.tfm --out q.csv"
 )
 def warp(
@@ -304,10 +306,10 @@ def warp(
     points: Annotated[Path | None, typer.Option(help="CSV with columns x, y, z: world LPS in mm.")] = None,
     direction: Annotated[
         str | None,
-        typer.Option(help="Of points: fixed-to-moving or moving-to-fixed. [default fixed-to-moving]"),
+        typer.Option(help="Of points: fixed-to-moving or moving-to-fixed. (default: fixed-to-moving)"),
     ] = None,
     interpolation: Annotated[
-        str | None, typer.Option(help="auto, linear, nearest or cubic. [default auto]")
+        str | None, typer.Option(help="auto, linear, nearest or cubic. (default: auto)")
     ] = None,
     part: Part = None,
     workers: Workers = None,
@@ -382,7 +384,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
 # ---------------------------------------------------------------------- what they share
 
 
-def _settings(kind: type[Settings], **given: Any) -> Any:
+def _settings(kind: type[Settings], /, **given: Any) -> Any:
     from comir_hpc.config import validate
 
     record = {name: value for name, value in given.items() if value is not None}
@@ -409,7 +411,8 @@ def _as_zarr(path: Path, folder: Path, dry_run: bool, name: str | None = None) -
 
     store = folder / f"{name or path.name.split('.')[0]}.zarr"
     typer.echo(f"ingesting {path} -> {store}", err=True)
-    return run(IngestSettings(source=path, out=store)).path
+    run(IngestSettings(source=path, out=store))
+    return store
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
