@@ -97,7 +97,8 @@ class Transform:
 
     def inverse(self) -> Transform:
         """Return the map from moving to fixed points, about the image of the centre."""
-        return Transform(np.linalg.inv(self.matrix_mm), self.apply(self.centre_mm))
+        inverted = np.asarray(np.linalg.inv(self.matrix_mm), dtype=np.float64)
+        return Transform(inverted, self.apply(self.centre_mm))
 
     def compose(self, first: Transform) -> Transform:
         """Return the map that applies `first`, then this one."""
@@ -180,7 +181,7 @@ def array_and_grid(image: sitk.Image) -> tuple[NDArray[Any], Grid]:
         shape_zyx=array.shape[-3:],
         spacing_zyx=image.GetSpacing()[::-1],
         origin_xyz=image.GetOrigin(),
-        direction=tuple(map(tuple, direction.tolist())),
+        direction=(tuple(direction[0]), tuple(direction[1]), tuple(direction[2])),
     )
     return array, grid
 
@@ -269,7 +270,7 @@ def itk_text(transform: Transform) -> str:
 
 
 def ngff_record(transform: Transform) -> dict[str, Any]:
-    """JSON form: the matrix, and an OME-NGFF 0.6 affine between two named coordinate systems.
+    """JSON form: the matrix, and an OME-NGFF 0.6 scene with one affine between two named coordinate systems.
 
     NGFF's direction is the one of ours: from `input` (fixed) to `output` (moving) coordinates. Its coordinate
     systems are given the axes x, y, z in that order, so the numbers are those of the matrix.
@@ -281,16 +282,18 @@ def ngff_record(transform: Transform) -> dict[str, Any]:
         "centre_lps_mm": transform.centre_mm.tolist(),
         "ome": {
             "version": _NGFF_VERSION,
-            "coordinateSystems": [{"name": name, "axes": axes} for name in (FIXED_WORLD, MOVING_WORLD)],
-            "coordinateTransformations": [
-                {
-                    "type": "affine",
-                    "name": "fixed to moving",
-                    "input": FIXED_WORLD,
-                    "output": MOVING_WORLD,
-                    "affine": transform.matrix_mm[:3].tolist(),
-                }
-            ],
+            "scene": {
+                "coordinateSystems": [{"name": name, "axes": axes} for name in (FIXED_WORLD, MOVING_WORLD)],
+                "coordinateTransformations": [
+                    {
+                        "type": "affine",
+                        "name": "fixed to moving",
+                        "input": {"name": FIXED_WORLD},
+                        "output": {"name": MOVING_WORLD},
+                        "affine": transform.matrix_mm[:3].tolist(),
+                    }
+                ],
+            },
         },
     }
 

@@ -87,11 +87,16 @@ def test_json_is_an_ngff_affine_from_fixed_to_moving(tmp_path):
     transform = affine()
     _, path = save_transform(transform, tmp_path, {"fixed": "f.zarr"})
     record = json.loads(path.read_text())
-    (ngff,) = record["ome"]["coordinateTransformations"]
-    assert (ngff["type"], ngff["input"], ngff["output"]) == ("affine", FIXED_WORLD, MOVING_WORLD)
+    scene = record["ome"]["scene"]
+    (ngff,) = scene["coordinateTransformations"]
+    assert (ngff["type"], ngff["input"]["name"], ngff["output"]["name"]) == (
+        "affine",
+        FIXED_WORLD,
+        MOVING_WORLD,
+    )
     matrix = np.asarray(ngff["affine"])
     assert np.allclose(POINTS @ matrix[:, :3].T + matrix[:, 3], transform.apply(POINTS))
-    systems = {s["name"]: [a["name"] for a in s["axes"]] for s in record["ome"]["coordinateSystems"]}
+    systems = {s["name"]: [a["name"] for a in s["axes"]] for s in scene["coordinateSystems"]}
     assert systems == {FIXED_WORLD: ["x", "y", "z"], MOVING_WORLD: ["x", "y", "z"]}
     assert record["provenance"] == {"fixed": "f.zarr"}
 
