@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from comir_hpc.errors import ConfigError
+from comir_hpc.rotations import rotation_group
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,7 +24,7 @@ SizeZYX = tuple[Positive, Positive, Positive]
 LengthZYX = tuple[Length, Length, Length]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-GroupName = Literal["auto", "trivial", "D2", "D4", "O"]
+GroupName = Literal["auto", "trivial", "D2", "D4", "O", "C2", "C4"]
 
 
 class Settings(BaseModel):
@@ -97,6 +98,8 @@ class LossSettings(Settings):
     """Weight of the mean absolute activation."""
     decay_l2: Annotated[float, Field(ge=0)] = 1e-4
     """Weight of the mean squared activation."""
+    min_overlap: Share = 0.05
+    """Samples whose common valid voxels are a smaller share of a sample are not compared."""
 
 
 class SamplingSettings(Settings):
@@ -219,11 +222,8 @@ class TrainSettings(Settings):
                 "sampling.pairs_per_step is 1: there are no negatives to contrast with; use 2 or more, "
                 "or set loss.displacement_negatives or loss.subcrops"
             )
-        if self.sampling.group == "O" and len(set(self.sampling.patch)) > 1:
-            raise ValueError(
-                f"sampling.patch {self.sampling.patch} is not a cube, and group O turns z onto x and y; "
-                "use a cubic patch or group D4"
-            )
+        if self.sampling.group != "auto":
+            rotation_group(self.sampling.group).require_invariant(self.sampling.patch, "sampling.patch")
         return self
 
 
