@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from comir_hpc.errors import ConfigError
-from comir_hpc.geometry import Triple
+from comir_hpc.geometry import MM_PER_UNIT, Grid, Triple
+from comir_hpc.rotations import random_rotation
+from comir_hpc.transforms import Transform
 
 EMBEDDED = ("t1w", "t2w")
 
 
 def embedded_volume(modality: str) -> Path:
-    """Path of the embedded brain template of one modality: NIfTI, uint8, 2 mm, (98, 114, 98) region of MNI152.
+    """Path of the embedded brain template of one modality: NIfTI, uint8, 2 mm, 96 x 114 x 96 voxels of MNI152.
 
     The two modalities, ``t1w`` and ``t2w``, lie on one grid (MNI152NLin2009cAsym, see LICENSE-ICBM.txt beside them).
 
@@ -68,3 +72,89 @@ def phantom_pair(
             ndimage.gaussian_filter(np.where(inside, intensity[labels], 0).astype(np.float32), 0.7)
         )
     return volumes[0], volumes[1]
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """How a specimen lies in a second scanner: a rotation about its centre, and a shift.
+
+    Parameters
+    ----------
+    rotation_zyx : (3, 3)
+        Acts on voxel vectors (z, y, x).
+    shift_vox : (3,)
+        In voxels (z, y, x).
+    """
+
+    rotation_zyx: NDArray[np.float64]
+    shift_vox: NDArray[np.float64]
+
+    @classmethod
+    def draw(
+        cls, rng: np.random.Generator, shape_zyx: Triple, *, largest_shift: float = 0.13
+    ) -> Displacement:
+        """Any rotation of SO(3), and a shift of up to `largest_shift` of the mean side in any direction."""
+        rotation = random_rotation(rng)
+        heading = rng.standard_normal(3)
+        length = rng.uniform(0, largest_shift * float(np.mean(shape_zyx)))
+        return cls(rotation, heading / np.linalg.norm(heading) * length)
+
+    @classmethod
+    def none(cls) -> Displacement:
+        """The specimen as it lies."""
+        return cls(np.eye(3), np.zeros(3))
+
+
+def displace(
+    values: NDArray[Any], grid: Grid, displacement: Displacement, side: int
+) -> tuple[NDArray[np.float32], Grid, Transform]:
+    """See a volume with a second scanner: resampled on a cube of `side` voxels in which the specimen lies displaced.
+
+    The specimen's centre comes to lie at the centre of the cube, plus the shift. Linear interpolation by scipy, on
+    purpose not the resampling that the pipeline uses: the known answer must not share its errors.
+
+    Returns
+    -------
+    values : (side, side, side) float32
+        0 outside the source.
+    grid : Grid
+        Of the second scanner: same spacing and direction, centred as the source.
+    truth : Transform
+        Source (fixed) to displaced (moving) world points.
+    """
+    middle = (np.asarray(grid.shape_zyx) - 1) / 2
+    centre = np.full(3, (side - 1) / 2)
+    # moving index q of source index p: q = R (p - middle) + centre + shift; resampling needs the way back.
+    back = displacement.rotation_zyx.T
+    offset = middle - back @ (centre + displacement.shift_vox)
+    moved = ndimage.affine_transform(
+        values.astype(np.float32), back, offset, output_shape=(side,) * 3, order=1, mode="constant", cval=0.0
+    )
+    origin = grid.world_mm(middle - centre) / MM_PER_UNIT[grid.unit]
+    cube = Grid((side, side, side), grid.spacing_zyx, tuple(origin.tolist()), grid.direction, grid.unit)
+    index = np.eye(4)
+    index[:3, :3] = displacement.rotation_zyx
+    index[:3, 3] = centre + displacement.shift_vox - displacement.rotation_zyx @ middle
+    matrix = cube.matrix_mm @ index @ np.linalg.inv(grid.matrix_mm)
+    return moved, cube, Transform(matrix).about(grid.centre_mm)
+
+
+def degrade(
+    values: NDArray[np.float32], rng: np.random.Generator, *, bias: float = 0.3, noise: float = 0.02
+) -> NDArray[np.float32]:
+    """Multiply by a smooth bias field within exp(+-bias) and add Gaussian noise, a share of the brightest value.
+
+    Magnitudes stay positive, as in a scanner: negative values are clipped to 0.
+    """
+    field = ndimage.zoom(rng.standard_normal((4, 4, 4)), np.asarray(values.shape) / 4, order=3)
+    field *= bias / np.abs(field).max()
+    noisy = values * np.exp(field) + rng.standard_normal(values.shape) * noise * np.percentile(values, 99.9)
+    return np.clip(noisy, 0, None).astype(np.float32)
+
+
+def write_nifti(path: Path, values: NDArray[Any], grid: Grid) -> None:
+    """Write (z, y, x) values as NIfTI, whose world is RAS: x and y change sign."""
+    matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.matrix_mm
+    affine = np.column_stack([matrix[:, 2], matrix[:, 1], matrix[:, 0], matrix[:, 3]])
+    image = nibabel.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine)  # type: ignore[no-untyped-call]
+    nibabel.save(image, path)
