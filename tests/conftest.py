@@ -1,0 +1,30 @@
+"""What the whole suite shares: one thread a process, no GPU tests without a GPU, no browser tests without one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+# Before torch, numpy or SimpleITK are imported: threads of two jobs on two cores wait for each other.
+for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+    os.environ.setdefault(variable, "2")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import pytest  # noqa: E402
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, with the reason; in CI a missing browser is a failure, not a skip."""
+    no_gpu = not _has_gpu() if any("gpu" in item.keywords for item in items) else False
+    no_browser = shutil.which("chromium") is None and not os.environ.get("CI")
+    for item in items:
+        if no_gpu and "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+        if no_browser and "browser" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no chromium on this machine"))
