@@ -1,4 +1,4 @@
-"""The demo over many displacements and trainings: does it register, and does it know when it did not?
+"""Run the demo over many displacements and trainings: does it register, and does it know when it did not.
 
     python benchmarks/demo_seeds.py --work WORKDIR --out benchmarks/demo_seeds.csv
 
