@@ -37,9 +37,9 @@ Status = Literal["running", "finished", "failed", "stopped"]
 _MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 # MLflow's own bounds are 7 retries of 120 s: minutes of silence at the end of every run on a cluster whose
-# server is down. Whoever sets one of these in the environment is obeyed.
+# server is down; the mirror itself tries again later. Whoever sets one of these in the environment is obeyed.
 _ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -207,7 +207,7 @@ def sync(run_dir: Path, uri: str | None = None) -> Synced:
         run.end(state.get("status", "running"))
     except _failures() as error:
         raise ComirError(
-            f"MLflow at {target.shown} cannot be reached ({_brief(error)}); check the address and send again"
+            f"MLflow at {target.shown} cannot be reached ({target.brief(error)}); check the address and send again"
         ) from error
     return Synced(target.uri, run.run_id, points, sent)
 
@@ -287,8 +287,13 @@ class _Target:
     @property
     def shown(self) -> str:
         """The URI without a password."""
-        parts = urlsplit(self.uri)
-        return self.uri.replace(f":{parts.password}@", ":***@") if parts.password else self.uri
+        return self.brief(self.uri)
+
+    def brief(self, error: Exception | str) -> str:
+        """First line of a message, short and without the URI's password."""
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        password = urlsplit(self.uri).password
+        return (line.replace(f":{password}@", ":***@") if password else line)[:160]
 
     @property
     def artifacts(self) -> str | None:
@@ -434,7 +439,7 @@ class _Mirror(threading.Thread):
             try:
                 self._deliver(closing)
             except _failures() as error:
-                self._warn(_brief(error))
+                self._warn(self._target.brief(error))
                 if not closing:
                     self._closing.wait(_RETRY_S)
                     self._wake.set()
@@ -471,8 +476,3 @@ def _failures() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return MlflowException, SQLAlchemyError, OSError
-
-
-def _brief(error: Exception) -> str:
-    """First line of a message, short enough for one line of a log."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

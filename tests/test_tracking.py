@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import page_source
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from comir_hpc import tracking
+from comir_hpc.config import TrackingSettings
+from comir_hpc.errors import CheckpointError, ComirError
+from comir_hpc.tracking import NullTracker, Tracker, flatten, open_tracker, read_metrics, sync
+
+FILE_ONLY = TrackingSettings(mlflow=None)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of runs, and so one MLflow database: making one takes seconds."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def hanging_server() -> Iterator[str]:
+    """Address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://user:secret@127.0.0.1:{server.getsockname()[1]}"
+
+
+def in_mlflow(runs: Path, name: str) -> tuple[MlflowClient, Run]:
+    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    return client, client.get_run((runs / name / tracking.RUN_ID_FILE).read_text().strip())
+
+
+def steps_of(client: MlflowClient, run: Run, metric: str) -> list[int]:
+    return sorted(point.step for point in client.get_metric_history(run.info.run_id, metric))
+
+
+# ---------------------------------------------------------------------- metrics.jsonl
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
+    tracker = open_tracker(FILE_ONLY, tmp_path / "run", {})
+    tracker.log(1, {"loss": 0.5, "grad_norm": float("nan")})
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert (row["step"], row["loss"], row["grad_norm"]) == (1, 0.5, None)
+    assert abs(row["time"] - time.time()) < 60
+    tracker.finish()
+
+
+def test_without_mlflow_there_is_nothing_but_the_metrics(tmp_path):
+    tracker = open_tracker(FILE_ONLY, tmp_path / "run", {"a": 1})
+    tracker.log(1, {"loss": 0.5})
+    tracker.finish()
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(("resume_step", "kept"), [(3, [1, 2, 3]), (4, [1, 2, 3, 4]), (0, [])])
+def test_resuming_drops_what_the_loop_will_write_again(tmp_path, resume_step, kept):
+    tracker = open_tracker(FILE_ONLY, tmp_path, {})
+    for step in range(1, 6):
+        tracker.log(step, {"loss": step})
+    tracker.finish("failed")
+    tracker = open_tracker(FILE_ONLY, tmp_path, {}, resume_step=resume_step)
+    assert [row["step"] for row in read_metrics(tmp_path)] == kept
+    tracker.log(resume_step + 1, {"loss": 9})
+    tracker.finish()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [*kept, resume_step + 1]
+
+
+def test_a_line_torn_by_a_crash_is_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+    tracker = open_tracker(FILE_ONLY, tmp_path, {}, resume_step=5)
+    tracker.log(6, {"loss": 1})
+    tracker.finish()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 6]
+
+
+def test_a_full_disk_is_a_clear_line(tmp_path, monkeypatch):
+    tracker = open_tracker(FILE_ONLY, tmp_path, {})
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(tracker, "_file", full)
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl.*No space left.*resumes"):
+            tracker.log(1, {"loss": 1})
+        monkeypatch.undo()
+        tracker.finish()
+        with pytest.raises(OSError, match="No space"):
+            full.close()
+
+
+def test_a_metric_name_that_mlflow_would_refuse_is_refused_at_once(tmp_path):
+    tracker = open_tracker(FILE_ONLY, tmp_path, {})
+    with pytest.raises(ValueError, match="lo\\$\\$"):
+        tracker.log(1, {"lo$$": 1})
+    tracker.finish()
+
+
+def test_the_null_twin_takes_everything_and_writes_nothing(tmp_path):
+    methods = {n: f for n, f in inspect.getmembers(Tracker, inspect.isfunction) if not n.startswith("_")}
+    for name, method in methods.items():
+        assert inspect.signature(method) == inspect.signature(getattr(NullTracker, name))
+    twin = NullTracker()
+    twin.log(1, {"loss": 1})
+    twin.picture(1, tmp_path / "none.png")
+    twin.artifact(tmp_path)
+    twin.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_flatten_numbers_the_pairs_and_keeps_plain_sequences():
+    record = {"optimiser": {"steps": 5}, "pairs": [{"t1": Path("a")}, {"t1": Path("b")}], "widths": (1, 2)}
+    assert flatten(record) == {
+        "optimiser.steps": "5",
+        "pairs.0.t1": "a",
+        "pairs.1.t1": "b",
+        "widths": "(1, 2)",
+    }
+
+
+def test_import_loads_no_mlflow():
+    code = "import sys, comir_hpc.tracking; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------------- MLflow in a database
+
+
+def test_mlflow_mirrors_the_run_and_a_resume_continues_it(runs):
+    settings, folder = TrackingSettings(), runs / "resumed"
+    tracker = open_tracker(settings, folder, {"optimiser": {"steps": 4, "rate": 0.1}})
+    for step in (1, 2, 3):
+        tracker.log(step, {"loss": 1 / step, "agreement": float("inf")})
+    picture = folder / "pictures" / "step-00000003.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"png")
+    tracker.picture(3, picture)
+    tracker.finish("stopped")
+    client, first = in_mlflow(runs, "resumed")
+    assert first.info.status == "KILLED"
+
+    tracker = open_tracker(settings, folder, {"optimiser": {"steps": 5, "rate": 0.1}}, resume_step=2)
+    for step in (3, 4, 5):
+        tracker.log(step, {"loss": 1 / step})
+    (folder / "config.yaml").write_text("seed: 0\n")
+    tracker.artifact(folder / "config.yaml")
+    tracker.artifact(folder / "pictures", folder="more")
+    tracker.finish()
+
+    client, run = in_mlflow(runs, "resumed")
+    assert run.info.run_id == first.info.run_id
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "resumed"
+    assert run.data.params == {"optimiser.steps": "4", "optimiser.rate": "0.1"}
+    assert run.data.tags["changed/optimiser.steps"] == "5"
+    assert steps_of(client, run, "loss") == [1, 2, 3, 4, 5]
+    assert "agreement" not in run.data.metrics
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"pictures", "config.yaml", "more"}
+    assert str(runs) in run.info.artifact_uri
+
+
+def test_long_records_go_in_batches(runs):
+    folder = runs / "long"
+    params = {f"p{i}": "x" * 7000 for i in range(150)}
+    tracker = open_tracker(TrackingSettings(), folder, params)
+    for step in range(1, 402):
+        tracker.log(step, {"a": step, "b": step, "c": step})
+    tracker.finish()
+    client, run = in_mlflow(runs, "long")
+    assert len(run.data.params) == 150
+    assert steps_of(client, run, "c") == list(range(1, 402))
+
+
+def test_a_deleted_database_gets_the_run_anew(runs, tmp_path):
+    folder = runs / "orphan"
+    folder.mkdir()
+    (folder / tracking.RUN_ID_FILE).write_text("0123456789abcdef0123456789abcdef\n")
+    tracker = open_tracker(TrackingSettings(), folder, {})
+    tracker.log(1, {"loss": 1})
+    tracker.finish()
+    _, run = in_mlflow(runs, "orphan")
+    assert run.data.metrics == {"loss": 1.0}
+
+
+# ---------------------------------------------------------------------- a server that is not there
+
+
+def test_a_hanging_server_holds_nothing_up_and_sync_sends_it_later(runs, hanging_server, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    folder = runs / "spooled"
+    tracker = open_tracker(TrackingSettings(mlflow=hanging_server), folder, {"seed": 7})
+    for step in range(1, 51):
+        tracker.log(step, {"loss": 1 / step})
+    assert len(read_metrics(folder)) == 50
+    tracker.finish()
+    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    ours = [line for line in warnings if "comir" in line or "metrics.jsonl" in line]
+    assert len(ours) == 1
+    assert "cannot be reached" in ours[0]
+    assert "secret" not in ours[0]
+    assert not (folder / tracking.RUN_ID_FILE).exists()
+
+    (folder / "model.json").write_text("{}")
+    sent = sync(folder, f"sqlite:///{runs}/mlflow.db")
+    assert (sent.points, sent.files) == (50, 1)
+    client, run = in_mlflow(runs, "spooled")
+    assert run.data.params == {"seed": "7"}
+    assert run.info.status == "FINISHED"
+    assert steps_of(client, run, "loss") == list(range(1, 51))
+    assert sync(folder, f"sqlite:///{runs}/mlflow.db").points == 0
+
+
+def test_a_mirror_that_never_returns_is_left_behind(tmp_path, monkeypatch, caplog):
+    release = threading.Event()
+
+    class StuckRun:
+        def __init__(self, target):
+            release.wait()
+
+        def send_rows(self, rows):
+            pass
+
+        def end(self, status):
+            pass
+
+    monkeypatch.setattr(tracking, "_MlflowRun", StuckRun)
+    monkeypatch.setattr(tracking, "_CLOSING_S", 0.05)
+    tracker = open_tracker(TrackingSettings(), tmp_path / "run", {})
+    tracker.log(1, {"loss": 1})
+    tracker.finish()
+    release.set()
+    assert "not answered in time" in caplog.text
+    assert len(read_metrics(tmp_path / "run")) == 1
+
+
+def test_a_server_that_comes_back_gets_what_it_missed(tmp_path, monkeypatch, caplog):
+    sent: list[int] = []
+    arrived = threading.Event()
+
+    class LateRun:
+        failures = 3
+
+        def __init__(self, target):
+            if LateRun.failures:
+                LateRun.failures -= 1
+                raise MlflowException("503")
+
+        def send_rows(self, rows):
+            sent.extend(row["step"] for row in rows)
+            arrived.set()
+
+        def end(self, status):
+            sent.append(-1)
+
+    monkeypatch.setattr(tracking, "_MlflowRun", LateRun)
+    monkeypatch.setattr(tracking, "_RETRY_S", 0.01)
+    tracker = open_tracker(TrackingSettings(), tmp_path / "run", {})
+    tracker.log(1, {"loss": 1})
+    tracker.log(2, {"loss": 1})
+    assert arrived.wait(30)
+    tracker.log(3, {"loss": 1})
+    tracker.finish()
+    assert sent == [1, 2, 3, -1]
+    assert caplog.text.count("cannot be reached") == 1
+
+
+def test_sync_says_what_is_missing(tmp_path, hanging_server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with pytest.raises(ComirError, match=r"metrics\.jsonl is missing or empty"):
+        sync(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 1, "loss": 2}\n')
+    with pytest.raises(ComirError, match="cannot be reached") as error:
+        sync(tmp_path, hanging_server)
+    assert "secret" not in str(error.value)
+
+
+# ---------------------------------------------------------------------- MLflow's own pages
+
+
+@pytest.fixture
+def mlflow_pages(runs: Path) -> Iterator[str]:
+    """Address of `mlflow server` on the database of `runs`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{runs}/mlflow.db"]
+    command += ["--artifacts-destination", str(runs / "mlflow-artifacts")]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (runs / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            command, env=os.environ | quiet, stdout=log, stderr=log, cwd=runs, start_new_session=True
+        )
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/health", server)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(20)
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert server.poll() is None, "mlflow server ended; see server.log"
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"{url} does not answer")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_two_runs_stand_side_by_side_on_the_mlflow_page(runs, mlflow_pages):
+    for name, rate in (("slow-rate", 1e-3), ("fast-rate", 2e-2)):
+        tracker = open_tracker(
+            TrackingSettings(mlflow=mlflow_pages, experiment="page"),
+            runs / name,
+            {"optimiser": {"learning_rate": rate}},
+        )
+        for step in range(1, 21):
+            tracker.log(step, {"loss": rate**0.1 / step, "agreement": step / 20})
+        tracker.finish()
+    client = MlflowClient(mlflow_pages)
+    experiment = client.get_experiment_by_name("page").experiment_id
+    url = f"{mlflow_pages}/#/experiments/{experiment}/runs"
+    source, _ = page_source(url, "--window-size=1400,900", budget_ms=20000)
+    assert "slow-rate" in source
+    assert "fast-rate" in source
+    run = client.search_runs([experiment])[0].info.run_id
+    source, _ = page_source(f"{url}/{run}", budget_ms=20000)
+    assert "optimiser.learning_rate" in source
+    assert "agreement" in source
