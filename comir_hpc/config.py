@@ -115,12 +115,21 @@ class SamplingSettings(Settings):
     """Smallest share of specimen voxels in a patch."""
     ignore_radius: Annotated[float, Field(ge=0)] = 0.5
     """Patches of one volume whose centres are closer than this many patch sides are no negatives of each other."""
-    rotate: bool = True
-    """Turn both patches of a pair by one random rotation of SO(3)."""
+    rotate: Share = 0.75
+    """Share of the pairs whose patches are turned by one random rotation of SO(3) and scaled; the others stay as
+    sharp as the volumes are."""
     scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Largest relative change of size, the same for both patches."""
     intensity: Annotated[float, Field(ge=0)] = 0.2
     """Strength of the random contrast, brightness, gamma, bias field and noise of each patch."""
+    mirror: bool = False
+    """Mirror half of the pairs: for specimens whose handedness says nothing."""
+    level: Annotated[int, Field(ge=0)] = 0
+    """Pyramid level that the patches come from; 0 is the finest."""
+    cache_mib: Annotated[int, Field(ge=0)] = 4096
+    """Volumes are held in memory when all of them fit into this many MiB; otherwise the boxes under the patches are read."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that read boxes ahead when the volumes are not held in memory."""
 
 
 class OptimiserSettings(Settings):
@@ -136,6 +145,8 @@ class OptimiserSettings(Settings):
     """Decoupled weight decay."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient of all networks together."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    """Decay a step of the running average of the weights, which is the trained model; 0 keeps the last weights."""
 
 
 class EngineSettings(Settings):
@@ -153,6 +164,8 @@ class EngineSettings(Settings):
     """Keep the optimiser's state in host memory (DeepSpeed)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto is a GPU when there is one."""
+    timeout_s: Positive = 600
+    """Seconds that a rank waits for the others before the job fails."""
 
     @model_validator(mode="after")
     def _check(self) -> EngineSettings:
