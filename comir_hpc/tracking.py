@@ -34,7 +34,7 @@ RUN_ID_FILE = "mlflow_run_id"
 STATE_FILE = "tracking.json"
 
 Status = Literal["running", "finished", "failed", "stopped"]
-_MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+_MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 # MLflow's own bounds are 7 retries of 120 s: minutes of silence at the end of every run on a cluster whose
 # server is down; the mirror itself tries again later. Whoever sets one of these in the environment is obeyed.
@@ -45,6 +45,8 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+# MLflow's pages open on language models unless the experiment says that it is something else.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _RETRY_S = 60.0  # between attempts to reach a server that failed
 _CLOSING_S = 20.0  # longest wait for the mirror at the end; creating a sqlite database takes 5
 _BATCH = 1000  # MLflow's own limit of metrics a request
@@ -152,6 +154,7 @@ def open_tracker(
         "experiment": settings.experiment,
         "params": flatten(params),
         "status": "running",
+        "started": _read_state(run_dir).get("started", time.time()),
     }
     _write_state(run_dir, state)
     mirror = _Mirror(_Target.of(run_dir, settings.mlflow, state))
@@ -204,7 +207,7 @@ def sync(run_dir: Path, uri: str | None = None) -> Synced:
         files = [(run_dir / name, "") for name in ("config.yaml", "model.json")]
         files += [(path, "pictures") for path in sorted((run_dir / "pictures").glob("*.png"))]
         sent = sum(run.send_file(path, folder) for path, folder in files)
-        run.end(state.get("status", "running"))
+        run.end(state.get("status", "running"), rows[-1].get("time", time.time()))
     except _failures() as error:
         raise ComirError(
             f"MLflow at {target.shown} cannot be reached ({target.brief(error)}); check the address and send again"
@@ -278,11 +281,13 @@ class _Target:
     uri: str
     experiment: str
     params: Mapping[str, str]
+    started: float
 
     @classmethod
     def of(cls, run_dir: Path, mlflow: str, state: Mapping[str, Any]) -> _Target:
         uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}" if mlflow == "auto" else mlflow
-        return cls(run_dir, uri, state.get("experiment", "comir-hpc"), state.get("params", {}))
+        experiment, params = state.get("experiment", "comir-hpc"), state.get("params", {})
+        return cls(run_dir, uri, experiment, params, state.get("started", time.time()))
 
     @property
     def shown(self) -> str:
@@ -340,7 +345,9 @@ class _MlflowRun:
     def _make(self, target: _Target) -> Run:
         experiment = self._client.get_experiment_by_name(target.experiment)
         number = experiment.experiment_id if experiment else self._make_experiment(target)
-        run = self._client.create_run(number, run_name=target.run_dir.name)
+        run = self._client.create_run(
+            number, start_time=int(target.started * 1000), run_name=target.run_dir.name
+        )
         self._client.set_tag(run.info.run_id, "run_folder", str(target.run_dir))
         (target.run_dir / RUN_ID_FILE).write_text(run.info.run_id + "\n", encoding="utf-8")
         return run
@@ -349,7 +356,9 @@ class _MlflowRun:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._client.create_experiment(target.experiment, artifact_location=target.artifacts)
+            return self._client.create_experiment(
+                target.experiment, artifact_location=target.artifacts, tags=_EXPERIMENT_TAGS
+            )
         except MlflowException:
             experiment = self._client.get_experiment_by_name(target.experiment)
             if experiment is None:
@@ -393,11 +402,10 @@ class _MlflowRun:
             self._client.log_artifact(self.run_id, str(path), folder or None)
         return path.exists()
 
-    def end(self, status: str) -> None:
-        """Set the run's status, and its end unless it is still running."""
-        if status == "running":
-            return
-        self._client.set_terminated(self.run_id, _MLFLOW_STATUS[status])
+    def end(self, status: str, when: float) -> None:
+        """Set the run's status and its end (seconds since 1970), unless it is still running."""
+        if status != "running":
+            self._client.set_terminated(self.run_id, _MLFLOW_STATUS[status], int(when * 1000))
 
 
 class _Mirror(threading.Thread):
@@ -457,7 +465,7 @@ class _Mirror(threading.Thread):
             self._run.send_file(*self._files[0])
             self._files.popleft()
         if closing:
-            self._run.end(self._status)
+            self._run.end(self._status, time.time())
 
     def _warn(self, reason: str) -> None:
         if not self._warned:

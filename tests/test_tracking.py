@@ -235,7 +235,7 @@ def test_a_mirror_that_never_returns_is_left_behind(tmp_path, monkeypatch, caplo
         def send_rows(self, rows):
             pass
 
-        def end(self, status):
+        def end(self, status, when):
             pass
 
     monkeypatch.setattr(tracking, "_MlflowRun", StuckRun)
@@ -264,7 +264,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(tmp_path, monkeypatch, cap
             sent.extend(row["step"] for row in rows)
             arrived.set()
 
-        def end(self, status):
+        def end(self, status, when):
             sent.append(-1)
 
     monkeypatch.setattr(tracking, "_MlflowRun", LateRun)
