@@ -127,7 +127,7 @@ class SamplingSettings(Settings):
     level: Annotated[int, Field(ge=0)] = 0
     """Pyramid level that the patches come from; 0 is the finest."""
     cache_mib: Annotated[int, Field(ge=0)] = 4096
-    """Volumes are held in memory when all of them fit into this many MiB; otherwise the boxes under the patches are read."""
+    """Volumes are held in memory when all fit into this many MiB; otherwise the boxes under the patches are read."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that read boxes ahead when the volumes are not held in memory."""
 
