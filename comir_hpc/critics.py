@@ -1,0 +1,246 @@
+"""Critics: how alike two representations are, for every pair of many, by matrix products.
+
+Every critic is symmetric, does not change when both maps are turned alike, and is a function of a few sums over
+jointly valid voxels of products of the two maps. Over all pairs such sums are matrix products of flattened maps:
+memory grows with N*V (the maps) and N*N (the scores), never with N*N*V. Definitions: docs/theory.md, section 3.
+
+Shapes: A and B maps, N of one set, L latent channels, V = Z*Y*X voxels.
+
+Everything runs in float32, or float64 when the maps are, whatever autocast is on. TF32 is the caller's choice
+(`torch.set_float32_matmul_precision`); at "highest", torch's default, products are exact float32.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from comir_hpc.errors import ConfigError
+
+# Below this mean square a map counts as constant: its direction is noise, and dividing by it would turn
+# rounding errors into gradients.
+FLAT = 1e-8
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps (..., L, Z, Y, X), or (..., L, V), zero where `valid` (..., 1, Z, Y, X) says that they hold nothing."""
+
+    values: Tensor
+    valid: Tensor | None
+
+    def __getitem__(self, index: int | slice | tuple[int | slice, ...]) -> Maps:
+        return self.apply(lambda x: x[index])
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Maps:
+        """Return the maps with one operation on the layout carried out on values and validity alike."""
+        return Maps(function(self.values), None if self.valid is None else function(self.valid))
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """Sums over the jointly valid voxels of pairs of maps; the shapes broadcast to that of the pairs."""
+
+    count: Tensor
+    """Jointly valid voxels."""
+    channels: int
+    """L."""
+    cross: Tensor
+    """Sum of u v over voxels and channels."""
+    square_u: Tensor
+    """Sum of u^2."""
+    square_v: Tensor
+    """Sum of v^2."""
+
+    @property
+    def num_values(self) -> Tensor:
+        """Return how many values each sum runs over; 1 where there are none, to divide by."""
+        return self.channels * self.count.clamp_min(1)
+
+    def floor(self, energy: Tensor) -> Tensor:
+        """Keep a sum of squares away from zero, so that constant maps have finite scores and gradients."""
+        return torch.maximum(energy, FLAT * self.num_values)
+
+    def centred(self, sums_u: Tensor, sums_v: Tensor) -> PairSums:
+        """Take each channel's joint mean off; `sums_u` and `sums_v` are the sums of channels, (L, ...)."""
+        count = self.count.clamp_min(1)
+        # What is left of a square after the mean is taken off cannot be trusted below its rounding.
+        rounding = 100 * torch.finfo(self.cross.dtype).eps
+        return PairSums(
+            self.count,
+            self.channels,
+            self.cross - (sums_u * sums_v).sum(dim=0) / count,
+            torch.maximum(self.square_u - sums_u.square().sum(dim=0) / count, rounding * self.square_u),
+            torch.maximum(self.square_v - sums_v.square().sum(dim=0) / count, rounding * self.square_v),
+        )
+
+
+def _mse(sums: PairSums) -> Tensor:
+    return -(sums.square_u + sums.square_v - 2 * sums.cross) / sums.num_values
+
+
+def _cosine(sums: PairSums) -> Tensor:
+    return sums.cross * sums.floor(sums.square_u).rsqrt() * sums.floor(sums.square_v).rsqrt()
+
+
+def _tanimoto(sums: PairSums) -> Tensor:
+    return sums.cross / sums.floor(sums.square_u + sums.square_v - sums.cross)
+
+
+_CRITICS: dict[str, Callable[[PairSums], Tensor]] = {
+    "mse": _mse,
+    "cosine": _cosine,
+    "correlation": _cosine,  # of sums that `all_pairs` and `partners` have centred
+    "tanimoto": _tanimoto,
+}
+CRITICS = tuple(_CRITICS)
+
+
+def score(sums: PairSums, critic: str) -> Tensor:
+    """Return the critic's value for sums made for it by `all_pairs` or `partners`; 0 where no voxel is shared."""
+    return _CRITICS[critic](sums)
+
+
+def require_known(kind: str, name: str, names: Sequence[str]) -> None:
+    """Refuse a name that is not among `names`, and name the nearest.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"unknown {kind} {name!r}; {hint}expected one of {', '.join(names)}")
+
+
+def scores(
+    maps_u: Tensor, maps_v: Tensor, critic: str, *, mask_u: Tensor | None = None, mask_v: Tensor | None = None
+) -> Tensor:
+    """Similarity of every map of one set with every map of another, without temperature.
+
+    ============= =======================================================================
+    mse           minus the mean squared difference over channels and voxels
+    cosine        <u, v> / (|u| |v|), over channels and voxels together
+    correlation   the cosine after each channel's mean is taken off
+    tanimoto      <u, v> / (|u|^2 + |v|^2 - <u, v>)
+    ============= =======================================================================
+
+    Without masks all but the norms comes from one matrix product, <u_i, v_j>. With masks m, every sum of a pair
+    runs over its jointly valid voxels m_i m_j, and is again a matrix product, of maps set to zero where invalid:
+    the cross term stays <m_i u_i, m_j v_j>; the count is m_i . m_j; the energies are (m_i |u_i|^2) . m_j and
+    m_i . (m_j |v_j|^2); the sums of a channel are (m_i u_i) . m_j and m_i . (m_j v_j).
+
+    Parameters
+    ----------
+    maps_u : (A, L, Z, Y, X)
+    maps_v : (B, L, Z, Y, X)
+    critic : one of `CRITICS`
+    mask_u, mask_v : bool (A, 1, Z, Y, X) and (B, 1, Z, Y, X), both or none
+        True where a voxel is valid, in the frame of the maps (any rotation undone). Values of invalid voxels do
+        not matter, not even NaN.
+
+    Returns
+    -------
+    (A, B) float32, or float64 when the maps are. A pair that shares no valid voxel scores 0.
+
+    Raises
+    ------
+    ConfigError
+        If the critic is unknown or shapes disagree.
+    """
+    require_known("critic", critic, CRITICS)
+    if (mask_u is None) != (mask_v is None):
+        raise ConfigError("one of two sets of maps has a mask; give both sets a mask, or none")
+    masks = None if mask_u is None or mask_v is None else (mask_u, mask_v)
+    require_shapes((maps_u, maps_v), masks)
+    with torch.autocast(maps_u.device.type, enabled=False):
+        u, v = (maps.apply(lambda x: x.flatten(-3)) for maps in prepare((maps_u, maps_v), masks, critic))
+        return score(all_pairs(u, v, critic), critic)
+
+
+def exact(maps: Tensor) -> Tensor:
+    """Return maps in the precision of the loss: float64 stays, anything else becomes float32."""
+    return maps if maps.dtype == torch.float64 else maps.float()
+
+
+def require_shapes(maps: Sequence[Tensor], masks: Sequence[Tensor] | None) -> None:
+    """Refuse sets of maps that differ in more than their number, and masks that do not belong to them.
+
+    Raises
+    ------
+    ConfigError
+    """
+    shapes = [tuple(one.shape) for one in maps]
+    if any(len(shape) != 5 or shape[1:] != shapes[0][1:] for shape in shapes):
+        raise ConfigError(f"maps of shapes {shapes}; expected (n, channels, z, y, x), alike but for n")
+    if masks is None:
+        return
+    expected = [(shape[0], 1, *shape[2:]) for shape in shapes]
+    if [tuple(mask.shape) for mask in masks] != expected or any(mask.dtype != torch.bool for mask in masks):
+        found = [(tuple(mask.shape), str(mask.dtype)) for mask in masks]
+        raise ConfigError(f"masks are {found}; expected boolean ones of shapes {expected}")
+
+
+def prepare(maps: Sequence[Tensor], masks: Sequence[Tensor] | None, critic: str) -> list[Maps]:
+    """Bring sets of maps to the loss's precision, fill what is invalid, take off constants the critic cannot see.
+
+    |u|^2 + |v|^2 - 2 <u, v> cancels badly when the maps share a large offset. The mse critic is blind to an offset
+    common to all maps, the correlation to one of each map; so the means, held constant, go first. Values and
+    gradients are what they would be without.
+    """
+    each = [Maps(exact(one), None if masks is None else masks[i]) for i, one in enumerate(maps)]
+    if critic in ("mse", "correlation"):
+        means = [_channel_means(one) for one in each]
+        if critic == "mse":
+            means = [torch.cat(means).mean(dim=0)] * len(means)
+        each = [Maps(one.values - mean, one.valid) for one, mean in zip(each, means, strict=True)]
+    return [
+        one if one.valid is None else Maps(one.values.masked_fill(~one.valid, 0), one.valid) for one in each
+    ]
+
+
+def _channel_means(maps: Maps) -> Tensor:
+    values, voxels = maps.values.detach(), (-3, -2, -1)
+    if maps.valid is None:
+        return values.mean(dim=voxels, keepdim=True)
+    total = values.masked_fill(~maps.valid, 0).sum(dim=voxels, keepdim=True)
+    return total / maps.valid.sum(dim=voxels, keepdim=True).clamp_min(1)
+
+
+def all_pairs(u: Maps, v: Maps, critic: str) -> PairSums:
+    """Sums of every pair of flattened maps, (A, L, V) and (B, L, V), by matrix products; see `scores`."""
+    channels, voxels = u.values.shape[1:]
+    cross = u.values.flatten(1) @ v.values.flatten(1).T
+    energy_u, energy_v = u.values.square().sum(dim=1), v.values.square().sum(dim=1)
+    if u.valid is None or v.valid is None:
+        square_u, square_v = energy_u.sum(dim=1)[:, None], energy_v.sum(dim=1)[None]
+        sums = PairSums(cross.new_tensor(float(voxels)), channels, cross, square_u, square_v)
+        if critic != "correlation":
+            return sums
+        return sums.centred(u.values.sum(dim=2).T[:, :, None], v.values.sum(dim=2).T[:, None])
+    mask_u, mask_v = u.valid[:, 0].to(cross.dtype), v.valid[:, 0].to(cross.dtype)
+    sums = PairSums(mask_u @ mask_v.T, channels, cross, energy_u @ mask_v.T, mask_u @ energy_v.T)
+    if critic != "correlation":
+        return sums
+    return sums.centred(u.values.transpose(0, 1) @ mask_v.T, mask_u @ v.values.permute(1, 2, 0))
+
+
+def partners(u: Maps, v: Maps, critic: str) -> PairSums:
+    """Sums of each map with the one of the same index, (..., L, Z, Y, X); strided views are not copied."""
+    x, y, volume = u.values, v.values, (-4, -3, -2, -1)
+    if u.valid is None or v.valid is None:
+        count = x.new_tensor(float(math.prod(x.shape[-3:])))
+    else:
+        x, y = x * v.valid, y * u.valid
+        count = (u.valid & v.valid).sum(dim=volume).to(x.dtype)
+    cross, square_u, square_v = ((p * q).sum(dim=volume) for p, q in ((x, y), (x, x), (y, y)))
+    sums = PairSums(count, x.shape[-4], cross, square_u, square_v)
+    if critic != "correlation":
+        return sums
+    return sums.centred(*(one.sum(dim=(-3, -2, -1)).movedim(-1, 0) for one in (x, y)))

@@ -1,0 +1,450 @@
+"""The contrastive loss: negatives, bounds and activation decay, as pure functions of tensors.
+
+Nothing here knows of ranks, devices or networks: the caller gathers the maps of all ranks, with gradient, and
+says which rows are its own. How alike two maps are is `critics`. Derivations: docs/theory.md, sections 3 and 7.
+
+Shapes: M modalities, N samples (of all ranks, after sub-cropping), n of them local, P = M (M - 1) ordered pairs of
+modalities, K displacements, L latent channels, V voxels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from comir_hpc.config import LossSettings
+from comir_hpc.critics import (
+    CRITICS,
+    Maps,
+    all_pairs,
+    exact,
+    partners,
+    prepare,
+    require_known,
+    require_shapes,
+    score,
+)
+from comir_hpc.errors import ConfigError
+
+ShiftZYX = tuple[int, int, int]
+
+BOUNDS = ("infonce", "jsd", "nwj")
+
+# The exponential of more overflows float32; a critic bounded by 1 reaches 1 / temperature.
+_LARGEST_EXPONENT = 80.0
+
+_NO_NEGATIVES = (
+    "one aligned patch in a step and nothing else: an anchor has no negatives; use two or more patches "
+    "(sampling.pairs_per_step), loss.subcrops of 2 or more, or loss.displacement_negatives"
+)
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """The loss and what it is made of: scalars on the maps' device, all but `loss` without gradient.
+
+    The mean over ranks of equal size is the value over all samples.
+    """
+
+    loss: Tensor
+    """Contrastive loss plus activation decay: what is minimised."""
+    contrastive: Tensor
+    """Mean loss of an anchor under the chosen bound."""
+    decay: Tensor
+    """Weighted activation decay."""
+    bound: Tensor
+    """Value of the bound: nats of mutual information (infonce, nwj) or of Jensen-Shannon divergence (jsd)."""
+    ceiling: Tensor
+    """Largest value that `bound` can take: mean ln(1 + negatives), the critic's largest score, or ln 2."""
+    retrieval: Tensor
+    """Share of anchors whose partner scores higher than every negative."""
+    num_negatives: Tensor
+    """Mean number of negatives of an anchor."""
+    positive: Tensor
+    """Mean score of aligned partners, without temperature."""
+    negative: Tensor
+    """Mean score of negatives, without temperature."""
+    used: Tensor
+    """Share of anchors that share enough valid voxels with their partner and have a negative."""
+
+    def numbers(self) -> dict[str, float]:
+        """Return all parts as plain numbers by name, for a log; waits for the device."""
+        return {field.name: float(getattr(self, field.name).detach()) for field in fields(self)}
+
+
+def check(settings: LossSettings, num_samples: int, patch_zyx: Sequence[int]) -> None:
+    """Refuse settings that leave nothing to contrast; to be called before any data is read.
+
+    Parameters
+    ----------
+    settings : LossSettings
+    num_samples : int
+        Aligned patches in one step, over all ranks.
+    patch_zyx : three int
+        Voxels of a representation patch.
+
+    Raises
+    ------
+    ConfigError
+        If an anchor has no negative, displacements or sub-crops do not fit into the patch, or the temperature
+        makes the NWJ bound overflow.
+    """
+    require_known("critic", settings.critic, CRITICS)
+    require_known("bound", settings.bound, BOUNDS)
+    shortest, longest = settings.displacement_voxels
+    if shortest > longest:
+        raise ConfigError(f"displacement_voxels is ({shortest}, {longest}); expected the smaller one first")
+    reach = longest if settings.displacement_negatives else 0
+    _require_room(patch_zyx, [reach if side > 1 else 0 for side in patch_zyx], settings.subcrops)
+    pieces = settings.subcrops ** sum(side > 1 for side in patch_zyx)
+    if num_samples * pieces < 2 and not settings.displacement_negatives:
+        raise ConfigError(_NO_NEGATIVES)
+    if settings.bound == "nwj" and settings.critic != "mse" and settings.temperature * _LARGEST_EXPONENT < 1:
+        raise ConfigError(
+            f"temperature {settings.temperature} lets scores reach {1 / settings.temperature:.0f}, whose "
+            f"exponential overflows in the nwj bound; use {1 / _LARGEST_EXPONENT} or more, or bound infonce"
+        )
+
+
+def draw_shifts(
+    rng: np.random.Generator, settings: LossSettings, patch_zyx: Sequence[int]
+) -> tuple[ShiftZYX, ...]:
+    """Draw the displacements of one step: distinct, in any direction, of evenly spread length.
+
+    Parameters
+    ----------
+    rng : numpy Generator
+        Seeded alike on all ranks, so that their losses are those of one.
+    settings : LossSettings
+        `displacement_negatives` of them, `displacement_voxels` long (Euclidean).
+    patch_zyx : three int
+        Axes of a single voxel are not displaced (2D).
+
+    Returns
+    -------
+    tuple of (dz, dy, dx), voxels
+
+    Raises
+    ------
+    ConfigError
+        If fewer than that many shifts have such a length.
+    """
+    shortest, longest = settings.displacement_voxels
+    if not settings.displacement_negatives:
+        return ()
+    ranges = [np.arange(-longest, longest + 1) if side > 1 else np.zeros(1, int) for side in patch_zyx]
+    vectors = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
+    lengths = np.linalg.norm(vectors, axis=1)
+    keep = (lengths >= shortest) & (lengths <= longest)
+    if keep.sum() < settings.displacement_negatives:
+        raise ConfigError(
+            f"{settings.displacement_negatives} displacement_negatives were asked for, but only {keep.sum()} shifts "
+            f"are {shortest} to {longest} voxels long; ask for fewer, or widen displacement_voxels"
+        )
+    # There are about r^(d-1) lattice vectors of length r.
+    weights = np.where(keep, np.maximum(lengths, 1) ** (1.0 - sum(side > 1 for side in patch_zyx)), 0.0)
+    chosen = rng.choice(
+        len(vectors), settings.displacement_negatives, replace=False, p=weights / weights.sum()
+    )
+    return tuple((int(z), int(y), int(x)) for z, y, x in vectors[chosen])
+
+
+def contrastive_loss(
+    maps: Sequence[Tensor],
+    settings: LossSettings,
+    *,
+    masks: Sequence[Tensor] | None = None,
+    ignore: Tensor | None = None,
+    shifts_zyx: Sequence[ShiftZYX] = (),
+    rows: tuple[int, int] | None = None,
+) -> LossParts:
+    """Contrast each sample's map with its partner in every other modality, against all other maps of the two.
+
+    For an ordered pair of modalities the anchor is sample i's map in the first, the positive its map in the
+    second, and the negatives are the other samples' maps in both, 2N - 2 of them; `shifts_zyx` adds the positive
+    itself, displaced, K more. The loss is the mean over anchors and ordered pairs of modalities.
+
+    Parameters
+    ----------
+    maps : M >= 2 tensors (N, L, Z, Y, X)
+        Representations of N aligned samples, of all ranks; every group element undone.
+    settings : LossSettings
+        `displacement_negatives` and `displacement_voxels` act through `draw_shifts` only.
+    masks : M bool tensors (N, 1, Z, Y, X), optional
+        True where a voxel is valid, group elements undone; every sum is restricted to jointly valid voxels. An
+        anchor that has less than `min_overlap` of its voxels in common with its partner is left out, and so is a
+        negative that has less in common with the anchor.
+    ignore : bool (N, N), optional
+        True where two samples overlap in the specimen, and are no negatives of each other. An anchor without any
+        negative contributes nothing (`LossParts.used` shows it).
+    shifts_zyx : sequence of (dz, dy, dx), voxels
+        From `draw_shifts`. Every map is cropped by the largest shift along each axis, so that aligned and
+        displaced crops are of one size.
+    rows : (start, stop), optional
+        Samples whose anchors are scored here; all by default. The mean over K equal ranges, of the loss and of
+        its gradient, is that of all samples.
+
+    Returns
+    -------
+    LossParts
+
+    Raises
+    ------
+    ConfigError
+        If shapes disagree, there are no negatives, or the masks leave no anchor. It depends on the maps of all
+        ranks only, so that all ranks raise it or none.
+
+    Notes
+    -----
+    InfoNCE: van den Oord et al. 2018 (arXiv 1807.03748). JSD: Hjelm et al. 2019 (arXiv 1808.06670), after Nowozin
+    et al. 2016 (arXiv 1606.00709). NWJ: Nguyen, Wainwright and Jordan 2010 (arXiv 0809.0853).
+    """
+    require_known("bound", settings.bound, BOUNDS)
+    require_shapes(maps, masks)
+    if len(maps) < 2 or any(len(one) != len(maps[0]) for one in maps):
+        raise ConfigError(
+            f"maps of shapes {[tuple(one.shape) for one in maps]}; expected two or more modalities of one shape"
+        )
+    rows = rows or (0, len(maps[0]))
+    if not 0 <= rows[0] < rows[1] <= len(maps[0]):
+        raise ConfigError(f"rows {rows} of {len(maps[0])} samples; expected start < stop within them")
+    with torch.autocast(maps[0].device.type, enabled=False):
+        contest = _contest(maps, settings, masks, ignore, shifts_zyx, rows)
+        decay = activation_decay(maps, settings, masks=masks, rows=rows)
+        return _parts(contest, settings, decay)
+
+
+def activation_decay(
+    maps: Sequence[Tensor],
+    settings: LossSettings,
+    *,
+    masks: Sequence[Tensor] | None = None,
+    rows: tuple[int, int] | None = None,
+) -> Tensor:
+    """``decay_l1`` times mean |z| plus ``decay_l2`` times mean z^2, over valid voxels, channels and modalities.
+
+    Parameters are those of `contrastive_loss`; the result is a scalar with gradient.
+    """
+    start, stop = rows or (0, len(maps[0]))
+    total = exact(maps[0]).new_zeros(())
+    if not settings.decay_l1 and not settings.decay_l2:
+        return total
+    for number, one in enumerate(maps):
+        local = exact(one[start:stop])
+        if masks is not None:
+            local = local.masked_fill(~masks[number][start:stop], 0)
+        if settings.decay_l1:
+            total = total + settings.decay_l1 * local.abs().sum()
+        if settings.decay_l2:
+            total = total + settings.decay_l2 * local.square().sum()
+    # Counted over all samples, not the local ones, so that ranks with fewer valid voxels weigh less.
+    if masks is None:
+        count = total.new_tensor(float(sum(one.numel() for one in maps)))
+    else:
+        count = torch.stack([mask.sum() for mask in masks]).sum().clamp_min(1) * maps[0].shape[1]
+    return total / count * (len(maps[0]) / (stop - start))
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """Scores, without temperature, of each local anchor for every ordered pair of modalities."""
+
+    positive: Tensor  # (P, n)
+    negative: Tensor  # (P, n, candidates)
+    eligible: Tensor  # bool (P, n, candidates): which candidates are negatives
+    usable: Tensor  # bool (P, n): enough voxels in common with the partner, and a negative
+    share: Tensor  # scalar: weight of an anchor in the mean over all samples, times the number of ranks
+
+
+def _contest(
+    maps: Sequence[Tensor],
+    settings: LossSettings,
+    masks: Sequence[Tensor] | None,
+    ignore: Tensor | None,
+    shifts_zyx: Sequence[ShiftZYX],
+    rows: tuple[int, int],
+) -> _Contest:
+    """Score everything against everything, then sort the scores by the part they play."""
+    shape = tuple(maps[0].shape[-3:])
+    margin = [max((abs(shift[axis]) for shift in shifts_zyx), default=0) for axis in range(3)]
+    _require_room(shape, margin, settings.subcrops)
+    each = prepare(maps, masks, settings.critic)
+    whole = Maps(
+        torch.stack([one.values for one in each]), None if masks is None else torch.stack(list(masks))
+    )
+    cuts = [
+        whole.apply(partial(_cut, shift=shift, margin=margin, pieces=settings.subcrops))
+        for shift in ((0, 0, 0), *shifts_zyx)
+    ]
+    flat = cuts[0].apply(lambda x: x.flatten(-3).flatten(1, 4))
+    num_samples = flat.values.shape[1]
+    if num_samples < 2 and not shifts_zyx:
+        raise ConfigError(_NO_NEGATIVES)
+    pieces = num_samples // len(maps[0])
+    local = slice(rows[0] * pieces, rows[1] * pieces)
+    needed = max(1.0, settings.min_overlap * flat.values.shape[-1])
+
+    value, common = _table(flat, local, settings.critic, needed)
+    rivals = _rivals(num_samples, local, ignore, pieces, value.device)
+    positive, negative, eligible = _sort(value, common & rivals[None, :, None], local)
+    if shifts_zyx:
+        moved, seen = _displaced(cuts, rows, settings.critic, needed)
+        negative, eligible = torch.cat([negative, moved], dim=-1), torch.cat([eligible, seen], dim=-1)
+    meeting = _meeting(flat, needed)
+    usable = meeting[:, local] & eligible.any(dim=-1)
+    share = num_samples / (local.stop - local.start) / meeting.sum().to(value.dtype)
+    return _Contest(positive, negative, eligible, usable, share)
+
+
+def _require_room(shape_zyx: Sequence[int], margin_zyx: Sequence[int], pieces: int) -> None:
+    for side, margin in zip(shape_zyx, margin_zyx, strict=True):
+        if side - 2 * margin < (pieces if side > 1 else 1):
+            raise ConfigError(
+                f"displacements of up to {tuple(margin_zyx)} voxels (z, y, x) to either side and {pieces} sub-crops "
+                f"an axis do not fit into patches of {tuple(shape_zyx)} voxels; use larger patches, smaller "
+                "displacement_voxels or fewer subcrops"
+            )
+
+
+def _cut(maps: Tensor, shift: Sequence[int], margin: Sequence[int], pieces: int) -> Tensor:
+    """View (..., C, Z, Y, X), cropped by a margin around a shifted centre, as (..., p, p, p, C, z, y, x) sub-crops.
+
+    Voxels that do not divide are left off at the end; an axis of one voxel stays whole.
+    """
+    for axis in range(3):
+        side = maps.shape[axis - 3]
+        parts = pieces if side > 1 else 1
+        length = (side - 2 * margin[axis]) // parts * parts
+        maps = maps.narrow(axis - 3, margin[axis] + shift[axis], length)
+        before, after = maps.shape[: maps.ndim + axis - 3], maps.shape[maps.ndim + axis - 2 :]
+        maps = maps.reshape(*before, parts, length // parts, *after).movedim(axis - 4, -5)
+    return maps
+
+
+def _table(flat: Maps, local: slice, critic: str, needed: float) -> tuple[Tensor, Tensor]:
+    """Scores (M, n, M, N) of local maps with all maps, and whether the two share enough voxels."""
+    num_maps, num_samples = flat.values.shape[:2]
+    anchors = flat.apply(lambda x: x[:, local].flatten(0, 1))
+    sums = all_pairs(anchors, flat.apply(lambda x: x.flatten(0, 1)), critic)
+    shape = (num_maps, local.stop - local.start, num_maps, num_samples)
+    value = score(sums, critic)
+    return value.reshape(shape), (sums.count >= needed).expand(value.shape).reshape(shape)
+
+
+def _rivals(
+    num_samples: int, local: slice, ignore: Tensor | None, pieces: int, device: torch.device
+) -> Tensor:
+    """Which samples are negatives of which local ones, bool (n, N): other ones that do not overlap them."""
+    rivals = ~torch.eye(num_samples, dtype=torch.bool, device=device)[local]
+    if ignore is None:
+        return rivals
+    patches = num_samples // pieces
+    if tuple(ignore.shape) != (patches, patches) or ignore.dtype != torch.bool:
+        raise ConfigError(
+            f"ignore is {tuple(ignore.shape)} {ignore.dtype}; expected ({patches}, {patches}) torch.bool"
+        )
+    # Sub-crops of one patch are disjoint, hence negatives of each other.
+    overlap = ignore.to(device) & ~torch.eye(patches, dtype=torch.bool, device=device)
+    overlap = overlap.repeat_interleave(pieces, 0).repeat_interleave(pieces, 1)
+    return rivals & ~overlap[local]
+
+
+def _sort(value: Tensor, eligible: Tensor, local: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Pick from the table (M, n, M, N), for each ordered pair, the positives (P, n) and candidates (P, n, 2N)."""
+    pairs = list(itertools.permutations(range(len(value)), 2))
+    partner = value.diagonal(offset=local.start, dim1=1, dim2=3)
+    positive = torch.stack([partner[a, b] for a, b in pairs])
+    negative, allowed = (
+        torch.stack([torch.cat([table[a, :, a], table[a, :, b]], dim=-1) for a, b in pairs])
+        for table in (value, eligible)
+    )
+    return positive, negative, allowed
+
+
+def _displaced(
+    cuts: Sequence[Maps], rows: tuple[int, int], critic: str, needed: float
+) -> tuple[Tensor, Tensor]:
+    """Scores (P, n, K) of local anchors with their displaced partners, and whether they share enough voxels."""
+    values, seen = [], []
+    here = slice(*rows)
+    for a, b in itertools.permutations(range(len(cuts[0].values)), 2):
+        for moved in cuts[1:]:
+            sums = partners(cuts[0][a, here], moved[b, here], critic)
+            values.append(score(sums, critic).flatten())
+            seen.append((sums.count >= needed).flatten().expand(values[-1].shape))
+    shape = (-1, len(cuts) - 1, len(values[0]))
+    value, common = torch.stack(values).reshape(shape), torch.stack(seen).reshape(shape)
+    return value.transpose(1, 2), common.transpose(1, 2)
+
+
+def _meeting(flat: Maps, needed: float) -> Tensor:
+    """Say for all samples whether partners share enough voxels, bool (P, N): what all ranks must agree on."""
+    num_maps, num_samples = flat.values.shape[:2]
+    pairs = list(itertools.permutations(range(num_maps), 2))
+    if flat.valid is None:
+        return torch.ones(len(pairs), num_samples, dtype=torch.bool, device=flat.values.device)
+    valid = flat.valid
+    meeting = torch.stack([(valid[a] & valid[b]).sum(dim=(1, 2)) >= needed for a, b in pairs])
+    if not meeting.any():
+        raise ConfigError(
+            f"the masks leave none of {num_samples} aligned samples with {needed:.0f} jointly valid voxels of "
+            f"{valid.shape[-1]}; raise sampling.foreground, lower loss.min_overlap, or check the masks"
+        )
+    return meeting
+
+
+def _parts(contest: _Contest, settings: LossSettings, decay: Tensor) -> LossParts:
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(contest.usable, values, 0).sum() * contest.share
+
+    contrastive = mean(_anchor_loss(contest, settings))
+    loss = contrastive + decay
+    with torch.no_grad():
+        count = contest.eligible.sum(dim=-1).to(contrastive.dtype)
+        negatives = contest.negative.masked_fill(~contest.eligible, 0).sum(dim=-1) / count.clamp_min(1)
+        best = contest.negative.masked_fill(~contest.eligible, -math.inf).amax(dim=-1)
+        bound, ceiling = _bound(contrastive.detach(), mean(count.log1p()), settings)
+        return LossParts(
+            loss=loss,
+            contrastive=contrastive.detach(),
+            decay=decay.detach(),
+            bound=bound,
+            ceiling=ceiling,
+            retrieval=mean((contest.positive > best).to(contrastive.dtype)),
+            num_negatives=mean(count),
+            positive=mean(contest.positive),
+            negative=mean(negatives),
+            used=contest.usable.to(contrastive.dtype).mean(),
+        )
+
+
+def _anchor_loss(contest: _Contest, settings: LossSettings) -> Tensor:
+    """Loss of each anchor, (P, n); finite, with finite gradient, for unusable anchors too."""
+    positive = contest.positive / settings.temperature
+    # A row without negatives would be all -inf, whose gradient is NaN even where it is not used.
+    eligible = contest.eligible | ~contest.eligible.any(dim=-1, keepdim=True)
+    negative = (contest.negative / settings.temperature).masked_fill(~eligible, -math.inf)
+    count = eligible.sum(dim=-1).to(positive.dtype)
+    if settings.bound == "infonce":
+        return torch.logsumexp(torch.cat([positive[..., None], negative], dim=-1), dim=-1) - positive
+    if settings.bound == "jsd":
+        return F.softplus(-positive) + F.softplus(negative).sum(dim=-1) / count
+    return torch.exp(torch.logsumexp(negative, dim=-1) - count.log() - 1) - positive
+
+
+def _bound(contrastive: Tensor, log_candidates: Tensor, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """Value of the bound that the loss stands for, and the largest it can take."""
+    if settings.bound == "infonce":
+        return log_candidates - contrastive, log_candidates
+    if settings.bound == "jsd":
+        return math.log(2) - contrastive / 2, torch.full_like(contrastive, math.log(2))
+    largest = 0.0 if settings.critic == "mse" else 1 / settings.temperature
+    return -contrastive, torch.full_like(contrastive, largest)
