@@ -391,6 +391,21 @@ def chunk_and_shard(
     return _zyx(clipped), _zyx(whole)
 
 
+def foreign_node(path: Path) -> Any:
+    """Root of a zarr store of any format and origin, for the readers: a group or an array."""
+    return zarr.open(store=str(path), mode="r")
+
+
+def foreign_arrays(node: Any) -> Iterator[tuple[str, Any]]:
+    """Every array in a zarr store with its path; a root that is an array has the path ``""``."""
+    if isinstance(node, zarr.Array):
+        yield "", node
+        return
+    for name, member in node.members(max_depth=None):
+        if isinstance(member, zarr.Array):
+            yield name, member
+
+
 def _zyx(values: Sequence[int]) -> Triple:
     z, y, x = values[-3:]
     return int(z), int(y), int(x)

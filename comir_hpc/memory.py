@@ -1,0 +1,84 @@
+"""How much memory this process may still take, so that a stage can refuse before it is killed."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+_UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number close to 2^63
+
+
+def available_bytes() -> int:
+    """Bytes that can be allocated without swapping: the least of the machine's, the cgroup's and the process's limit.
+
+    A batch job is confined by its cgroup long before the machine is full, and MemAvailable does not show it.
+    """
+    limits = [_machine_bytes(), _cgroup_bytes(), _process_bytes()]
+    return max(0, min(limit for limit in limits if limit is not None))
+
+
+def in_words(num_bytes: float) -> str:
+    """Bytes for a person, e.g. ``3.2 GiB``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(num_bytes) < 1024 or unit == "GiB":
+            break
+        num_bytes /= 1024
+    return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+
+
+def _machine_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return _UNLIMITED
+
+
+def _cgroup_bytes() -> int | None:
+    """What the process's own cgroup, or one above it, leaves (version 2, then version 1)."""
+    lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    left: list[int] = []
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers == "":
+            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = Path("/sys/fs/cgroup/memory"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = root / place.lstrip("/")
+        # A container sees its own cgroup as the root: the named folder may not exist inside it.
+        for level in (folder, *folder.parents):
+            if not level.is_relative_to(root):
+                break
+            limit, used = (_number(level / name) for name in names)
+            if limit is not None and used is not None and limit < _UNLIMITED:
+                left.append(limit - used + _reclaimable(level))
+    return min(left, default=None)
+
+
+def _reclaimable(folder: Path) -> int:
+    """Page cache that the kernel gives back before it kills anything."""
+    try:
+        text = (folder / "memory.stat").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    for line in text.splitlines():
+        if line.startswith(("inactive_file ", "total_inactive_file ")):
+            return int(line.split()[1])
+    return 0
+
+
+def _number(file: Path) -> int | None:
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _process_bytes() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return soft - pages * resource.getpagesize()
