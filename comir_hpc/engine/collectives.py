@@ -1,0 +1,130 @@
+"""What ranks do together: meet, gather rows with gradient, and normalise over all their batches.
+
+Rank r of K gives `gather_rows` its rows; with every rank's loss averaged, the gradient is that of one process
+with all the rows (docs/theory.md, section on negatives).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from comir_hpc.errors import ConfigError
+from comir_hpc.launch import Launch
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """All ranks' rows (n, ...) one after the other, (K n, ...), with gradient."""
+    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenate all ranks' rows; backward, each rank gets the sum over ranks of the gradients of its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total.tensor_split(dist.get_world_size())[dist.get_rank()]
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks, whose gradient is summed over ranks too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SynchronisedBatchNorm(nn.BatchNorm3d):
+    """BatchNorm over the batches of all ranks together, for CPUs: torch's own works on GPUs only."""
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        """(B, C, Z, Y, X), normalised; with running statistics in eval mode."""
+        if not self.training:
+            return super().forward(x_BCZYX)
+        x = x_BCZYX.float()
+        # Every rank holds equally many voxels, so means may be averaged.
+        ranks = dist.get_world_size()
+        axes, num_voxels = (0, 2, 3, 4), x.numel() // x.shape[1] * ranks
+        mean = _SumOverRanks.apply(x.mean(dim=axes)) / ranks  # type: ignore[no-untyped-call]
+        centred = x - mean[:, None, None, None]
+        variance = _SumOverRanks.apply(centred.square().mean(dim=axes)) / ranks  # type: ignore[no-untyped-call]
+        self._track(mean.detach(), variance.detach() * (num_voxels / max(1, num_voxels - 1)))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        y = centred * scale[:, None, None, None] + self.bias[:, None, None, None]
+        normalised: Tensor = y.to(x_BCZYX.dtype)
+        return normalised
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+
+def synchronise_norms(networks: nn.ModuleDict, device: torch.device) -> nn.ModuleDict:
+    """Replace every BatchNorm3d in place by one over all ranks with the same weights."""
+    if device.type == "cuda":
+        converted: nn.ModuleDict = nn.SyncBatchNorm.convert_sync_batchnorm(networks)  # type: ignore[no-untyped-call]
+        return converted
+    for module in list(networks.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm3d:
+                together = SynchronisedBatchNorm(child.num_features, child.eps, child.momentum)
+                together.load_state_dict(child.state_dict())
+                setattr(module, name, together.train(child.training))
+    return networks
+
+
+def join_group(launch: Launch, device: torch.device, timeout_s: int) -> bool:
+    """Join the group of processes; whether it was made here, and not before.
+
+    Raises
+    ------
+    ConfigError
+        If this process belongs to a group of another size.
+    """
+    if dist.is_initialized():
+        if dist.get_world_size() != launch.world_size:
+            raise ConfigError(
+                f"this process belongs to a group of {dist.get_world_size()}, but was launched as one of "
+                f"{launch.world_size}; check RANK and WORLD_SIZE"
+            )
+        return False
+    # Flags travel between CPUs, so that no GPU has to be waited for.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
+    if launch.world_size == 1:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, **options)
+        return True
+    method = f"tcp://{launch.address}:{launch.port}"
+    dist.init_process_group(
+        backend, init_method=method, rank=launch.rank, world_size=launch.world_size, **options
+    )
+    return True

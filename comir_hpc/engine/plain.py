@@ -1,0 +1,95 @@
+"""Plain torch: the engine that everything else is measured against."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from comir_hpc.config import EngineSettings, OptimiserSettings
+from comir_hpc.engine.surface import Engine
+from comir_hpc.launch import Launch
+
+
+class TorchEngine(Engine):
+    """Plain torch: AdamW, and DistributedDataParallel when there are several processes."""
+
+    def __init__(
+        self, settings: EngineSettings, networks: nn.ModuleDict, optimiser: OptimiserSettings, launch: Launch
+    ) -> None:
+        super().__init__(settings, networks, optimiser, launch)
+        self._wrapped: nn.Module = self._encoders
+        if self.world_size > 1:
+            # Synchronised norms keep the buffers equal on all ranks: nothing to broadcast.
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self._wrapped = DistributedDataParallel(self._encoders, device_ids=ids, broadcast_buffers=False)
+        self.optimiser = adamw(self.networks, optimiser)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def _model(self) -> nn.Module:
+        return self._wrapped
+
+    def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        if last or not isinstance(self._wrapped, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self._wrapped.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Engine.backward`."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def update(self) -> Tensor:
+        """See `Engine.update`."""
+        set_rate(self.optimiser, self.learning_rate)
+        self._scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(self.networks.parameters(), self.schedule.clip_norm)
+        self._scaler.step(self.optimiser)
+        self._scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.steps_done += 1
+        return norm
+
+    def _optimiser_state(self) -> dict[str, dict[str, Tensor]]:
+        return moments(self.networks, self.optimiser)
+
+    def _load_optimiser_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        load_moments(self.networks, self.optimiser, state)
+
+
+def adamw(networks: nn.ModuleDict, settings: OptimiserSettings) -> torch.optim.AdamW:
+    """Make the optimiser, one group for the weights of all networks."""
+    return torch.optim.AdamW(
+        networks.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+
+
+def set_rate(optimiser: Any, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def moments(networks: nn.ModuleDict, optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Return moments and step of every weight by name, on the CPU; empty before the first step."""
+    return {
+        name: {key: value.detach().cpu().clone() for key, value in optimiser.state[weight].items()}
+        for name, weight in networks.named_parameters()
+        if weight in optimiser.state
+    }
+
+
+def load_moments(
+    networks: nn.ModuleDict, optimiser: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]]
+) -> None:
+    """Take over what `moments` returned."""
+    for name, weight in networks.named_parameters():
+        if name in state:
+            # The count of steps stays where torch wants it, on the CPU.
+            optimiser.state[weight] = {
+                key: value.clone() if key == "step" else value.to(weight.device, copy=True)
+                for key, value in state[name].items()
+            }

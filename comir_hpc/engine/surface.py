@@ -1,0 +1,237 @@
+"""What the training loop needs of an engine, and what all engines have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from comir_hpc.checkpoints import read_checkpoint, write_checkpoint
+from comir_hpc.config import EngineSettings, OptimiserSettings
+from comir_hpc.engine.collectives import gather_rows, join_group, synchronise_norms
+from comir_hpc.errors import CheckpointError
+from comir_hpc.launch import DTYPES, Launch, choose_device, choose_precision
+
+
+def learning_rate(settings: OptimiserSettings, step: int) -> float:
+    """Rate of optimiser step `step` (from 0): a linear rise over the warm-up, then half a cosine down to zero."""
+    warmup = max(1, round(settings.warmup * settings.steps))
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Engine(ABC):
+    """What the training loop needs of the machinery.
+
+    Attributes
+    ----------
+    networks : ModuleDict
+        The encoders, one a modality, on the device; wrapped by nothing.
+    rank, world_size : int
+        Of this process, and how many there are.
+    device : torch.device
+    precision : str
+        fp32, bf16 or fp16: of the encoders' arithmetic; weights, loss and optimiser are fp32.
+    steps_done : int
+        Optimiser steps so far; decides the learning rate.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, networks: nn.ModuleDict, optimiser: OptimiserSettings, launch: Launch
+    ) -> None:
+        self.settings = settings
+        self.schedule = optimiser
+        self.rank, self.world_size = launch.rank, launch.world_size
+        self.device = choose_device(settings.device, launch)
+        self.precision = choose_precision(settings.precision, self.device)
+        self.steps_done = 0
+        self._owns_group = False
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world_size > 1:
+            self._owns_group = join_group(launch, self.device, settings.timeout_s)
+            networks = synchronise_norms(networks, self.device)
+        self.networks = networks.to(self.device)
+        self._encoders = _Encoders(self.networks, self.device.type, DTYPES[self.precision])
+
+    # ------------------------------------------------------------------ a step
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the next step."""
+        return learning_rate(self.schedule, self.steps_done)
+
+    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Run every modality's batch through its encoder, under autocast (collective).
+
+        Parameters
+        ----------
+        images : sequence of M float32 tensors (n, c, z, y, x)
+            In the order of `networks`.
+
+        Returns
+        -------
+        M float32 tensors (n, l, z, y, x)
+        """
+        return list(self._model(*images))
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Backward pass and update in one; the norm of the gradient before clipping, a scalar (collective)."""
+        with self.micro_batch(last=True):
+            self.backward(loss)
+        return self.update()
+
+    @contextlib.contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Encode and go backward inside; gradients add up, and ranks exchange them in the last one only."""
+        with self._exchange(last):
+            yield
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar loss; averaged over ranks, summed over micro-batches (collective)."""
+
+    @abstractmethod
+    def update(self) -> Tensor:
+        """Clip the gradient of all networks together and take one optimiser step (collective).
+
+        Returns
+        -------
+        scalar tensor
+            Norm of the gradient before clipping.
+        """
+
+    @property
+    @abstractmethod
+    def _model(self) -> nn.Module:
+        """The encoders in their wrapper."""
+
+    @abstractmethod
+    def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Whether ranks exchange gradients."""
+
+    # ------------------------------------------------------------------ between ranks
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All ranks' rows (n, ...) one after the other, (K n, ...), with gradient (collective)."""
+        if self.world_size == 1:
+            return rows
+        return gather_rows(rows)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over ranks, without gradient (collective)."""
+        total = value.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total / self.world_size
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each flag is set on any rank, so that all decide alike (collective)."""
+        if self.world_size == 1:
+            return flags
+        highest = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in highest.tolist())
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimiser and step as plain fp32 tensors on the CPU, by parameter name (collective)."""
+        return {
+            "networks": {k: v.detach().cpu().clone() for k, v in self.networks.state_dict().items()},
+            "optimiser": self._optimiser_state(),
+            "steps_done": self.steps_done,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned, on any number of ranks and any engine (collective).
+
+        Raises
+        ------
+        CheckpointError
+            If the weights belong to another architecture.
+        """
+        _require_same_architecture(state["networks"], self.networks.state_dict())
+        self.networks.load_state_dict(state["networks"])
+        self.steps_done = int(state["steps_done"])
+        self._load_optimiser_state(state["optimiser"])
+
+    def save(self, folder: Path, loop: dict[str, Any]) -> None:
+        """Write a checkpoint of everything, atomically, from the first rank (collective).
+
+        Raises
+        ------
+        CheckpointError
+            On every rank, if it cannot be written.
+        """
+        record = {"engine": self.state(), "loop": loop}
+        problem: CheckpointError | None = None
+        if self.rank == 0:
+            try:
+                write_checkpoint(folder, record)
+            except CheckpointError as error:
+                problem = error
+        if any(self.any(problem is not None)):
+            raise problem or CheckpointError(
+                f"{folder} could not be written by the first rank; see its message"
+            )
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Read a checkpoint back; the loop's part of it (collective)."""
+        record = read_checkpoint(folder)
+        self.load_state(record["engine"])
+        loop: dict[str, Any] = record["loop"]
+        return loop
+
+    @abstractmethod
+    def _optimiser_state(self) -> dict[str, dict[str, Tensor]]:
+        """Moments and step of every parameter by name; empty before the first step."""
+
+    @abstractmethod
+    def _load_optimiser_state(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take over what `_optimiser_state` returned."""
+
+    def close(self) -> None:
+        """Leave the group of processes (collective)."""
+        if self._owns_group:
+            dist.destroy_process_group()
+
+
+class _Encoders(nn.Module):
+    """All encoders as one module, so that a wrapper sees one forward pass a step."""
+
+    def __init__(self, networks: nn.ModuleDict, device_type: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.networks = networks
+        self.device_type = device_type
+        self.dtype = dtype
+
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
+            pairs = zip(self.networks.values(), images, strict=True)
+            maps = [network(image) for network, image in pairs]
+        return tuple(one.float() for one in maps)
+
+
+def _require_same_architecture(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Refuse weights whose names or shapes are not those of the networks."""
+    differing = [
+        f"{name} is {shapes[0]}, expected {shapes[1]}"
+        for name in sorted(found.keys() | expected.keys())
+        if len(set(shapes := [tuple(s[name].shape) if name in s else "absent" for s in (found, expected)]))
+        > 1
+    ]
+    if differing:
+        raise CheckpointError(
+            f"the checkpoint was made by another architecture: {len(differing)} weights differ, first "
+            f"{differing[0]} (saved, expected); restore the network settings it was trained with, or use another --run"
+        )
