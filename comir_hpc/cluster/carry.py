@@ -1,0 +1,111 @@
+"""One block carried out: computed, written and recorded, tried twice."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
+from comir_hpc.geometry import Block, BlockPlan
+from comir_hpc.ledger import Ledger
+from comir_hpc.volume import Volume
+
+ATTEMPTS = 2
+_STORAGE_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+@dataclass
+class BlockResult:
+    """The voxels of one block, and figures about it that are kept in the ledger.
+
+    Parameters
+    ----------
+    values : (c, z, y, x) array
+        Of the output volume's dtype, filling the block's written box.
+    note : mapping, optional
+        JSON-ready, small; `Ledger.notes` gives them all back, those of an earlier, interrupted run too.
+    """
+
+    values: NDArray[Any]
+    note: Mapping[str, Any] | None = None
+
+
+class Work(Protocol):
+    """Computes blocks; pickled once for every process, so it opens what it needs when first called."""
+
+    def __call__(self, block: Block) -> BlockResult:
+        """Read what the block needs and return its voxels."""
+
+
+class Carrier:
+    """Computes, writes and records blocks of one output, keeping open what it opened.
+
+    Parameters
+    ----------
+    plan, work, ledger
+        As `run_blocks` got them.
+    """
+
+    def __init__(self, plan: BlockPlan, work: Work, ledger: Ledger) -> None:
+        self.plan, self.work, self.ledger = plan, work, ledger
+        self.volume = Volume.open(ledger.store, writable=True)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Carrier:
+        """Make one in another process from what `pack` gave."""
+        return cls(*pickle.loads(payload))
+
+    def __call__(self, index: int, attempts: int | None = None) -> str | None:
+        """Carry out one block, twice if need be.
+
+        Parameters
+        ----------
+        index : int
+            The block.
+        attempts : int, optional
+            How often it was tried in earlier runs, where this process has not read the ledger.
+
+        Returns
+        -------
+        str or None
+            Why it failed twice; None when it is done.
+
+        Raises
+        ------
+        ComirError
+            What no other block could do better: settings that cannot work, a full disk.
+        """
+        if attempts is not None:
+            self.ledger.attempt_after(attempts, index)
+        reason = ""
+        for _ in range(ATTEMPTS):
+            try:
+                self._once(self.plan[index])
+            except (ConfigError, CheckpointError, StopRequested):
+                raise  # meant for the whole run
+            except Exception as error:  # one bad block must not cost the others; all are reported at the end
+                if isinstance(error, OSError) and error.errno in _STORAGE_FULL:
+                    raise VolumeError(
+                        f"{self.volume.path}: block {index}, {self.plan[index].write}, cannot be written "
+                        f"({error.strerror}); make room or get access, and run the same command again: it goes on there"
+                    ) from error
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                return None
+        return reason
+
+    def _once(self, block: Block) -> None:
+        result = self.work(block)
+        with self.ledger.writing(block.index, self.volume.shard_files(block.write), result.note):
+            self.volume.write(block.write, np.ascontiguousarray(result.values))
+
+
+def pack(plan: BlockPlan, work: Work, ledger: Ledger) -> bytes:
+    """Everything a worker needs to know, once; afterwards it is told block numbers only."""
+    return pickle.dumps((plan, work, ledger))

@@ -1,0 +1,311 @@
+"""Blocks: the same bytes whoever computes them, however often they are stopped; failures named, never hidden."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from comir_hpc.cluster import BlockResult, complete_output, open_output, run_blocks
+from comir_hpc.errors import ConfigError, StopRequested, VolumeError
+from comir_hpc.geometry import Block, Grid, plan_blocks
+from comir_hpc.ledger import Ledger
+from comir_hpc.volume import Volume
+
+SHAPE = (24, 20, 40)
+GRID = Grid(SHAPE, (1.0, 1.0, 1.0))
+
+
+@dataclass
+class Ramp:
+    """Every voxel gets its own number, so any voxel from a wrong place is seen; keeps a diary of what it computed."""
+
+    diary: Path | None = None
+    fail: tuple[int, ...] = ()
+    fail_once: Path | None = None
+    die: Path | None = None
+    pause: float = 0.0
+
+    def __call__(self, block: Block) -> BlockResult:
+        if self.diary is not None:
+            with self.diary.open("a") as file:
+                file.write(f"{block.index} {os.getpid()}\n")
+        time.sleep(self.pause)
+        if block.index in self.fail:
+            raise ValueError("bad voxels")
+        if block.index == 2 and self.fail_once and not self.fail_once.exists():
+            self.fail_once.touch()
+            raise ValueError("once")
+        if block.index == 1 and self.die and not self.die.exists():
+            self.die.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        z, y, x = (np.arange(a, b) for a, b in zip(block.write.start, block.write.stop, strict=True))
+        values = (z[:, None, None] * 1000 + y[:, None]) * 1000 + x
+        return BlockResult(values[None].astype(np.float64), {"first": int(values.min())})
+
+    def computed(self) -> list[int]:
+        assert self.diary is not None
+        return [int(line.split()[0]) for line in self.diary.read_text().splitlines()]
+
+
+WHOLE = Ramp()(Block(0, GRID.box, GRID.box)).values
+
+
+def make(path: Path) -> Volume:
+    return Volume.create(path, GRID, np.float64, chunk=4, shard=8)
+
+
+def prepare(path: Path, core: int = 8):
+    ledger = Ledger(path, "one")
+    volume = open_output(path, ledger, make)
+    return volume, ledger, plan_blocks(SHAPE, volume.shard_zyx, core_zyx=(core,) * 3)
+
+
+def test_every_block_is_computed_once_and_lands_in_its_place(tmp_path: Path) -> None:
+    volume, ledger, plan = prepare(tmp_path / "out.zarr")
+    work = Ramp(diary=tmp_path / "diary")
+    seen: list[tuple[str, int, int]] = []
+    run = run_blocks(plan, range(len(plan)), work, ledger, progress=lambda *a: seen.append(a), what="ramp")
+    assert (run.blocks, run.computed, run.skipped) == (len(plan), len(plan), 0)
+    assert sorted(work.computed()) == list(range(len(plan)))
+    assert seen == [("ramp", n, len(plan)) for n in range(len(plan) + 1)]
+    np.testing.assert_array_equal(volume.read(), WHOLE)
+    assert ledger.notes()[0] == {"first": 0}
+
+    again = run_blocks(plan, range(len(plan)), work, ledger)
+    assert (again.computed, again.skipped) == (0, len(plan))
+
+
+def test_processes_write_the_same_files_and_a_killed_one_loses_its_block_only(tmp_path: Path) -> None:
+    _, ledger, plan = prepare(tmp_path / "here.zarr")
+    run_blocks(plan, range(len(plan)), Ramp(), ledger)
+    _, ledger, _ = prepare(tmp_path / "there.zarr")
+    work = Ramp(diary=tmp_path / "diary", die=tmp_path / "died", fail=(5,))
+    with pytest.raises(
+        VolumeError, match=r"1 of 45 blocks failed twice.*block 5, z\[0:8\] y\[8:16\] x\[0:8\].*bad"
+    ):
+        run_blocks(plan, range(len(plan)), work, ledger, workers=2)
+    assert (tmp_path / "died").exists()
+    assert sorted(work.computed()) == sorted([*range(len(plan)), 1, 5]), (
+        "twice: the killed one and the bad one"
+    )
+    assert sorted(ledger.done()) == sorted(set(range(len(plan))) - {5})
+    repaired = Ramp(diary=tmp_path / "diary2")
+    run_blocks(plan, range(len(plan)), repaired, ledger)
+    assert repaired.computed() == [5]
+    assert _bytes(tmp_path / "there.zarr") == _bytes(tmp_path / "here.zarr")
+
+
+@dataclass
+class Deadly(Ramp):
+    """A block that kills whoever tries it."""
+
+    def __call__(self, block: Block) -> BlockResult:
+        if block.index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(block)
+
+
+def test_a_block_that_kills_every_worker_is_reported_after_two(tmp_path: Path) -> None:
+    _, ledger, plan = prepare(tmp_path / "out.zarr", core=24)
+    with pytest.raises(
+        VolumeError, match=r"1 of 2 blocks.*block 1, .*worker process was killed by SIGKILL each time"
+    ):
+        run_blocks(plan, range(len(plan)), Deadly(), ledger, workers=2)
+    assert list(ledger.done()) == [0]
+
+
+def test_blocks_on_a_dask_scheduler(tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    _, ledger, plan = prepare(tmp_path / "here.zarr", core=16)
+    run_blocks(plan, range(len(plan)), Ramp(), ledger)
+    _, ledger, _ = prepare(tmp_path / "there.zarr")
+    with LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, protocol="tcp://", dashboard_address=None
+    ) as site:
+        address = site.scheduler_address.replace("tcp://", "dask://")
+        with pytest.raises(VolumeError, match=r"1 of 12 blocks failed twice"):
+            run_blocks(plan, range(len(plan)), Ramp(fail=(5,)), ledger, cluster=address)
+        assert len(ledger.done()) == len(plan) - 1
+        run_blocks(plan, range(len(plan)), Ramp(), ledger, cluster=address)
+    assert _bytes(tmp_path / "there.zarr") == _bytes(tmp_path / "here.zarr")
+
+
+def _bytes(store: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(store)): p.read_bytes()
+        for p in store.rglob("*")
+        if p.is_file() and p.suffix != ".json"
+    }
+
+
+@given(parts=st.integers(1, 9), core=st.sampled_from([8, 16, 24]))
+@settings(max_examples=5, deadline=None)
+def test_any_parts_and_any_core_make_the_same_voxels(tmp_path_factory, parts: int, core: int) -> None:
+    path = tmp_path_factory.mktemp("parts") / "out.zarr"
+    finished: list[int] = []
+    for number in range(1, parts + 1):
+        volume, ledger, plan = prepare(path, core)
+        run_blocks(plan, plan.part(number, parts), Ramp(), ledger)
+        missing = complete_output(
+            volume, plan, ledger, lambda n=number, v=volume: (finished.append(n), v.finish())[0]
+        )
+        assert missing == len(plan) - len(ledger.done())
+    last_with_work = max(n for n in range(1, parts + 1) if plan.part(n, parts))
+    assert finished == [last_with_work]
+    np.testing.assert_array_equal(Volume.open(path).read(), WHOLE)
+
+
+def test_a_block_is_tried_twice_then_reported_with_its_box_while_the_others_go_on(tmp_path: Path) -> None:
+    _, ledger, plan = prepare(tmp_path / "out.zarr")
+    work = Ramp(diary=tmp_path / "diary", fail=(0, 44), fail_once=tmp_path / "once")
+    with pytest.raises(VolumeError, match=r"2 of 45 blocks failed twice") as caught:
+        run_blocks(plan, range(len(plan)), work, ledger)
+    assert "block 44, z[16:24] y[16:20] x[32:40]: ValueError: bad voxels" in str(caught.value)
+    assert len(ledger.done()) == len(plan) - 2
+    assert work.computed().count(0) == work.computed().count(2) == 2
+
+
+def test_a_full_disk_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ledger, plan = prepare(tmp_path / "out.zarr")
+    written: list[str] = []
+    write = Volume.write
+
+    def until_full(self: Volume, box, values, **options) -> None:
+        written.append(str(box))
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, box, values, **options)
+
+    monkeypatch.setattr(Volume, "write", until_full)
+    with pytest.raises(VolumeError, match=r"block 3, .*No space left on device.*goes on"):
+        run_blocks(plan, range(len(plan)), Ramp(), ledger)
+    assert len(written) == 4
+    assert sorted(ledger.done()) == [0, 1, 2]
+
+
+def test_settings_that_no_block_can_work_with_are_not_tried_on_each(tmp_path: Path) -> None:
+    _, ledger, plan = prepare(tmp_path / "out.zarr")
+    calls: list[int] = []
+
+    def refuse(block: Block) -> BlockResult:
+        calls.append(block.index)
+        raise ConfigError("window too large")
+
+    with pytest.raises(ConfigError, match="window too large"):
+        run_blocks(plan, range(len(plan)), refuse, ledger)
+    assert calls == [0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_stop_signal_ends_between_blocks_and_the_same_call_goes_on(tmp_path: Path, number: int) -> None:
+    volume, ledger, plan = prepare(tmp_path / "out.zarr")
+    ramp = Ramp()
+
+    def stopping(block: Block) -> BlockResult:
+        if block.index == 3:
+            os.kill(os.getpid(), number)
+        return ramp(block)
+
+    before = signal.getsignal(number)
+    with pytest.raises(StopRequested, match="4 of 45 blocks done"):
+        run_blocks(plan, range(len(plan)), stopping, ledger)
+    assert signal.getsignal(number) == before
+    run = run_blocks(plan, range(len(plan)), ramp, ledger)
+    assert run.computed == len(plan) - 4
+    np.testing.assert_array_equal(volume.read(), WHOLE)
+
+
+def test_kill_at_any_moment_then_the_same_bytes_and_no_finished_block_twice(tmp_path: Path) -> None:
+    reference = tmp_path / "reference.zarr"
+    _, ledger, plan = prepare(reference)
+    run_blocks(plan, range(len(plan)), Ramp(), ledger)
+    path, diary = tmp_path / "out.zarr", tmp_path / "diary"
+    code = f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_cluster import Ramp, prepare, run_blocks
+        _, ledger, plan = prepare(Path({str(path)!r}))
+        print("begin", flush=True)
+        run_blocks(plan, range(len(plan)), Ramp(diary=Path({str(diary)!r}), pause=0.01), ledger)
+    """
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        finished = set(Ledger(path, "one").done())
+        diary.write_text("")
+        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.05, 0.4))
+        process.kill()
+        process.wait()
+        assert not finished & set(Ramp(diary=diary).computed())
+    _, ledger, plan = prepare(path)
+    run_blocks(plan, range(len(plan)), Ramp(), ledger)
+    assert _bytes(path) == _bytes(reference)
+
+
+def test_verify_finds_a_torn_shard_and_does_its_block_again(tmp_path: Path) -> None:
+    volume, ledger, plan = prepare(tmp_path / "out.zarr")
+    run_blocks(plan, range(len(plan)), Ramp(), ledger)
+    complete_output(volume, plan, ledger, volume.finish)
+    shard = next(volume.shard_files(plan[7].write))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(content)
+    assert run_blocks(plan, range(len(plan)), Ramp(), ledger).computed == 0
+    assert Volume.open(volume.path).complete
+    assert run_blocks(plan, range(len(plan)), Ramp(), ledger, verify=True).computed == 1
+    with pytest.raises(VolumeError, match="incomplete"):
+        Volume.open(volume.path)
+    complete_output(volume, plan, ledger, volume.finish)
+    np.testing.assert_array_equal(Volume.open(volume.path).read(), WHOLE)
+
+
+def test_an_output_of_other_inputs_is_refused_then_replaced_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "out.zarr"
+    volume, ledger, plan = prepare(path)
+    run_blocks(plan, range(len(plan)), Ramp(), ledger)
+    other = Ledger(path, "two")
+    with pytest.raises(VolumeError, match=r"fingerprint one, this command's is two.*--overwrite"):
+        open_output(path, other, make)
+    open_output(path, other, make, overwrite=True)
+    assert other.done() == {}
+    assert not volume.read().any()
+    assert [p.name for p in other.folder.iterdir()] == ["lock"]
+    # A deleted store with its ledger left behind starts afresh.
+    run_blocks(plan, range(len(plan)), Ramp(), other)
+    path.rename(tmp_path / "elsewhere.zarr")
+    open_output(path, other, make)
+    assert other.done() == {}
+
+
+def test_a_folder_that_is_no_volume_of_ours_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "home"
+    path.mkdir()
+    (path / "thesis.tex").touch()
+    with pytest.raises(VolumeError):
+        open_output(path, Ledger(path, "one"), make, overwrite=True)
+    assert (path / "thesis.tex").exists()
+
+
+def test_a_cluster_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ledger, plan = prepare(tmp_path / "out.zarr")
+    with pytest.raises(ConfigError, match=r"'pbs' is unknown; expected dask://HOST:PORT or slurm"):
+        run_blocks(plan, [0], Ramp(), ledger, cluster="pbs")
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
+    with pytest.raises(ConfigError, match="pip install"):
+        run_blocks(plan, [0], Ramp(), ledger, cluster="slurm")
