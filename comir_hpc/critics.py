@@ -13,9 +13,9 @@ Everything runs in float32, or float64 when the maps are, whatever autocast is o
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,13 +29,22 @@ FLAT = 1e-8
 
 @dataclass(frozen=True)
 class Maps:
-    """Maps (..., L, Z, Y, X), or (..., L, V), zero where `valid` (..., 1, Z, Y, X) says that they hold nothing."""
+    """Maps (..., L, Z, Y, X), or flattened (..., L, V), zero where `valid` (..., 1, Z, Y, X) is false."""
 
     values: Tensor
     valid: Tensor | None
 
-    def __getitem__(self, index: int | slice | tuple[int | slice, ...]) -> Maps:
-        return self.apply(lambda x: x[index])
+    @cached_property
+    def energy(self) -> Tensor:
+        """Return the sum of squares of flattened maps over channels and voxels, (...)."""
+        # A norm is one pass over the maps, and its gradient another; squares and their sum are five.
+        norm: Tensor = torch.linalg.vector_norm(self.values, dim=(-2, -1))
+        return norm.square()
+
+    @cached_property
+    def energy_map(self) -> Tensor:
+        """Return the sum of squares of flattened maps over channels, (..., V)."""
+        return self.values.square().sum(dim=-2)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Maps:
         """Return the maps with one operation on the layout carried out on values and validity alike."""
@@ -217,30 +226,28 @@ def all_pairs(u: Maps, v: Maps, critic: str) -> PairSums:
     """Sums of every pair of flattened maps, (A, L, V) and (B, L, V), by matrix products; see `scores`."""
     channels, voxels = u.values.shape[1:]
     cross = u.values.flatten(1) @ v.values.flatten(1).T
-    energy_u, energy_v = u.values.square().sum(dim=1), v.values.square().sum(dim=1)
     if u.valid is None or v.valid is None:
-        square_u, square_v = energy_u.sum(dim=1)[:, None], energy_v.sum(dim=1)[None]
-        sums = PairSums(cross.new_tensor(float(voxels)), channels, cross, square_u, square_v)
+        count = cross.new_tensor(float(voxels))
+        sums = PairSums(count, channels, cross, u.energy[:, None], v.energy[None])
         if critic != "correlation":
             return sums
         return sums.centred(u.values.sum(dim=2).T[:, :, None], v.values.sum(dim=2).T[:, None])
     mask_u, mask_v = u.valid[:, 0].to(cross.dtype), v.valid[:, 0].to(cross.dtype)
-    sums = PairSums(mask_u @ mask_v.T, channels, cross, energy_u @ mask_v.T, mask_u @ energy_v.T)
+    sums = PairSums(mask_u @ mask_v.T, channels, cross, u.energy_map @ mask_v.T, mask_u @ v.energy_map.T)
     if critic != "correlation":
         return sums
     return sums.centred(u.values.transpose(0, 1) @ mask_v.T, mask_u @ v.values.permute(1, 2, 0))
 
 
 def partners(u: Maps, v: Maps, critic: str) -> PairSums:
-    """Sums of each map with the one of the same index, (..., L, Z, Y, X); strided views are not copied."""
-    x, y, volume = u.values, v.values, (-4, -3, -2, -1)
+    """Sums of each flattened map with the one of the same index, (A, L, V) both."""
+    channels, voxels = u.values.shape[1:]
     if u.valid is None or v.valid is None:
-        count = x.new_tensor(float(math.prod(x.shape[-3:])))
+        count = u.values.new_tensor(float(voxels))
     else:
-        x, y = x * v.valid, y * u.valid
-        count = (u.valid & v.valid).sum(dim=volume).to(x.dtype)
-    cross, square_u, square_v = ((p * q).sum(dim=volume) for p, q in ((x, y), (x, x), (y, y)))
-    sums = PairSums(count, x.shape[-4], cross, square_u, square_v)
-    if critic != "correlation":
-        return sums
-    return sums.centred(*(one.sum(dim=(-3, -2, -1)).movedim(-1, 0) for one in (x, y)))
+        joint = u.valid & v.valid
+        count = joint.sum(dim=(1, 2)).to(u.values.dtype)
+        u, v = (Maps(one.values * joint, None) for one in (u, v))
+    cross = torch.linalg.vecdot(u.values.flatten(1), v.values.flatten(1))
+    sums = PairSums(count, channels, cross, u.energy, v.energy)
+    return sums if critic != "correlation" else sums.centred(u.values.sum(dim=2).T, v.values.sum(dim=2).T)

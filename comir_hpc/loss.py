@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -280,11 +281,8 @@ def _contest(
     whole = Maps(
         torch.stack([one.values for one in each]), None if masks is None else torch.stack(list(masks))
     )
-    cuts = [
-        whole.apply(partial(_cut, shift=shift, margin=margin, pieces=settings.subcrops))
-        for shift in ((0, 0, 0), *shifts_zyx)
-    ]
-    flat = cuts[0].apply(lambda x: x.flatten(-3).flatten(1, 4))
+    cut = partial(_cut, margin=margin, pieces=settings.subcrops)
+    flat = whole.apply(partial(cut, shift=(0, 0, 0)))
     num_samples = flat.values.shape[1]
     if num_samples < 2 and not shifts_zyx:
         raise ConfigError(_NO_NEGATIVES)
@@ -296,8 +294,10 @@ def _contest(
     rivals = _rivals(num_samples, local, ignore, pieces, value.device)
     positive, negative, eligible = _sort(value, common & rivals[None, :, None], local)
     if shifts_zyx:
-        moved, seen = _displaced(cuts, rows, settings.critic, needed)
-        negative, eligible = torch.cat([negative, moved], dim=-1), torch.cat([eligible, seen], dim=-1)
+        here = whole.apply(lambda x: x[:, slice(*rows)])
+        moved = [here.apply(partial(cut, shift=shift)) for shift in shifts_zyx]
+        value, common = _displaced(flat.apply(lambda x: x[:, local]), moved, settings.critic, needed)
+        negative, eligible = torch.cat([negative, value], dim=-1), torch.cat([eligible, common], dim=-1)
     meeting = _meeting(flat, needed)
     usable = meeting[:, local] & eligible.any(dim=-1)
     share = num_samples / (local.stop - local.start) / meeting.sum().to(value.dtype)
@@ -315,26 +315,33 @@ def _require_room(shape_zyx: Sequence[int], margin_zyx: Sequence[int], pieces: i
 
 
 def _cut(maps: Tensor, shift: Sequence[int], margin: Sequence[int], pieces: int) -> Tensor:
-    """View (..., C, Z, Y, X), cropped by a margin around a shifted centre, as (..., p, p, p, C, z, y, x) sub-crops.
+    """Flat sub-crops (M, N p^3, C, V) of (M, N, C, Z, Y, X), cropped by a margin around a shifted centre.
 
     Voxels that do not divide are left off at the end; an axis of one voxel stays whole.
     """
-    for axis in range(3):
-        side = maps.shape[axis - 3]
-        parts = pieces if side > 1 else 1
-        length = (side - 2 * margin[axis]) // parts * parts
-        maps = maps.narrow(axis - 3, margin[axis] + shift[axis], length)
-        before, after = maps.shape[: maps.ndim + axis - 3], maps.shape[maps.ndim + axis - 2 :]
-        maps = maps.reshape(*before, parts, length // parts, *after).movedim(axis - 4, -5)
-    return maps
+    parts = [pieces if side > 1 else 1 for side in maps.shape[-3:]]
+    sizes = [(side - 2 * m) // p for side, m, p in zip(maps.shape[-3:], margin, parts, strict=True)]
+    pads: list[int] = []
+    for axis in (2, 1, 0):
+        start = margin[axis] + shift[axis]
+        pads += [-start, start + parts[axis] * sizes[axis] - maps.shape[axis - 3]]
+    if any(pads):
+        # A negative pad crops in one step, of which the gradient is one pass; slicing takes three of each.
+        maps = F.pad(maps, pads)
+    (pz, py, px), (sz, sy, sx) = parts, sizes
+    split = maps.reshape(*maps.shape[:3], pz, sz, py, sy, px, sx).permute(0, 1, 3, 5, 7, 2, 4, 6, 8)
+    return split.flatten(-3).flatten(1, 4)
 
 
 def _table(flat: Maps, local: slice, critic: str, needed: float) -> tuple[Tensor, Tensor]:
     """Scores (M, n, M, N) of local maps with all maps, and whether the two share enough voxels."""
     num_maps, num_samples = flat.values.shape[:2]
-    anchors = flat.apply(lambda x: x[:, local].flatten(0, 1))
-    sums = all_pairs(anchors, flat.apply(lambda x: x.flatten(0, 1)), critic)
-    shape = (num_maps, local.stop - local.start, num_maps, num_samples)
+    num_local = local.stop - local.start
+    everything = flat.apply(lambda x: x.flatten(0, 1))
+    # The same object where nothing is left out, so that its energies are computed once.
+    anchors = everything if num_local == num_samples else flat.apply(lambda x: x[:, local].flatten(0, 1))
+    sums = all_pairs(anchors, everything, critic)
+    shape = (num_maps, num_local, num_maps, num_samples)
     value = score(sums, critic)
     return value.reshape(shape), (sums.count >= needed).expand(value.shape).reshape(shape)
 
@@ -369,20 +376,19 @@ def _sort(value: Tensor, eligible: Tensor, local: slice) -> tuple[Tensor, Tensor
     return positive, negative, allowed
 
 
-def _displaced(
-    cuts: Sequence[Maps], rows: tuple[int, int], critic: str, needed: float
-) -> tuple[Tensor, Tensor]:
-    """Scores (P, n, K) of local anchors with their displaced partners, and whether they share enough voxels."""
-    values, seen = [], []
-    here = slice(*rows)
-    for a, b in itertools.permutations(range(len(cuts[0].values)), 2):
-        for moved in cuts[1:]:
-            sums = partners(cuts[0][a, here], moved[b, here], critic)
-            values.append(score(sums, critic).flatten())
-            seen.append((sums.count >= needed).flatten().expand(values[-1].shape))
-    shape = (-1, len(cuts) - 1, len(values[0]))
-    value, common = torch.stack(values).reshape(shape), torch.stack(seen).reshape(shape)
-    return value.transpose(1, 2), common.transpose(1, 2)
+def _displaced(anchors: Maps, moved: Sequence[Maps], critic: str, needed: float) -> tuple[Tensor, Tensor]:
+    """Scores (P, n, K) of anchors (M, n, L, V) with displaced partners, and whether the two share enough voxels."""
+    modalities = range(len(anchors.values))
+    first = [anchors.apply(itemgetter(a)) for a in modalities]
+    values, common = [], []
+    for a, b in itertools.permutations(modalities, 2):
+        for second in moved:
+            sums = partners(first[a], second.apply(itemgetter(b)), critic)
+            values.append(score(sums, critic))
+            common.append((sums.count >= needed).expand(values[-1].shape))
+    shape = (-1, len(moved), len(values[0]))
+    value, seen = torch.stack(values).reshape(shape), torch.stack(common).reshape(shape)
+    return value.transpose(1, 2), seen.transpose(1, 2)
 
 
 def _meeting(flat: Maps, needed: float) -> Tensor:
