@@ -1,0 +1,167 @@
+"""What a training step will cost, known before it is run: memory and arithmetic, from shapes alone.
+
+A step is traced with tensors that have a shape but no data; every allocation and release is counted. Nothing is
+computed, so a patch that would not fit can be asked about.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from comir_hpc.networks.hourglass import Network
+from comir_hpc.networks.planning import Triple
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Forward and backward pass of one network on one batch.
+
+    Attributes
+    ----------
+    kept_bytes : int
+        Alive between the forward and the backward pass: what every further network adds to a step.
+    peak_bytes : int
+        Most that is alive at once, gradients of the weights and temporaries included; the weights themselves, the
+        optimiser's state and a library's workspace are not.
+    flops : int
+        Floating-point operations of all convolutions (a multiplication and an addition are two), recomputation
+        by checkpointing included.
+    """
+
+    kept_bytes: int
+    peak_bytes: int
+    flops: int
+
+
+class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every storage that an operation makes, until it is freed, and the arithmetic.
+
+    Not torch's FlopCounterMode: its module tracker keeps what checkpointing frees, and the memory would be wrong.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        self.flops = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Leave out what was there before."""
+        self._known.update(tensor.untyped_storage()._cdata for tensor in tensors)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, key, storage.nbytes())
+
+    def _release(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+class _Step(nn.Module):
+    """Forward and backward in one call, as checkpointing runs the network again in the latter."""
+
+    def __init__(self, network: Network, tally: _Tally) -> None:
+        super().__init__()
+        self.network = network
+        self.tally = tally
+        self.kept_bytes = 0
+
+    def forward(self, x_BCZYX: Tensor, dtype: torch.dtype) -> None:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32):
+            y_BLZYX = self.network(x_BCZYX)
+        self.kept_bytes = self.tally.live
+        y_BLZYX.sum().backward()
+
+
+def predict_step(
+    network: Network, patch_zyx: Triple, batch: int, dtype: torch.dtype = torch.float32
+) -> StepCost:
+    """Predict memory and arithmetic of a training step of one network.
+
+    Parameters
+    ----------
+    network : Network
+        As it will be trained, with its checkpointed levels; it is not changed.
+    patch_zyx : three int
+        Voxels of a patch.
+    batch : int
+        Patches.
+    dtype : torch.dtype
+        float32, or the type of autocast (bfloat16, float16).
+
+    Raises
+    ------
+    ConfigError
+        If the patch does not fit the network.
+    """
+    tally = _Tally()
+    step = _Step(network, tally)
+    before = network.training
+    with FakeTensorMode() as fake:
+        state: dict[str, Tensor] = {
+            name: fake.from_tensor(tensor)
+            for name, tensor in (*step.named_parameters(), *step.named_buffers())
+        }
+        x_BCZYX = torch.empty(batch, network.in_channels, *patch_zyx)
+        with tally:
+            tally.ignore(state.values())
+            try:
+                torch.func.functional_call(step.train(), state, (x_BCZYX, dtype))
+            finally:
+                network.train(before)
+    return StepCost(kept_bytes=step.kept_bytes, peak_bytes=tally.peak, flops=tally.flops)
+
+
+def estimate_activation_bytes(
+    network: Network,
+    patch_zyx: Triple,
+    batch: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    num_networks: int = 1,
+) -> int:
+    """Predict the peak memory of a training step apart from weights and optimiser, bytes.
+
+    All networks run forward before any runs backward, so all but the last only add what they keep.
+
+    Parameters
+    ----------
+    network, patch_zyx, batch, dtype
+        As in `predict_step`.
+    num_networks : int
+        Networks like this one in the step (one a modality).
+    """
+    cost = predict_step(network, patch_zyx, batch, dtype)
+    return cost.peak_bytes + (num_networks - 1) * cost.kept_bytes
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trained weights."""
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)

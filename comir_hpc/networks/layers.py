@@ -1,0 +1,215 @@
+"""Layers that the networks share: convolutions, norms, and blocks of them.
+
+Nothing here takes a statistic over space at inference, so that a voxel's output does not depend on the window
+it was computed in. Tensors are kept in channels_last_3d, which CPUs with bf16 dot products and GPUs with tensor
+cores prefer; every layer is correct in any layout.
+
+Axes: B batch, C channels, G group elements, Z Y X space. A feature map of a group network has G*C channels, the
+group outermost, so that in channels_last_3d its fields are views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from comir_hpc.errors import ConfigError
+from comir_hpc.networks.planning import Triple
+from comir_hpc.networks.recompute import Parts, Stage, join_copies, split_copies
+
+Norm = Literal["batch", "channel"]
+Padding = Literal["zeros", "replicate", "reflect"]
+ConvMaker = Callable[[int, int, Triple], nn.Module]
+"""Makes a convolution from input channels, output channels and kernel size (z, y, x)."""
+NormMaker = Callable[..., nn.Module]
+"""Makes a norm from the number of channels; ``relu=False`` leaves the activation out."""
+
+_POINT: Triple = (1, 1, 1)
+
+
+def require_choice(value: str, choices: Any, what: str) -> None:
+    """Refuse a word that is not one of a Literal's values, with a ConfigError that names them."""
+    known = get_args(choices)
+    if value not in known:
+        raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(known)}")
+
+
+def same_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_zyx: Triple,
+    padding: Padding = "zeros",
+    *,
+    bias: bool = False,
+    nonlinearity: Literal["relu", "linear"] = "relu",
+) -> nn.Conv3d:
+    """Convolution that keeps the shape, initialised to keep the variance through `nonlinearity` (He et al. 2015).
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels before and after.
+    kernel_zyx : three int
+        Odd sizes.
+    padding : str
+        What lies beyond the border: zeros, the border voxel (replicate), or the mirror image (reflect). All
+        commute with the grid's rotations.
+    bias : bool
+        A constant for each output channel; of no use before a norm.
+    nonlinearity : str
+        What the next layer applies.
+    """
+    require_choice(padding, Padding, "padding")
+    conv = nn.Conv3d(
+        in_channels,
+        out_channels,
+        kernel_zyx,
+        padding=(kernel_zyx[0] // 2, kernel_zyx[1] // 2, kernel_zyx[2] // 2),
+        # A one-tap kernel reads no border; a padding mode would copy the map for nothing.
+        padding_mode="zeros" if max(kernel_zyx) == 1 else padding,
+        bias=bias,
+    )
+    nn.init.kaiming_normal_(conv.weight, nonlinearity=nonlinearity)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def kernel_radius(module: nn.Module, axis: int) -> int:
+    """Summed kernel radii along one array axis of all convolutions within, the reach of a chain of them."""
+    sizes = (getattr(layer, "kernel_size", None) for layer in module.modules())
+    return sum(size[axis] // 2 for size in sizes if isinstance(size, tuple))
+
+
+class BatchNormRelu(nn.Module):
+    """BatchNorm over (B, Z, Y, X) and the group's copies, then ReLU; running statistics at inference.
+
+    Parameters
+    ----------
+    num_channels : int
+        Channels C of one copy.
+    copies : int
+        Group elements G; statistics and weights are shared among them, which keeps the layer equivariant.
+    relu : bool
+        Apply the activation (in place: only its result is kept for the backward pass).
+    """
+
+    def __init__(self, num_channels: int, copies: int = 1, *, relu: bool = True) -> None:
+        super().__init__()
+        self.copies = copies
+        self.relu = relu
+        self.norm = nn.BatchNorm3d(num_channels)
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        """Normalise (B, G*C, Z, Y, X)."""
+        x_BZYXGC = split_copies(x_BCZYX, self.copies)
+        # The copies go beside x, where BatchNorm takes them for more space; in channels_last_3d this is a view.
+        y: Tensor = self.norm(x_BZYXGC.flatten(3, 4).permute(0, 4, 1, 2, 3))
+        y_BZYXC = (F.relu_(y) if self.relu else y).permute(0, 2, 3, 4, 1)
+        return join_copies(y_BZYXC.reshape(x_BZYXGC.shape))
+
+
+class ChannelNormRelu(nn.Module):
+    """Zero mean and unit variance over the channels of each voxel (and the group's copies), then ReLU.
+
+    Layer normalisation as in ConvNeXt (Liu et al. 2022): no statistic over space or batch, the same in training
+    and at inference.
+
+    Parameters
+    ----------
+    num_channels, copies, relu
+        As in `BatchNormRelu`.
+    """
+
+    def __init__(self, num_channels: int, copies: int = 1, *, relu: bool = True) -> None:
+        super().__init__()
+        self.copies = copies
+        self.relu = relu
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        """Normalise (B, G*C, Z, Y, X)."""
+        x_BZYXC = x_BCZYX.permute(0, 2, 3, 4, 1)
+        weight, bias = (part.repeat(self.copies).to(x_BCZYX.dtype) for part in (self.weight, self.bias))
+        # CUDA autocast would return fp32 here and double the memory; the kernel sums in fp32 anyway.
+        with torch.autocast(x_BCZYX.device.type, enabled=False):
+            y = F.layer_norm(x_BZYXC, x_BZYXC.shape[-1:], weight, bias)
+        y = F.relu_(y) if self.relu else y
+        return y.permute(0, 4, 1, 2, 3)
+
+
+def norm_maker(norm: Norm, copies: int = 1) -> NormMaker:
+    """Choose a norm by name: ``batch`` or ``channel``, shared among `copies` group elements."""
+    require_choice(norm, Norm, "norm")
+    chosen: type[nn.Module] = {"batch": BatchNormRelu, "channel": ChannelNormRelu}[norm]
+
+    def make(num_channels: int, *, relu: bool = True) -> nn.Module:
+        return chosen(num_channels, copies, relu=relu)
+
+    return make
+
+
+class ConvBlock(nn.Module):
+    """Convolutions, each followed by a norm and ReLU; residual on request (the input joins before the last ReLU).
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels (of one copy) before and after.
+    kernel_zyx : three int
+        Kernel of every convolution.
+    num_convs : int
+        How many.
+    conv, norm : callables
+        Make the layers, so that a group network uses the same block.
+    first : callable
+        Makes the first convolution and the shortcut; `conv` when not given.
+    residual : bool
+        Add the block's input, through a pointwise convolution where the channels differ.
+    copies, grow
+        See `Stage`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_zyx: Triple,
+        num_convs: int,
+        *,
+        conv: ConvMaker,
+        norm: NormMaker,
+        first: ConvMaker | None = None,
+        residual: bool = False,
+        copies: int = 1,
+        grow: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if num_convs < 1:
+            raise ConfigError(f"convs_per_level is {num_convs}; expected 1 or more")
+        entry = first or conv
+        stages = [Stage(entry(in_channels, out_channels, kernel_zyx), copies=copies, grow=grow)]
+        stages.extend(
+            Stage(norm(out_channels), conv(out_channels, out_channels, kernel_zyx))
+            for _ in range(num_convs - 1)
+        )
+        stages.append(Stage(norm(out_channels, relu=not residual)))
+        self.stages = nn.ModuleList(stages)
+        self.shortcut: Stage | None = None
+        if residual:
+            same = first is None and in_channels == out_channels
+            point = nn.Identity() if same else entry(in_channels, out_channels, _POINT)
+            self.shortcut = Stage(point, copies=copies, grow=grow)
+
+    def forward(self, *parts_BCZYX: Tensor) -> Parts:
+        """(B, in, Z, Y, X), possibly in parts, to (B, out, Z, Y, X)."""
+        first, *others = self.stages
+        y: Tensor = first(*parts_BCZYX)
+        for stage in others:
+            y = stage(y)
+        return (y if self.shortcut is None else F.relu_(y + self.shortcut(*parts_BCZYX)),)

@@ -1,0 +1,120 @@
+"""Parts of a network that forget their activations and compute them again in the backward pass.
+
+Axes: B batch, C channels, G group elements, Z Y X space. A feature map of a group network has G*C channels, the
+group outermost, so that in channels_last_3d its fields are views.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+Parts = tuple[Tensor, ...]
+"""Feature maps (B, ., Z, Y, X) that together are one, concatenated only where they are used: a copy less to keep."""
+
+
+def split_copies(x_BCZYX: Tensor, copies: int) -> Tensor:
+    """Show (B, G*C, Z, Y, X) as (B, Z, Y, X, G, C)."""
+    B, C, Z, Y, X = x_BCZYX.shape
+    return x_BCZYX.permute(0, 2, 3, 4, 1).reshape(B, Z, Y, X, copies, C // copies)
+
+
+def join_copies(x_BZYXGC: Tensor) -> Tensor:
+    """Undo `split_copies`: (B, G*C, Z, Y, X)."""
+    return x_BZYXGC.flatten(4, 5).permute(0, 4, 1, 2, 3)
+
+
+def merge_channels(parts: Sequence[Tensor], copies: int = 1) -> Tensor:
+    """Concatenate feature maps (B, G*C_i, Z, Y, X) along C, copy by copy: (B, G*sum(C_i), Z, Y, X)."""
+    if len(parts) == 1:
+        return parts[0]
+    if copies == 1:
+        return torch.cat(list(parts), dim=1)
+    return join_copies(torch.cat([split_copies(part, copies) for part in parts], dim=-1))
+
+
+@contextlib.contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Hold BatchNorm's running statistics still, because a recomputed forward pass would count its batch twice."""
+    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    kept = [(layer, layer.momentum, layer.num_batches_tracked) for layer in norms]
+    try:
+        for layer in norms:
+            layer.momentum, layer.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for layer, momentum, tracked in kept:
+            layer.momentum, layer.num_batches_tracked = momentum, tracked
+
+
+def recomputed(module: nn.Module, *inputs: Any) -> Any:
+    """Call a module and keep only its inputs; what lies between is computed again in the backward pass.
+
+    The output, the gradients and the running statistics are those of a plain call. Non-reentrant: the first
+    block's input is the image, which needs no gradient, and reentrant checkpointing would silently give that
+    block none.
+    """
+    if not torch.is_grad_enabled():
+        return module(*inputs)
+    return checkpoint(
+        module,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=any(isinstance(layer, nn.Dropout | nn.Dropout3d) for layer in module.modules()),
+        context_fn=lambda: (contextlib.nullcontext(), _frozen_statistics(module)),
+    )
+
+
+class Stage(nn.Module):
+    """Layers in a row that can forget: with `recompute` on, only the inputs are kept for the backward pass.
+
+    The rest is computed again there, up to the last convolution's input, which is all that its gradient needs: a
+    stage that ends in a convolution forgets concatenation, upsampling, norm and activation, and repeats no
+    convolution. For dense blocks this is the memory-efficient form of Pleiss et al. 2017.
+
+    Parameters
+    ----------
+    *layers : Module
+        In order.
+    copies : int
+        Group elements of the maps.
+    grow : Module, optional
+        Upsampling applied to the last of several inputs before they are concatenated.
+    """
+
+    def __init__(self, *layers: nn.Module, copies: int = 1, grow: nn.Module | None = None) -> None:
+        super().__init__()
+        self.recompute = False
+        self.layers = _Merged(*layers, copies=copies, grow=grow)
+
+    def forward(self, *parts_BCZYX: Tensor) -> Tensor:
+        """Concatenate the parts (B, ., Z, Y, X) along the channels and apply the layers."""
+        result: Tensor = (
+            recomputed(self.layers, *parts_BCZYX) if self.recompute else self.layers(*parts_BCZYX)
+        )
+        return result
+
+
+class _Merged(nn.Sequential):
+    def __init__(self, *layers: nn.Module, copies: int, grow: nn.Module | None) -> None:
+        super().__init__(*layers)
+        self.copies = copies
+        self.grow = [grow] if grow is not None else []
+
+    def forward(self, *parts_BCZYX: Tensor) -> Tensor:
+        x_BCZYX = self._merge(*parts_BCZYX)
+        for layer in self:
+            x_BCZYX = layer(x_BCZYX)
+        return x_BCZYX
+
+    def _merge(self, *parts_BCZYX: Tensor) -> Tensor:
+        *others, last = parts_BCZYX
+        for grow in self.grow:
+            last = grow(last)
+        return merge_channels([*others, last], self.copies)

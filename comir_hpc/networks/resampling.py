@@ -1,0 +1,139 @@
+"""Pooling and upsampling that put every voxel's centre where it belongs.
+
+Axes: B batch, C channels, Z Y X space.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from comir_hpc.networks.planning import Triple
+
+
+def _pairs(x: Tensor, dim: int) -> Tensor:
+    return x.reshape(*x.shape[:dim], x.shape[dim] // 2, 2, *x.shape[dim + 1 :])
+
+
+def _halve(x: Tensor, dim: int) -> Tensor:
+    pairs = _pairs(x, dim)
+    return pairs.select(dim + 1, 0) + pairs.select(dim + 1, 1)
+
+
+def _double(x: Tensor, dim: int) -> Tensor:
+    """Linear interpolation at the quarter points between neighbours, the end voxels held."""
+    size = x.shape[dim]
+    y = x.new_empty((*x.shape[: dim + 1], 2, *x.shape[dim + 1 :]))
+    even, odd = y.select(dim + 1, 0), y.select(dim + 1, 1)
+    lower, upper = x.narrow(dim, 0, size - 1), x.narrow(dim, 1, size - 1)
+    torch.lerp(upper, lower, 0.25, out=even.narrow(dim, 1, size - 1))
+    torch.lerp(lower, upper, 0.25, out=odd.narrow(dim, 0, size - 1))
+    even.select(dim, 0).copy_(x.select(dim, 0))
+    odd.select(dim, size - 1).copy_(x.select(dim, size - 1))
+    return y.flatten(dim, dim + 1)
+
+
+def _double_adjoint(grad: Tensor, dim: int) -> Tensor:
+    """Transpose of `_double`, which is linear."""
+    size = grad.shape[dim] // 2
+    pairs = _pairs(grad, dim)
+    even, odd = pairs.select(dim + 1, 0), pairs.select(dim + 1, 1)
+    x = (even + odd).mul_(0.75)
+    x.narrow(dim, 0, size - 1).add_(even.narrow(dim, 1, size - 1), alpha=0.25)
+    x.narrow(dim, 1, size - 1).add_(odd.narrow(dim, 0, size - 1), alpha=0.25)
+    x.select(dim, 0).add_(even.select(dim, 0), alpha=0.25)
+    x.select(dim, size - 1).add_(odd.select(dim, size - 1), alpha=0.25)
+    return x
+
+
+class _MeanPool(torch.autograd.Function):
+    """Mean of pairs along some axes, as strided sums: torch's avg_pool3d has no bf16 on CPU, and keeps its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCZYX: Tensor, factors: Triple) -> Tensor:
+        ctx.factors = factors
+        x_BZYXC = x_BCZYX.permute(0, 2, 3, 4, 1)
+        for dim in (3, 2, 1):
+            if factors[dim - 1] == 2:
+                x_BZYXC = _halve(x_BZYXC, dim)
+        return x_BZYXC.mul_(1 / math.prod(factors)).permute(0, 4, 1, 2, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCZYX: Tensor) -> tuple[Tensor, None]:
+        fz, fy, fx = ctx.factors
+        g = grad_BCZYX.permute(0, 2, 3, 4, 1) / (fz * fy * fx)
+        B, Z, Y, X, C = g.shape
+        g = g[:, :, None, :, None, :, None].expand(B, Z, fz, Y, fy, X, fx, C)
+        return g.reshape(B, Z * fz, Y * fy, X * fx, C).permute(0, 4, 1, 2, 3), None
+
+
+class _LinearUpsample(torch.autograd.Function):
+    """Trilinear upsampling, separably: keeps bf16 in autocast, and has a deterministic gradient on every device.
+
+    On CPU, forward and backward together take about half the time of torch's own kernel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BCZYX: Tensor, factors: Triple) -> Tensor:
+        ctx.factors = factors
+        x_BZYXC = x_BCZYX.permute(0, 2, 3, 4, 1)
+        for dim in (1, 2, 3):
+            if factors[dim - 1] == 2:
+                x_BZYXC = _double(x_BZYXC, dim)
+        return x_BZYXC.permute(0, 4, 1, 2, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCZYX: Tensor) -> tuple[Tensor, None]:
+        # Sums in fp32: faster than bf16 on CPU, and rounded once.
+        g = grad_BCZYX.permute(0, 2, 3, 4, 1).to(torch.promote_types(grad_BCZYX.dtype, torch.float32))
+        for dim in (1, 2, 3):
+            if ctx.factors[dim - 1] == 2:
+                g = _double_adjoint(g, dim)
+        return g.to(grad_BCZYX.dtype).permute(0, 4, 1, 2, 3), None
+
+
+class Resample(nn.Module):
+    """Pooling or upsampling by 1 or 2 along each axis, with voxel centres where they belong.
+
+    Mean pooling puts a coarse voxel at the centre of its fine ones, and linear upsampling (align_corners=False)
+    reads it there, so that down and up again is symmetric: no half-voxel shift. Max pooling and nearest
+    upsampling are the published CoMIR's, kept for comparison.
+
+    Parameters
+    ----------
+    factors : three int
+        1 or 2 along (z, y, x).
+    kind : str
+        ``mean`` or ``max`` pool; ``linear`` or ``nearest`` upsample.
+    """
+
+    def __init__(self, factors: Triple, kind: Literal["mean", "max", "linear", "nearest"]) -> None:
+        super().__init__()
+        self.factors = factors
+        self.kind = kind
+
+    def extra_repr(self) -> str:
+        """Say what is resampled, for printing."""
+        return f"{self.kind}, factors={self.factors}"
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) to the shape divided or multiplied by the factors."""
+        if self.factors == (1, 1, 1):
+            return x_BCZYX
+        match self.kind:
+            case "mean":
+                y: Tensor = _MeanPool.apply(x_BCZYX, self.factors)  # type: ignore[no-untyped-call]
+            case "linear":
+                y = _LinearUpsample.apply(x_BCZYX, self.factors)  # type: ignore[no-untyped-call]
+            case "max":
+                y = F.max_pool3d(x_BCZYX, self.factors)
+            case "nearest":
+                y = F.interpolate(x_BCZYX, scale_factor=[float(f) for f in self.factors], mode="nearest")
+        return y
