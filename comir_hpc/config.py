@@ -47,7 +47,7 @@ class IngestSettings(Settings):
     unit: str | None = None
     """Unit of `spacing`: nm, um, mm, cm or m."""
     dataset: str | None = None
-    """Path of the array inside an HDF5 or zarr file."""
+    """Which of several: path of an array in HDF5 or zarr, number of a TIFF series, UID of a DICOM series."""
     kind: Literal["image", "labels"] = "image"
     """Labels are down-sampled by the most frequent value and carry no intensity statistics."""
     chunk: Positive = 64
@@ -56,6 +56,12 @@ class IngestSettings(Settings):
     """Voxels along each side of the unit of writing (one file)."""
     non_finite: float | None = None
     """Value that replaces NaN and infinite voxels; when not given, they are refused."""
+    foreground_above: float | None = None
+    """Value above which a voxel belongs to the specimen; found from the histogram when not given."""
+    max_memory: Annotated[float, Field(gt=0)] | None = None
+    """Memory that may be used, GiB; what is free when not given."""
+    verify: bool = False
+    """Check the content of blocks that are done already, and do damaged ones again."""
     workers: Positive = 1
     """Processes."""
     overwrite: bool = False
@@ -75,6 +81,14 @@ class NetworkSettings(Settings):
     """Batch statistics (running means at inference), or a norm over channels at each voxel."""
     residual: bool = False
     """Add each block's input to its output."""
+    convs_per_level: Positive | tuple[Positive, ...] = 2
+    """Convolutions in each block, for all levels or finest first."""
+    padding: Literal["zeros", "replicate", "reflect"] = "zeros"
+    """What convolutions see beyond the border of a patch or window."""
+    configuration: Literal["three-level", "six-level"] = "three-level"
+    """Which of the networks published with CoMIR `denseunet` is."""
+    antialiased: bool = True
+    """Mean pooling and linear upsampling in `denseunet`; false is the published max pooling and nearest upsampling."""
     checkpoint_levels: Annotated[int, Field(ge=0)] = 0
     """Finest levels whose activations are recomputed in the backward pass instead of kept."""
 
@@ -296,6 +310,16 @@ class RegisterSettings(Settings):
     """Encoder of the fixed volume (comir)."""
     moving_modality: str | None = None
     """Encoder of the moving volume (comir)."""
+    fixed_representation: Path | None = None
+    """Representation of the fixed volume that `infer` wrote; computed in memory when not given (comir)."""
+    moving_representation: Path | None = None
+    """Representation of the moving volume that `infer` wrote; computed in memory when not given (comir)."""
+    symmetrise: Literal["none", "D2", "D4", "O"] = "none"
+    """Average a representation that is computed here over the rotations of this group (comir)."""
+    precision: Precision = "auto"
+    """Of a representation that is computed here; see EngineSettings (comir)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a representation is computed (comir)."""
     initial: Literal["identity", "moments", "global"] = "global"
     """Where the refinement starts."""
     transform: Literal["rigid", "affine"] = "rigid"
@@ -308,18 +332,25 @@ class RegisterSettings(Settings):
     """Voxels along the longest side of the fixed volume in the global search."""
     seed: int = 0
     """Of the metric's sampling."""
-    threads: int = 0
+    max_memory_gib: Length = 4.0
+    """Volumes are compared at the finest level of their pyramids that fits into this."""
+    threads: Annotated[int, Field(ge=0)] = 0
     """Threads; 0 takes what the machine gives."""
     overwrite: bool = False
     """Replace a result made from other inputs."""
 
     @model_validator(mode="after")
     def _check(self) -> RegisterSettings:
-        if self.representation == "comir":
+        given = self.fixed_representation is not None, self.moving_representation is not None
+        if self.representation == "comir" and not all(given):
             missing = [n for n in ("model", "fixed_modality", "moving_modality") if getattr(self, n) is None]
             if missing:
                 flags = ", ".join("--" + n.replace("_", "-") for n in missing)
                 raise ValueError(f"representation comir needs {flags}; or use --representation intensity")
+        if self.representation == "intensity" and any(given):
+            raise ValueError(
+                "fixed_representation and moving_representation mean nothing with --representation intensity"
+            )
         return self
 
 
