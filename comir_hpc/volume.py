@@ -11,6 +11,7 @@ writers in one shard lose data without a word (zarr-python 3682, dask 12583).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -297,23 +298,6 @@ class Volume:
 
     # ------------------------------------------------------------------ pyramid
 
-    def planned_levels(self) -> list[Triple]:
-        """Factors of the pyramid's levels against level 0, the first (1, 1, 1).
-
-        An axis is halved only while its spacing is under twice the coarsest one, so thick slices become
-        isotropic before they are halved.
-        """
-        factors: list[Triple] = [(1, 1, 1)]
-        shape, spacing = np.asarray(self.grid.shape_zyx), np.asarray(self.grid.spacing_zyx)
-        while (-(-shape // np.asarray(factors[-1]))).max() > _SMALLEST_LEVEL:
-            last = np.asarray(factors[-1])
-            now = spacing * last
-            halve = (now <= now.min() * math.sqrt(2)) & (-(-shape // last) > 1)
-            if not halve.any():
-                break
-            factors.append(_zyx((last * np.where(halve, 2, 1)).tolist()))
-        return factors
-
     def build_pyramid(self) -> None:
         """Write every level above 0 from the level below it, one slab of shards at a time.
 
@@ -321,7 +305,10 @@ class Volume:
         labels take the most frequent value.
         """
         kind: Kind = self.metadata["kind"]
-        factors = self.planned_levels()
+        factors = planned_levels(self.grid)
+        # Until they are written again, the levels above 0 are not named: a stop in between leaves no dead links.
+        self._group.attrs["ome"] = _ome_metadata(self.path.name, self.grid, factors[:1], kind)
+        self.update_metadata(levels=[[1, 1, 1]])
         for level in range(1, len(factors)):
             step = _zyx([b // a for a, b in zip(factors[level - 1], factors[level], strict=True)])
             shape = self.grid.downsampled(factors[level]).shape_zyx
@@ -338,34 +325,72 @@ class Volume:
     def _fill_level(self, level: int, step: Triple, shards: Triple, kind: Kind) -> None:
         below = Box((0, 0, 0), _zyx(self._arrays[level - 1].shape))
         for block in plan_blocks(_zyx(self._arrays[level].shape), shards):
-            source = Box(
-                _zyx([a * s for a, s in zip(block.write.start, step, strict=True)]),
-                _zyx([b * s for b, s in zip(block.write.stop, step, strict=True)]),
-            ).intersect(below)
-            fine = self.read(source, level=level - 1)
-            self.write(block.write, downsample(fine, step, labels=kind == "labels"), level=level)
+            values = np.empty((self.num_channels, *block.write.shape), dtype=self.dtype)
+            # A layer of chunks at a time: the finer voxels under a whole shard are eight times as many.
+            for layer in plan_blocks(block.write.shape, (self.chunk_zyx[0], *block.write.shape[1:])):
+                target = layer.write.shifted(block.write.start)
+                source = Box(
+                    _zyx([a * s for a, s in zip(target.start, step, strict=True)]),
+                    _zyx([b * s for b, s in zip(target.stop, step, strict=True)]),
+                ).intersect(below)
+                fine = self.read(source, level=level - 1)
+                values[(slice(None), *layer.write.slices)] = downsample(fine, step, labels=kind == "labels")
+            self.write(block.write, values, level=level)
+
+
+def planned_levels(grid: Grid) -> list[Triple]:
+    """Factors of a pyramid's levels against level 0, the first (1, 1, 1).
+
+    The finest axis is halved, and those less than sqrt(2) times coarser with it: thick slices are left alone until the
+    voxels are about isotropic.
+    """
+    factors: list[Triple] = [(1, 1, 1)]
+    shape, spacing = np.asarray(grid.shape_zyx), np.asarray(grid.spacing_zyx)
+    while (-(-shape // np.asarray(factors[-1]))).max() > _SMALLEST_LEVEL:
+        last = np.asarray(factors[-1])
+        now, long = spacing * last, -(-shape // last) > 1
+        # An axis that is down to one voxel cannot be halved, however fine it is: it must not hold back the others.
+        halve = long & (now <= now[long].min() * math.sqrt(2))
+        factors.append(_zyx((last * np.where(halve, 2, 1)).tolist()))
+    return factors
 
 
 def downsample(values: NDArray[Any], step_zyx: Triple, *, labels: bool = False) -> NDArray[Any]:
     """Reduce (c, z, y, x) by whole factors: the mean, or for labels the most frequent value; dtype kept.
 
-    A partial block at the end is the mean of what it holds (the edge is repeated, which is the same for factor 2).
+    Means of integers are exact before they are rounded (a half goes to the even neighbour); of labels that are equally
+    frequent the first in z, y, x order is taken. A partial block at the end is filled with its last voxel.
     """
     pad = [(0, 0)] + [(0, -n % s) for n, s in zip(values.shape[1:], step_zyx, strict=True)]
-    padded = np.pad(values, pad, mode="edge")
-    c, z, y, x = padded.shape
-    sz, sy, sx = step_zyx
-    blocks = padded.reshape(c, z // sz, sz, y // sy, sy, x // sx, sx)
-    if labels:
-        flat = np.moveaxis(blocks, (2, 4, 6), (4, 5, 6)).reshape(c, z // sz, y // sy, x // sx, -1)
-        counts = (flat[..., :, None] == flat[..., None, :]).sum(axis=-1)
-        commonest: NDArray[Any] = np.take_along_axis(flat, counts.argmax(axis=-1)[..., None], axis=-1)[..., 0]
-        return commonest
-    mean = blocks.mean(axis=(2, 4, 6), dtype=np.float64 if values.dtype.itemsize > 4 else np.float32)
-    rounded: NDArray[Any] = (np.rint(mean) if np.issubdtype(values.dtype, np.integer) else mean).astype(
-        values.dtype
-    )
-    return rounded
+    padded = np.pad(values, pad, mode="edge") if any(p != (0, 0) for p in pad) else values
+    return _mode(padded, step_zyx) if labels else _mean(padded, step_zyx)
+
+
+def _mean(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    wide = {1: np.int32, 2: np.int32, 4: np.int64, 8: np.float64} if kind in "iu" else {2: np.float32}
+    total = values.astype(wide.get(size, values.dtype.type), copy=False)
+    for axis in (3, 2, 1):  # x first: it leaves the least for the strided ones
+        step = step_zyx[axis - 1]
+        if step > 1:
+            before = (slice(None),) * axis
+            parts = [total[(*before, slice(k, None, step))] for k in range(step)]
+            total = sum(parts[1:], start=parts[0])
+    mean = total / math.prod(step_zyx)
+    return (np.rint(mean) if kind in "iu" else mean).astype(values.dtype)
+
+
+def _mode(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
+    starts = itertools.product(*map(range, step_zyx))
+    parts = [values[:, z :: step_zyx[0], y :: step_zyx[1], x :: step_zyx[2]] for z, y, x in starts]
+    commonest, most = parts[0].copy(), np.zeros(parts[0].shape, dtype=np.int16)
+    for candidate in parts:
+        count = np.zeros(most.shape, dtype=np.int16)
+        for other in parts:
+            count += candidate == other
+        np.copyto(commonest, candidate, where=count > most)
+        np.maximum(most, count, out=most)
+    return commonest
 
 
 def chunk_and_shard(
@@ -433,7 +458,7 @@ def _create_level(
 
 def _level_arrays(path: Path, group: zarr.Group, attributes: dict[str, Any]) -> list[zarr.Array[Any]]:
     datasets = attributes["ome"]["multiscales"][0]["datasets"]
-    arrays = [group[dataset["path"]] for dataset in datasets]
+    arrays = [group.get(dataset["path"]) for dataset in datasets]
     if not all(isinstance(a, zarr.Array) for a in arrays):
         raise VolumeError(f"{path}: a level of the pyramid is missing; run the command that wrote it again")
     return arrays  # type: ignore[return-value]

@@ -305,7 +305,7 @@ def geometry_of(header: sitk.ImageFileReader | sitk.Image, path: Path) -> tuple[
         direction = left @ right
     x, y, z = header.GetSpacing()[:3]
     rows = [tuple(float(v) for v in row) for row in direction]
-    origin = tuple(float(o) for o in header.GetOrigin()[:3])
+    origin = tuple(float(o) + 0.0 for o in header.GetOrigin()[:3])
     return (z, y, x), origin, tuple(rows)  # type: ignore[return-value]
 
 

@@ -1,0 +1,543 @@
+"""A file in, a trusted volume out: known voxels and statistics, resumed equals uninterrupted, every refusal named."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+
+from comir_hpc import ingest as module
+from comir_hpc.config import IngestSettings
+from comir_hpc.datasets import Displacement, degrade, displace, embedded_volume, phantom_pair
+from comir_hpc.errors import ConfigError, VolumeError
+from comir_hpc.geometry import Grid
+from comir_hpc.histogram import Histogram, foreground_threshold, intensity_of
+from comir_hpc.ingest import ingest, ingest_array, plan_ingest
+from comir_hpc.ledger import Ledger
+from comir_hpc.volume import Volume
+
+GRID = Grid((40, 50, 36), (2.0, 1.0, 1.0), (1.0, -2.0, 3.0))
+
+
+def image(dtype: str = "uint16", seed: int = 0) -> np.ndarray:
+    """A bright ball of varied values in dark noise."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in GRID.shape_zyx), indexing="ij")
+    inside = z**2 + y**2 + x**2 < 0.6
+    values = np.where(inside, rng.normal(150, 25, GRID.shape_zyx), rng.normal(10, 2, GRID.shape_zyx))
+    return values.clip(0, 250).astype(dtype)
+
+
+def write(path: Path, values: np.ndarray) -> Path:
+    picture = sitk.GetImageFromArray(values)
+    picture.SetSpacing(GRID.spacing_zyx[::-1])
+    picture.SetOrigin(GRID.origin_xyz)
+    sitk.WriteImage(picture, str(path))
+    return path
+
+
+def settings(source: Path, out: Path, **more: Any) -> IngestSettings:
+    return IngestSettings(source=source, out=out, **{"chunk": 8, "shard": 32, **more})
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(store)): f.read_bytes() for f in sorted(store.rglob("*")) if f.is_file()}
+
+
+# ---------------------------------------------------------------------- what it writes
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [
+        (".nii", "uint8"),
+        (".nii", "float64"),
+        (".nii.gz", "int16"),
+        (".mha", "int32"),
+        (".mha", "uint16"),
+        (".nrrd", "float32"),
+    ],
+)
+def test_voxels_grid_and_dtype(tmp_path: Path, suffix: str, dtype: str) -> None:
+    source = write(tmp_path / f"scan{suffix}", image(dtype))
+    result = ingest(settings(source, tmp_path / "scan.zarr"))
+    volume = Volume.open(tmp_path / "scan.zarr")
+    np.testing.assert_array_equal(volume.read()[0], image(dtype))
+    assert volume.dtype == np.dtype(dtype)
+    assert volume.grid == result.grid
+    assert volume.grid.agrees_with(GRID)
+    assert (result.blocks, result.skipped) == (2 * 2 * 2, 0)
+    assert result.num_bytes == sum(map(len, files_of(tmp_path / "scan.zarr").values()))
+    assert [volume.level_factors(n) for n in range(volume.num_levels)] == [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
+
+
+def test_channels(tmp_path: Path) -> None:
+    values = np.stack([image(), image(seed=1) // 2, np.full(GRID.shape_zyx, 255)]).astype(np.uint8)
+    np.save(tmp_path / "rgb.npy", np.moveaxis(values, 0, -1))
+    ingest(settings(tmp_path / "rgb.npy", tmp_path / "v.zarr", spacing=(2, 1, 1), unit="um"))
+    volume = Volume.open(tmp_path / "v.zarr")
+    np.testing.assert_array_equal(volume.read(), values)
+    assert volume.intensity(1).mean == pytest.approx(volume.intensity(0).mean / 2, rel=0.02)
+    # A constant channel beside others becomes zero, not a division by zero.
+    assert np.all(volume.intensity(2).normalise(volume.read()[2]) == 0)
+
+
+def test_array_and_file_give_the_same_volume(tmp_path: Path) -> None:
+    ingest(settings(write(tmp_path / "scan.mha", image()), tmp_path / "a" / "v.zarr"))
+    ingest_array(image(), GRID, tmp_path / "b" / "v.zarr", chunk=8, shard=32)
+    stores = [files_of(tmp_path / n / "v.zarr") for n in "ab"]
+    assert stores[0].keys() == stores[1].keys()
+    assert all(stores[0][k] == stores[1][k] for k in stores[0] if k != "zarr.json")
+    first, second = (Volume.open(tmp_path / n / "v.zarr") for n in "ab")
+    assert first.intensity() == second.intensity()
+    again = ingest_array(image(), GRID, tmp_path / "b" / "v.zarr", chunk=8, shard=32)
+    assert again.skipped == again.blocks
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"compression": "zlib", "tile": (16, 16)}])
+def test_tiff_needs_spacing_and_keeps_it(tmp_path: Path, options: dict[str, Any]) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", image(), photometric="minisblack", **options)
+    with pytest.raises(VolumeError, match=r"s\.tif.*--spacing Z Y X --unit mm"):
+        ingest(settings(tmp_path / "s.tif", tmp_path / "v.zarr"))
+    assert not (tmp_path / "v.zarr").exists()
+    result = ingest(settings(tmp_path / "s.tif", tmp_path / "v.zarr", spacing=(2, 1, 1), unit="um"))
+    assert result.grid.spacing_mm == pytest.approx((2e-3, 1e-3, 1e-3))
+    np.testing.assert_array_equal(Volume.open(tmp_path / "v.zarr").read()[0], image())
+
+
+def test_blocks_hold_what_is_decoded_at_once(tmp_path: Path) -> None:
+    """Strips as wide as the page: a block that is narrower would decode them again for each of its neighbours."""
+    tifffile.imwrite(
+        tmp_path / "s.tif", image(), photometric="minisblack", compression="zlib", rowsperstrip=50
+    )
+    plan = plan_ingest(
+        settings(tmp_path / "s.tif", tmp_path / "v.zarr", spacing=(2, 1, 1), unit="um", shard=16)
+    )
+    assert (plan["block"], plan["blocks"]) == ("16 x 64 x 48", 3)
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_dataset("a", data=image(), chunks=(4, 20, 16))
+    plan = plan_ingest(
+        settings(tmp_path / "v.h5", tmp_path / "v.zarr", spacing=(2, 1, 1), unit="um", shard=16)
+    )
+    assert plan["block"] == "16 x 32 x 16"
+
+
+def test_two_processes_write_what_one_does(tmp_path: Path) -> None:
+    source = write(tmp_path / "scan.mha", image("float32"))
+    for workers in (1, 2):
+        ingest(settings(source, tmp_path / str(workers) / "v.zarr", workers=workers))
+    assert files_of(tmp_path / "1" / "v.zarr") == files_of(tmp_path / "2" / "v.zarr")
+
+
+def test_labels(tmp_path: Path) -> None:
+    values = (image() > 80).astype(np.uint8) * 7
+    ingest(settings(write(tmp_path / "l.mha", values), tmp_path / "l.zarr", kind="labels"))
+    volume = Volume.open(tmp_path / "l.zarr")
+    assert set(np.unique(volume.read(level=1))) == {0, 7}
+    with pytest.raises(VolumeError, match="no intensity statistics"):
+        volume.intensity()
+    ingest_array(np.ones(GRID.shape_zyx, np.uint8), GRID, tmp_path / "one.zarr", kind="labels")
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def test_statistics_of_integers_are_exact(tmp_path: Path) -> None:
+    values = image("uint16")
+    ingest_array(values, GRID, tmp_path / "v.zarr", chunk=8, shard=16)
+    found = Volume.open(tmp_path / "v.zarr").intensity()
+    inside = values[values > found.foreground_above]
+    low, high = np.percentile(inside, [0.1, 99.9], method="inverted_cdf")
+    clipped = np.clip(inside, low, high).astype(np.float64)
+    assert (found.low, found.high) == (low, high)
+    assert found.mean == pytest.approx(clipped.mean(), rel=1e-12)
+    assert found.std == pytest.approx(clipped.std(), rel=1e-12)
+    assert 20 < found.foreground_above < 80
+    assert Volume.open(tmp_path / "v.zarr").metadata["value_range"] == [[values.min(), values.max()]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "offset"),
+    [
+        *((d, 1, 0) for d in ("float16", "float32", "float64", "int32", "uint32", "int64")),
+        *((d, 1000, -50000) for d in ("float32", "float64", "int32", "int64")),
+        *((d, 0.01, 300) for d in ("float32", "float64")),
+        ("uint32", 10_000_000, 0),
+    ],
+)
+def test_statistics_of_wide_types(dtype: str, scale: float, offset: float) -> None:
+    """Right to 0.1 % of the spread, wherever the values lie."""
+    values = (image("float64") * scale + offset).astype(dtype)
+    histogram = Histogram(dtype, float(np.median(values.astype(np.float64))))
+    histogram.add(values[:13])
+    histogram.add(values[13:])
+    found = intensity_of(histogram)
+    wide = values.astype(np.float64)
+    inside = wide[wide > found.foreground_above]
+    low, high = np.percentile(inside, [0.1, 99.9], method="inverted_cdf")
+    clipped = np.clip(inside, low, high)
+    tolerance = 1e-3 * (wide.max() - wide.min())
+    assert found.low == pytest.approx(low, abs=tolerance)
+    assert found.high == pytest.approx(high, abs=tolerance)
+    assert found.mean == pytest.approx(clipped.mean(), abs=tolerance)
+    assert found.std == pytest.approx(clipped.std(), abs=tolerance)
+    assert (histogram.minimum, histogram.maximum) == (wide.min(), wide.max())
+    assert abs(np.mean(wide > found.foreground_above) - np.mean(image("float64") > 80)) < 0.01
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "float16", "float32", "int32", "float64"])
+def test_histograms_merge_in_any_order(dtype: str) -> None:
+    values = np.random.default_rng(0).normal(0, 100, 5000).astype(dtype)
+    whole, parts = Histogram(dtype, 3.0), Histogram(dtype, 3.0)
+    whole.add(values)
+    for piece in (values[4000:], values[:1000], values[1000:4000]):
+        one = Histogram(dtype, 3.0)
+        one.add(piece)
+        parts.merge(one.record())
+    assert intensity_of(whole) == intensity_of(parts)
+    found, counts = whole.values()
+    assert counts.sum() == values.size
+    assert np.all(np.diff(found) > 0)
+    if whole.exact:
+        np.testing.assert_array_equal(found, np.unique(values.astype(np.float64)))
+
+
+def test_far_outliers_do_not_blunt_the_statistics() -> None:
+    values = np.append(image("float32").ravel(), np.float32([1e9, -1e12]))
+    histogram = Histogram("float32", float(np.median(values)))
+    histogram.add(values)
+    found = intensity_of(histogram)
+    assert 20 < found.foreground_above < 80
+    assert found.high < 260
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 255], [-3, 7]])
+def test_binary_images_can_be_normalised(values: list[int]) -> None:
+    histogram = Histogram("int16")
+    histogram.add(np.repeat(np.array(values, np.int16), (700, 300)))
+    found = intensity_of(histogram)
+    assert (found.low, found.high) == tuple(values)
+    assert found.std > 0
+    assert values[0] <= found.foreground_above < values[1]
+
+
+def test_one_bright_voxel_is_enough_to_normalise() -> None:
+    histogram = Histogram("uint8")
+    histogram.add(np.append(np.zeros(100_000, np.uint8), np.uint8(9)))
+    found = intensity_of(histogram)
+    assert found.std > 0
+    assert found.foreground_above < 9
+
+
+def test_threshold_of_the_user(tmp_path: Path) -> None:
+    ingest_array(image(), GRID, tmp_path / "v.zarr", foreground_above=5.0)
+    assert Volume.open(tmp_path / "v.zarr").intensity().foreground_above == 5.0
+    with pytest.raises(VolumeError, match=r"no voxel is above 500, the largest is.*--foreground-above"):
+        ingest_array(image(), GRID, tmp_path / "w.zarr", foreground_above=500.0)
+
+
+@pytest.mark.parametrize("modality", ["t1w", "t2w"])
+def test_foreground_of_a_head(modality: str) -> None:
+    """Air stays out and dark tissue in, with empty corners, a bias field and noise as well."""
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(embedded_volume(modality))))
+    grid = Grid(values.shape, (2.0, 2.0, 2.0))
+    rng = np.random.default_rng(1)
+    moved, _, _ = displace(values, grid, Displacement.draw(rng, values.shape), 112)
+    shares = {}
+    for name, volume in (("plain", values), ("moved", moved), ("degraded", degrade(moved, rng))):
+        histogram = Histogram(volume.dtype)
+        histogram.add(volume)
+        mask = volume > foreground_threshold(*histogram.values())
+        shares[name] = mask.sum() / values.size
+        assert mask[:6, :6, :6].mean() == 0
+        assert mask[-6:, :6, -6:].mean() < 0.01
+    assert 0.35 < shares["plain"] < 0.5
+    # The turned head is cut a little by the field of view.
+    assert shares["moved"] == pytest.approx(shares["plain"], abs=0.12)
+    assert shares["degraded"] == pytest.approx(shares["plain"], abs=0.12)
+
+
+def test_foreground_of_a_phantom() -> None:
+    for volume in phantom_pair((48, 48, 48)):
+        histogram = Histogram(volume.dtype)
+        histogram.add(volume)
+        mask = volume > foreground_threshold(*histogram.values())
+        # An ellipsoid of 0.85 of the half sides, less its blurred rim.
+        assert mask.mean() == pytest.approx(np.pi / 6 * 0.85**3, abs=0.03)
+
+
+# ---------------------------------------------------------------------- resumed, changed, replaced
+
+
+DYING = """
+import json, os, signal, sys
+from comir_hpc.config import IngestSettings
+from comir_hpc import ingest as module
+from comir_hpc.volume import Volume
+settings = IngestSettings(**json.loads(sys.argv[1]))
+moment = sys.argv[2]
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+if moment == "pyramid":
+    Volume._fill_level = die
+elif moment == "finish":
+    Volume.finish = die
+elif moment == "write":
+    write = Volume.write
+    def half(volume, box, values, **more):
+        write(volume, box, values, **more)
+        if box.start[0] == 16:
+            die()
+    Volume.write = half
+module.ingest(settings, progress=lambda what, done, total: done == int(moment) and die() if moment.isdigit() else None)
+"""
+
+
+def killed(record: IngestSettings, moment: str) -> None:
+    command = [sys.executable, "-c", DYING, record.model_dump_json(), moment]
+    assert subprocess.run(command, check=False, timeout=120).returncode == -9
+
+
+@pytest.mark.parametrize("moment", ["0", "7", "write", "pyramid", "finish"])
+def test_killed_and_rerun_equals_uninterrupted(tmp_path: Path, moment: str) -> None:
+    source = write(tmp_path / "scan.mha", image("float32"))
+    whole, torn = (settings(source, tmp_path / n / "v.zarr", shard=16) for n in ("whole", "torn"))
+    ingest(whole)
+    killed(torn, moment)
+    with pytest.raises(VolumeError, match=r"incomplete: .* run that command again"):
+        Volume.open(torn.out)
+    result = ingest(torn)
+    expected_done = {"0": 0, "7": 7, "write": 12, "pyramid": 36, "finish": 36}[moment]
+    assert result.skipped == expected_done
+    assert files_of(torn.out) == files_of(whole.out)
+    assert ingest(torn).computed == 0
+    leftover = [f.name for f in Ledger(torn.out, "").folder.iterdir() if not f.name.endswith(".jsonl")]
+    assert leftover == ["lock"]
+
+
+def test_a_damaged_or_deleted_shard_is_found_and_redone(tmp_path: Path) -> None:
+    task = settings(write(tmp_path / "scan.mha", image()), tmp_path / "v.zarr")
+    ingest(task)
+    before = files_of(task.out)
+    shard = task.out / "0" / "c" / "0" / "1" / "1" / "1"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+    assert ingest(task).computed == 0
+    assert ingest(task.model_copy(update={"verify": True})).computed == 1
+    assert files_of(task.out) == before
+    shard.unlink()
+    assert ingest(task).computed == 1
+    assert files_of(task.out) == before
+
+
+def test_unfinished_store_of_a_changed_source_is_begun_anew(tmp_path: Path) -> None:
+    task = settings(write(tmp_path / "scan.mha", image()), tmp_path / "v.zarr", shard=16)
+    killed(task, "7")
+    write(tmp_path / "scan.mha", image(seed=5))
+    assert ingest(task).skipped == 0
+    np.testing.assert_array_equal(Volume.open(task.out).read()[0], image(seed=5))
+
+
+def test_finished_store_of_a_changed_source_is_refused(tmp_path: Path) -> None:
+    task = settings(write(tmp_path / "scan.mha", image()), tmp_path / "v.zarr")
+    ingest(task)
+    write(tmp_path / "scan.mha", image(seed=5))
+    with pytest.raises(
+        VolumeError, match=r"v\.zarr was made from .*scan\.mha, which has changed since.*--overwrite"
+    ):
+        ingest(task)
+    np.testing.assert_array_equal(Volume.open(task.out).read()[0], image())
+    ingest(task.model_copy(update={"overwrite": True}))
+    np.testing.assert_array_equal(Volume.open(task.out).read()[0], image(seed=5))
+
+
+def test_finished_store_of_other_settings_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "scan.mha", image())
+    ingest(settings(source, tmp_path / "v.zarr"))
+    with pytest.raises(VolumeError, match=r"made otherwise \(kind: image, now labels\).*--overwrite"):
+        ingest(settings(source, tmp_path / "v.zarr", kind="labels"))
+    other = write(tmp_path / "other.mha", image(seed=5))
+    with pytest.raises(VolumeError, match=r"made otherwise \(source: .*scan\.mha, now .*other\.mha\)"):
+        ingest(settings(other, tmp_path / "v.zarr"))
+
+
+def test_what_is_no_volume_is_never_replaced(tmp_path: Path) -> None:
+    source = write(tmp_path / "scan.mha", image())
+    (tmp_path / "v.zarr").mkdir()
+    (tmp_path / "v.zarr" / "thesis.tex").write_text("irreplaceable")
+    for overwrite in (False, True):
+        with pytest.raises(VolumeError, match=r"v\.zarr exists and is no volume of ours"):
+            ingest(settings(source, tmp_path / "v.zarr", overwrite=overwrite))
+    assert (tmp_path / "v.zarr" / "thesis.tex").read_text() == "irreplaceable"
+
+
+def test_source_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    source = write(tmp_path / "scan.mha", image())
+    task = settings(source, tmp_path / "v.zarr", shard=16)
+
+    def disturb(what: str, done: int, total: int) -> None:
+        if done == 5:
+            os.utime(source, (1, 1))
+
+    with pytest.raises(VolumeError, match=r"scan\.mha changed while it was read"):
+        ingest(task, progress=disturb)
+    with pytest.raises(VolumeError, match="incomplete"):
+        Volume.open(task.out)
+    assert ingest(task).skipped == 0
+    np.testing.assert_array_equal(Volume.open(task.out).read()[0], image())
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_voxels_are_named_and_replaced(tmp_path: Path, bad: float) -> None:
+    values = image("float32")
+    values[20, 30, 10] = bad
+    np.save(tmp_path / "v.npy", values)
+    task = settings(tmp_path / "v.npy", tmp_path / "v.zarr", shard=16, spacing=(2, 1, 1), unit="mm")
+    words = r"1 of 36 blocks .*v\.npy: 1 voxels of box z\[16:32\] y\[16:32\] x\[0:16\] are NaN or infinite, "
+    with pytest.raises(VolumeError, match=words + r".*20, 30, 10; .*--non-finite"):
+        ingest(task)
+    with pytest.raises(VolumeError, match="incomplete"):
+        Volume.open(task.out)
+    ingest(task.model_copy(update={"non_finite": -1.0}))
+    expected = values.copy()
+    expected[20, 30, 10] = -1
+    np.testing.assert_array_equal(Volume.open(task.out).read()[0], expected)
+
+
+def test_non_finite_value_must_fit(tmp_path: Path) -> None:
+    for value, dtype in ((np.nan, "float32"), (1e6, "float16")):
+        with pytest.raises(ConfigError, match="--non-finite"):
+            ingest_array(image(dtype), GRID, tmp_path / "v.zarr", non_finite=value)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_constant_image(tmp_path: Path, dtype: str) -> None:
+    np.save(tmp_path / "v.npy", np.full(GRID.shape_zyx, 3, dtype))
+    task = settings(tmp_path / "v.npy", tmp_path / "v.zarr", spacing=(2, 1, 1), unit="mm")
+    for _ in range(2):
+        with pytest.raises(
+            VolumeError, match=r"v\.npy: all voxels have the value 3; expected an image with contrast"
+        ):
+            ingest(task)
+        with pytest.raises(VolumeError, match="incomplete"):
+            Volume.open(task.out)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((0, 5, 6), "has no voxels"), ((1, 50, 60), "single slice"), ((50, 60, 1), "single slice")],
+)
+def test_volumes_without_depth(tmp_path: Path, shape: tuple[int, ...], words: str) -> None:
+    np.save(tmp_path / "v.npy", np.zeros(shape))
+    with pytest.raises(VolumeError, match=rf"v\.npy: .*{words}"):
+        ingest(settings(tmp_path / "v.npy", tmp_path / "v.zarr", spacing=(2, 1, 1), unit="mm"))
+    assert not (tmp_path / "v.zarr").exists()
+
+
+def test_missing_truncated_and_complex(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match=r"no\.nii does not exist"):
+        ingest(settings(tmp_path / "no.nii", tmp_path / "v.zarr"))
+    source = write(tmp_path / "scan.nii.gz", image())
+    source.write_bytes(source.read_bytes()[:20_000])
+    with pytest.raises(VolumeError, match=r"scan\.nii\.gz cannot be read"):
+        ingest(settings(source, tmp_path / "v.zarr"))
+    if (tmp_path / "v.zarr").exists():
+        with pytest.raises(VolumeError, match="incomplete"):
+            Volume.open(tmp_path / "v.zarr")
+    np.save(tmp_path / "c.npy", image().astype(np.complex64))
+    with pytest.raises(VolumeError, match=r"c\.npy holds complex values"):
+        ingest(settings(tmp_path / "c.npy", tmp_path / "c.zarr", spacing=(1, 1, 1), unit="mm"))
+
+
+def test_memory_is_predicted_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, raw = (
+        write(tmp_path / "scan.nii.gz", image("float64")),
+        write(tmp_path / "scan.nii", image("float64")),
+    )
+    monkeypatch.setattr(module, "_PROGRAM_BYTES", 0)
+    size = image("float64").nbytes
+    task = settings(packed, tmp_path / "v.zarr", shard=16, max_memory=size / 2**30)
+    with pytest.raises(
+        VolumeError, match=r"scan\.nii\.gz needs .* KiB of memory, .* \(--max-memory\); .*gunzip"
+    ):
+        ingest(task)
+    assert not (tmp_path / "v.zarr").exists()
+    ingest(task.model_copy(update={"source": raw}))
+    plan = plan_ingest(task)
+    assert plan["read"] == "whole, into memory"
+    assert plan_ingest(task.model_copy(update={"source": raw}))["read"] == "block by block"
+
+
+def test_plan_is_json_and_writes_nothing(tmp_path: Path) -> None:
+    task = settings(write(tmp_path / "scan.nii", image()), tmp_path / "v.zarr", shard=16)
+    plan = json.loads(json.dumps(plan_ingest(task)))
+    assert (plan["blocks"], plan["dtype"], plan["channels"]) == (36, "uint16", 1)
+    assert not (tmp_path / "v.zarr").exists()
+    ingest(task)
+    store = files_of(task.out)
+    assert plan["files_at_most"] >= len(store)
+    assert module._Job.of(module.open_source(task.source), task).output_files_and_bytes()[1] >= sum(
+        map(len, store.values())
+    )
+
+
+def test_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = settings(write(tmp_path / "scan.mha", image()), tmp_path / "v.zarr", shard=16)
+    write_block = Volume.write
+
+    def fill(volume: Volume, box: Any, values: Any, **more: Any) -> None:
+        if box.start[0] == 16:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_block(volume, box, values, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Volume, "write", fill)
+        with pytest.raises(VolumeError, match=r"v\.zarr.*No space left.*takes up to .* KiB, .* are free"):
+            ingest(task)
+    assert ingest(task).skipped == 12
+    np.testing.assert_array_equal(Volume.open(task.out).read()[0], image())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 160 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(place)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a small file system here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_really_full_disk(tmp_path: Path, small_disk: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 60000, GRID.shape_zyx).astype(np.uint16)
+    task = settings(write(tmp_path / "scan.mha", values), small_disk / "v.zarr", shard=16)
+    with pytest.raises(VolumeError, match=r"v\.zarr.*No space left on device"):
+        ingest(task)
+    subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
+    assert ingest(task).skipped > 0
+    np.testing.assert_array_equal(Volume.open(task.out).read()[0], values)
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(VolumeError, match="cannot be made"):
+        ingest(settings(write(tmp_path / "scan.mha", image()), tmp_path / "file" / "v.zarr"))
