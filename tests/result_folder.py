@@ -114,12 +114,13 @@ def write_result_folder(root: Path, verdict: str = "PASS") -> Path:
     write_panels(folder, true, found)
     write_search(folder, found)
     run = write_run(root / "run")
+    agreement = {"PASS": 0.71, "WARN": 0.33, "FAIL": 0.19}[verdict]
     candidates = [
         {
             "rank": rank + 1,
             "rotation_deg": other.rotation_deg,
             "coarse_score": [0.62, 0.33, 0.31, 0.22][rank],
-            "refined_score": [0.71, 0.36, 0.30, 0.24][rank],
+            "refined_score": [agreement, 0.18, 0.17, 0.12][rank],
             "matrix_lps_mm": other.matrix_mm.tolist(),
         }
         for rank, other in enumerate(
@@ -139,9 +140,9 @@ def write_result_folder(root: Path, verdict: str = "PASS") -> Path:
     result = {
         "verdict": verdict,
         "reasons": reasons[verdict],
-        "metric": {"name": "correlation of the representations", "value": 0.71},
-        "margin": 0.35,
-        "agreement": 0.71,
+        "metric": {"name": "correlation of the representations", "value": agreement},
+        "margin": 0.02 if verdict == "FAIL" else 0.35,
+        "agreement": agreement,
         "matrix_lps_mm": found.matrix_mm.tolist(),
         "rotation_deg": found.rotation_deg,
         "translation_mm": found.translation_mm.tolist(),

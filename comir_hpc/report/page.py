@@ -121,27 +121,33 @@ def _registration(contents: Contents, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _advice(verdict: str, result: Mapping[str, Any]) -> list[str]:
+def _advice(verdict: str, result: Mapping[str, Any]) -> list[Markup]:
     learned = (result.get("settings") or {}).get("representation") == "comir"
     if verdict == "PASS":
         return [
-            "Look at the checkerboard once: edges must run on across the squares.",
-            "Apply the transform with the commands under “Transform”.",
+            Markup("Look at the checkerboard once: edges must run on across the squares."),
+            Markup("Apply the transform with the commands under <a href='#transform'>Transform</a>."),
         ]
+    wider = "raise <code>--rotations</code> and <code>--candidates</code>, and register again."
     if verdict == "WARN":
-        steps = ["Go through the pictures plane by plane, above all those of the representations."]
-        steps.append(
-            "If they are off, search more widely: raise --rotations and --candidates, and register again."
-        )
+        steps = [
+            Markup("Go through the pictures plane by plane, above all those of the representations."),
+            Markup("If they are off, search more widely: " + wider),
+        ]
     else:
         steps = [
-            "Check under “Provenance” that both volumes show one specimen and that their spacings are right.",
-            "Search more widely: raise --rotations and --candidates, and register again.",
+            Markup(
+                "Check under <a href='#provenance'>Provenance</a> that both volumes show one specimen and that "
+                "their spacings are right."
+            ),
+            Markup("Search more widely: " + wider),
         ]
     if learned:
         steps.append(
-            "If the two representations do not look alike, the encoders do not know such images: train on an "
-            "aligned pair from the same instruments."
+            Markup(
+                "If the two representations do not look alike, the encoders do not know such images: train on an "
+                "aligned pair from the same instruments."
+            )
         )
     return steps
 

@@ -26,7 +26,15 @@ _COLUMN_AXIS = {"axial": 0, "coronal": 0, "sagittal": 1}
 FIXED_RGB = np.array([0.0, 0.45, 1.0], dtype=np.float32)
 MOVING_RGB = 1 - FIXED_RGB
 
-_LONGEST = 320  # pixels; keeps the page below 3 MB
+_LONGEST = (
+    400,
+    320,
+    256,
+    200,
+    160,
+    128,
+)  # pixels of the longer side: the first with which all pictures fit in
+_BYTES = 2_000_000  # so that a page stays below 3 MB
 _PAGE_PIXELS = 900  # longest side of a training picture
 _TILES = 8  # of the checkerboard, along the longer side
 
@@ -53,7 +61,7 @@ class PlanePictures:
 
 
 def plane_pictures(panels: Arrays, direction: NDArray[Any] | None = None) -> list[PlanePictures]:
-    """Pictures of every plane that `panels` holds completely.
+    """Pictures of every plane that `panels` holds completely, as sharp as the size of a page allows.
 
     Parameters
     ----------
@@ -70,19 +78,29 @@ def plane_pictures(panels: Arrays, direction: NDArray[Any] | None = None) -> lis
     shades = _shades(slices, ("fixed",)) | _shades(slices, ("before", "after"))
     # One scale for both representations: they are meant to be equal.
     shades |= _shades(slices, tuple(f"{k}_representation" for k in ("fixed", "before", "after")))
-    return [
-        PlanePictures(
-            name=name,
-            title=PLANES[name],
-            across=_ACROSS[name],
-            width_mm=float(slices[name]["fixed"].shape[1] * _spacing(panels, name)[1]),
-            pictures=_pictures(
-                {k: _isotropic(shades[name, k], _spacing(panels, name)) for k in slices[name]},
-                PLANES[name].lower(),
-            ),
-        )
-        for name in names
-    ]
+    planes: list[PlanePictures] = []
+    for longest in _LONGEST:
+        planes = [_plane(name, slices[name], shades, _spacing(panels, name), longest) for name in names]
+        if sum(len(p.uri) for plane in planes for p in plane.pictures.values()) <= _BYTES:
+            break
+    return planes
+
+
+def _plane(
+    name: str,
+    slices: Mapping[str, Plane],
+    shades: Mapping[tuple[str, str], Plane],
+    spacing_mm: tuple[float, float],
+    longest: int,
+) -> PlanePictures:
+    greys = {kind: _isotropic(shades[name, kind], spacing_mm, longest) for kind in slices}
+    return PlanePictures(
+        name=name,
+        title=PLANES[name],
+        across=_ACROSS[name],
+        width_mm=float(slices["fixed"].shape[1] * spacing_mm[1]),
+        pictures=_pictures(greys, PLANES[name].lower()),
+    )
 
 
 def overlay(fixed: Plane, moving: Plane) -> NDArray[np.float32]:
@@ -174,10 +192,10 @@ def _spacing(panels: Arrays, name: str) -> tuple[float, float]:
     return (1.0, 1.0) if spacing is None else (float(spacing[0]), float(spacing[1]))
 
 
-def _isotropic(plane: Plane, spacing_mm: tuple[float, float]) -> Plane:
-    """Resample to square pixels of the finer spacing, at most `_LONGEST` along a side."""
+def _isotropic(plane: Plane, spacing_mm: tuple[float, float], longest: int) -> Plane:
+    """Resample to square pixels of the finer spacing, at most `longest` along a side."""
     extent = [n * s for n, s in zip(plane.shape, spacing_mm, strict=True)]
-    pixel = max(min(spacing_mm), max(extent) / _LONGEST)
+    pixel = max(min(spacing_mm), max(extent) / longest)
     rows, columns = (max(1, round(e / pixel)) for e in extent)
     # Pillow's resize averages when it shrinks, so nothing aliases.
     image = Image.fromarray(np.ascontiguousarray(plane)).resize((columns, rows), Image.Resampling.BILINEAR)

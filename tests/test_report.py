@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import page_source
+from result_folder import GRID, write_panels, write_result_folder, write_run
+
+from comir_hpc.errors import ComirError
+from comir_hpc.report import charts, panels, report
+from comir_hpc.report.contents import read_contents
+from comir_hpc.transforms import Transform
+
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const found = {
+    images: document.images.length,
+    broken: [...document.images].filter((i) => i.naturalWidth === 0).length,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    verdict: document.querySelector(".word")?.checkVisibility() ? document.querySelector(".word").textContent : "",
+    charts: [...document.querySelectorAll(".chart svg")].filter((s) => s.getBoundingClientRect().width > 100).length,
+    pageInk: getComputedStyle(document.body).color,
+  };
+  const viewer = document.querySelector(".viewer");
+  if (viewer) {
+    const slider = viewer.querySelector("input");
+    slider.value = 80;
+    slider.dispatchEvent(new Event("input"));
+    viewer.querySelector("[data-show=before]").click();
+    viewer.querySelector("[data-blink]").click();
+    found.cut = viewer.style.getPropertyValue("--cut");
+    found.top = viewer.dataset.top;
+    found.blinking = viewer.classList.contains("blinking");
+    viewer.querySelector("[data-blink]").click();
+    found.still = !viewer.classList.contains("blinking");
+  }
+  document.body.dataset.probe = JSON.stringify(found);
+});
+</script>
+</body>"""
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `register` with everything in it; tests that change it copy it first."""
+    return write_result_folder(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture
+def folder(complete: Path, tmp_path: Path) -> Path:
+    shutil.copytree(complete.parent, tmp_path / "demo")
+    change(tmp_path / "demo" / "registration", run=str(tmp_path / "demo" / "run"))
+    return tmp_path / "demo" / "registration"
+
+
+def change(folder: Path, **entries: object) -> None:
+    path = folder / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def text_of(page: Path) -> str:
+    """Words of a page without its markup."""
+    html = re.sub(r"<(style|script|svg).*?</\1>", " ", page.read_text(), flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+# ---------------------------------------------------------------------- a whole page
+
+
+def test_the_page_holds_what_a_user_asks_for(folder):
+    page = report(folder)
+    assert page == folder / "report.html"
+    text = text_of(page)
+    for expected in (
+        "PASS The volumes are aligned.",
+        "The representations agree to 0.71 after alignment",
+        "a demonstration, not a benchmark",
+        "mutual information, same global search",
+        "117.33°",
+        "1.40 GiB",
+        "chance",
+        "maps a point of the fixed volume to the corresponding point of the moving volume",
+        "comir-hpc warp --zarr /data/moving.zarr",
+        "sitk.ReadTransform(",
+        "60 x 108 x 90 voxels of 3 x 2 x 2 millimeter",
+        "1f3a9c0d1f3a9c0d",
+        "2 further curves",
+    ):
+        assert expected in text or expected in page.read_text(), expected
+    assert len(re.findall(r"<img ", page.read_text())) == 3 * 10 + 2
+
+
+def test_the_page_needs_nothing_from_outside_and_is_small(folder):
+    html = report(folder).read_text()
+    for address in re.findall(r'(?:src|href|xlink:href)="([^"]*)"', html):
+        assert address.startswith(("data:", "#")), address[:80]
+    assert "@import" not in html
+    assert "url(http" not in html
+    assert len(html.encode()) < 3e6
+
+
+def test_noisy_panels_of_a_large_volume_do_not_make_a_large_page(folder):
+    rng = np.random.default_rng(0)
+    names = [f"{k}{r}" for k in ("fixed", "before", "after") for r in ("", "_representation")]
+    large = {f"{p}_{n}": rng.random((700, 600), dtype=np.float32) for p in panels.PLANES for n in names}
+    np.savez(folder / "panels.npz", **large)
+    assert report(folder).stat().st_size < 3e6
+
+
+def test_ids_of_the_drawings_do_not_meet(folder):
+    ids = re.findall(r'\bid="([^"]*)"', report(folder).read_text())
+    assert len(ids) == len(set(ids))
+
+
+def test_checksums_are_those_of_the_files(folder):
+    import hashlib
+
+    html = report(folder).read_text()
+    for name in ("transform.tfm", "transform.json"):
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() in html
+
+
+@pytest.mark.parametrize(
+    ("verdict", "meaning", "advice"),
+    [
+        ("WARN", "Check it before you use it", "Go through the pictures"),
+        ("FAIL", "Do not use this transform", "Check under Provenance"),
+    ],
+)
+def test_every_verdict_says_what_to_do_next(folder, verdict, meaning, advice):
+    change(folder, verdict=verdict)
+    text = text_of(report(folder))
+    assert f"{verdict} " in text
+    assert meaning in text
+    assert advice in re.sub(r"\s+", " ", text)
+
+
+def test_words_from_the_input_are_words_on_the_page(folder):
+    evil = '<script>alert("1")</script><img src=x onerror=alert(2)>'
+    change(folder, reasons=[evil], notes=[evil], settings={"fixed": evil}, direction=evil)
+    (folder.parent / "run" / "config.yaml").write_text(evil)
+    html = report(folder).read_text()
+    assert evil not in html
+    assert "<img src=x" not in html
+    assert html.count("<script>") == 1
+    assert html.count("&lt;script&gt;") >= 4
+
+
+# ---------------------------------------------------------------------- pieces that are not there
+
+
+def test_missing_pieces_are_named(folder):
+    for name in ("panels.npz", "search.npz", "transform.tfm", "transform.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder.parent / "run")
+    text = text_of(report(folder))
+    assert "panels.npz is not in this folder." in text
+    assert "search.npz is not in this folder." in text
+    assert "is not there any more (no metrics.jsonl in it)" in text
+    assert "There is no transform file in this folder." in text
+
+
+def test_torn_arrays_are_named(folder):
+    (folder / "panels.npz").write_bytes((folder / "panels.npz").read_bytes()[:1000])
+    (folder / "search.npz").write_bytes(b"")
+    text = text_of(report(folder))
+    assert "panels.npz cannot be read" in text
+    assert "search.npz cannot be read" in text
+
+
+def test_a_result_of_the_least_content_is_reported(tmp_path):
+    least = {"matrix_lps_mm": np.eye(4).tolist(), "agreement": None, "margin": None, "verdict": "FAIL"}
+    (tmp_path / "result.json").write_text(json.dumps(least))
+    text = text_of(report(tmp_path))
+    assert "the moving volume on the fixed volume" in text
+    assert "Rotation 0.00°" in text
+    assert "compares the intensities themselves" in text
+
+
+def test_a_search_without_any_finite_score_is_named(folder):
+    np.savez(folder / "search.npz", rotations=np.eye(3)[None], scores=np.array([-np.inf]))
+    assert "search.npz holds no finite score." in text_of(report(folder))
+
+
+def test_panels_without_representations_are_shown_without(folder):
+    write_panels(folder, Transform.identity(), Transform.identity(), representations=False)
+    text = text_of(report(folder))
+    assert "panels.npz holds no representations." in text
+    assert "Checkerboard" in text
+
+
+def test_a_folder_that_was_moved_with_its_run_still_finds_it(folder):
+    moved = folder.parent.rename(folder.parent.with_name("elsewhere")) / "registration"
+    change(moved, run="/nowhere/any/more/run")
+    assert read_contents(moved).run == moved.parent / "run"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds neither result.json nor metrics.jsonl"),
+        ("{", "is damaged"),
+        ('{"verdict": "PASS"}', "holds no matrix_lps_mm.*expected what register wrote"),
+    ],
+)
+def test_a_folder_without_a_result_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(ComirError, match=message):
+        report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(ComirError, match="does not exist"):
+        report(tmp_path / "no")
+
+
+def test_the_demo_s_own_folder_points_to_the_registration_in_it(folder):
+    (folder.parent / "result.json").write_text('{"verdict": "PASS", "tre_voxels": 0.3}')
+    with pytest.raises(ComirError, match=r"did you mean .*registration"):
+        report(folder.parent)
+
+
+# ---------------------------------------------------------------------- a training run alone
+
+
+def test_a_training_run_gets_a_report_of_its_own(tmp_path):
+    run = write_run(tmp_path / "run", pictures=7)
+    (run / "pictures" / "step-00000400.png").write_bytes(b"\x89PNG torn")
+    html = report(run).read_text()
+    text = text_of(run / "report.html")
+    assert "Training report" in text
+    assert "Steps 250" in text
+    assert "pairs_per_step: 12" in html
+    assert "spacing_mm" in text
+    assert "step-00000100" in text
+    assert "step-00000400 cannot be read." in text
+    assert "step-00000700" in text
+    assert "Verdict" not in text
+    assert 'id="transform"' not in html
+
+
+def test_a_run_that_has_just_begun_is_reported(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 5.0, "loss": 3.0}\n{"step": 2, "lo')
+    text = text_of(report(tmp_path))
+    assert "no curve of two points or more" in text
+    assert "There are no pictures in this run." in text
+    assert "config.yaml is not in this folder." in text
+
+
+def test_the_chance_level_is_that_of_the_batch(tmp_path):
+    html = report(write_run(tmp_path / "run")).read_text()
+    assert f"chance, {math.log(23):.2f}" in html
+
+
+# ---------------------------------------------------------------------- pictures and drawings
+
+
+def test_an_overlay_of_equals_is_grey():
+    grey = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    colours = panels.overlay(grey, grey)
+    np.testing.assert_allclose(colours, np.repeat(grey[..., None], 3, axis=-1), atol=1e-6)
+    alone = panels.overlay(grey, np.zeros_like(grey))
+    assert alone[2, 3].argmax() == 2  # fixed is blue
+    assert panels.overlay(np.zeros_like(grey), grey)[2, 3].argmax() == 0  # moving is orange
+
+
+def test_a_checkerboard_shows_both_in_equal_parts():
+    ones, zeros = np.ones((64, 32), np.float32), np.zeros((64, 32), np.float32)
+    board = panels.checkerboard(ones, zeros)
+    assert board.mean() == 0.5
+    assert board[0, 0] == 1
+    assert board[0, 8] == 0
+    np.testing.assert_array_equal(panels.checkerboard(ones, ones), ones)
+
+
+def marked_panels(plane: str, spacing: tuple[float, float], row: int, column: int) -> dict[str, np.ndarray]:
+    values = np.zeros((12, 20), np.float32)
+    values[row, column] = 1
+    record = {f"{plane}_{kind}": values for kind in ("fixed", "before", "after")}
+    return record | {f"{plane}_spacing_mm": np.asarray(spacing)}
+
+
+def brightest(picture: panels.Picture) -> tuple[int, int]:
+    import base64
+    import io
+
+    from PIL import Image
+
+    raw = base64.b64decode(picture.uri.split(",")[1])
+    pixels = np.asarray(Image.open(io.BytesIO(raw)))
+    assert pixels.shape == (picture.height, picture.width)
+    row, column = np.unravel_index(pixels.argmax(), pixels.shape)
+    return int(row), int(column)
+
+
+def test_pixels_are_square_in_millimetres():
+    (plane,) = panels.plane_pictures(marked_panels("axial", (3.0, 1.5), 0, 0))
+    assert (plane.pictures["fixed"].width, plane.pictures["fixed"].height) == (20, 24)
+    assert plane.width_mm == 30.0
+
+
+@pytest.mark.parametrize(
+    ("plane", "signs", "shown"),
+    [
+        # Index (row 0, column 0) lies in front and to the right in the patient: top left on the page.
+        ("axial", (1, 1, 1), (0, 0)),
+        ("axial", (-1, 1, 1), (0, 19)),
+        ("axial", (1, -1, 1), (11, 0)),
+        # z grows to the head, which belongs on top.
+        ("coronal", (1, 1, 1), (11, 0)),
+        ("coronal", (1, 1, -1), (0, 0)),
+        ("sagittal", (1, 1, 1), (11, 0)),
+        ("sagittal", (1, -1, 1), (11, 19)),
+    ],
+)
+def test_planes_stand_upright_whatever_the_axes(plane, signs, shown):
+    (pictures,) = panels.plane_pictures(marked_panels(plane, (1.0, 1.0), 0, 0), np.diag(signs))
+    assert brightest(pictures.pictures["fixed"]) == shown
+
+
+def test_planes_with_nan_or_without_contrast_are_drawn():
+    record = marked_panels("axial", (1.0, 1.0), 3, 3)
+    record["axial_before"] = np.full((12, 20), np.nan, np.float32)
+    record["axial_after"] = np.full((12, 20), 7, np.float32)
+    record["axial_fixed"] = np.full((12, 20), 7, np.float32)
+    (plane,) = panels.plane_pictures(record)
+    assert len(plane.pictures) == 7
+
+
+def test_the_middle_of_the_map_is_the_answer():
+    rng = np.random.default_rng(3)
+    for direction in (*np.eye(3), *rng.normal(size=(5, 3))):
+        unit = direction / np.linalg.norm(direction)
+        turn = charts._to_the_middle(unit)
+        np.testing.assert_allclose(turn @ unit, (1, 0, 0), atol=1e-12)
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+
+
+def test_the_map_shows_the_best_score_near_each_direction():
+    rng = np.random.default_rng(4)
+    directions = rng.normal(size=(3000, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    scores = directions[:, 0]
+    longitude, latitude, best = charts._best_by_direction(directions, scores)
+    row, column = np.unravel_index(best.argmax(), best.shape)
+    assert abs(latitude[row]) < 0.3
+    assert abs(longitude[column]) < 0.3
+    assert best.shape == (len(latitude), len(longitude))
+
+
+def test_drawings_take_the_page_s_colour():
+    svg = charts.curve("one", [1, 2, 3], [3, 2, 1], reference=(3.1, "chance, 3.10"))
+    assert "currentColor" in svg
+    assert "#010203" not in svg
+    assert "chance, 3.10" in svg
+    assert 'width="' not in svg[: svg.index(">")]
+
+
+# ---------------------------------------------------------------------- in a browser
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 420])
+def test_a_browser_shows_the_whole_page(folder, width):
+    found, console = probe(report(folder), width)
+    assert console == []
+    assert (found["images"], found["broken"]) == (32, 0)
+    assert found["overflow"] == 0
+    assert found["verdict"] == "PASS"
+    assert found["charts"] == 8
+    assert (found["cut"], found["top"], found["blinking"], found["still"]) == ("80%", "before", True, True)
+
+
+@pytest.mark.browser
+def test_a_browser_shows_a_training_run_and_the_dark_page(tmp_path):
+    page = report(write_run(tmp_path / "run"))
+    found, console = probe(page, 1280, "--blink-settings=preferredColorScheme=0")
+    assert console == []
+    assert (found["images"], found["broken"], found["overflow"]) == (2, 0, 0)
+    assert found["pageInk"] == "rgb(230, 234, 239)"
+
+
+def probe(page: Path, width: int, *flags: str) -> tuple[dict[str, object], list[str]]:
+    """What a script finds on the page in a browser window of a width, and the lines of its console."""
+    page.write_text(page.read_text().replace("</body>", PROBE))
+    source, console = page_source(page.as_uri(), f"--window-size={width},900", *flags)
+    found = re.search(r'data-probe="([^"]*)"', source)
+    assert found, "the page's own script did not run to its end"
+    return json.loads(found.group(1).replace("&quot;", '"')), console
+
+
+def test_the_phantom_s_grid_is_anisotropic():
+    assert len(set(GRID.spacing_zyx)) > 1
