@@ -274,8 +274,8 @@ class Box:
         return Box(_triple(start, int), _triple(stop, int))
 
     def contains(self, other: Box) -> bool:
-        """Whether every voxel of `other` is in this box."""
-        return self.intersect(other).shape == other.shape
+        """Whether every voxel of `other` is in this box (an empty one is in any)."""
+        return other.size == 0 or self.intersect(other).shape == other.shape
 
     def grown(self, margin_zyx: Sequence[int]) -> Box:
         """The box with `margin_zyx` voxels more on each side."""
