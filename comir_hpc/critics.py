@@ -2,7 +2,7 @@
 
 Every critic is symmetric, does not change when both maps are turned alike, and is a function of a few sums over
 jointly valid voxels of products of the two maps. Over all pairs such sums are matrix products of flattened maps:
-memory grows with N*V (the maps) and N*N (the scores), never with N*N*V. Definitions: docs/theory.md, section 3.
+memory grows with N*V (the maps) and N*N (the scores), never with N*N*V. Definitions: docs/theory.md, sections 3 and 7.
 
 Shapes: A and B maps, N of one set, L latent channels, V = Z*Y*X voxels.
 

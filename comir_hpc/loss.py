@@ -1,7 +1,7 @@
 """The contrastive loss: negatives, bounds and activation decay, as pure functions of tensors.
 
 Nothing here knows of ranks, devices or networks: the caller gathers the maps of all ranks, with gradient, and
-says which rows are its own. How alike two maps are is `critics`. Derivations: docs/theory.md, sections 3 and 7.
+says which rows are its own. How alike two maps are is `critics`. Derivations: docs/theory.md, sections 4, 6 and 7.
 
 Shapes: M modalities, N samples (of all ranks, after sub-cropping), n of them local, P = M (M - 1) ordered pairs of
 modalities, K displacements, L latent channels, V voxels.
@@ -62,7 +62,7 @@ class LossParts:
     decay: Tensor
     """Weighted activation decay."""
     bound: Tensor
-    """Value of the bound: nats of mutual information (infonce, nwj) or of Jensen-Shannon divergence (jsd)."""
+    """Nats of mutual information (infonce: at most ln 2 too many; nwj) or of Jensen-Shannon divergence (jsd)."""
     ceiling: Tensor
     """Largest value that `bound` can take: mean ln(1 + negatives), the critic's largest score, or ln 2."""
     retrieval: Tensor

@@ -6,7 +6,7 @@ y. On anisotropic voxels a rotation of index space is no rotation of the world; 
 elements for which it is.
 
 Pure numpy at import; tensors are recognised by their methods, so that the command line can name groups without
-loading torch. Derivations: docs/theory.md, sections 2 and 4.
+loading torch. Derivations: docs/theory.md, sections 2 and 5.
 """
 
 from __future__ import annotations

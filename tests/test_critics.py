@@ -10,7 +10,7 @@ from torch import Tensor
 
 from comir_hpc.critics import CRITICS, scores
 from comir_hpc.errors import ConfigError
-from comir_hpc.rotations import act, rotation_group
+from comir_hpc.rotations import act, act_each, rotation_group
 
 SHAPE = (2, 3, 4, 5)  # (L, z, y, x)
 
@@ -173,3 +173,23 @@ def test_refusals_name_what_is_wrong() -> None:
         scores(u, v, "mse", mask_u=draw_mask(2, 0).float(), mask_v=draw_mask(2, 0).float())
     with pytest.raises(ConfigError, match="expected boolean ones of shapes"):
         scores(u, v, "mse", mask_u=draw_mask(2, 0)[:1], mask_v=draw_mask(2, 0))
+
+
+def test_independent_elements_cost_the_spread_of_both_maps() -> None:
+    """The identity from which the loss gets its pull towards equivariance (docs/theory.md, section 5)."""
+    group = rotation_group("O")
+    ramp = draw(1, 5, (1, 4, 4, 4))
+
+    def undone(image: Tensor, phase: float) -> Tensor:
+        """f^g(image) for every g, of a function that is far from equivariant."""
+        turned = torch.cat([act(image, g) for g in group.matrices])
+        return act_each(torch.sin(turned * ramp + phase), group.matrices[group.inverses])
+
+    u, v = undone(draw(1, 6, (1, 4, 4, 4)), 0.3), undone(draw(1, 7, (1, 4, 4, 4)), 1.1)
+    average_u, average_v = u.mean(dim=0, keepdim=True), v.mean(dim=0, keepdim=True)
+    spread = (u - average_u).square().mean() + (v - average_v).square().mean()
+    assert spread > 0.5
+    expected = scores(average_u, average_v, "mse").item() - spread.item()
+    assert scores(u, v, "mse").mean().item() == pytest.approx(expected)
+    error = torch.stack([(u - one).square().mean() for one in u]).mean()
+    assert error.item() == pytest.approx(2 * (u - average_u).square().mean().item())

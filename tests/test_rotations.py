@@ -123,7 +123,8 @@ def test_require_invariant_names_the_axes_and_the_remedy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "meant"), [("o", "O"), ("d4", "D4"), ("D4z", "D4"), ("Trivial", "trivial"), ("octahedral", None)]
+    ("wrong", "meant"),
+    [("o", "O"), ("d4", "D4"), ("D4z", "D4"), ("Trivial", "trivial"), ("octahedral", None)],
 )
 def test_unknown_group_names_the_nearest(wrong: str, meant: str | None) -> None:
     with pytest.raises(ConfigError, match=f"did you mean {meant}" if meant else "known groups: trivial"):
