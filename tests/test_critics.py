@@ -188,7 +188,7 @@ def test_independent_elements_cost_the_spread_of_both_maps() -> None:
     u, v = undone(draw(1, 6, (1, 4, 4, 4)), 0.3), undone(draw(1, 7, (1, 4, 4, 4)), 1.1)
     average_u, average_v = u.mean(dim=0, keepdim=True), v.mean(dim=0, keepdim=True)
     spread = (u - average_u).square().mean() + (v - average_v).square().mean()
-    assert spread > 0.5
+    assert spread > 0.1  # the function is not equivariant, or nothing would be shown
     expected = scores(average_u, average_v, "mse").item() - spread.item()
     assert scores(u, v, "mse").mean().item() == pytest.approx(expected)
     error = torch.stack([(u - one).square().mean() for one in u]).mean()
