@@ -118,7 +118,10 @@ def check(settings: LossSettings, num_samples: int, patch_zyx: Sequence[int]) ->
 def draw_shifts(
     rng: np.random.Generator, settings: LossSettings, patch_zyx: Sequence[int]
 ) -> tuple[ShiftZYX, ...]:
-    """Draw the displacements of one step: distinct, in any direction, of evenly spread length.
+    """Draw the displacements of one step: distinct, in any direction, of evenly spread length, in opposite pairs.
+
+    A displacement and its opposite together pull the optimum to neither side: without the opposite, a step's shifts
+    would favour an offset of the two representations, which is a bias of the registration.
 
     Parameters
     ----------
@@ -139,23 +142,24 @@ def draw_shifts(
         If fewer than that many shifts have such a length.
     """
     shortest, longest = settings.displacement_voxels
-    if not settings.displacement_negatives:
+    count = settings.displacement_negatives
+    if not count:
         return ()
     ranges = [np.arange(-longest, longest + 1) if side > 1 else np.zeros(1, int) for side in patch_zyx]
     vectors = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
+    vectors = vectors[len(vectors) // 2 :]  # in order, so this half holds one of each opposite pair
     lengths = np.linalg.norm(vectors, axis=1)
     keep = (lengths >= shortest) & (lengths <= longest)
-    if keep.sum() < settings.displacement_negatives:
+    if 2 * keep.sum() < count:
         raise ConfigError(
-            f"{settings.displacement_negatives} displacement_negatives were asked for, but only {keep.sum()} shifts "
+            f"{count} displacement_negatives were asked for, but only {2 * keep.sum()} shifts "
             f"are {shortest} to {longest} voxels long; ask for fewer, or widen displacement_voxels"
         )
     # There are about r^(d-1) lattice vectors of length r.
     weights = np.where(keep, np.maximum(lengths, 1) ** (1.0 - sum(side > 1 for side in patch_zyx)), 0.0)
-    chosen = rng.choice(
-        len(vectors), settings.displacement_negatives, replace=False, p=weights / weights.sum()
-    )
-    return tuple((int(z), int(y), int(x)) for z, y, x in vectors[chosen])
+    chosen = vectors[rng.choice(len(vectors), -(-count // 2), replace=False, p=weights / weights.sum())]
+    both = np.stack([chosen, -chosen], axis=1).reshape(-1, 3)[:count]
+    return tuple((int(z), int(y), int(x)) for z, y, x in both)
 
 
 def contrastive_loss(
