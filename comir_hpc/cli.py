@@ -370,12 +370,15 @@ def report(
     typer.echo(f"report: {run(folder)}")
 
 
-@app.command(epilog="Example:  comir-hpc doctor --json")
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+@app.command(epilog="Example:  comir-hpc doctor --folder /scratch")
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Folder whose file system is tried.")] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
     """Say what works on this node, with numbers."""
     from comir_hpc.doctor import doctor as run
 
-    checks = run()
+    checks = run(folder)
     typer.echo(checks.json() if as_json else checks.text())
     if checks.failed:
         raise typer.Exit(EXIT_REFUSED)
