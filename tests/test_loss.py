@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from comir_hpc.config import LossSettings, validate
 from comir_hpc.critics import CRITICS, scores
@@ -348,6 +349,30 @@ def test_the_loss_is_single_precision_under_autocast() -> None:
         inside = contrastive_loss(maps, settings(), shifts_zyx=SHIFTS)
     assert inside.loss.dtype == torch.float32
     assert inside.loss == contrastive_loss([one.float() for one in maps], settings(), shifts_zyx=SHIFTS).loss
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(one, Tensor):
+                self.elements = max(self.elements, one.numel())
+        return result
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_tensor_is_larger_than_the_maps(critic: str, masked: bool) -> None:
+    shape = (1, 8, 8, 8)
+    maps = [one.float().requires_grad_() for one in draw(2, 16, shape=shape)]
+    masks = draw_masks(2, 16, shape=shape[1:]) if masked else None
+    with Largest() as seen:
+        contrastive_loss(maps, settings(critic=critic), masks=masks, shifts_zyx=((1, 0, 2),)).loss.backward()
+    assert seen.elements == 2 * 16 * 8**3  # difference maps of all pairs would be 32 times as many
 
 
 def test_drawn_shifts_are_distinct_in_range_and_of_even_length() -> None:
