@@ -1,0 +1,17 @@
+"""The sliding-window encoder, which `infer` runs block by block and `register` in memory."""
+
+from comir_hpc.windows.encoder import Encoder, NormalisedReader, Sweep
+from comir_hpc.windows.grid import Blend, WindowGrid, plan_windows
+from comir_hpc.windows.loading import Symmetry, load_encoder, nearest_level
+
+__all__ = [
+    "Blend",
+    "Encoder",
+    "NormalisedReader",
+    "Sweep",
+    "Symmetry",
+    "WindowGrid",
+    "load_encoder",
+    "nearest_level",
+    "plan_windows",
+]

@@ -1,0 +1,336 @@
+"""The sliding-window encoder: a box of a volume in, its representation out.
+
+Axes: c image channels, l latent channels, z y x space; b windows evaluated together.
+
+The value of a voxel is the weighted sum, in fp32 and in one fixed order, over all windows that touch it. Who asks for
+which box changes neither the windows nor the order, hence not a bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from comir_hpc.config import Precision
+from comir_hpc.errors import VolumeError
+from comir_hpc.geometry import Box, Grid, Triple, Vector
+from comir_hpc.launch import DTYPES
+from comir_hpc.networks import Network
+from comir_hpc.rotations import Group, act
+from comir_hpc.volume import Intensity, Volume
+from comir_hpc.windows.evaluation import in_batches, on_threads
+from comir_hpc.windows.grid import Blend, Window, WindowGrid, plan_windows
+
+Array = NDArray[np.float32]
+Read = Callable[[Box], Array]
+
+
+class NormalisedReader:
+    """Reads boxes of one pyramid level as network input, by the volume's own statistics.
+
+    Parameters
+    ----------
+    volume : Volume
+        With intensity statistics.
+    level : int
+        Pyramid level.
+    """
+
+    def __init__(self, volume: Volume, level: int) -> None:
+        self.volume, self.level = volume, level
+        self._intensities = [volume.intensity(c) for c in range(volume.num_channels)]
+
+    def __call__(self, box: Box) -> Array:
+        """Normalised values (c, z, y, x) of a box inside the level."""
+        values = self.volume.read(box, level=self.level)
+        return np.stack([i.normalise(channel) for i, channel in zip(self._intensities, values, strict=True)])
+
+    @property
+    def background(self) -> Array:
+        """Largest normalised value of each channel, (c,), that is background."""
+        return np.array([_largest_background(i) for i in self._intensities], dtype=np.float32)
+
+
+def _largest_background(intensity: Intensity) -> float:
+    # What is clipped to `low` cannot be told apart from it.
+    return float(intensity.normalise(np.array([max(intensity.foreground_above, intensity.low)]))[0])
+
+
+@dataclass(eq=False)
+class Encoder:
+    """One modality's trained network with all that is needed to slide it over a volume.
+
+    Attributes
+    ----------
+    network : Network
+        On `device`, in evaluation mode.
+    run : Path
+        Folder it was loaded from.
+    modality : str
+        Its name there.
+    step : int
+        Optimiser steps it was trained for.
+    spacing_mm : three float
+        Voxel spacing (z, y, x) it was trained at.
+    group : str
+        Rotations that its training undid.
+    digest : str
+        Of the weights.
+    precision : str
+        fp32, bf16 or fp16, of the arithmetic; what is added up is fp32.
+    symmetry : Group or None
+        Rotations averaged over.
+    reference : dict
+        Figures on the training pair (`model.json`).
+    """
+
+    network: Network
+    run: Path
+    modality: str
+    step: int
+    spacing_mm: Vector
+    group: str
+    digest: str
+    device: torch.device
+    precision: Precision
+    symmetry: Group | None = None
+    reference: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_channels(self) -> int:
+        """Image channels it expects."""
+        return self.network.in_channels
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the representation."""
+        return self.network.latent_channels
+
+    def identity(self) -> dict[str, Any]:
+        """What a representation made by it depends on, JSON-ready."""
+        return {
+            "weights": self.digest,
+            "modality": self.modality,
+            "step": self.step,
+            "precision": self.precision,
+            "symmetrise": self.symmetry.name if self.symmetry else "none",
+            "device": self.device.type,
+        }
+
+    def windows(
+        self, shape_zyx: Triple, *, window: int = 64, overlap: float = 0.5, blend: Blend = "gaussian"
+    ) -> WindowGrid:
+        """Windows over a volume of this shape; see `plan_windows`."""
+        return plan_windows(
+            shape_zyx,
+            window=window,
+            overlap=overlap,
+            blend=blend,
+            total_stride_zyx=self.network.total_stride_zyx,
+            halo_zyx=self.network.receptive_halo_zyx,
+            tied_axes=self.symmetry.tied_axes if self.symmetry else (),
+        )
+
+    def encode(
+        self,
+        read: Read,
+        windows: WindowGrid,
+        core: Box,
+        *,
+        background: Array | None = None,
+        batch: int = 1,
+    ) -> Array:
+        """Encode one box of a volume.
+
+        Parameters
+        ----------
+        read : callable
+            Normalised values (c, z, y, x) of a box inside the volume.
+        windows : WindowGrid
+            From `windows`, of the volume's shape.
+        core : Box
+            The voxels wanted.
+        background : (c,), optional
+            Largest background value of each channel. A window with nothing above it is not evaluated and counts as
+            zero: the representation fades to zero away from the specimen, and specimen itself does not notice.
+        batch : int
+            Windows evaluated together on a GPU.
+
+        Returns
+        -------
+        (l, *core.shape) float32
+
+        Raises
+        ------
+        VolumeError
+            If a window does not fit into memory.
+        """
+        return Sweep(self, read, windows, background=background, batch=batch).encode(core)
+
+    def encode_volume(
+        self,
+        volume: Volume,
+        level: int,
+        *,
+        window: int = 64,
+        overlap: float = 0.5,
+        blend: Blend = "gaussian",
+        batch: int = 1,
+        skip_background: bool = True,
+    ) -> tuple[Array, Grid]:
+        """Encode a whole pyramid level in memory.
+
+        Parameters
+        ----------
+        level : int
+            From `nearest_level`.
+
+        Returns
+        -------
+        (l, z, y, x) float32, and the grid of the level.
+
+        Raises
+        ------
+        VolumeError
+            If the volume has another number of channels.
+        """
+        self.require_fitting(volume)
+        grid = volume.level_grid(level)
+        read = NormalisedReader(volume, level)
+        windows = self.windows(grid.shape_zyx, window=window, overlap=overlap, blend=blend)
+        background = read.background if skip_background else None
+        return self.encode(read, windows, grid.box, background=background, batch=batch), grid
+
+    def require_fitting(self, volume: Volume) -> None:
+        """Refuse a volume with another number of channels.
+
+        Raises
+        ------
+        VolumeError
+            Naming both numbers.
+        """
+        if volume.num_channels != self.in_channels:
+            raise VolumeError(
+                f"{volume.path} has {volume.num_channels} channels, the encoder of modality {self.modality} in "
+                f"{self.run} was trained on {self.in_channels}; give a volume of that modality"
+            )
+
+    def evaluate(self, batch_bczyx: Array) -> Array:
+        """Encode windows (b, c, z, y, x) to (b, l, z, y, x) float32, averaged over the rotations if so set."""
+        dtype = DTYPES[self.precision]
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
+        ):
+            x = torch.from_numpy(batch_bczyx).to(self.device)
+            y = self.network(x).float() if self.symmetry is None else self._averaged(x, self.symmetry)
+            result: Array = y.cpu().numpy()
+        return result
+
+    def _averaged(self, x: Tensor, group: Group) -> Tensor:
+        total: Tensor | None = None
+        for g in group.matrices:
+            y = act(self.network(act(x, g).contiguous()).float(), g.T)
+            total = y if total is None else total + y
+        assert total is not None
+        return total / len(group)
+
+
+class Sweep:
+    """Encodes boxes one after another and hands the windows that two neighbours along x share from one to the next.
+
+    A box that follows the last one along x begins with the sums that those windows left behind the last one's face;
+    any other box begins at zero. Either way its voxels see the same additions in the same order.
+
+    Parameters
+    ----------
+    encoder, read, windows, background, batch
+        See `Encoder.encode`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        read: Read,
+        windows: WindowGrid,
+        *,
+        background: Array | None = None,
+        batch: int = 1,
+    ) -> None:
+        self.encoder, self.read, self.windows = encoder, read, windows
+        self.background, self.batch = background, batch
+        self.evaluated = self.skipped = 0
+        self._left: tuple[Box, Array] | None = None
+
+    def encode(self, core: Box) -> Array:
+        """Representation (l, *core.shape), float32, of the next box."""
+        reach = Box(core.start, (*core.stop[:2], self._reach(core.stop[2])))
+        total = np.zeros((self.encoder.latent_channels, *reach.shape), dtype=np.float32)
+        first_x = None
+        if self._left is not None:
+            before, left = self._left
+            if before.start == core.start and before.stop[:2] == core.stop[:2]:
+                first_x = core.start[2]
+                total[..., : left.shape[-1]] = left
+        todo = list(self.windows.touching(core, first_x=first_x))
+        if todo:
+            self._accumulate(todo, reach, total)
+        width = core.shape[2]
+        face = Box((*core.start[:2], core.stop[2]), reach.stop)
+        self._left = face, total[..., width:].copy()
+        return np.ascontiguousarray(total[..., :width])
+
+    def _reach(self, stop: int) -> int:
+        """How far along x the windows that touch a box ending at `stop` reach."""
+        return min(self.windows.shape_zyx[2], stop + self.windows.window_zyx[2])
+
+    def _accumulate(self, todo: list[Window], reach: Box, total: Array) -> None:
+        region, values = self._read_around(todo)
+        for window, encoded in self._encoded(todo, region, values):
+            part = window.box.intersect(reach)
+            z, y, x = (
+                profile[cut]
+                for profile, cut in zip(self.windows.weights(window), part.slices_in(window.box), strict=True)
+            )
+            weight = z[:, None, None] * y[:, None] * x
+            total[(slice(None), *part.slices_in(reach))] += (
+                encoded[(slice(None), *part.slices_in(window.box))] * weight
+            )
+
+    def _read_around(self, todo: list[Window]) -> tuple[Box, Array]:
+        """Everything the windows see, read once."""
+        starts = np.min([w.box.start for w in todo], axis=0)
+        stops = np.max([w.box.stop for w in todo], axis=0)
+        whole = Box((0, 0, 0), self.windows.shape_zyx)
+        region = Box(tuple(starts), tuple(stops)).intersect(whole)
+        return region, self.read(region)
+
+    def _cut(self, window: Window, region: Box, values: Array) -> Array:
+        inside = window.box.intersect(region)
+        cut = values[(slice(None), *inside.slices_in(region))]
+        over = [(0, w - n) for w, n in zip(self.windows.window_zyx, inside.shape, strict=True)]
+        return np.pad(cut, [(0, 0), *over], mode="reflect") if any(o for _, o in over) else cut
+
+    def _encoded(self, todo: Iterable[Window], region: Box, values: Array) -> Iterator[tuple[Window, Array]]:
+        """Windows with specimen in them and their representations (l, z, y, x), in the order given."""
+
+        def occupied() -> Iterator[tuple[Window, Array]]:
+            for window in todo:
+                cut = self._cut(window, region, values)
+                if self.background is None or (cut.max(axis=(1, 2, 3)) > self.background).any():
+                    self.evaluated += 1
+                    yield window, cut
+                else:
+                    self.skipped += 1
+
+        if self.encoder.device.type == "cpu":
+            yield from on_threads(self.encoder.evaluate, occupied())
+        else:
+            yield from in_batches(self.encoder.evaluate, occupied(), self.batch)
