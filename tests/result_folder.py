@@ -84,7 +84,9 @@ def write_run(folder: Path, *, steps: int = 250, pictures: int = 2) -> Path:
                 "retrieval": 1 - 0.9 * math.exp(-3 * done),
                 "agreement": 0.85 * (1 - math.exp(-4 * done)),
                 "learning_rate": 2e-3 * 0.5 * (1 + math.cos(math.pi * done)),
-                "grad_norm": None if step == 30 else 1 / step,
+                "bound": math.log(23) * (1 - math.exp(-2.2 * done)),
+                "ceiling": math.log(23),
+                "gradient_norm": None if step == 30 else 1 / step,
                 "patches_per_s": 31 + rng.random(),
             }
         )
@@ -93,7 +95,22 @@ def write_run(folder: Path, *, steps: int = 250, pictures: int = 2) -> Path:
         "modalities:\n- t1w\n- t2w\nloss:\n  bound: infonce\n  subcrops: 1\n  displacement_negatives: 0\n"
         f"sampling:\n  pairs_per_step: 12\noptimiser:\n  steps: {steps}\n"
     )
-    model = {"modalities": ["t1w", "t2w"], "latent_channels": 1, "spacing_mm": [2, 2, 2], "group": "O"}
+    reference = {
+        "agreement": 0.84,
+        "agreement_p5": 0.71,
+        "mismatched": 0.06,
+        "mismatched_p95": 0.31,
+        "shifted": {"1": 0.7, "2": 0.48, "4": 0.2, "8": 0.08},
+        "equivariance": {"t1w": {"mean": 0.018, "max": 0.027}, "t2w": {"mean": 0.021, "max": 0.033}},
+        "effective_rank": {"t1w": 1.0, "t2w": 1.0},
+    }
+    model: dict[str, Any] = {
+        "modalities": ["t1w", "t2w"],
+        "latent_channels": 1,
+        "spacing_mm": [2, 2, 2],
+        "group": "O",
+    }
+    model["reference"] = reference
     (folder / "model.json").write_text(json.dumps(model))
     for number in range(pictures):
         noise = rng.integers(0, 255, (240, 640), dtype=np.uint8)

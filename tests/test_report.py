@@ -83,14 +83,14 @@ def test_the_page_holds_what_a_user_asks_for(folder):
         "a demonstration, not a benchmark",
         "mutual information, same global search",
         "117.33°",
-        "1.40 GiB",
+        "1.4 GiB",
         "chance",
         "maps a point of the fixed volume to the corresponding point of the moving volume",
         "comir-hpc warp --zarr /data/moving.zarr",
         "sitk.ReadTransform(",
         "60 x 108 x 90 voxels of 3 x 2 x 2 millimeter",
         "1f3a9c0d1f3a9c0d",
-        "2 further curves",
+        "Further curves (1)",
     ):
         assert expected in text or expected in page.read_text(), expected
     assert len(re.findall(r"<img ", page.read_text())) == 3 * 10 + 2
@@ -258,6 +258,23 @@ def test_a_run_that_has_just_begun_is_reported(tmp_path):
 def test_the_chance_level_is_that_of_the_batch(tmp_path):
     html = report(write_run(tmp_path / "run")).read_text()
     assert f"chance, {math.log(23):.2f}" in html
+    assert f"ceiling, {math.log(23):.2f}" in html
+
+
+def test_another_bound_has_no_chance_level(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text("loss:\n  bound: jsd\n")
+    html = report(run).read_text()
+    assert "chance, " not in html
+    assert "ceiling, " in html
+
+
+def test_a_run_says_what_its_encoders_can_do(tmp_path):
+    text = text_of(report(write_run(tmp_path / "run")))
+    assert "Agreement, aligned 0.84 5 % of the patches below 0.71" in text
+    assert "Equivariance error, t2w 0.021 share of the variance; worst rotation 0.033" in text
+    assert "Agreement when shifted" in text
+    assert "Effective rank" not in text
 
 
 # ---------------------------------------------------------------------- pictures and drawings
@@ -375,7 +392,7 @@ def test_a_browser_shows_the_whole_page(folder, width):
     assert (found["images"], found["broken"]) == (32, 0)
     assert found["overflow"] == 0
     assert found["verdict"] == "PASS"
-    assert found["charts"] == 8
+    assert found["charts"] == 10
     assert (found["cut"], found["top"], found["blinking"], found["still"]) == ("80%", "before", True, True)
 
 

@@ -42,6 +42,7 @@ def curve(
     values: Sequence[float],
     *,
     reference: tuple[float, str] | None = None,
+    label: str = "step",
 ) -> str:
     """SVG of one training curve.
 
@@ -51,6 +52,8 @@ def curve(
         Unique in the page.
     reference : (float, str), optional
         A level and its name, drawn as a dashed line.
+    label : str
+        Of the horizontal axis.
     """
 
     def draw(figure: Figure) -> None:
@@ -58,13 +61,13 @@ def curve(
         marker = None if len(steps) > 80 else "o"
         axes.plot(steps, values, color=LINE, linewidth=1.6, marker=marker, markersize=2.5)
         if reference is not None:
-            level, label = reference
+            level, words = reference
             axes.axhline(level, color=MARK, linestyle=(0, (4, 3)), linewidth=1.2)
             # The curve leaves the level early, to the right there is room above it.
             place, anchor = (1, level), ("axes fraction", "data")
-            axes.annotate(label, place, (0, 3), anchor, "offset points", ha="right", va="bottom")
+            axes.annotate(words, place, (0, 3), anchor, "offset points", ha="right", va="bottom")
             axes.margins(y=0.12)
-        axes.set_xlabel("step")
+        axes.set_xlabel(label)
         _plain(axes)
 
     return _svg(name, draw, 4.4, 2.5)

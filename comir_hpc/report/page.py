@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import yaml
 from markupsafe import Markup
 
 from comir_hpc import __version__
 from comir_hpc.geometry import Grid
+from comir_hpc.memory import in_words
 from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents, file_sums
-from comir_hpc.report.panels import Picture, picture_file, plane_pictures
+from comir_hpc.report.panels import plane_pictures
+from comir_hpc.report.training import describe_run
+from comir_hpc.report.wording import Chart, Number, Snippet, duration, figure, is_number
 from comir_hpc.rotations import angle_deg
 from comir_hpc.tracking import flatten
 from comir_hpc.transforms import Transform
@@ -30,39 +30,6 @@ _MEANINGS = {
     "FAIL": "No alignment that can be trusted was found. Do not use this transform.",
 }
 _SYMBOLS = {"PASS": "✓", "WARN": "!", "FAIL": "✕"}
-_CURVES = {
-    "loss": ("Loss", "lower is better; a network that knows nothing stays at the dashed line"),
-    "retrieval": ("Retrieval", "share of patches whose partner is the most similar one of the batch"),
-    "agreement": ("Agreement", "correlation of the two representations of aligned patches"),
-    "learning_rate": ("Learning rate", "of the optimiser"),
-}
-_NOT_CURVES = ("step", "time")
-
-
-@dataclass(frozen=True)
-class Number:
-    """One figure of the overview: what, how much, and what it means."""
-
-    label: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One drawing with its title and a sentence under it."""
-
-    title: str
-    svg: Markup
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Snippet:
-    """Something to copy."""
-
-    title: str
-    text: str
 
 
 def render(contents: Contents) -> str:
@@ -79,7 +46,7 @@ def render(contents: Contents) -> str:
         "contents": contents,
         "made": made,
         "missing": contents.missing,
-        "training": _training(contents),
+        "training": describe_run(contents),
     }
     registration = None if contents.result is None else _registration(contents, contents.result)
     return environment.get_template("report.html.j2").render(r=registration, **shared)
@@ -159,28 +126,26 @@ def _numbers(result: Mapping[str, Any], found: Transform, centre_mm: Any) -> lis
     numbers = []
     if truth:
         other = ""
-        if _is_number(baseline.get("tre_mm")):
-            other = f"; {baseline.get('name', 'baseline')}: {_figure(baseline['tre_mm'])} mm"
-        voxels = f"{_figure(truth.get('tre_voxels'))} voxels" if "tre_voxels" in truth else ""
-        numbers.append(
-            Number("Error against the truth", f"{_figure(truth.get('tre_mm'))} mm", voxels + other)
-        )
+        if is_number(baseline.get("tre_mm")):
+            other = f"; {baseline.get('name', 'baseline')}: {figure(baseline['tre_mm'])} mm"
+        voxels = f"{figure(truth.get('tre_voxels'))} voxels" if "tre_voxels" in truth else ""
+        numbers.append(Number("Error against the truth", f"{figure(truth.get('tre_mm'))} mm", voxels + other))
     numbers += [
-        Number("Agreement", _figure(result.get("agreement")), "correlation after alignment; 1 is perfect"),
-        Number("Margin", _figure(result.get("margin")), "lead over the next distinct answer"),
+        Number("Agreement", figure(result.get("agreement")), "correlation after alignment; 1 is perfect"),
+        Number("Margin", figure(result.get("margin")), "lead over the next distinct answer"),
         Number("Rotation", f"{found.rotation_deg:.2f}°", "fixed to moving"),
         Number(
             "Translation",
-            f"{_figure(float(np.linalg.norm(shift)))} mm",
+            f"{figure(float(np.linalg.norm(shift)))} mm",
             "of the fixed centre, x y z: " + " ".join(f"{v:.2f}" for v in shift),
         ),
     ]
-    if _is_number(metric.get("value")) and metric["value"] != result.get("agreement"):
-        numbers.append(Number("Metric", _figure(metric["value"]), str(metric.get("name", ""))))
+    if is_number(metric.get("value")) and metric["value"] != result.get("agreement"):
+        numbers.append(Number("Metric", figure(metric["value"]), str(metric.get("name", ""))))
     if timings:
-        numbers.append(Number("Time", _duration(sum(timings.values())), "all stages of the registration"))
-    if _is_number(result.get("peak_memory_mib")):
-        numbers.append(Number("Peak memory", _memory(result["peak_memory_mib"]), "of the process"))
+        numbers.append(Number("Time", duration(sum(timings.values())), "all stages of the registration"))
+    if is_number(result.get("peak_memory_mib")):
+        numbers.append(Number("Peak memory", in_words(result["peak_memory_mib"] * 1024**2), "of the process"))
     return numbers
 
 
@@ -201,7 +166,7 @@ def _errors(result: Mapping[str, Any], found: Transform) -> list[dict[str, str]]
 
 def _error_row(record: Mapping[str, Any]) -> dict[str, str]:
     keys = ("tre_mm", "tre_voxels", "tre_median_mm", "tre_p95_mm")
-    return {"rotation": "–"} | {key: _figure(record.get(key)) for key in keys}
+    return {"rotation": "–"} | {key: figure(record.get(key)) for key in keys}
 
 
 def _candidates(result: Mapping[str, Any], found: Transform, centre_mm: Any) -> list[dict[str, Any]]:
@@ -215,8 +180,8 @@ def _candidates(result: Mapping[str, Any], found: Transform, centre_mm: Any) -> 
                 "rank": candidate.get("rank", len(rows) + 1),
                 "rotation": f"{candidate.get('rotation_deg', other.rotation_deg):.1f}",
                 "coarse": candidate.get("coarse_score"),
-                "coarse_text": _figure(candidate.get("coarse_score")),
-                "refined_text": _figure(candidate.get("refined_score")),
+                "coarse_text": figure(candidate.get("coarse_score")),
+                "refined_text": figure(candidate.get("refined_score")),
                 "angle": angle,
                 "angle_text": f"{angle:.1f}",
                 "away_text": f"{away:.2f}",
@@ -236,7 +201,7 @@ def _landscape(contents: Contents, found: Transform, candidates: Sequence[Mappin
     rotations = np.asarray(search["rotations"], dtype=np.float64)[finite]
     scores = np.asarray(search["scores"], dtype=np.float64)[finite]
     angles = angle_deg(np.swapaxes(rotations, -1, -2) @ found.rotation_xyz)
-    marked = [(c["angle"], c["coarse"], str(c["rank"])) for c in candidates if _is_number(c["coarse"])]
+    marked = [(c["angle"], c["coarse"], str(c["rank"])) for c in candidates if is_number(c["coarse"])]
     return [
         Chart(
             "Score of every rotation",
@@ -280,7 +245,7 @@ def _snippets(folder: Path, inputs: Mapping[str, Any]) -> list[Snippet]:
 def _timings(timings: Mapping[str, float]) -> list[dict[str, Any]]:
     longest = max(timings.values(), default=0.0) or 1.0
     return [
-        {"name": name.replace("_", " "), "text": _duration(value), "share": round(100 * value / longest, 1)}
+        {"name": name.replace("_", " "), "text": duration(value), "share": round(100 * value / longest, 1)}
         for name, value in timings.items()
     ]
 
@@ -308,125 +273,3 @@ def _grid(inputs: Mapping[str, Any], role: str) -> Grid | None:
 def _name(inputs: Mapping[str, Any], role: str) -> str:
     path = (inputs.get(role) or {}).get("path")
     return Path(path).name if path else f"the {role} volume"
-
-
-# ---------------------------------------------------------------------- a training run
-
-
-def _training(contents: Contents) -> dict[str, Any] | None:
-    if contents.run is None:
-        return None
-    rows = contents.metrics
-    series = _series(rows)
-    config = _config(contents.config)
-    main = [name for name in _CURVES if name in series]
-    return {
-        "run": str(contents.run),
-        "numbers": _training_numbers(rows, series, config),
-        "charts": [_curve(name, series[name], rows, config) for name in main],
-        "further": [_curve(name, series[name], rows, config) for name in sorted(set(series) - set(main))],
-        "pictures": _training_pictures(contents.pictures),
-        "config": contents.config,
-        "model": flatten(contents.model or {}),
-    }
-
-
-def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of every metric that has two finite points or more."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_CURVES)
-    found = {n: [(float(r["step"]), float(r[n])) for r in rows if _is_number(r.get(n))] for n in names}
-    return {name: points for name, points in found.items() if len(points) > 1}
-
-
-def _curve(
-    name: str,
-    points: Sequence[tuple[float, float]],
-    rows: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
-) -> Chart:
-    title, note = _CURVES.get(name, (name.replace("_", " "), ""))
-    chance = _chance_loss(rows, config) if name == "loss" else None
-    reference = None if chance is None else (chance, f"chance, {chance:.2f}")
-    if name == "loss" and reference is None:
-        note = "lower is better"
-    steps, values = zip(*points, strict=True)
-    safe = "".join(c if c.isalnum() else "-" for c in name)
-    return Chart(title, Markup(charts.curve(f"curve-{safe}", steps, values, reference=reference)), note)
-
-
-def _chance_loss(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> float | None:
-    """Loss of encoders that know nothing: logged by train, or ln(2N - 1) for N pairs where nothing else counts."""
-    for name in ("chance_loss", "loss_ceiling", "ceiling"):
-        if rows and _is_number(rows[-1].get(name)):
-            return float(rows[-1][name])
-    loss, sampling = config.get("loss") or {}, config.get("sampling") or {}
-    pairs = sampling.get("pairs_per_step")
-    plain = (
-        loss.get("bound") == "infonce"
-        and loss.get("subcrops") == 1
-        and not loss.get("displacement_negatives")
-    )
-    return math.log(2 * pairs - 1) if plain and isinstance(pairs, int) and pairs > 1 else None
-
-
-def _training_numbers(
-    rows: Sequence[Mapping[str, Any]],
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    config: Mapping[str, Any],
-) -> list[Number]:
-    if not rows:
-        return []
-    steps = (config.get("optimiser") or {}).get("steps")
-    numbers = [Number("Steps", str(rows[-1]["step"]), f"of {steps}" if steps else "")]
-    numbers += [
-        Number(_CURVES[name][0], _figure(series[name][-1][1]), "at the last line")
-        for name in ("loss", "agreement", "retrieval")
-        if name in series
-    ]
-    times = [row["time"] for row in rows if _is_number(row.get("time"))]
-    if len(times) > 1:
-        numbers.append(Number("Time", _duration(times[-1] - times[0]), "first to last line, pauses included"))
-    return numbers
-
-
-def _training_pictures(paths: Sequence[Path]) -> list[tuple[str, Picture | None]]:
-    """First, middle and last picture of a run with their names; None for one that a crash tore."""
-    chosen = dict.fromkeys((0, len(paths) // 2, len(paths) - 1)) if paths else {}
-    return [
-        (paths[i].stem, picture_file(paths[i], f"patches and representations, {paths[i].stem}"))
-        for i in chosen
-    ]
-
-
-def _config(text: str | None) -> dict[str, Any]:
-    try:
-        record = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        return {}  # the page shows the text as it is; only what is derived from it is left out
-    return record if isinstance(record, dict) else {}
-
-
-# ---------------------------------------------------------------------- figures in words
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _figure(value: Any) -> str:
-    """Three significant digits, or a dash where there is no number."""
-    if not _is_number(value):
-        return "–"
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.2e}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _memory(mib: float) -> str:
-    return f"{mib / 1024:.2f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"

@@ -160,7 +160,7 @@ def _pictures(greys: Mapping[str, Plane], plane: str) -> dict[str, Picture]:
 
 
 def _oriented(panels: Arrays, name: str, direction: NDArray[np.float64]) -> dict[str, Plane]:
-    """Slices of one plane by name, first row on top, finite."""
+    """Slices of one plane by name, first row on top; NaN where the moving volume has no voxel."""
     kinds = ("fixed", "before", "after")
     wanted = [*kinds, *(f"{kind}_representation" for kind in kinds)]
     found = {kind: panels[f"{name}_{kind}"] for kind in wanted if f"{name}_{kind}" in panels}
@@ -169,22 +169,25 @@ def _oriented(panels: Arrays, name: str, direction: NDArray[np.float64]) -> dict
     upside_down = (direction[rows, rows] > 0) if rows == 2 else (direction[rows, rows] < 0)
     mirrored = direction[columns, columns] < 0
     steps = (-1 if upside_down else 1, -1 if mirrored else 1)
-    return {kind: np.nan_to_num(plane)[:: steps[0], :: steps[1]] for kind, plane in found.items()}
+    return {kind: plane[:: steps[0], :: steps[1]] for kind, plane in found.items()}
 
 
 def _shades(
     slices: Mapping[str, Mapping[str, Plane]], kinds: tuple[str, ...]
 ) -> dict[tuple[str, str], Plane]:
-    """Slices scaled to 0 to 1 with one window for all planes of the given kinds."""
+    """Slices scaled to 0 to 1 with one window for all planes of the given kinds; 0 where there is no voxel."""
     chosen = {
         (name, kind): by_kind[kind] for name, by_kind in slices.items() for kind in kinds if kind in by_kind
     }
     if not chosen:
         return {}
-    values = np.concatenate([plane.ravel() for plane in chosen.values()])
-    low, high = np.percentile(values, (0.5, 99.7))
+    values = np.concatenate([plane[np.isfinite(plane)] for plane in chosen.values()])
+    low, high = np.percentile(values, (0.5, 99.7)) if len(values) else (0.0, 0.0)
     width = high - low if high > low else 1.0
-    return {key: np.clip((plane - low) / width, 0, 1).astype(np.float32) for key, plane in chosen.items()}
+    return {
+        key: np.nan_to_num(np.clip((plane - low) / width, 0, 1)).astype(np.float32)
+        for key, plane in chosen.items()
+    }
 
 
 def _spacing(panels: Arrays, name: str) -> tuple[float, float]:
