@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comir_hpc.cluster import BlockResult, complete_output, open_output, run_blocks
+from comir_hpc.cluster.processes import _Queue
 from comir_hpc.errors import ConfigError, StopRequested, VolumeError
 from comir_hpc.geometry import Block, Grid, plan_blocks
 from comir_hpc.ledger import Ledger
@@ -115,6 +116,29 @@ class Deadly(Ramp):
         if block.index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(block)
+
+
+@given(
+    todo=st.lists(st.integers(0, 60), unique=True, min_size=1).map(sorted),
+    workers=st.integers(1, 6),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_queue_gives_every_block_once_and_neighbours_to_one_worker(todo, workers: int, order) -> None:
+    queue = _Queue(todo, workers)
+    last: list[int | None] = [None] * workers
+    given_out, changes = [], 0
+    while True:
+        worker = order.randrange(workers)
+        block = queue.take(last[worker])
+        if block is None:
+            break
+        changes += last[worker] is None or block != last[worker] + 1
+        given_out.append(block)
+        last[worker] = block
+    assert sorted(given_out) == todo
+    if todo == list(range(len(todo))) and workers == 1:
+        assert changes == 1
 
 
 def test_a_block_that_kills_every_worker_is_reported_after_two(tmp_path: Path) -> None:
@@ -280,7 +304,9 @@ def test_an_output_of_other_inputs_is_refused_then_replaced_on_request(tmp_path:
     volume, ledger, plan = prepare(path)
     run_blocks(plan, range(len(plan)), Ramp(), ledger)
     other = Ledger(path, "two")
-    with pytest.raises(VolumeError, match=r"fingerprint one, this command's is two.*--overwrite"):
+    with pytest.raises(
+        VolumeError, match=r"exists and was made from something else \(no record.*--overwrite"
+    ):
         open_output(path, other, make)
     open_output(path, other, make, overwrite=True)
     assert other.done() == {}
@@ -291,6 +317,15 @@ def test_an_output_of_other_inputs_is_refused_then_replaced_on_request(tmp_path:
     path.rename(tmp_path / "elsewhere.zarr")
     open_output(path, other, make)
     assert other.done() == {}
+
+
+def test_a_refusal_names_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "out.zarr"
+    record = {"window": 64, "spacing": (1.0, 2.0), "source": Path("a.zarr")}
+    open_output(path, Ledger(path, "one"), make, record=record)
+    assert open_output(path, Ledger(path, "one"), make, record=record).path == path
+    with pytest.raises(VolumeError, match=r"something else \(window: 64, now 32\); choose another --out"):
+        open_output(path, Ledger(path, "two"), make, record={**record, "window": 32})
 
 
 def test_a_folder_that_is_no_volume_of_ours_is_never_replaced(tmp_path: Path) -> None:

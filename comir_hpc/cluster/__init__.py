@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +90,7 @@ def run_blocks(
     Raises
     ------
     StopRequested
-        After SIGTERM or SIGUSR2, when the block in hand is finished. The same call goes on.
+        After SIGTERM or SIGUSR2, when the blocks in hand are finished. The same call goes on.
     VolumeError
         When a block failed twice: every such block with its box, and their number, after all others were done. At once
         when the disk is full.
@@ -134,10 +135,22 @@ def _reopen(store: Path) -> None:
 
 
 def _run_here(carrier: Carrier, todo: Sequence[int], stop: threading.Event, settle: Settle) -> None:
-    for index in todo:
-        if stop.is_set():
-            return
-        settle(index, carrier(index))
+    """Compute one block while the one before it is compressed and written."""
+    with ThreadPoolExecutor(1) as writer:
+        writing: tuple[int, Future[str | None]] | None = None
+        for index in todo:
+            if stop.is_set():
+                break
+            result = carrier.compute(index)
+            if writing is not None:
+                settle(writing[0], writing[1].result())
+                writing = None
+            if isinstance(result, str):
+                settle(index, result)
+            else:
+                writing = index, writer.submit(carrier.store, index, result)
+        if writing is not None:
+            settle(writing[0], writing[1].result())
 
 
 def _report(plan: BlockPlan, outcome: _Outcome, total: int, stop: threading.Event) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from comir_hpc.ledger import Ledger
 from comir_hpc.volume import Volume
 
 ATTEMPTS = 2
+Outcome = TypeVar("Outcome")
 _STORAGE_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -62,7 +63,7 @@ class Carrier:
         return cls(*pickle.loads(payload))
 
     def __call__(self, index: int, attempts: int | None = None) -> str | None:
-        """Carry out one block, twice if need be.
+        """Carry out one block, trying each half of it twice if need be.
 
         Parameters
         ----------
@@ -83,10 +84,28 @@ class Carrier:
         """
         if attempts is not None:
             self.ledger.attempt_after(attempts, index)
+        result = self.compute(index)
+        return result if isinstance(result, str) else self.store(index, result)
+
+    def compute(self, index: int) -> BlockResult | str:
+        """Return a block's voxels, or why they cannot be had."""
+        return self._twice(index, lambda: self.work(self.plan[index]))
+
+    def store(self, index: int, result: BlockResult) -> str | None:
+        """Write and record a block; return why it cannot be, or None."""
+        block = self.plan[index]
+
+        def write() -> None:
+            with self.ledger.writing(index, self.volume.shard_files(block.write), result.note):
+                self.volume.write(block.write, np.ascontiguousarray(result.values))
+
+        return self._twice(index, write)
+
+    def _twice(self, index: int, act: Callable[[], Outcome]) -> Outcome | str:
         reason = ""
         for _ in range(ATTEMPTS):
             try:
-                self._once(self.plan[index])
+                return act()
             except (ConfigError, CheckpointError, StopRequested):
                 raise  # meant for the whole run
             except Exception as error:  # one bad block must not cost the others; all are reported at the end
@@ -96,14 +115,7 @@ class Carrier:
                         f"({error.strerror}); make room or get access, and run the same command again: it goes on there"
                     ) from error
                 reason = f"{type(error).__name__}: {error}"
-            else:
-                return None
         return reason
-
-    def _once(self, block: Block) -> None:
-        result = self.work(block)
-        with self.ledger.writing(block.index, self.volume.shard_files(block.write), result.note):
-            self.volume.write(block.write, np.ascontiguousarray(result.values))
 
 
 def pack(plan: BlockPlan, work: Work, ledger: Ledger) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import BlockPlan
@@ -17,6 +19,7 @@ def open_output(
     ledger: Ledger,
     make: Callable[[Path], Volume],
     *,
+    record: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     parts: int = 1,
 ) -> Volume:
@@ -29,6 +32,9 @@ def open_output(
     ----------
     make : callable
         Creates the (incomplete) volume at the path that it is given and returns it.
+    record : mapping, optional
+        What the fingerprint was made of; kept in the metadata as ``made_from``, so that a refusal can name
+        what differs.
     overwrite : bool
         Replace a store of another fingerprint. One of the same fingerprint is gone on with.
     parts : int
@@ -47,15 +53,14 @@ def open_output(
                 return Volume.open(path, writable=True)
             if not overwrite:
                 raise VolumeError(
-                    f"{path} exists and was made from another input, model or parameters, or by another version "
-                    f"(fingerprint {found}, this command's is {ledger.fingerprint}); choose another --out, or pass "
-                    "--overwrite"
+                    f"{path} exists and was made from something else ({_differences(path, record)}); "
+                    "choose another --out, or pass --overwrite"
                 )
             # By one rename, so that a stop here leaves the old store whole or gone, not in pieces.
             path.replace(_new_folder(ledger) / "replaced")
         ledger.clear()
         spare = _new_folder(ledger) / path.name
-        make(spare).update_metadata(fingerprint=ledger.fingerprint)
+        make(spare).update_metadata(fingerprint=ledger.fingerprint, made_from=_plain(record))
         spare.replace(path)
         spare.parent.rmdir()
         return Volume.open(path, writable=True)
@@ -86,6 +91,21 @@ def complete_output(
 def _fingerprint_of(path: Path) -> str:
     found = Volume.open(path, allow_incomplete=True).metadata.get("fingerprint", "none")
     return str(found)
+
+
+def _plain(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The record as it comes back from JSON: paths are text, tuples are lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(record or {}), default=str))
+    return plain
+
+
+def _differences(path: Path, record: Mapping[str, Any] | None) -> str:
+    before = Volume.open(path, allow_incomplete=True).metadata.get("made_from")
+    now = _plain(record)
+    if not before or not now:
+        return "no record of what"
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key}: {before.get(key)}, now {now.get(key)}" for key in changed) or "another version"
 
 
 def _new_folder(ledger: Ledger) -> Path:

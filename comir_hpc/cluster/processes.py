@@ -7,11 +7,12 @@ one died on.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -34,6 +35,36 @@ _READY = "ready"
 Settle = Callable[[int, str | None], None]
 
 
+class _Queue:
+    """Blocks not yet given out. A worker gets the one after its last, which shares most with it, while there is one."""
+
+    def __init__(self, todo: Sequence[int], workers: int) -> None:
+        # Reversed, so that the next one of each run is at its end.
+        cuts = [len(todo) * n // workers for n in range(workers + 1)]
+        self._runs = [list(todo[a:b])[::-1] for a, b in itertools.pairwise(cuts)]
+
+    def take(self, last: int | None) -> int | None:
+        """The next block for a worker whose last one was `last`."""
+        runs = [run for run in self._runs if run]
+        if not runs:
+            return None
+        for run in runs:
+            if run[-1] - 1 == last:
+                return run.pop()
+        longest = max(runs, key=len)
+        if last is not None and len(longest) > 1:
+            # Leave the first half to the worker that is in it.
+            half = len(longest) // 2
+            self._runs.append(longest[:half])
+            del longest[:half]
+            longest = self._runs[-1]
+        return longest.pop()
+
+    def put_back(self, block: int) -> None:
+        """Take a block back from a worker that died."""
+        self._runs.append([block])
+
+
 class _Worker:
     """One process, the pipe to it and the block in its hands."""
 
@@ -44,13 +75,14 @@ class _Worker:
         theirs.close()
         self.ready = False
         self.block: int | None = None
+        self.last: int | None = None
 
     @property
     def idle(self) -> bool:
         return self.ready and self.block is None
 
     def give(self, block: int, attempts: int) -> None:
-        self.block = block
+        self.block = self.last = block
         self.pipe.send((block, attempts))
 
     def dismiss(self) -> None:
@@ -89,14 +121,15 @@ def run_in_processes(
     ComirError
         What a worker raised for the whole run; or a worker could not start.
     """
-    waiting, deaths = deque(todo), Counter[int]()
+    workers = min(workers, len(todo))
+    queue, deaths = _Queue(todo, workers), Counter[int]()
     with _threads_shared_by(workers):
-        team = [_Worker(payload) for _ in range(min(workers, len(todo)))]
+        team = [_Worker(payload) for _ in range(workers)]
         try:
             while True:
                 for worker in team:
-                    if worker.idle and waiting and not stop.is_set():
-                        block = waiting.popleft()
+                    block = queue.take(worker.last) if worker.idle and not stop.is_set() else None
+                    if block is not None:
                         worker.give(block, attempts(block) + deaths[block])
                 busy = {worker.pipe: place for place, worker in enumerate(team) if not worker.idle}
                 if not busy:
@@ -104,7 +137,7 @@ def run_in_processes(
                 for pipe in wait(list(busy)):
                     place = busy[pipe]  # type: ignore[index]
                     if not _listen(team[place], settle):
-                        _bury(team[place], waiting, deaths, settle)
+                        _bury(team[place], queue, deaths, settle)
                         team[place] = _Worker(payload)
         finally:
             for worker in team:
@@ -128,7 +161,7 @@ def _listen(worker: _Worker, settle: Settle) -> bool:
     return True
 
 
-def _bury(worker: _Worker, waiting: deque[int], deaths: Counter[int], settle: Settle) -> None:
+def _bury(worker: _Worker, queue: _Queue, deaths: Counter[int], settle: Settle) -> None:
     worker.dismiss()
     how = _how_it_ended(worker.process.exitcode)
     if worker.block is None:
@@ -138,7 +171,7 @@ def _bury(worker: _Worker, waiting: deque[int], deaths: Counter[int], settle: Se
         )
     deaths[worker.block] += 1
     if deaths[worker.block] < ATTEMPTS:
-        waiting.appendleft(worker.block)
+        queue.put_back(worker.block)
     else:
         settle(worker.block, f"the worker process {how} each time (out of memory?)")
 
