@@ -73,7 +73,7 @@ class NetworkSettings(Settings):
 
     name: Literal["unet", "denseunet", "gunet"] = "unet"
     """Architecture."""
-    widths: tuple[Positive, ...] = (16, 32, 64)
+    widths: tuple[Positive, ...] = (16, 32, 64, 64)
     """Channels of each resolution level, finest first."""
     latent_channels: Positive = 1
     """Channels of the representation."""
@@ -81,8 +81,8 @@ class NetworkSettings(Settings):
     """Batch statistics (running means at inference), or a norm over channels at each voxel."""
     residual: bool = False
     """Add each block's input to its output."""
-    convs_per_level: Positive | tuple[Positive, ...] = 2
-    """Convolutions in each block, for all levels or finest first."""
+    convs_per_level: Positive | tuple[Positive, ...] = (1, 2)
+    """Convolutions in each block, finest first; the last number counts for all coarser levels."""
     padding: Literal["zeros", "replicate", "reflect"] = "zeros"
     """What convolutions see beyond the border of a patch or window."""
     configuration: Literal["three-level", "six-level"] = "three-level"
@@ -96,21 +96,21 @@ class NetworkSettings(Settings):
 class LossSettings(Settings):
     """The contrastive loss (docs/theory.md)."""
 
-    critic: Literal["mse", "cosine", "correlation", "tanimoto"] = "cosine"
+    critic: Literal["mse", "cosine", "correlation", "tanimoto"] = "correlation"
     """Similarity of two representations."""
     bound: Literal["infonce", "jsd", "nwj"] = "infonce"
     """Lower bound of the mutual information that is maximised."""
     temperature: Annotated[float, Field(gt=0)] = 0.1
     """Divides every similarity."""
-    subcrops: Positive = 1
+    subcrops: Positive = 2
     """Each representation is cut into subcrops^3 samples: more negatives from the same patches."""
-    displacement_negatives: Annotated[int, Field(ge=0)] = 0
+    displacement_negatives: Annotated[int, Field(ge=0)] = 8
     """Shifted crops of the partner that serve as negatives, for each patch."""
-    displacement_voxels: tuple[Positive, Positive] = (2, 8)
+    displacement_voxels: tuple[Positive, Positive] = (1, 4)
     """Smallest and largest shift of a displacement negative, voxels."""
     decay_l1: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean absolute activation."""
-    decay_l2: Annotated[float, Field(ge=0)] = 1e-4
+    decay_l2: Annotated[float, Field(ge=0)] = 1e-3
     """Weight of the mean squared activation."""
     min_overlap: Share = 0.05
     """Samples whose common valid voxels are a smaller share of a sample are not compared."""
@@ -121,7 +121,7 @@ class SamplingSettings(Settings):
 
     patch: SizeZYX = (32, 32, 32)
     """Voxels (z, y, x) of a patch."""
-    pairs_per_step: Positive = 12
+    pairs_per_step: Positive = 8
     """Aligned patch pairs in one step, over all ranks."""
     group: GroupName = "auto"
     """Exact rotations undone on the output; auto picks from the spacing (docs/theory.md)."""
@@ -132,7 +132,7 @@ class SamplingSettings(Settings):
     rotate: Share = 0.75
     """Share of the pairs whose patches are turned by one random rotation of SO(3) and scaled; the others stay as
     sharp as the volumes are."""
-    scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.15
     """Largest relative change of size, the same for both patches."""
     intensity: Annotated[float, Field(ge=0)] = 0.2
     """Strength of the random contrast, brightness, gamma, bias field and noise of each patch."""
@@ -149,11 +149,11 @@ class SamplingSettings(Settings):
 class OptimiserSettings(Settings):
     """AdamW, linear warm-up and cosine decay."""
 
-    steps: Positive = 250
+    steps: Positive = 400
     """Optimiser steps."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     """Peak learning rate."""
-    warmup: Share = 0.1
+    warmup: Share = 0.15
     """Share of the steps over which the rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """Decoupled weight decay."""
@@ -269,26 +269,34 @@ class InferSettings(Settings):
     """Voxels along each side of the sliding window."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the window that neighbours share."""
+    blend: Literal["gaussian", "hann", "exact"] = "gaussian"
+    """How overlapping windows are put together; exact uses only voxels whose whole receptive field is in the window."""
     batch: Positive = 1
-    """Windows evaluated together."""
+    """Windows evaluated together on a GPU (a CPU evaluates one a thread)."""
     precision: Precision = "auto"
     """See EngineSettings."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the encoder runs."""
     dtype: Literal["float16", "float32"] = "float32"
     """Stored type of the representation."""
+    skip_background: bool = True
+    """Leave out windows without specimen; the representation is zero there."""
     chunk: Positive = 64
     """Voxels along each side of a stored chunk."""
     shard: Positive = 128
     """Voxels along each side of a stored shard."""
     core: Positive | None = None
-    """Voxels along each side of a block of work; a multiple of the shard."""
+    """Voxels along each side of a block of work, a multiple of the shard; two shards when not given."""
     symmetrise: Literal["none", "D2", "D4", "O"] = "none"
     """Average over the rotations of this group: exact equivariance for as many passes as it has elements."""
+    verify: bool = False
+    """Check the content of blocks that are done already, and do damaged ones again."""
     part: tuple[Positive, Positive] = (1, 1)
     """(I, N): do part I of N (array jobs)."""
     workers: Positive = 1
     """Processes."""
+    cluster: str | None = None
+    """dask://HOST:PORT, or slurm: where `workers` run; this machine when not given."""
     overwrite: bool = False
     """Replace a store made from another input or model."""
 
@@ -377,8 +385,12 @@ class WarpSettings(Settings):
     """Voxels along each side of a stored shard."""
     part: tuple[Positive, Positive] = (1, 1)
     """(I, N): do part I of N (array jobs)."""
+    verify: bool = False
+    """Check the content of blocks that are done already, and do damaged ones again."""
     workers: Positive = 1
     """Processes."""
+    cluster: str | None = None
+    """dask://HOST:PORT, or slurm: where `workers` run; this machine when not given."""
     overwrite: bool = False
     """Replace a store made from other inputs."""
 

@@ -120,8 +120,9 @@ def _unsortable(keys: NDArray[Any], width: int) -> NDArray[Any]:
 def intensity_of(histogram: Histogram, foreground_above: float | None = None) -> Intensity:
     """How a channel becomes network input, from its histogram.
 
-    `low` and `high` are the percentiles 0.1 and 99.9 of the foreground; mean and standard deviation are those of the
-    foreground clipped to them. Where the foreground holds a single value (a binary image) they are the whole volume's.
+    `low` is the percentile 0.1 of the whole volume, so that dark structure inside the specimen (pores, fluid) is kept;
+    `high` is the percentile 99.9 of the foreground; mean and standard deviation are those of the foreground clipped to
+    them. Where the foreground holds a single value (a binary image) they are the whole volume's.
 
     Parameters
     ----------
@@ -142,7 +143,9 @@ def intensity_of(histogram: Histogram, foreground_above: float | None = None) ->
         raise VolumeError(
             f"no voxel is above {above:g}, the largest is {histogram.maximum:g}; give a lower --foreground-above"
         )
-    low, high, mean, std = _clipped_moments(values[inside], counts[inside])
+    low = _percentile(values, counts, _LOW)
+    high = _percentile(values[inside], counts[inside], _HIGH)
+    mean, std = _moments(np.clip(values[inside], low, high), counts[inside])
     if std == 0:
         low, high, mean, std = _clipped_moments(values, counts)
     if std == 0:  # a few bright voxels beyond the percentiles: nothing but the full range shows them

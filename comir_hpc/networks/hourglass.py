@@ -233,7 +233,7 @@ def conv_hourglass(
     widths : sequence of int
         Channels (of one copy) of each level, finest first.
     convs_per_level : int or sequence of int
-        Convolutions of a block, for all levels or finest first.
+        Convolutions of a block, finest first; the last number counts for all coarser levels.
     kernel_zyx, residual, conv, norm
         See `ConvBlock`.
     first : callable
@@ -254,11 +254,10 @@ def conv_hourglass(
             f"between them; got {len(pooling)}"
         )
 
-    counts = [convs_per_level] * len(widths) if isinstance(convs_per_level, int) else list(convs_per_level)
-    if len(counts) != len(widths):
-        raise ConfigError(
-            f"convs_per_level {tuple(counts)} does not match the {len(widths)} levels of widths"
-        )
+    given = [convs_per_level] if isinstance(convs_per_level, int) else list(convs_per_level)
+    if not 1 <= len(given) <= len(widths):
+        raise ConfigError(f"convs_per_level {tuple(given)} does not match the {len(widths)} levels of widths")
+    counts = given + [given[-1]] * (len(widths) - len(given))
 
     def block(
         channels: int, level: int, entry: ConvMaker | None = None, grow: nn.Module | None = None

@@ -39,7 +39,7 @@ def unet(
     spacing_zyx : three float
         Voxel spacing, any one unit: decides which axes are pooled (`plan_pooling`).
     convs_per_level : int or sequence of int
-        Convolutions in each block, for all levels or finest first.
+        Convolutions in each block, finest first; the last number counts for all coarser levels.
     norm : str
         ``batch`` or ``channel``.
     padding : str
