@@ -370,6 +370,18 @@ def report(
     typer.echo(f"report: {run(folder)}")
 
 
+@app.command(epilog="Example:  comir-hpc sync run --mlflow http://tracking.example.org:5000")
+def sync(
+    folder: Annotated[Path, typer.Argument(help="Folder that train wrote.", metavar="RUN")],
+    mlflow: Annotated[str | None, typer.Option(help="Tracking URI; the run's own setting otherwise.")] = None,
+) -> None:
+    """Send to MLflow what it does not have of a training run: after its server was away, or to another one."""
+    from comir_hpc.tracking import sync as run
+
+    sent = run(folder, mlflow)
+    typer.echo(f"{sent.points} points and {sent.files} files of run {sent.run_id} sent to {sent.uri}")
+
+
 @app.command(epilog="Example:  comir-hpc doctor --folder /scratch")
 def doctor(
     folder: Annotated[Path, typer.Option(help="Folder whose file system is tried.")] = Path(),

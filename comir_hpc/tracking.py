@@ -212,7 +212,7 @@ def sync(run_dir: Path, uri: str | None = None) -> Synced:
         raise ComirError(
             f"MLflow at {target.shown} cannot be reached ({target.brief(error)}); check the address and send again"
         ) from error
-    return Synced(target.uri, run.run_id, points, sent)
+    return Synced(target.shown, run.run_id, points, sent)
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -470,10 +470,10 @@ class _Mirror(threading.Thread):
     def _warn(self, reason: str) -> None:
         if not self._warned:
             _log.warning(
-                "MLflow at %s cannot be reached (%s); training goes on, %s keeps everything for a later sync",
+                "MLflow at %s cannot be reached (%s); training goes on, `comir-hpc sync %s` sends what it missed",
                 self._target.shown,
                 reason,
-                self._target.run_dir / METRICS_FILE,
+                self._target.run_dir,
             )
         self._warned = True
 

@@ -18,7 +18,7 @@ from comir_hpc.datasets import write_nifti
 from comir_hpc.errors import ComirError, ConfigError, StopRequested
 from comir_hpc.geometry import Grid
 
-VERBS = ("demo", "ingest", "train", "infer", "register", "warp", "evaluate", "report", "doctor")
+VERBS = ("demo", "ingest", "train", "infer", "register", "warp", "evaluate", "report", "sync", "doctor")
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

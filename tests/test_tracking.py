@@ -209,7 +209,7 @@ def test_a_hanging_server_holds_nothing_up_and_sync_sends_it_later(runs, hanging
     assert len(read_metrics(folder)) == 50
     tracker.finish()
     warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    ours = [line for line in warnings if "comir" in line or "metrics.jsonl" in line]
+    ours = [line for line in warnings if "comir-hpc sync" in line]
     assert len(ours) == 1
     assert "cannot be reached" in ours[0]
     assert "secret" not in ours[0]
