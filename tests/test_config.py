@@ -39,7 +39,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"loss": {"temprature": 1}}, ["unknown key loss.temprature", "did you mean temperature?"]),
         ({"loss": {"critic": "cosin"}}, ["loss.critic is 'cosin'", "'cosine'"]),
         ({"sampling": {"patch": [32, 32, 16], "group": "O"}}, ["(32, 32, 16)", "group O"]),
-        ({"sampling": {"pairs_per_step": 1}}, ["no negatives", "2 or more"]),
+        (
+            {"sampling": {"pairs_per_step": 1}, "loss": {"subcrops": 1, "displacement_negatives": 0}},
+            ["no negatives", "2 or more"],
+        ),
         ({"modalities": ["a", "a"]}, ["at least two different"]),
         ({"pairs": [{"a": "a.zarr", "c": "c.zarr"}]}, ["pairs[0] names ['a', 'c']", "expected ['a', 'b']"]),
         ({"optimiser": {"steps": 0}}, ["optimiser.steps is 0", "greater than or equal to 1"]),
