@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from comir_hpc.errors import ConfigError
 from comir_hpc.rotations import rotation_group
@@ -23,6 +23,16 @@ Length = Annotated[float, Field(gt=0)]
 SizeZYX = tuple[Positive, Positive, Positive]
 LengthZYX = tuple[Length, Length, Length]
 
+
+def _existing_part(part: tuple[int, int]) -> tuple[int, int]:
+    if part[0] > part[1]:
+        raise ValueError(
+            f"part {part[0]}/{part[1]} does not exist; expected 1/{part[1]} to {part[1]}/{part[1]}"
+        )
+    return part
+
+
+Part = Annotated[tuple[Positive, Positive], AfterValidator(_existing_part)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 GroupName = Literal["auto", "trivial", "D2", "D4", "O", "C2", "C4"]
 
@@ -60,10 +70,14 @@ class IngestSettings(Settings):
     """Value above which a voxel belongs to the specimen; found from the histogram when not given."""
     max_memory: Annotated[float, Field(gt=0)] | None = None
     """Memory that may be used, GiB; what is free when not given."""
+    part: Part = (1, 1)
+    """(I, N): do part I of N (array jobs)."""
     verify: bool = False
     """Check the content of blocks that are done already, and do damaged ones again."""
     workers: Positive = 1
     """Processes."""
+    cluster: str | None = None
+    """dask://HOST:PORT, or slurm: where `workers` run; this machine when not given."""
     overwrite: bool = False
     """Replace a store made from another source or with other settings."""
 
@@ -291,7 +305,7 @@ class InferSettings(Settings):
     """Average over the rotations of this group: exact equivariance for as many passes as it has elements."""
     verify: bool = False
     """Check the content of blocks that are done already, and do damaged ones again."""
-    part: tuple[Positive, Positive] = (1, 1)
+    part: Part = (1, 1)
     """(I, N): do part I of N (array jobs)."""
     workers: Positive = 1
     """Processes."""
@@ -383,7 +397,7 @@ class WarpSettings(Settings):
     """Voxels along each side of a stored chunk."""
     shard: Positive = 256
     """Voxels along each side of a stored shard."""
-    part: tuple[Positive, Positive] = (1, 1)
+    part: Part = (1, 1)
     """(I, N): do part I of N (array jobs)."""
     verify: bool = False
     """Check the content of blocks that are done already, and do damaged ones again."""

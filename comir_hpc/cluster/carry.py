@@ -18,7 +18,7 @@ from comir_hpc.volume import Volume
 
 ATTEMPTS = 2
 Outcome = TypeVar("Outcome")
-_STORAGE_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_STORAGE_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @dataclass
