@@ -104,7 +104,8 @@ def ingest(
     spacing: Triple = None,
     unit: Annotated[str | None, typer.Option(help="Unit of --spacing: nm, um, mm, cm or m.")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Path of the array inside an HDF5 or zarr file.")
+        str | None,
+        typer.Option(help="Which of several: array in HDF5 or zarr, number of a TIFF series, UID in DICOM."),
     ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="A segmentation: averaged nowhere.")] = False,
     chunk: Annotated[
@@ -114,6 +115,17 @@ def ingest(
     non_finite: Annotated[
         float | None, typer.Option(help="Value for NaN and infinite voxels, refused otherwise.")
     ] = None,
+    foreground_above: Annotated[
+        float | None,
+        typer.Option(help="Value above which a voxel is specimen; found from the histogram otherwise."),
+    ] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(help="Memory that may be used, GiB; otherwise what is free.")
+    ] = None,
+    part: Part = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check what is done already, and redo what is damaged.")
+    ] = False,
     workers: Workers = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -132,6 +144,10 @@ def ingest(
         chunk=chunk,
         shard=shard,
         non_finite=non_finite,
+        foreground_above=foreground_above,
+        max_memory=max_memory,
+        part=_part(part),
+        verify=verify or None,
         workers=workers,
         overwrite=overwrite or None,
     )
@@ -142,7 +158,10 @@ def ingest(
         return _print_plan(plan_ingest(settings))
     with _progress() as progress:
         result = run(settings, progress=progress)
-    return typer.echo(f"{result.path}: {result.grid}, {result.seconds:.1f} s")
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
+    waiting = f"; {result.missing} blocks wait for other parts" if result.missing else ""
+    return typer.echo(f"{result.path}: {result.grid}, {result.seconds:.1f} s{waiting}")
 
 
 @app.command(epilog="Example:  comir-hpc train configs/brain.yaml --run runs/brain --set optimiser.steps=500")

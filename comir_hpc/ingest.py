@@ -33,7 +33,7 @@ from comir_hpc.volume import Kind, Volume, chunk_and_shard, planned_levels
 
 Progress = Callable[[str, int, int], None]
 
-_PROGRAM_BYTES = 250 << 20  # the interpreter with its libraries
+_PROGRAM_BYTES = 320 << 20  # measured: the interpreter with its libraries, and what compression holds
 _LARGEST_CORE = 256 << 20  # bytes of one block beyond which decoding a page twice is the lesser evil
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PROBE = 24  # voxels along each side of the boxes that a typical value is looked for in
@@ -46,7 +46,9 @@ class IngestResult:
     Attributes
     ----------
     blocks, computed : int
-        Blocks of the volume, and those of them that this call wrote; the others were done before.
+        Blocks of the volume (or of this part), and those of them that this call wrote; the others were done before.
+    missing : int
+        Blocks that other parts have still to do; the volume is complete when it is 0.
     num_bytes : int
         Of the store on disk.
     notes : tuple of str
@@ -57,6 +59,7 @@ class IngestResult:
     grid: Grid
     blocks: int
     computed: int
+    missing: int
     seconds: float
     num_bytes: int
     notes: tuple[str, ...] = ()
@@ -174,10 +177,10 @@ class _Job:
         return cls(source, settings, grid, plan, workers, source.fingerprint(), notes)
 
     def record(self) -> dict[str, Any]:
-        """What the result depends on, JSON-ready; kept in the volume's metadata."""
+        """What the result depends on; kept in the volume's metadata, so that a refusal can name what differs."""
         return {
             "source": str(self.source.path if self.source.digest else self.source.path.resolve()),
-            "source_fingerprint": self.source_fingerprint,
+            "source_size_and_time": self.source_fingerprint,
             "grid": self.grid.as_dict(),
             **self.settings.model_dump(
                 mode="json", include={"dataset", "kind", "chunk", "shard", "non_finite", "foreground_above"}
@@ -260,12 +263,14 @@ def _ingest(source: Source, settings: IngestSettings, progress: Progress | None)
         if len(ledger.done()) < len(job.plan) or settings.verify:
             _require_memory(job)
         ran = run_blocks(
-            job.plan, range(len(job.plan)), work, ledger, workers=job.workers, verify=settings.verify,
-            progress=progress, what=f"ingest {settings.out.name}",
+            job.plan, job.plan.part(*settings.part), work, ledger, workers=job.workers, cluster=settings.cluster,
+            verify=settings.verify, progress=progress, what=f"ingest {settings.out.name}",
         )  # fmt: skip
         if ran.computed:
             _require_unchanged(source, job.source_fingerprint)
-        complete_output(volume, job.plan, ledger, lambda: _finish(volume, job, work))
+        missing = complete_output(
+            volume, job.plan, ledger, lambda: _finish(volume, job, work), parts=settings.part[1]
+        )
     except OSError as error:
         if isinstance(error, ComirError):  # a request to stop is an InterruptedError, and so an OSError
             raise
@@ -275,7 +280,7 @@ def _ingest(source: Source, settings: IngestSettings, progress: Progress | None)
             raise VolumeError(f"{error}; {_room(job)}") from error
         raise
     return IngestResult(
-        path=settings.out, grid=job.grid, blocks=ran.blocks, computed=ran.computed,
+        path=settings.out, grid=job.grid, blocks=ran.blocks, computed=ran.computed, missing=missing,
         seconds=time.perf_counter() - start, num_bytes=_stored_bytes(settings.out), notes=job.notes,
     )  # fmt: skip
 
@@ -285,24 +290,19 @@ def _open_output(job: _Job, ledger: Ledger) -> Volume:
 
     def make(path: Path) -> Volume:
         _require_memory(job)
-        metadata = {"ingest": job.record(), "centre": _typical_value(job.source)}
         return Volume.create(
             path, job.grid, job.source.dtype, channels=job.source.num_channels, kind=settings.kind,
-            chunk=settings.chunk, shard=settings.shard, metadata=metadata,
+            chunk=settings.chunk, shard=settings.shard, metadata={"centre": _typical_value(job.source)},
         )  # fmt: skip
 
-    begun_anew = _may_be_begun_anew(job, ledger)
-    return open_output(settings.out, ledger, make, overwrite=settings.overwrite or begun_anew)
+    overwrite = _nobody_misses(job) or settings.overwrite
+    return open_output(
+        settings.out, ledger, make, record=job.record(), overwrite=overwrite, parts=settings.part[1]
+    )
 
 
-def _may_be_begun_anew(job: _Job, ledger: Ledger) -> bool:
-    """Whether what is at `out` is an unfinished ingest of this very source: nobody misses it.
-
-    Raises
-    ------
-    VolumeError
-        If it is finished and was made otherwise, with what differs.
-    """
+def _nobody_misses(job: _Job) -> bool:
+    """Whether what is at `out` is an unfinished ingest of this very source, by this command alone."""
     out = job.settings.out
     if not out.exists():
         return False
@@ -312,30 +312,8 @@ def _may_be_begun_anew(job: _Job, ledger: Ledger) -> bool:
         raise VolumeError(
             f"{out} exists and is no volume of ours, so it is never replaced; choose another name"
         ) from error
-    before = found.metadata.get("ingest")
-    if not isinstance(before, dict):
-        if job.settings.overwrite:
-            return False
-        raise VolumeError(
-            f"{out} exists and `ingest` did not make it; choose another name, or pass --overwrite"
-        )
-    now = job.record()
-    different = [k for k in now if before.get(k) != now[k]]
-    if not different:
-        return not found.complete
-    if not found.complete and before.get("source") == now["source"]:
-        return True
-    if job.settings.overwrite:
-        return False
-    if different == ["source_fingerprint"]:
-        raise VolumeError(
-            f"{out} was made from {now['source']}, which has changed since (size or time); pass --overwrite to make it "
-            "again, or choose another name"
-        )
-    listed = "; ".join(f"{k}: {before.get(k)}, now {now[k]}" for k in different if k != "source_fingerprint")
-    raise VolumeError(
-        f"{out} exists and was made otherwise ({listed}); choose another name, or pass --overwrite"
-    )
+    same = found.metadata.get("made_from", {}).get("source") == job.record()["source"]
+    return same and not found.complete and job.settings.part[1] == 1
 
 
 def _require_memory(job: _Job) -> None:

@@ -326,8 +326,8 @@ class Volume:
         below = Box((0, 0, 0), _zyx(self._arrays[level - 1].shape))
         for block in plan_blocks(_zyx(self._arrays[level].shape), shards):
             values = np.empty((self.num_channels, *block.write.shape), dtype=self.dtype)
-            # A layer of chunks at a time: the finer voxels under a whole shard are eight times as many.
-            for layer in plan_blocks(block.write.shape, (self.chunk_zyx[0], *block.write.shape[1:])):
+            # A row of chunks at a time: the finer voxels under a whole shard are eight times as many.
+            for layer in plan_blocks(block.write.shape, (*self.chunk_zyx[:2], block.write.shape[2])):
                 target = layer.write.shifted(block.write.start)
                 source = Box(
                     _zyx([a * s for a, s in zip(target.start, step, strict=True)]),
@@ -369,13 +369,13 @@ def downsample(values: NDArray[Any], step_zyx: Triple, *, labels: bool = False) 
 def _mean(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
     kind, size = values.dtype.kind, values.dtype.itemsize
     wide = {1: np.int32, 2: np.int32, 4: np.int64, 8: np.float64} if kind in "iu" else {2: np.float32}
-    total = values.astype(wide.get(size, values.dtype.type), copy=False)
+    total, exact = values, np.dtype(wide.get(size, values.dtype.type))
     for axis in (3, 2, 1):  # x first: it leaves the least for the strided ones
-        step = step_zyx[axis - 1]
-        if step > 1:
-            before = (slice(None),) * axis
-            parts = [total[(*before, slice(k, None, step))] for k in range(step)]
-            total = sum(parts[1:], start=parts[0])
+        step, before = step_zyx[axis - 1], (slice(None),) * axis
+        parts = [total[(*before, slice(k, None, step))] for k in range(step)]
+        for part in parts[1:]:
+            parts[0] = np.add(parts[0], part, dtype=exact)
+        total = parts[0]
     mean = total / math.prod(step_zyx)
     return (np.rint(mean) if kind in "iu" else mean).astype(values.dtype)
 

@@ -40,13 +40,13 @@ def filled(path: Path, grid: Grid = GRID, *, channels: int = 1, kind: str = "ima
 
 
 @given(
-    st.tuples(*[st.integers(1, 20)] * 3),
-    st.integers(1, 7),
+    st.tuples(*[st.integers(1, 14)] * 3),
+    st.integers(2, 7),
     st.integers(1, 3),
     st.integers(1, 2),
     st.integers(1, 2),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_what_is_written_block_by_block_is_read_in_any_box(
     tmp_path_factory: pytest.TempPathFactory,
     shape: tuple[int, int, int],

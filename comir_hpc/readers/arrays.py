@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, Triple, Vector
-from comir_hpc.readers.source import Source, axes_of, cut, known_unit, reading, shape_of, storable
+from comir_hpc.readers.source import RawLayout, Source, axes_of, cut, known_unit, reading, shape_of, storable
 from comir_hpc.volume import foreign_arrays, foreign_node
 
 _ELEMENT_SIZE = "element_size_um"
@@ -46,18 +46,22 @@ def in_memory(array: NDArray[Any], grid: Grid, name: str = "array") -> Source:
 
 
 def npy(path: Path) -> Source:
-    """Open a .npy file, memory-mapped."""
-
-    def read(box: Box) -> NDArray[Any]:
-        # Mapped anew for every box, so that the pages of earlier ones do not stay in memory.
-        return cut(np.load(path, mmap_mode="r", allow_pickle=False), axes, box).copy()
-
+    """Open a .npy file, streamed."""
     with reading(path, "npy array"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     axes, notes = axes_of(array.shape, path)
+    # In Fortran order the file is the reversed array in C order.
+    turned = array.flags.f_contiguous and not array.flags.c_contiguous
+    layout = RawLayout(
+        path,
+        array.offset,
+        array.dtype,
+        array.shape[::-1] if turned else array.shape,
+        axes[::-1] if turned else axes,
+    )
     return Source(
-        path=path, kind="npy", shape=shape_of(array.shape, axes), dtype=storable(array.dtype, path), read_box=read,
-        files=(path,), notes=notes,
+        path=path, kind="npy", shape=shape_of(array.shape, axes), dtype=storable(array.dtype, path),
+        read_box=layout.read, files=(path,), notes=notes,
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
+import math
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -267,7 +268,7 @@ class RawLayout:
     @property
     def num_bytes(self) -> int:
         """Length of the voxels in the file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def check_length(self, path: Path) -> None:
         """Refuse a file that ends before its voxels do.
@@ -287,16 +288,44 @@ class RawLayout:
             )
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Voxels of `box` as (c, z, y, x), through a map that is dropped at once: pages do not pile up."""
-        # A plain mmap is page aligned, and the rest of the offset is left to frombuffer.
-        start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        with self.file.open("rb") as file:
-            pages = mmap.mmap(
-                file.fileno(), self.offset + self.num_bytes - start, access=mmap.ACCESS_READ, offset=start
-            )
-        flat = np.frombuffer(pages, dtype=self.dtype, count=self.num_bytes // self.dtype.itemsize,
-                             offset=self.offset - start)  # fmt: skip
-        return cut(flat.reshape(self.shape), self.axes, box).copy()
+        """Voxels of `box` as (c, z, y, x).
+
+        Rows are read, not mapped: a map counts every page around a touched one as this process's memory.
+        """
+        if "yx" not in self.axes:
+            return cut(self._mapped(), self.axes, box).copy()
+        split = self.axes.index("y")
+        ranges = [
+            range(box.start[0], box.stop[0]) if a == "z" else range(n)
+            for a, n in zip(self.axes, self.shape, strict=True)
+        ]
+        leading, counts = ranges[:split], self.shape[:split]
+        rows = np.empty((box.shape[1], *self.shape[split + 1 :]), dtype=self.dtype)
+        out = np.empty((*map(len, leading), *box.shape[1:], *self.shape[split + 2 :]), dtype=self.dtype)
+        plane = math.prod(self.shape[split:]) * self.dtype.itemsize
+        start = self.offset + box.start[1] * rows[:1].nbytes
+        with self.file.open("rb", buffering=0) as file:
+            for place in np.ndindex(*out.shape[:split]):
+                number = int(
+                    np.ravel_multi_index([r[p] for r, p in zip(leading, place, strict=True)], counts)
+                )
+                _fill(file.fileno(), rows, start + number * plane)
+                out[place] = rows[:, box.start[2] : box.stop[2]]
+        return cut(out, self.axes, Box((0, 0, 0), box.shape))
+
+    def _mapped(self) -> NDArray[Any]:
+        return np.memmap(self.file, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
+
+
+def _fill(descriptor: int, rows: NDArray[Any], offset: int) -> None:
+    """Read into a contiguous array; one call may give less than was asked for."""
+    buffer = memoryview(rows.reshape(-1).view(np.uint8).data)
+    done = 0
+    while done < len(buffer):
+        step = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if not step:
+            raise EOFError(f"the file ends at byte {offset + done}, {len(buffer) - done} bytes too early")
+        done += step
 
 
 def _every_file(files: Iterable[Path]) -> Iterator[Path]:
