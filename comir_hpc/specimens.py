@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,17 +136,15 @@ def _specimen_slabs(
         yield blocks.mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def open_specimens(pairs: Sequence[Sequence[Path]], settings: SamplingSettings) -> tuple[Specimen, ...]:
-    """Open training pairs, and hold all of them in memory when they fit into `cache_mib` together.
+def prepare_specimens(pairs: Sequence[Sequence[Volume]], settings: SamplingSettings) -> tuple[Specimen, ...]:
+    """Find the specimen in training pairs, and hold all of them in memory when they fit into `cache_mib` together.
 
     Raises
     ------
     VolumeError
-        If a volume cannot be opened or holds no specimen.
+        If a volume holds no specimen.
     """
-    specimens = tuple(
-        Specimen([Volume.open(path) for path in paths], settings.level, settings.patch) for paths in pairs
-    )
+    specimens = tuple(Specimen(volumes, settings.level, settings.patch) for volumes in pairs)
     if sum(specimen.num_bytes for specimen in specimens) <= settings.cache_mib * 2**20:
         for specimen in specimens:
             specimen.load()

@@ -15,7 +15,7 @@ from comir_hpc.config import SamplingSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.patches import Draw, Look, PatchSampler, feed
 from comir_hpc.rotations import act, angle_deg, rotation_group
-from comir_hpc.specimens import Specimen, open_specimens, specimen_share
+from comir_hpc.specimens import Specimen, prepare_specimens, specimen_share
 from comir_hpc.volume import Volume
 
 CPU = torch.device("cpu")
@@ -29,7 +29,9 @@ def sampling(**changes: Any) -> SamplingSettings:
 def sampler_of(paths: Sequence[Path], *, augment: bool = True, seed: int = 0, **changes: Any) -> PatchSampler:
     options = sampling(**changes)
     group = rotation_group("O") if options.group == "auto" else rotation_group(options.group)
-    return PatchSampler(open_specimens([paths], options), options, group, seed, augment=augment)
+    return PatchSampler(
+        prepare_specimens([[Volume.open(p) for p in paths]], options), options, group, seed, augment=augment
+    )
 
 
 def draw_at(centre: Sequence[float], matrix: Any = None, modalities: int = 2) -> Draw:

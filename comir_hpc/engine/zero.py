@@ -33,6 +33,9 @@ class DeepSpeedEngine(Engine):
         if self.world_size == 1:
             join_group(launch, self.device, settings.timeout_s)  # stays: DeepSpeed cannot leave a group
         self._library = _import_deepspeed(launch, self.device)
+        for weight in self.networks.parameters():
+            # DeepSpeed sends weights around as bytes, and cannot see those in channels_last as such.
+            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
         config = deepspeed_config(settings, optimiser, precision=self.precision, world_size=self.world_size)
         self._deepspeed, *_ = self._library.initialize(
             model=self._encoders,

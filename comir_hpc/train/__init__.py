@@ -1,0 +1,221 @@
+"""`comir-hpc train`: aligned pairs in, one encoder a modality out.
+
+The story is in `train` below and in `loop.Loop.train`; `checks` refuses what cannot work before a voxel is read,
+`figures` says what came of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from comir_hpc import __version__
+from comir_hpc.checkpoints import read_newest, write_file
+from comir_hpc.config import TrainSettings, dump
+from comir_hpc.engine import Engine, make_engine
+from comir_hpc.patches import PatchSampler
+from comir_hpc.specimens import Specimen, prepare_specimens
+from comir_hpc.tracking import NullTracker, Tracker, open_tracker
+from comir_hpc.train.checks import (
+    Inputs,
+    build_networks,
+    check_settings,
+    claim_run,
+    encoder_options,
+    inspect_inputs,
+    require_same_model,
+)
+from comir_hpc.train.figures import reference_figures
+from comir_hpc.train.loop import Loop, Progress
+from comir_hpc.train.plan import plan_training
+
+__all__ = ["TrainResult", "plan_training", "train"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run left in its folder.
+
+    Attributes
+    ----------
+    run : Path
+    steps : int
+        Optimiser steps done.
+    loss : float
+        Of the last step.
+    reference : dict
+        Figures on the training volumes (`figures.reference_figures`).
+    seconds : float
+        That this call took.
+    notes : tuple of str
+        What the user should know, e.g. a damaged checkpoint that was passed over.
+    """
+
+    run: Path
+    steps: int
+    loss: float
+    reference: dict[str, Any]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        done = f"{self.run}: {self.steps} steps, loss {self.loss:.4f}, agreement {self.reference['agreement']:.3f}"
+        return "; ".join([f"{done}, {self.seconds:.0f} s", *self.notes])
+
+
+def train(settings: TrainSettings, run: Path, *, progress: Progress | None = None) -> TrainResult:
+    """Train the encoders, or continue where the run in `run` was stopped (collective: every rank calls it).
+
+    Parameters
+    ----------
+    settings : TrainSettings
+    run : Path
+        Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictures/, and at the end model/ and model.json.
+    progress : callable, optional
+        ``progress(what, done, total)``.
+
+    Raises
+    ------
+    ConfigError, VolumeError
+        Before anything is written, if settings and volumes cannot work together.
+    CheckpointError
+        If no checkpoint can be read, or one cannot be written.
+    StopRequested
+        On SIGTERM or SIGUSR2, after saving; the same call continues.
+    """
+    start = time.perf_counter()
+    settings = _with_absolute_paths(settings)
+    check_settings(settings)
+    found = read_newest(run / "checkpoints")
+    state, path, notes = found or (None, None, [])
+    model = _read_model(settings, run)
+    done = max((state["loop"]["step"] if state else 0, model["step"] if model else 0))
+    claim_run(settings, run, done)
+    if model and model["step"] == settings.optimiser.steps:
+        return _result(run, model, start, notes)
+    for note in notes:
+        _log.warning("%s", note)
+
+    inputs = inspect_inputs(settings)
+    description = _describe(settings, inputs)
+    if state and path:
+        require_same_model(state["loop"]["model"], description, path)
+    networks = build_networks(settings, inputs)
+    specimens = prepare_specimens(inputs.volumes, settings.sampling)
+    sampler = PatchSampler(specimens, settings.sampling, inputs.group, settings.seed)
+    engine = make_engine(settings.engine, networks, settings.optimiser)
+    try:
+        tracker = _open_tracker(settings, run, engine, state["loop"]["step"] if state else 0)
+        loop = Loop(settings, run, engine, sampler, tracker, {"model": description}, progress)
+        if state:
+            engine.load_state(state["engine"])
+            loop.restore(state["loop"])
+        try:
+            loop.train()
+        except BaseException as error:
+            tracker.finish(
+                "stopped" if isinstance(error, (InterruptedError, KeyboardInterrupt)) else "failed"
+            )
+            raise
+        model = _hand_over(settings, run, loop, description, specimens)
+        tracker.artifact(run / "model.json")
+        tracker.finish()
+    finally:
+        engine.close()
+    return _result(run, model, start, notes)
+
+
+def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
+    """Return settings whose config.yaml means the same from any folder."""
+    pairs = tuple({name: path.absolute() for name, path in pair.items()} for pair in settings.pairs)
+    return settings.model_copy(update={"pairs": pairs})
+
+
+def _describe(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
+    """Everything that makes the encoders from their weights, JSON-ready."""
+    return {
+        "modalities": list(settings.modalities),
+        "network": settings.network.model_dump(mode="json"),
+        "options": encoder_options(settings, inputs),
+        "in_channels": inputs.in_channels,
+        "latent_channels": settings.network.latent_channels,
+        "spacing_mm": list(inputs.grid.spacing_mm),
+        "group": inputs.group.name,
+        "patch": list(settings.sampling.patch),
+    }
+
+
+def _open_tracker(settings: TrainSettings, run: Path, engine: Engine, step: int) -> Tracker | NullTracker:
+    """Write the settings, and open the record of the run, on the first rank."""
+    if engine.rank:
+        return NullTracker()
+    write_file(run / "config.yaml", dump(settings).encode())
+    params = settings.model_dump(mode="json")
+    tracker = open_tracker(settings.tracking, run, params, resume_step=step)
+    tracker.artifact(run / "config.yaml")
+    return tracker
+
+
+def _hand_over(
+    settings: TrainSettings,
+    run: Path,
+    loop: Loop,
+    description: dict[str, Any],
+    specimens: tuple[Specimen, ...],
+) -> dict[str, Any]:
+    """Measure the model and write it; model.json comes last, because it stands for all of it."""
+    engine = loop.engine
+    record: dict[str, Any] = {}
+    if engine.rank == 0:
+        clean = PatchSampler(specimens, settings.sampling, loop.sampler.group, settings.seed, augment=False)
+        figures = reference_figures(loop.encode, clean, settings.modalities, engine.device)
+        for name, network in loop.average.items():
+            write_file(run / "model" / f"{name}.pt", _weights(network))
+        record = {
+            "version": __version__,
+            **description,
+            "precision": engine.precision,
+            "step": engine.steps_done,
+            "loss": loop.last_loss,
+            "seed": settings.seed,
+            "inputs": {str(v.path): v.fingerprint() for s in specimens for v in s.volumes},
+            "reference": figures,
+        }
+        write_file(run / "model.json", (json.dumps(record, indent=2) + "\n").encode())
+    engine.any(False)  # the others wait here
+    return record or json.loads((run / "model.json").read_text(encoding="utf-8"))
+
+
+def _weights(network: nn.Module) -> bytes:
+    """State of a network as a file for torch.load: fp32, on the CPU, plain layout."""
+    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _read_model(settings: TrainSettings, run: Path) -> dict[str, Any] | None:
+    """Return the model.json of a run that was finished, with that many steps or fewer."""
+    path = run / "model.json"
+    if not path.is_file():
+        return None
+    model: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    complete = all((run / "model" / f"{name}.pt").is_file() for name in settings.modalities)
+    return model if complete else None
+
+
+def _result(run: Path, model: dict[str, Any], start: float, notes: list[str]) -> TrainResult:
+    seconds = time.perf_counter() - start
+    return TrainResult(run, model["step"], model["loss"], model["reference"], seconds, tuple(notes))

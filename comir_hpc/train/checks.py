@@ -1,0 +1,263 @@
+"""What can be known to fail before a voxel is read, and what a run needs to know of its volumes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from comir_hpc import loss
+from comir_hpc.config import TrainSettings, dump
+from comir_hpc.engine import check_engine
+from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
+from comir_hpc.geometry import Grid
+from comir_hpc.launch import read_launch
+from comir_hpc.networks import Network, build_network, network_options
+from comir_hpc.rotations import Group, group_for_spacing, rotation_group
+from comir_hpc.tracking import flatten
+from comir_hpc.volume import Volume
+
+# Specimens whose spacing differs by more do not look alike to one network.
+_SPACING_TOLERANCE = 0.05
+# What may change between the runs of one folder, because the trained weights do not depend on it.
+_FREE = re.compile(
+    r"tracking\..*|checkpoint\..*|engine\.(name|zero_stage|offload_optimiser|device|timeout_s)"
+    r"|sampling\.(cache_mib|workers)|network\.checkpoint_levels"
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the volumes of a run have in common.
+
+    Attributes
+    ----------
+    volumes : tuple of tuples of Volume
+        For each pair, one a modality, in the order of the settings.
+    grid : Grid
+        Of the first pair, at the level that patches come from.
+    group : Group
+        Rotations that the representation follows.
+    in_channels : dict
+        Image channels of each modality.
+    """
+
+    volumes: tuple[tuple[Volume, ...], ...]
+    grid: Grid
+    group: Group
+    in_channels: dict[str, int]
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Refuse settings that cannot work on this machine, reading nothing.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for name in settings.modalities:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
+            raise ConfigError(
+                f"modality {name!r} cannot be a file name and a module's name; use letters, digits, - and _"
+            )
+    loss.check(settings.loss, settings.sampling.pairs_per_step, settings.sampling.patch)
+    check_engine(settings.engine, checkpoint_levels=settings.network.checkpoint_levels)
+    parts = read_launch(os.environ).world_size * settings.engine.accumulation
+    pairs = settings.sampling.pairs_per_step
+    if pairs % parts:
+        near = sorted({max(1, pairs // parts) * parts, (pairs // parts + 1) * parts})
+        raise ConfigError(
+            f"sampling.pairs_per_step is {pairs}, which cannot be divided evenly among {parts} micro-batches "
+            f"(processes times engine.accumulation); use {' or '.join(map(str, near))}"
+        )
+
+
+def inspect_inputs(settings: TrainSettings) -> Inputs:
+    """Open the volumes of all pairs and check that they fit together; no voxel is read.
+
+    Raises
+    ------
+    VolumeError
+        If a volume is missing, or the volumes of a pair are not on one grid.
+    ConfigError
+        If patch, level or group do not fit the volumes.
+    """
+    volumes = tuple(tuple(Volume.open(pair[m]) for m in settings.modalities) for pair in settings.pairs)
+    for pair in volumes:
+        _require_one_grid(pair)
+        _require_room(pair[0], settings)
+    grids = [pair[0].level_grid(settings.sampling.level) for pair in volumes]
+    for grid, pair in zip(grids, volumes, strict=True):
+        ratios = [a / b for a, b in zip(grid.spacing_mm, grids[0].spacing_mm, strict=True)]
+        if max(*ratios, *(1 / r for r in ratios)) > 1 + _SPACING_TOLERANCE:
+            raise VolumeError(
+                f"{pair[0].path} has voxels of {_triple(grid.spacing_mm)} mm, {volumes[0][0].path} of "
+                f"{_triple(grids[0].spacing_mm)} mm (z, y, x); one network needs one spacing: resample with "
+                "`comir-hpc warp`, or train separately"
+            )
+    in_channels = {}
+    for number, name in enumerate(settings.modalities):
+        found = {pair[number].num_channels: pair[number].path for pair in volumes}
+        if len(found) > 1:
+            listed = ", ".join(f"{path} has {count}" for count, path in found.items())
+            raise VolumeError(f"volumes of modality {name} differ in channels: {listed}; use the same ones")
+        in_channels[name] = volumes[0][number].num_channels
+        for pair in volumes:
+            pair[number].intensity()
+    return Inputs(volumes, grids[0], _choose_group(settings, grids[0]), in_channels)
+
+
+def build_networks(settings: TrainSettings, inputs: Inputs) -> nn.ModuleDict:
+    """Make one encoder a modality, with weights that depend on the seed only.
+
+    Raises
+    ------
+    ConfigError
+        If the patch is not a multiple of the network's stride, or the network cannot follow the group.
+    """
+    options = encoder_options(settings, inputs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        networks = {
+            name: build_network(
+                settings.network.name,
+                in_channels=inputs.in_channels[name],
+                latent_channels=settings.network.latent_channels,
+                **options,
+            )
+            for name in settings.modalities
+        }
+    one: Network = next(iter(networks.values()))
+    stride, patch = one.total_stride_zyx, settings.sampling.patch
+    if any(side % step for side, step in zip(patch, stride, strict=True)):
+        near = tuple(max(step, round(side / step) * step) for side, step in zip(patch, stride, strict=True))
+        raise ConfigError(
+            f"sampling.patch is {patch} voxels (z, y, x), but network {settings.network.name} with "
+            f"{len(settings.network.widths)} levels halves its axes down to 1/{stride}: sides must be multiples of "
+            f"that; use {near}, or fewer network.widths"
+        )
+    one.require_group(inputs.group)
+    return nn.ModuleDict(networks)
+
+
+def encoder_options(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
+    """Options of `build_network` beside the channels, JSON-ready."""
+    return network_options(
+        settings.network,
+        spacing_zyx=inputs.grid.spacing_mm,
+        group=inputs.group.name,
+        planar=settings.sampling.patch[0] == 1,
+    )
+
+
+def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
+    """Refuse a folder that holds a run with other settings; otherwise it may be written to.
+
+    Parameters
+    ----------
+    steps_done : int
+        Steps that the folder has to show; when there are none, anything may change.
+
+    Raises
+    ------
+    ConfigError
+        Naming what changed. Only the number of steps may, upwards, and what does not touch the weights.
+    """
+    path = run / "config.yaml"
+    if not steps_done or not path.is_file():
+        return
+    record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    before, now = flatten(record), flatten(yaml.safe_load(dump(settings)))
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _FREE.fullmatch(key)
+    ]
+    if settings.optimiser.steps >= steps_done:
+        changed = [key for key in changed if key != "optimiser.steps"]
+    if changed:
+        listed = ", ".join(f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}" for key in changed)
+        raise ConfigError(
+            f"{run} holds a run of {steps_done} steps with other settings ({listed}); use another --run, or the "
+            "settings in its config.yaml (optimiser.steps may grow)"
+        )
+
+
+def require_same_model(saved: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint whose encoders are not the ones that the settings describe.
+
+    Raises
+    ------
+    CheckpointError
+        Naming what differs.
+    """
+    before, now = flatten(saved), flatten(expected)
+    changed = [
+        f"{key} {before.get(key, 'unset')} -> {now.get(key, 'unset')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.endswith("checkpoint_levels")
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{path} was made by another architecture ({', '.join(changed)}); restore those settings, "
+            "or use another --run"
+        )
+
+
+def _require_one_grid(pair: Sequence[Volume]) -> None:
+    first = pair[0]
+    for other in pair[1:]:
+        if other.grid.shape_zyx != first.grid.shape_zyx:
+            raise VolumeError(
+                f"the volumes of a pair differ in shape: {first.path} has {_triple(first.grid.shape_zyx)}, "
+                f"{other.path} has {_triple(other.grid.shape_zyx)} voxels (z, y, x); training needs both on one grid: "
+                "`comir-hpc register` and `comir-hpc warp` put one on the other's"
+            )
+        if not other.grid.agrees_with(first.grid):
+            overlap = first.grid.overlap_fraction(other.grid)
+            raise VolumeError(
+                f"{first.path} and {other.path} are not on one grid: equal shapes, but voxels lie elsewhere in the "
+                f"world ({overlap:.0%} of the first lies inside the second); `comir-hpc register` and "
+                "`comir-hpc warp` put one on the other's grid"
+            )
+
+
+def _require_room(volume: Volume, settings: TrainSettings) -> None:
+    level, patch = settings.sampling.level, settings.sampling.patch
+    if level >= volume.num_levels:
+        raise ConfigError(
+            f"sampling.level is {level}, but {volume.path} has levels 0 to {volume.num_levels - 1}; use one of them"
+        )
+    shape = volume.level_grid(level).shape_zyx
+    if any(side > size for side, size in zip(patch, shape, strict=True)):
+        raise ConfigError(
+            f"sampling.patch is {patch}, larger than {volume.path} with {_triple(shape)} voxels (z, y, x) at level "
+            f"{level}; use a smaller patch" + (", or a finer sampling.level" if level else "")
+        )
+
+
+def _choose_group(settings: TrainSettings, grid: Grid) -> Group:
+    patch = settings.sampling.patch
+    largest = group_for_spacing(grid.spacing_mm, planar=patch[0] == 1)
+    if settings.sampling.group == "auto":
+        largest.require_invariant(patch, "sampling.patch")
+        return largest
+    group = rotation_group(settings.sampling.group)
+    allowed = {matrix.tobytes() for matrix in largest.matrices}
+    if any(matrix.tobytes() not in allowed for matrix in group.matrices):
+        raise ConfigError(
+            f"sampling.group is {group.name}, which carries axes of different spacing onto each other: voxels are "
+            f"{_triple(grid.spacing_mm)} mm (z, y, x); use {largest.name} or auto, or resample to cubic voxels"
+        )
+    return group
+
+
+def _triple(values: Sequence[float]) -> str:
+    return " x ".join(f"{v:g}" for v in values)
