@@ -1,0 +1,309 @@
+"""A transform applied: the moving original onto the fixed grid, from zarr to zarr, or points either way."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from comir_hpc.cluster import BlockResult, complete_output, open_output, run_blocks
+from comir_hpc.config import WarpSettings
+from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
+from comir_hpc.geometry import Block, Box, Grid, plan_blocks
+from comir_hpc.ledger import Ledger, fingerprint
+from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
+from comir_hpc.warp.points import carry_points, write_text
+from comir_hpc.warp.resampling import Interpolation, Resampler, read_itk_transform, share_inside
+
+__all__ = ["WarpResult", "plan_warp", "warp"]
+
+Progress = Callable[[str, int, int], None]
+
+_WORKING_BYTES = 512 << 20  # a piece's moving region with ITK's copies of it
+_PROBE = 64  # voxels along each side of what is resampled to tell the time
+
+
+@dataclass(frozen=True)
+class WarpResult:
+    """What `warp` did.
+
+    Attributes
+    ----------
+    path : Path
+        Volume or CSV that was written.
+    points : int
+        Points carried; zero for a volume.
+    grid : Grid or None
+        Of the volume.
+    blocks, computed, missing : int
+        Blocks of this part; those it computed; those of all parts that are still to be done.
+    inside : float
+        Share of the fixed grid that lies inside the moving volume.
+    seconds : float
+        Of this call.
+    """
+
+    path: Path
+    points: int = 0
+    grid: Grid | None = None
+    blocks: int = 0
+    computed: int = 0
+    missing: int = 0
+    inside: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part is done."""
+        return self.missing == 0
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        if self.grid is None:
+            return f"{self.path}: {self.points} points"
+        line = (
+            f"{self.path}: {self.grid}, {self.inside:.0%} of it inside the moving volume; {self.computed} blocks "
+            f"({self.blocks - self.computed} were done) in {self.seconds:.1f} s"
+        )
+        if self.complete:
+            return line
+        return (
+            f"{line}; {self.missing} blocks of other parts are missing, whichever part is last completes it"
+        )
+
+
+def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpResult:
+    """Apply a transform of `register` to the moving volume, or to points.
+
+    Running it again skips finished blocks; with ``settings.part`` it does one part of them, and whichever part is the
+    last completes the volume. The result has the moving volume's dtype, channels and intensity statistics.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        ``progress(what, done, total)``.
+
+    Raises
+    ------
+    ConfigError
+        If volume and points are both given, or neither, or labels are to be interpolated.
+    VolumeError
+        If an input is missing or damaged or changes while it is read, the output exists and was made from something
+        else, or blocks fail.
+    RegistrationError
+        If the transform cannot be read, or sends the whole fixed grid outside the moving volume.
+    StopRequested
+        After SIGTERM or SIGUSR2; the same call goes on.
+    """
+    start = time.perf_counter()
+    if _wants_points(settings):
+        assert settings.points is not None
+        transform = read_itk_transform(settings.transform)
+        text, count = carry_points(settings.points, transform, settings.direction)
+        write_text(settings.out, text, overwrite=settings.overwrite)
+        return WarpResult(settings.out, points=count, seconds=time.perf_counter() - start)
+    job = _Job(settings)
+    ledger = Ledger(settings.out, fingerprint(**job.record))
+    number, parts = settings.part
+    out = open_output(
+        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=parts
+    )
+    plan = plan_blocks(out.grid.shape_zyx, out.shard_zyx)
+    ran = run_blocks(
+        plan, plan.part(number, parts), _Work(job), ledger,
+        workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
+        progress=progress, what=f"warp {settings.out.name}",
+    )  # fmt: skip
+    if ran.computed:
+        job.require_unchanged()
+
+    def finish() -> None:
+        out.build_pyramid()
+        out.finish()
+
+    missing = complete_output(out, plan, ledger, finish, parts=parts)
+    return WarpResult(
+        settings.out, grid=out.grid, blocks=ran.blocks, computed=ran.computed, missing=missing, inside=job.inside,
+        seconds=time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def plan_warp(settings: WarpSettings) -> dict[str, Any]:
+    """What `warp` would do and need; a piece of a block in the middle is resampled to tell the time.
+
+    Raises
+    ------
+    ConfigError, VolumeError, RegistrationError
+        As `warp`, before it writes.
+    """
+    if _wants_points(settings):
+        assert settings.points is not None
+        text, count = carry_points(
+            settings.points, read_itk_transform(settings.transform), settings.direction
+        )
+        return {"points": count, "direction": settings.direction, "disk": in_words(len(text))}
+    job = _Job(settings)
+    _, shard = chunk_and_shard(job.fixed.shape_zyx, settings.chunk, settings.shard)
+    plan = plan_blocks(job.fixed.shape_zyx, shard)
+    part = plan.part(*settings.part)
+    probe = _part_of(plan[len(plan) // 2].write)
+    start = time.perf_counter()
+    job.resampler(probe)
+    per_voxel = (time.perf_counter() - start) / probe.size
+    voxel = job.moving.num_channels * job.moving.dtype.itemsize
+    shapes = [job.fixed.downsampled(factors).shape_zyx for factors in planned_levels(job.fixed)]
+    files = sum(
+        1
+        + job.moving.num_channels * len(plan_blocks(s, chunk_and_shard(s, settings.chunk, settings.shard)[1]))
+        for s in shapes
+    )
+    return {
+        "moving": f"{settings.zarr}: {job.moving.grid}",
+        "grid": str(job.fixed),
+        "inside_the_moving_volume": f"{job.inside:.0%}",
+        "interpolation": job.interpolation,
+        "blocks": len(plan),
+        "block": " x ".join(map(str, plan.core_zyx)),
+        "blocks_of_this_part": len(part),
+        "workers": settings.workers,
+        "peak_memory": in_words(
+            settings.workers * (peak_bytes() + _WORKING_BYTES + 3 * voxel * math.prod(shard))
+        ),
+        "available_memory": in_words(available_bytes()),
+        "disk_at_most": in_words(voxel * sum(map(math.prod, shapes))),
+        "files_at_most": 1 + files,
+        "seconds": round(
+            per_voxel * math.prod(job.fixed.shape_zyx) * len(part) / len(plan) / settings.workers, 1
+        ),
+    }
+
+
+def _wants_points(settings: WarpSettings) -> bool:
+    """Whether points are to be carried, and not a volume.
+
+    Raises
+    ------
+    ConfigError
+        If that is not clear.
+    """
+    if (settings.points is None) == (settings.zarr is None):
+        found = "both are given" if settings.points else "neither is given"
+        raise ConfigError(f"warp takes --zarr M.zarr --like F.zarr, or --points P.csv; {found}")
+    if settings.zarr is not None and settings.like is None:
+        raise ConfigError("--zarr needs --like F.zarr, the volume whose grid the result gets")
+    return settings.points is not None
+
+
+def _part_of(box: Box) -> Box:
+    z, y, x = (min(b, a + _PROBE) for a, b in zip(box.start, box.stop, strict=True))
+    return Box(box.start, (z, y, x))
+
+
+class _Job:
+    """Volumes and transform, found to fit each other before anything is written."""
+
+    def __init__(self, settings: WarpSettings) -> None:
+        assert settings.zarr is not None
+        assert settings.like is not None
+        if settings.out.resolve() in (settings.zarr.resolve(), settings.like.resolve()):
+            raise ConfigError(f"--out is {settings.out}, which is read; choose another name")
+        self.settings = settings
+        self.moving = Volume.open(settings.zarr)
+        self.fixed = Volume.open(settings.like).grid
+        self.transform = read_itk_transform(settings.transform)
+        self.inside = share_inside(self.transform, self.fixed, self.moving.grid)
+        if self.inside == 0:
+            raise RegistrationError(
+                f"{settings.transform} sends the whole of {settings.like} outside of {settings.zarr}; expected a "
+                "transform from fixed to moving points (ITK's resampling direction): are the two volumes exchanged?"
+            )
+        self.interpolation = self._interpolation()
+        self.outside = [self._outside(channel) for channel in range(self.moving.num_channels)]
+
+    def _interpolation(self) -> Interpolation:
+        wanted, labels = self.settings.interpolation, self.moving.metadata["kind"] == "labels"
+        if wanted == "auto":
+            return "nearest" if labels else "linear"
+        if labels and wanted != "nearest":
+            raise ConfigError(
+                f"{self.settings.zarr} holds labels, between which there is nothing to interpolate; leave "
+                f"--interpolation {wanted} out, or use nearest"
+            )
+        return wanted
+
+    def _outside(self, channel: int) -> float:
+        """Zero, or the smallest value of an image in which zero is a value of the specimen (CT)."""
+        metadata = self.moving.metadata
+        measured = "intensity" in metadata and "value_range" in metadata
+        if measured and self.moving.intensity(channel).foreground_above < 0:
+            return float(metadata["value_range"][channel][0])
+        return 0.0
+
+    @property
+    def resampler(self) -> Resampler:
+        return Resampler(self.moving, self.transform, self.fixed, self.interpolation, self.outside)
+
+    @cached_property
+    def source_fingerprint(self) -> str:
+        return self.moving.fingerprint()
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Everything that the voxels and their layout depend on."""
+        return {
+            "source_fingerprint": self.source_fingerprint,
+            "transform": hashlib.sha256(self.settings.transform.read_bytes()).hexdigest()[:16],
+            "grid": self.fixed.as_dict(),
+            "interpolation": self.interpolation,
+            **self.settings.model_dump(mode="json", include={"chunk", "shard"}),
+        }
+
+    def create(self, path: Path) -> Volume:
+        settings, source = self.settings, self.moving.metadata
+        assert settings.zarr is not None
+        assert settings.like is not None
+        metadata: dict[str, Any] = {
+            "source": {"path": str(settings.zarr.resolve()), "fingerprint": self.source_fingerprint},
+            "transform": str(settings.transform.resolve()),
+            "like": str(settings.like.resolve()),
+            "inside": self.inside,
+            "outside_value": self.outside,
+            # The values are the moving volume's, so what was measured on all of them holds.
+            **{key: source[key] for key in ("intensity", "value_range") if key in source},
+        }
+        return Volume.create(
+            path, self.fixed, self.moving.dtype, channels=self.moving.num_channels, kind=source["kind"],
+            chunk=settings.chunk, shard=settings.shard, metadata=metadata,
+        )  # fmt: skip
+
+    def require_unchanged(self) -> None:
+        if self.moving.fingerprint() != self.source_fingerprint:
+            raise VolumeError(
+                f"{self.moving.path} changed while it was read; run the same command again with --overwrite when it is "
+                "at rest"
+            )
+
+
+class _Work:
+    """Resamples one block; a worker process opens volumes and transform itself."""
+
+    def __init__(self, job: _Job) -> None:
+        self.settings = job.settings
+        self._job: _Job | None = job
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "_job": None}
+
+    @cached_property
+    def resampler(self) -> Resampler:
+        return (self._job or _Job(self.settings)).resampler
+
+    def __call__(self, block: Block) -> BlockResult:
+        return BlockResult(self.resampler(block.write))

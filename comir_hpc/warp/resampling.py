@@ -1,0 +1,184 @@
+"""One block of the fixed grid filled from the moving volume, of which only the part it needs is read.
+
+The transform maps fixed points to moving points, so the part needed is where it sends the block's voxels, and as much
+around it as the interpolation looks at. SimpleITK does the arithmetic: a block differs from the whole volume resampled
+at once by rounding only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from comir_hpc.errors import RegistrationError
+from comir_hpc.geometry import Box, FloatArray, Grid
+from comir_hpc.transforms import itk_image, itk_transform, load_transform
+from comir_hpc.volume import Volume
+
+Interpolation = Literal["linear", "nearest", "cubic"]
+
+_METHOD = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
+# Moving voxels around the points that are looked up. A cubic spline's coefficients depend on all voxels, by a factor of
+# 0.27 less with each one farther away: 16 leave 1e-9.
+_MARGIN = {"linear": 2, "nearest": 2, "cubic": 16}
+_REGION_BYTES = 256 << 20  # of the moving volume read at once; a block that needs more is split
+_BENT_PIECE = 64  # voxels along each side for which the displacement of every voxel is held
+_LATTICE = 16  # points along each axis at which overlap is sampled
+
+
+def read_itk_transform(path: Path) -> sitk.Transform:
+    """Read any transform that ITK reads, linear or not, or our ``.json``.
+
+    Raises
+    ------
+    RegistrationError
+        If the file is missing, damaged or not three-dimensional.
+    """
+    if path.suffix == ".json" or not path.is_file():
+        return itk_transform(load_transform(path))
+    try:
+        found = sitk.ReadTransform(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RegistrationError(f"{path} is not a transform that ITK can read: {reason}") from error
+    if found.GetDimension() != 3:
+        raise RegistrationError(f"{path} holds a transform in {found.GetDimension()} dimensions, expected 3")
+    return found
+
+
+def apply_itk(transform: sitk.Transform, points_mm: FloatArray) -> FloatArray:
+    """Images (n, 3) of points (n, 3), world LPS (x, y, z) in mm."""
+    moved = [transform.TransformPoint(point) for point in points_mm.tolist()]
+    return np.asarray(moved, dtype=np.float64).reshape(-1, 3)
+
+
+def share_inside(transform: sitk.Transform, fixed: Grid, moving: Grid) -> float:
+    """Share of the fixed grid, sampled at 4096 points, that the transform sends into the moving grid."""
+    axes = [(np.arange(_LATTICE) + 0.5) / _LATTICE * n - 0.5 for n in fixed.shape_zyx]
+    lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    index = moving.index_zyx(apply_itk(transform, fixed.world_mm(lattice)))
+    inside = ((index >= -0.5) & (index <= np.asarray(moving.shape_zyx) - 0.5)).all(axis=1)
+    return float(inside.mean())
+
+
+class Resampler:
+    """Resamples a moving volume onto boxes of a fixed grid.
+
+    Parameters
+    ----------
+    moving : Volume
+        Level 0 is read.
+    transform : sitk.Transform
+        Fixed points to moving points.
+    fixed : Grid
+        Where the result lies.
+    interpolation : {"linear", "nearest", "cubic"}
+        Integers are rounded to the nearest one. (SimpleITK cuts the fraction off, which makes an image darker by half a
+        grey value.)
+    outside : sequence of float
+        Value, for each channel, of voxels that come from outside the moving volume.
+    """
+
+    def __init__(
+        self,
+        moving: Volume,
+        transform: sitk.Transform,
+        fixed: Grid,
+        interpolation: Interpolation,
+        outside: Sequence[float],
+    ) -> None:
+        self.moving, self.transform, self.fixed = moving, transform, fixed
+        self.interpolation, self.outside = interpolation, outside
+
+    def __call__(self, box: Box) -> NDArray[Any]:
+        """Values (c, z, y, x) of a box of the fixed grid, of the moving volume's dtype."""
+        result = np.empty((self.moving.num_channels, *box.shape), dtype=self.moving.dtype)
+        for piece, region in self._pieces(box):
+            place = (slice(None), *piece.slices_in(box))
+            for channel, fill in enumerate(self.outside):
+                result[place][channel] = fill
+            if region.size:
+                self._fill(result[place], piece, region)
+        return result
+
+    def region(self, box: Box) -> Box:
+        """Voxels of the moving volume that a box of the fixed grid depends on; empty when it lies outside."""
+        index = self.moving.grid.index_zyx(self._images(box))
+        margin = _MARGIN[self.interpolation]
+        low = np.floor(index.min(axis=0)).astype(int) - margin
+        high = np.ceil(index.max(axis=0)).astype(int) + 1 + margin
+        return Box(tuple(low), tuple(high)).intersect(self.moving.grid.box)
+
+    def _images(self, box: Box) -> FloatArray:
+        """Moving points among whose bounding box all images of the box's voxels are."""
+        grid = self.fixed.crop(box)
+        if self.transform.IsLinear():
+            ends = [(0, n - 1) for n in box.shape]
+            corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
+            return apply_itk(self.transform, grid.world_mm(corners))
+        field = sitk.TransformToDisplacementField(self.transform, sitk.sitkVectorFloat64, *_lattice(grid))
+        voxels = np.stack(np.meshgrid(*map(np.arange, box.shape), indexing="ij"), axis=-1)
+        moved: FloatArray = grid.world_mm(voxels) + sitk.GetArrayFromImage(field)
+        return moved.reshape(-1, 3)
+
+    def _pieces(self, box: Box) -> Iterator[tuple[Box, Box]]:
+        """Split a box until what each piece needs of the moving volume fits into memory."""
+        longest = int(np.argmax(box.shape))
+        bent = not self.transform.IsLinear() and box.shape[longest] > _BENT_PIECE
+        if not bent:
+            region = self.region(box)
+            # An image, its float64 copy and ITK's own are held for one channel, the others as they are stored.
+            needed = region.size * (self.moving.num_channels * self.moving.dtype.itemsize + 16)
+            if needed <= _REGION_BYTES or box.shape[longest] == 1:
+                yield box, region
+                return
+        middle = (box.start[longest] + box.stop[longest]) // 2
+        for half in _halves(box, longest, middle):
+            yield from self._pieces(half)
+
+    def _fill(self, result: NDArray[Any], piece: Box, region: Box) -> None:
+        values = self.moving.read(region)
+        source, target = self.moving.grid.crop(region), self.fixed.crop(piece)
+        for channel, fill in enumerate(self.outside):
+            image = itk_image(values[channel], source)
+            # Labels stay what they are; everything else is interpolated in floating point and rounded by us.
+            kind = image.GetPixelID() if self.interpolation == "nearest" else _wide(values.dtype)
+            size, *frame = _lattice(target)
+            found = sitk.Resample(
+                image, size, self.transform, _METHOD[self.interpolation], *frame, fill, kind
+            )
+            result[channel] = _as_dtype(sitk.GetArrayViewFromImage(found), values.dtype)
+
+
+def _halves(box: Box, axis: int, middle: int) -> tuple[Box, Box]:
+    stop, start = list(box.stop), list(box.start)
+    stop[axis] = start[axis] = middle
+    return Box(box.start, (stop[0], stop[1], stop[2])), Box((start[0], start[1], start[2]), box.stop)
+
+
+def _lattice(grid: Grid) -> tuple[Any, ...]:
+    """SimpleITK's description of a grid: size, origin, spacing, direction."""
+    direction = [number for row in grid.direction for number in row]
+    return grid.shape_zyx[::-1], grid.origin_mm, grid.spacing_mm[::-1], direction
+
+
+def _wide(dtype: np.dtype[Any]) -> int:
+    """SimpleITK's pixel type that holds interpolated values of a dtype without loss."""
+    small = dtype.itemsize <= 2 or dtype == np.float32
+    kind: int = sitk.sitkFloat32 if small else sitk.sitkFloat64
+    return kind
+
+
+def _as_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if dtype.kind not in "iu" or values.dtype.kind in "iu":
+        return values.astype(dtype)
+    info = np.iinfo(dtype)
+    # A cubic spline overshoots; the largest 64-bit integers have no float64 of their own.
+    high = float(info.max) if dtype.itemsize < 8 else float(np.nextafter(float(info.max), 0))
+    rounded: NDArray[Any] = np.rint(np.clip(values, float(info.min), high)).astype(dtype)
+    return rounded
