@@ -11,9 +11,7 @@ writers in one shard lose data without a word (zarr-python 3682, dask 12583).
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,16 +20,27 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
+from numcodecs.blosc import Blosc
 from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec
 
 from comir_hpc import __version__
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, Triple, plan_blocks
+from comir_hpc.pyramid import downsample
+from comir_hpc.pyramid import planned_levels as planned_levels  # where users of volumes look for it
 
 AXES = ("c", "z", "y", "x")
 Kind = Literal["image", "labels", "representation"]
-_SMALLEST_LEVEL = 32  # voxels along the longest side under which no further level is useful
+Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
+_SHUFFLES: dict[Shuffle, int] = {
+    "noshuffle": Blosc.NOSHUFFLE,
+    "shuffle": Blosc.SHUFFLE,
+    "bitshuffle": Blosc.BITSHUFFLE,
+}
+_CODEC: Literal["zstd"] = "zstd"
+_LEVEL = 3
+_WORTH_SLOWER = 0.9  # bitshuffle compresses two to four times faster than the others: they must save a tenth
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class Volume:
         kind: Kind = "image",
         chunk: int | Sequence[int] = 64,
         shard: int | Sequence[int] = 256,
+        shuffle: Shuffle = "bitshuffle",
         metadata: dict[str, Any] | None = None,
         overwrite: bool = False,
     ) -> Volume:
@@ -101,6 +111,8 @@ class Volume:
             Kept as given.
         chunk, shard : int or three int
             Voxels (z, y, x) of the unit of reading and of the unit of writing; clipped to the volume.
+        shuffle : str
+            Filter before compression, see `best_shuffle`.
         metadata : dict, optional
             Further entries of the `comir` namespace, JSON-ready.
         overwrite : bool
@@ -118,8 +130,14 @@ class Volume:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         chunks, shards = chunk_and_shard(grid.shape_zyx, chunk, shard)
         group = zarr.create_group(store=str(path), zarr_format=3)
-        _create_level(group, 0, (channels, *grid.shape_zyx), np.dtype(dtype), chunks, shards)
-        comir = {"grid": grid.as_dict(), "kind": kind, "version": __version__, "complete": False}
+        _create_level(group, 0, (channels, *grid.shape_zyx), np.dtype(dtype), chunks, shards, shuffle)
+        comir = {
+            "grid": grid.as_dict(),
+            "kind": kind,
+            "shuffle": shuffle,
+            "version": __version__,
+            "complete": False,
+        }
         group.attrs["comir"] = {**(metadata or {}), **comir}
         group.attrs["ome"] = _ome_metadata(path.name, grid, [(1, 1, 1)], kind)
         return cls(path, group)
@@ -305,6 +323,7 @@ class Volume:
         labels take the most frequent value.
         """
         kind: Kind = self.metadata["kind"]
+        shuffle: Shuffle = self.metadata.get("shuffle", "bitshuffle")
         factors = planned_levels(self.grid)
         # Until they are written again, the levels above 0 are not named: a stop in between leaves no dead links.
         self._group.attrs["ome"] = _ome_metadata(self.path.name, self.grid, factors[:1], kind)
@@ -316,7 +335,9 @@ class Volume:
             name = str(level)
             if name in self._group:
                 del self._group[name]
-            _create_level(self._group, level, (self.num_channels, *shape), self.dtype, chunks, shards)
+            _create_level(
+                self._group, level, (self.num_channels, *shape), self.dtype, chunks, shards, shuffle
+            )
             self._arrays = [*self._arrays[:level], self._group[name]]  # type: ignore[list-item]
             self._fill_level(level, step, shards, kind)
         self.update_metadata(levels=[list(f) for f in factors])
@@ -336,61 +357,6 @@ class Volume:
                 fine = self.read(source, level=level - 1)
                 values[(slice(None), *layer.write.slices)] = downsample(fine, step, labels=kind == "labels")
             self.write(block.write, values, level=level)
-
-
-def planned_levels(grid: Grid) -> list[Triple]:
-    """Factors of a pyramid's levels against level 0, the first (1, 1, 1).
-
-    The finest axis is halved, and those less than sqrt(2) times coarser with it: thick slices are left alone until the
-    voxels are about isotropic.
-    """
-    factors: list[Triple] = [(1, 1, 1)]
-    shape, spacing = np.asarray(grid.shape_zyx), np.asarray(grid.spacing_zyx)
-    while (-(-shape // np.asarray(factors[-1]))).max() > _SMALLEST_LEVEL:
-        last = np.asarray(factors[-1])
-        now, long = spacing * last, -(-shape // last) > 1
-        # An axis that is down to one voxel cannot be halved, however fine it is: it must not hold back the others.
-        halve = long & (now <= now[long].min() * math.sqrt(2))
-        factors.append(_zyx((last * np.where(halve, 2, 1)).tolist()))
-    return factors
-
-
-def downsample(values: NDArray[Any], step_zyx: Triple, *, labels: bool = False) -> NDArray[Any]:
-    """Reduce (c, z, y, x) by whole factors: the mean, or for labels the most frequent value; dtype kept.
-
-    Means of integers are exact before they are rounded (a half goes to the even neighbour); of labels that are equally
-    frequent the first in z, y, x order is taken. A partial block at the end is filled with its last voxel.
-    """
-    pad = [(0, 0)] + [(0, -n % s) for n, s in zip(values.shape[1:], step_zyx, strict=True)]
-    padded = np.pad(values, pad, mode="edge") if any(p != (0, 0) for p in pad) else values
-    return _mode(padded, step_zyx) if labels else _mean(padded, step_zyx)
-
-
-def _mean(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
-    kind, size = values.dtype.kind, values.dtype.itemsize
-    wide = {1: np.int32, 2: np.int32, 4: np.int64, 8: np.float64} if kind in "iu" else {2: np.float32}
-    total, exact = values, np.dtype(wide.get(size, values.dtype.type))
-    for axis in (3, 2, 1):  # x first: it leaves the least for the strided ones
-        step, before = step_zyx[axis - 1], (slice(None),) * axis
-        parts = [total[(*before, slice(k, None, step))] for k in range(step)]
-        for part in parts[1:]:
-            parts[0] = np.add(parts[0], part, dtype=exact)
-        total = parts[0]
-    mean = total / math.prod(step_zyx)
-    return (np.rint(mean) if kind in "iu" else mean).astype(values.dtype)
-
-
-def _mode(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
-    starts = itertools.product(*map(range, step_zyx))
-    parts = [values[:, z :: step_zyx[0], y :: step_zyx[1], x :: step_zyx[2]] for z, y, x in starts]
-    commonest, most = parts[0].copy(), np.zeros(parts[0].shape, dtype=np.int16)
-    for candidate in parts:
-        count = np.zeros(most.shape, dtype=np.int16)
-        for other in parts:
-            count += candidate == other
-        np.copyto(commonest, candidate, where=count > most)
-        np.maximum(most, count, out=most)
-    return commonest
 
 
 def chunk_and_shard(
@@ -414,6 +380,19 @@ def chunk_and_shard(
     clipped = [min(c, n) for c, n in zip(chunks, shape_zyx, strict=True)]
     whole = [c * -(-min(s, n) // c) for c, s, n in zip(clipped, shards, shape_zyx, strict=True)]
     return _zyx(clipped), _zyx(whole)
+
+
+def best_shuffle(values: NDArray[Any]) -> Shuffle:
+    """Filter under which a sample of a volume compresses best: bitshuffle, unless another saves a tenth of it."""
+    sizes = {name: compressed_bytes(values, name) for name in _SHUFFLES}
+    smallest = min(sizes, key=lambda name: sizes[name])
+    return smallest if sizes[smallest] < _WORTH_SLOWER * sizes["bitshuffle"] else "bitshuffle"
+
+
+def compressed_bytes(values: NDArray[Any], shuffle: Shuffle) -> int:
+    """Bytes that a sample (c, z, y, x) takes when each channel is compressed as a chunk is."""
+    codec = Blosc(_CODEC, _LEVEL, shuffle=_SHUFFLES[shuffle])
+    return sum(len(codec.encode(np.ascontiguousarray(channel))) for channel in values)
 
 
 def foreign_node(path: Path) -> Any:
@@ -443,6 +422,7 @@ def _create_level(
     dtype: np.dtype[Any],
     chunks: Triple,
     shards: Triple,
+    shuffle: Shuffle,
 ) -> None:
     group.create_array(
         str(level),
@@ -450,7 +430,7 @@ def _create_level(
         dtype=dtype,
         chunks=(1, *chunks),
         shards=(1, *shards),
-        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+        compressors=BloscCodec(cname=_CODEC, clevel=_LEVEL, shuffle=shuffle),
         fill_value=0,
         dimension_names=AXES,
     )

@@ -17,14 +17,14 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-from comir_hpc import ingest as module
 from comir_hpc.config import IngestSettings
 from comir_hpc.datasets import Displacement, degrade, displace, embedded_volume, phantom_pair
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.geometry import Grid
 from comir_hpc.histogram import Histogram, foreground_threshold, intensity_of
-from comir_hpc.ingest import ingest, ingest_array, plan_ingest
+from comir_hpc.ingest import ingest, ingest_array, job, plan_ingest
 from comir_hpc.ledger import Ledger
+from comir_hpc.readers import open_source
 from comir_hpc.volume import Volume
 
 GRID = Grid((40, 50, 36), (2.0, 1.0, 1.0), (1.0, -2.0, 3.0))
@@ -294,7 +294,7 @@ def test_foreground_of_a_phantom() -> None:
 DYING = """
 import json, os, signal, sys
 from comir_hpc.config import IngestSettings
-from comir_hpc import ingest as module
+from comir_hpc.ingest import ingest
 from comir_hpc.volume import Volume
 settings = IngestSettings(**json.loads(sys.argv[1]))
 moment = sys.argv[2]
@@ -311,7 +311,7 @@ elif moment == "write":
         if box.start[0] == 16:
             die()
     Volume.write = half
-module.ingest(settings, progress=lambda what, done, total: done == int(moment) and die() if moment.isdigit() else None)
+ingest(settings, progress=lambda what, done, total: done == int(moment) and die() if moment.isdigit() else None)
 """
 
 
@@ -478,7 +478,7 @@ def test_memory_is_predicted_and_refused(tmp_path: Path, monkeypatch: pytest.Mon
         write(tmp_path / "scan.nii.gz", image("float64")),
         write(tmp_path / "scan.nii", image("float64")),
     )
-    monkeypatch.setattr(module, "_PROGRAM_BYTES", 0)
+    monkeypatch.setattr(job, "_PROGRAM_BYTES", 0)
     size = image("float64").nbytes
     task = settings(packed, tmp_path / "v.zarr", shard=16, max_memory=size / 2**30)
     with pytest.raises(
@@ -500,7 +500,7 @@ def test_plan_is_json_and_writes_nothing(tmp_path: Path) -> None:
     ingest(task)
     store = files_of(task.out)
     assert plan["files_at_most"] >= len(store)
-    assert module._Job.of(module.open_source(task.source), task).output_files_and_bytes()[1] >= sum(
+    assert job.Job.of(open_source(task.source), task).output_files_and_bytes()[1] >= sum(
         map(len, store.values())
     )
 

@@ -17,7 +17,8 @@ from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, plan_blocks
-from comir_hpc.volume import Intensity, Volume, chunk_and_shard, downsample, planned_levels
+from comir_hpc.pyramid import downsample, planned_levels
+from comir_hpc.volume import Intensity, Volume, best_shuffle, chunk_and_shard
 
 OBLIQUE = tuple(map(tuple, Rotation.from_euler("xyz", [20, -35, 50], degrees=True).as_matrix().tolist()))
 GRID = Grid((20, 33, 41), (2.0, 1.0, 0.5), (10.0, -20.0, 30.0), OBLIQUE, "micrometer")
@@ -320,6 +321,22 @@ def test_levels_end_small_and_become_isotropic(
         ]
         assert max(halved) <= min(halved) * 1.42
         assert not others or min(others) > min(halved)
+
+
+def test_filter_by_trial(tmp_path: Path) -> None:
+    """Bitshuffle, unless another saves a tenth: few distinct floats compress best as they are."""
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.normal(0, 30, (1, 32, 32, 32)), axis=3).astype(np.int16)
+    few = (rng.integers(0, 40, (1, 32, 32, 32)) * 1.1).astype(np.float32)
+    assert (best_shuffle(smooth), best_shuffle(few)) == ("bitshuffle", "noshuffle")
+    sizes = {}
+    for shuffle in ("bitshuffle", "noshuffle"):
+        grid = Grid((32, 32, 32), (1.0, 1.0, 1.0))
+        volume = Volume.create(tmp_path / shuffle, grid, "float32", chunk=32, shard=32, shuffle=shuffle)
+        volume.write(grid.box, few)
+        np.testing.assert_array_equal(volume.read(), few)
+        sizes[shuffle] = next(volume.shard_files(grid.box)).stat().st_size
+    assert sizes["noshuffle"] < 0.9 * sizes["bitshuffle"]
 
 
 def test_chunks_and_shards() -> None:

@@ -1,0 +1,160 @@
+"""The work on one block: read, check, count; and the counts of all blocks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comir_hpc.cluster import BlockResult
+from comir_hpc.errors import VolumeError
+from comir_hpc.geometry import Block, BlockPlan, Box
+from comir_hpc.histogram import Histogram
+from comir_hpc.readers import Source, open_source
+from comir_hpc.volume import Volume
+
+_PROBE = 24  # voxels along each side of the boxes that a typical value is looked for in
+
+
+@lru_cache(maxsize=1)
+def _reopened(path: Path, dataset: str | None) -> Source:
+    return open_source(path, dataset)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Reads, checks and counts one block; a worker process opens the source itself.
+
+    Parameters
+    ----------
+    path, dataset
+        What to open.
+    non_finite : float, optional
+        Replaces NaN and infinite voxels, which are refused otherwise.
+    source_fingerprint : str
+        That the source must still have.
+    centre : float
+        Of the histograms.
+    histograms : Path
+        Folder for the counts of the blocks, beside the ledger: a block that is skipped later keeps its count.
+    counted : bool
+        Whether values are counted at all (labels are not).
+    source : Source, optional
+        Opened already, in the process that has it.
+    """
+
+    path: Path
+    dataset: str | None
+    non_finite: float | None
+    source_fingerprint: str
+    centre: float
+    histograms: Path
+    counted: bool
+    source: Source | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "source": None}
+
+    def __call__(self, block: Block) -> BlockResult:
+        """Read, check and count the voxels of one block."""
+        source = self.source or _reopened(self.path, self.dataset)
+        values = _finite(source.read(block.read), block.read, source.path, self.non_finite)
+        if len(source.files) <= 2:  # for thousands of slices, once at the end must do
+            require_unchanged(source, self.source_fingerprint)
+        if self.counted:
+            self._store(block.index, [self._count(channel) for channel in values])
+        return BlockResult(values)
+
+    def _count(self, values: NDArray[Any]) -> Histogram:
+        histogram = Histogram(values.dtype, self.centre)
+        histogram.add(values)
+        return histogram
+
+    def _file(self, index: int) -> Path:
+        return self.histograms / f"{index}.npz"
+
+    def _store(self, index: int, histograms: list[Histogram]) -> None:
+        self.histograms.mkdir(parents=True, exist_ok=True)
+        parts = {f"{name}{c}": a for c, h in enumerate(histograms) for name, a in h.record().items()}
+        spare = self._file(index).with_suffix(f".{os.getpid()}.tmp")
+        with spare.open("wb") as file:
+            np.savez(file, allow_pickle=False, **parts)
+        spare.replace(self._file(index))
+
+    def total(self, volume: Volume, plan: BlockPlan) -> list[Histogram]:
+        """Histograms of the channels over all blocks; a block whose counts are lost is read again."""
+        total = [Histogram(volume.dtype, self.centre) for _ in range(volume.num_channels)]
+        for block in plan:
+            stored = self._stored(block.index)
+            values = None if stored else volume.read(block.write)
+            for channel, histogram in enumerate(total):
+                if stored:
+                    histogram.merge({k: stored[f"{k}{channel}"] for k in ("keys", "counts", "range")})
+                elif values is not None:
+                    histogram.add(values[channel])
+        return total
+
+    def _stored(self, index: int) -> dict[str, NDArray[Any]] | None:
+        file = self._file(index)
+        if not file.is_file():
+            return None
+        with np.load(file, allow_pickle=False) as parts:
+            return dict(parts)
+
+    def forget(self) -> None:
+        """Remove the counts of the blocks."""
+        for file in self.histograms.glob("*"):
+            file.unlink(missing_ok=True)
+        if self.histograms.is_dir():
+            self.histograms.rmdir()
+
+
+def _finite(values: NDArray[Any], box: Box, path: Path, replacement: float | None) -> NDArray[Any]:
+    if values.dtype.kind != "f":
+        return values
+    bad = ~np.isfinite(values)
+    count = int(np.count_nonzero(bad))
+    if not count:
+        return values
+    if replacement is None:
+        first = np.argwhere(bad)[0][1:] + box.start
+        raise VolumeError(
+            f"{path}: {count} voxels of box {box} are NaN or infinite, the first at z, y, x = "
+            f"{', '.join(map(str, first))}; give a value for them with --non-finite VALUE, or repair the file"
+        )
+    return np.where(bad, values.dtype.type(replacement), values)
+
+
+def require_unchanged(source: Source, before: str) -> None:
+    """Refuse a source that is not what it was when the job began.
+
+    Raises
+    ------
+    VolumeError
+        If its fingerprint differs from `before`.
+    """
+    if source.fingerprint() != before:
+        raise VolumeError(
+            f"{source.path} changed while it was read (size or time); run the same command again when it is at rest"
+        )
+
+
+def typical_value(source: Source) -> float:
+    """Median over nine small boxes: where the bins of wide types are finest."""
+    if source.dtype.itemsize <= 2:
+        return 0.0
+    pieces = []
+    for share in (0.25, 0.5, 0.75):
+        for across in (0.25, 0.5, 0.75):
+            middle = [int(n * s) for n, s in zip(source.shape_zyx, (share, across, 0.5), strict=True)]
+            start = tuple(max(0, m - _PROBE // 2) for m in middle)
+            stop = tuple(min(n, a + _PROBE) for n, a in zip(source.shape_zyx, start, strict=True))
+            values = source.read(Box(start, stop)).astype(np.float64)  # type: ignore[arg-type]
+            pieces.append(values[np.isfinite(values)])
+    found = np.concatenate(pieces)
+    return float(np.float32(np.median(found))) if found.size else 0.0

@@ -1,0 +1,74 @@
+"""Coarser levels of a volume: which there are, and how their voxels follow from the finer ones. Pure numpy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comir_hpc.geometry import Grid, Triple
+
+_SMALLEST_LEVEL = 32  # voxels along the longest side under which no further level is useful
+
+
+def planned_levels(grid: Grid) -> list[Triple]:
+    """Factors of a pyramid's levels against level 0, the first (1, 1, 1).
+
+    The finest axis is halved, and those less than sqrt(2) times coarser with it: thick slices are left alone until the
+    voxels are about isotropic.
+    """
+    factors: list[Triple] = [(1, 1, 1)]
+    shape, spacing = np.asarray(grid.shape_zyx), np.asarray(grid.spacing_zyx)
+    while (-(-shape // np.asarray(factors[-1]))).max() > _SMALLEST_LEVEL:
+        last = np.asarray(factors[-1])
+        now, long = spacing * last, -(-shape // last) > 1
+        # An axis that is down to one voxel cannot be halved, however fine it is: it must not hold back the others.
+        halve = long & (now <= now[long].min() * math.sqrt(2))
+        factors.append(_triple_of(last * np.where(halve, 2, 1)))
+    return factors
+
+
+def downsample(values: NDArray[Any], step_zyx: Triple, *, labels: bool = False) -> NDArray[Any]:
+    """Reduce (c, z, y, x) by whole factors: the mean, or for labels the most frequent value; dtype kept.
+
+    Means of integers are exact before they are rounded (a half goes to the even neighbour); of labels that are equally
+    frequent the first in z, y, x order is taken. A partial block at the end is filled with its last voxel.
+    """
+    pad = [(0, 0)] + [(0, -n % s) for n, s in zip(values.shape[1:], step_zyx, strict=True)]
+    padded = np.pad(values, pad, mode="edge") if any(p != (0, 0) for p in pad) else values
+    return _mode(padded, step_zyx) if labels else _mean(padded, step_zyx)
+
+
+def _mean(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    wide = {1: np.int32, 2: np.int32, 4: np.int64, 8: np.float64} if kind in "iu" else {2: np.float32}
+    total, exact = values, np.dtype(wide.get(size, values.dtype.type))
+    for axis in (3, 2, 1):  # x first: it leaves the least for the strided ones
+        step, before = step_zyx[axis - 1], (slice(None),) * axis
+        parts = [total[(*before, slice(k, None, step))] for k in range(step)]
+        for part in parts[1:]:
+            parts[0] = np.add(parts[0], part, dtype=exact)
+        total = parts[0]
+    mean = total / math.prod(step_zyx)
+    return (np.rint(mean) if kind in "iu" else mean).astype(values.dtype)
+
+
+def _mode(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
+    starts = itertools.product(*map(range, step_zyx))
+    parts = [values[:, z :: step_zyx[0], y :: step_zyx[1], x :: step_zyx[2]] for z, y, x in starts]
+    commonest, most = parts[0].copy(), np.zeros(parts[0].shape, dtype=np.int16)
+    for candidate in parts:
+        count = np.zeros(most.shape, dtype=np.int16)
+        for other in parts:
+            count += candidate == other
+        np.copyto(commonest, candidate, where=count > most)
+        np.maximum(most, count, out=most)
+    return commonest
+
+
+def _triple_of(values: NDArray[Any]) -> Triple:
+    z, y, x = values.tolist()
+    return int(z), int(y), int(x)
