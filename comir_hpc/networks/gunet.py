@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comir_hpc.networks.hourglass import Hourglass, conv_hourglass
-from comir_hpc.networks.layers import Norm, Padding, norm_maker, require_choice, same_conv
+from comir_hpc.networks.layers import Norm, Padding, mix_channels, norm_maker, require_choice, same_conv
 from comir_hpc.networks.planning import Triple, plan_kernel, plan_pooling
 from comir_hpc.networks.recompute import Stage, split_copies
 from comir_hpc.rotations import Group, rotation_group
@@ -147,7 +147,9 @@ class GroupMean(nn.Module):
 
 def _correlate(x_BCZYX: Tensor, filters: Tensor, kernel_zyx: Triple, padding: Padding) -> Tensor:
     radii = [size // 2 for size in kernel_zyx]
-    if padding == "zeros" or not any(radii):
+    if not any(radii):
+        return mix_channels(x_BCZYX, filters)
+    if padding == "zeros":
         return F.conv3d(x_BCZYX, filters, padding=radii)
     both_ends = [radius for radius in reversed(radii) for _ in range(2)]
     return F.conv3d(F.pad(x_BCZYX, both_ends, mode=padding), filters)
@@ -158,9 +160,9 @@ def gunet(
     in_channels: int,
     latent_channels: int,
     group: str = "O",
-    widths: Sequence[int] = (16, 32, 64),
+    widths: Sequence[int] = (16, 32, 64, 64),
     spacing_zyx: Sequence[float] = (1.0, 1.0, 1.0),
-    convs_per_level: int | Sequence[int] = 2,
+    convs_per_level: int | Sequence[int] = (1, 2),
     norm: Norm = "batch",
     padding: Padding = "zeros",
     residual: bool = False,

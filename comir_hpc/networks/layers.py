@@ -38,6 +38,22 @@ def require_choice(value: str, choices: Any, what: str) -> None:
         raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(known)}")
 
 
+def mix_channels(x_BCZYX: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Pointwise convolution as a matrix product: (B, C, Z, Y, X) and (O, C, 1, 1, 1) to (B, O, Z, Y, X).
+
+    torch on CPU has no channels_last_3d kernel for it in fp32, copies the map and returns another layout.
+    """
+    return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
+
+
+class PointConv(nn.Conv3d):
+    """A convolution with a kernel of one voxel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
+        return mix_channels(input, self.weight, self.bias)
+
+
 def same_conv(
     in_channels: int,
     out_channels: int,
@@ -64,15 +80,10 @@ def same_conv(
         What the next layer applies.
     """
     require_choice(padding, Padding, "padding")
-    conv = nn.Conv3d(
-        in_channels,
-        out_channels,
-        kernel_zyx,
-        padding=(kernel_zyx[0] // 2, kernel_zyx[1] // 2, kernel_zyx[2] // 2),
-        # A one-tap kernel reads no border; a padding mode would copy the map for nothing.
-        padding_mode="zeros" if max(kernel_zyx) == 1 else padding,
-        bias=bias,
-    )
+    # A one-tap kernel reads no border; a padding mode would copy the map for nothing.
+    kind, mode = (PointConv, "zeros") if max(kernel_zyx) == 1 else (nn.Conv3d, padding)
+    radii = (kernel_zyx[0] // 2, kernel_zyx[1] // 2, kernel_zyx[2] // 2)
+    conv = kind(in_channels, out_channels, kernel_zyx, padding=radii, padding_mode=mode, bias=bias)
     nn.init.kaiming_normal_(conv.weight, nonlinearity=nonlinearity)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

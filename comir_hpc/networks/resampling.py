@@ -133,7 +133,9 @@ class Resample(nn.Module):
             case "linear":
                 y = _LinearUpsample.apply(x_BCZYX, self.factors)  # type: ignore[no-untyped-call]
             case "max":
-                y = F.max_pool3d(x_BCZYX, self.factors)
+                # CPU autocast would turn the map into fp32.
+                with torch.autocast(x_BCZYX.device.type, enabled=False):
+                    y = F.max_pool3d(x_BCZYX, self.factors)
             case "nearest":
                 y = F.interpolate(x_BCZYX, scale_factor=[float(f) for f in self.factors], mode="nearest")
         return y
