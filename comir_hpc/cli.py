@@ -42,6 +42,12 @@ Triple = Annotated[
 ]
 Part = Annotated[str | None, typer.Option(metavar="I/N", help="Do part I of N (job arrays).")]
 Workers = Annotated[int | None, typer.Option(help="Processes. (default: 1)")]
+Cluster = Annotated[
+    str | None, typer.Option(metavar="WHERE", help="Where workers run: dask://HOST:PORT, or slurm.")
+]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Check what is done already, and redo what is damaged.")
+]
 
 
 def _version(show: bool) -> None:
@@ -203,15 +209,30 @@ def infer(
     overlap: Annotated[
         float | None, typer.Option(help="Share that neighbouring windows share. (default: 0.5)")
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Windows evaluated together. (default: 1)")] = None,
+    blend: Annotated[
+        str | None,
+        typer.Option(help="Of overlapping windows: gaussian, hann or exact. (default: gaussian)"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Windows evaluated together on a GPU. (default: 1)")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, bf16 or fp16: of the arithmetic. (default: auto)")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default: auto)")] = None,
     symmetrise: Annotated[
         str | None, typer.Option(help="Average over a rotation group: D2, D4 or O. (default: none)")
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Stored type, float16 or float32. (default: float32)")
     ] = None,
+    core: Annotated[
+        int | None, typer.Option(help="Voxels a side of a block of work, a multiple of the shard.")
+    ] = None,
     part: Part = None,
     workers: Workers = None,
+    cluster: Cluster = None,
+    verify: Verify = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -226,11 +247,17 @@ def infer(
         out=out,
         window=window,
         overlap=overlap,
+        blend=blend,
         batch=batch,
+        precision=precision,
+        device=device,
         symmetrise=symmetrise,
         dtype=dtype,
+        core=core,
         part=_part(part),
         workers=workers,
+        cluster=cluster,
+        verify=verify or None,
         overwrite=overwrite or None,
     )
     from comir_hpc.infer import infer as run
@@ -332,6 +359,8 @@ def warp(
     ] = None,
     part: Part = None,
     workers: Workers = None,
+    cluster: Cluster = None,
+    verify: Verify = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -349,6 +378,8 @@ def warp(
         interpolation=interpolation,
         part=_part(part),
         workers=workers,
+        cluster=cluster,
+        verify=verify or None,
         overwrite=overwrite or None,
     )
     from comir_hpc.warp import plan_warp
