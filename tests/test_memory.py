@@ -1,0 +1,55 @@
+"""Memory that may be taken: never more than there is, and less under a limit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comir_hpc import memory
+from comir_hpc.memory import available_bytes, in_words
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "words"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (3 << 40, "3072.0 GiB")],
+)
+def test_words(num_bytes: int, words: str) -> None:
+    assert in_words(num_bytes) == words
+
+
+def test_available_is_positive_and_less_than_the_machine_has() -> None:
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert 0 < available_bytes() < total
+
+
+def test_a_limit_of_the_process_counts() -> None:
+    code = (
+        "import resource; from comir_hpc.memory import available_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); print(available_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < 1 << 30
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_tightest_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    """A job's own cgroup has no limit, the one above it has; page cache counts as free."""
+    names = (
+        ("memory.max", "memory.current")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    root = tmp_path / "sys/fs/cgroup" / ("" if version == 2 else "memory")
+    for folder, limit in (("job", 5000), ("job/step", "max" if version == 2 else (1 << 63) - 4096)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / names[0]).write_text(f"{limit}\n")
+        (root / folder / names[1]).write_text("3000\n")
+    (root / "job" / "memory.stat").write_text("anon 1\ninactive_file 700\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    line = "0::/job/step" if version == 2 else "4:cpu:/x\n9:memory:/job/step"
+    (tmp_path / "proc/self/cgroup").write_text(line + "\n")
+    monkeypatch.setattr(memory, "Path", lambda place: tmp_path / str(place).lstrip("/"))
+    assert memory._cgroup_bytes() == 5000 - 3000 + 700
