@@ -27,8 +27,8 @@ from zarr.codecs import BloscCodec
 from comir_hpc import __version__
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, Triple, plan_blocks
-from comir_hpc.pyramid import downsample
-from comir_hpc.pyramid import planned_levels as planned_levels  # where users of volumes look for it
+from comir_hpc.pyramid import downsample as downsample  # users of volumes look for both here
+from comir_hpc.pyramid import planned_levels as planned_levels
 
 AXES = ("c", "z", "y", "x")
 Kind = Literal["image", "labels", "representation"]
