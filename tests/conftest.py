@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 
-# Before torch, numpy or SimpleITK are imported: threads of two jobs on two cores wait for each other.
+# Before torch, numpy or SimpleITK are imported: one thread a process, because `make test` runs one process a core.
 for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
-    os.environ.setdefault(variable, "2")
+    os.environ.setdefault(variable, "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import pytest  # noqa: E402

@@ -1,0 +1,88 @@
+"""The whole pipeline on the embedded pair, as `comir-hpc demo` runs it, with a briefly trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from browser import page_source
+
+from comir_hpc.config import DemoSettings, IngestSettings
+from comir_hpc.datasets import embedded_volume
+from comir_hpc.demo import DemoResult, demo, training_settings
+from comir_hpc.errors import RegistrationError
+from comir_hpc.ingest import ingest
+from comir_hpc.train import train
+from comir_hpc.volume import Volume
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def brief_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Far fewer steps than the demo takes: enough to find the place, not to be exact."""
+    folder = tmp_path_factory.mktemp("brief")
+    for name in ("t1w", "t2w"):
+        ingest(IngestSettings(source=embedded_volume(name), out=folder / f"{name}.zarr"))
+    settings = training_settings(folder / "t1w.zarr", folder / "t2w.zarr", seed=0)
+    quick = {
+        "optimiser": settings.optimiser.model_copy(update={"steps": 60, "average": 0.9}),
+        "network": settings.network.model_copy(update={"widths": (8, 16, 32)}),
+    }
+    train(settings.model_copy(update=quick), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def done(brief_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return out, demo(DemoSettings(out=out, seed=3, model=brief_model))
+
+
+def test_it_finds_the_way_back(done: tuple[Path, DemoResult]) -> None:
+    _, result = done
+    assert result.tre_voxels < 2
+    assert result.verdict in ("PASS", "WARN")
+
+
+def test_result_has_the_keys_that_scripts_rely_on(done: tuple[Path, DemoResult]) -> None:
+    out, result = done
+    record = json.loads((out / "result.json").read_text())
+    assert {"verdict", "tre_voxels", "tre_mm", "mi_tre_voxels", "seconds"} <= set(record)
+    assert record["tre_mm"] == pytest.approx(2 * record["tre_voxels"])
+    assert record["verdict"] == result.verdict
+    assert "no benchmark" in record["note"]
+
+
+def test_every_product_is_there(done: tuple[Path, DemoResult]) -> None:
+    out, _ = done
+    for name in ("transform.tfm", "transform.json", "result.json", "report.html", "panels.npz", "search.npz"):
+        assert (out / "registration" / name).is_file(), name
+    warped = Volume.open(out / "moving_on_fixed.zarr")
+    assert warped.grid.agrees_with(Volume.open(out / "fixed_t1w.zarr").grid)
+    assert Volume.open(out / "fixed_representation.zarr").metadata["kind"] == "representation"
+
+
+@pytest.mark.browser
+def test_the_report_opens_and_shows_the_verdict(done: tuple[Path, DemoResult]) -> None:
+    out, result = done
+    source, console = page_source((out / "registration" / "report.html").as_uri())
+    assert not console
+    assert result.verdict in source
+    assert "utual information" in source
+    assert source.count("data:image/png;base64") > 5
+
+
+def test_a_second_run_does_nothing_again(done: tuple[Path, DemoResult], brief_model: Path) -> None:
+    out, first = done
+    before = (out / "registration" / "transform.tfm").stat().st_mtime_ns
+    again = demo(DemoSettings(out=out, seed=3, model=brief_model))
+    assert (out / "registration" / "transform.tfm").stat().st_mtime_ns == before
+    assert again.tre_voxels == first.tre_voxels
+
+
+def test_another_seed_in_the_same_folder_is_refused(done: tuple[Path, DemoResult], brief_model: Path) -> None:
+    out, _ = done
+    with pytest.raises(RegistrationError, match="seed 3 -> 4"):
+        demo(DemoSettings(out=out, seed=4, model=brief_model))
