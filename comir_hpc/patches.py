@@ -103,12 +103,15 @@ class PatchBatch:
         Normalised intensities, the same specimen region in every modality.
     valid : bool tensor (n, 1, z, y, x)
         True inside the volume.
+    above : tuple of M bool tensors (n, 1, z, y, x)
+        True where a channel exceeds the modality's foreground threshold, before intensities are varied.
     elements : (M, n) int64
         Group elements to turn each modality's samples by.
     """
 
     images: tuple[Tensor, ...]
     valid: Tensor
+    above: tuple[Tensor, ...]
     elements: NDArray[np.int64]
 
 
@@ -253,16 +256,19 @@ class PatchSampler:
         valid = ((points >= low) & (points <= high)).all(dim=-1).unsqueeze(1)
         # grid_sample wants (x, y, z) with the outer edges of the box's end voxels at -1 and 1.
         where = ((2 * points + 1) / tables[:, 6, None, None, None] - 1).flip(-1)
-        images = []
+        images, above = [], []
         for modality in range(len(draws[0].looks)):
-            patches = []
+            patches, masks = [], []
             for number, draw in enumerate(draws):
                 scale = self._scale(draw.pair, modality, device)
                 patch = _interpolate(sources[number][modality].to(device), where[number], scale)
                 patch = torch.where(valid[number], patch, scale.air)
+                masks.append((patch > scale.threshold).any(dim=0, keepdim=True))
                 patches.append(_vary(patch, offsets, draw.looks[modality], scale))
             images.append(torch.stack(patches))
-        return PatchBatch(tuple(images), valid, np.stack([d.elements for d in draws], axis=1))
+            above.append(torch.stack(masks))
+        elements = np.stack([draw.elements for draw in draws], axis=1)
+        return PatchBatch(tuple(images), valid, tuple(above), elements)
 
     def _table(self, draw: Draw) -> NDArray[np.float32]:
         """Matrix (transposed), centre, lower and upper edge of the volume and shape of the box, (7, 3).
@@ -315,9 +321,21 @@ def _offsets(patch_zyx: Triple, device: torch.device) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
+def specimen_mask(above: Tensor) -> Tensor:
+    """Where most of the 5 x 5 x 5 neighbours are above the threshold, bool like `above` (n, 1, z, y, x).
+
+    Noise in the air leaves single voxels above it, and dark structure leaves holes; `register` masks volumes alike.
+    """
+    share = above.float()
+    for axis in range(3):
+        size = [5 if axis == other else 1 for other in range(3)]
+        share = F.avg_pool3d(share, size, stride=1, padding=[n // 2 for n in size], count_include_pad=False)
+    return share > 0.5
+
+
 @dataclass(frozen=True)
 class _Scale:
-    """Normalisation of every channel on a device, (c, 1, 1, 1) each; `air` and `span` are in normalised units."""
+    """Normalisation of every channel on a device, (c, 1, 1, 1) each; the last three are in normalised units."""
 
     low: Tensor
     high: Tensor
@@ -325,14 +343,18 @@ class _Scale:
     std: Tensor
     air: Tensor
     span: Tensor
+    threshold: Tensor
 
     @classmethod
     def of(cls, intensities: Sequence[Intensity], device: torch.device) -> _Scale:
-        rows = zip(*[(i.low, i.high, i.mean, i.std) for i in intensities], strict=True)
-        low, high, mean, std = (
-            torch.tensor(row, dtype=torch.float32, device=device).view(-1, 1, 1, 1) for row in rows
+        columns = [(i.low, i.high, i.mean, i.std, i.foreground_above) for i in intensities]
+        low, high, mean, std, above = (
+            torch.tensor(row, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
+            for row in zip(*columns, strict=True)
         )
-        return cls(low, high, mean, std, air=(low - mean) / std, span=(high - low) / std)
+        # A channel may be constant in one volume: its span must not divide by zero.
+        span = ((high - low) / std).clamp_min(1e-6)
+        return cls(low, high, mean, std, air=(low - mean) / std, span=span, threshold=(above - mean) / std)
 
 
 def _interpolate(values: Tensor, where: Tensor, scale: _Scale) -> Tensor:

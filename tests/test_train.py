@@ -19,7 +19,7 @@ from comir_hpc.checkpoints import checkpoint_path, list_checkpoints, read_checkp
 from comir_hpc.config import TrainSettings, load, validate
 from comir_hpc.datasets import phantom_pair
 from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
-from comir_hpc.networks import build_network
+from comir_hpc.networks import Network, build_network
 from comir_hpc.rotations import act, rotation_group
 from comir_hpc.tracking import read_metrics
 from comir_hpc.train import plan_training, train
@@ -28,7 +28,7 @@ from comir_hpc.train.loop import Loop
 from comir_hpc.volume import Volume
 
 STEPS = 6
-TIMINGS = {"time", "patches_per_s", "voxels_per_s", "data_wait", "peak_memory_mib"}
+TIMINGS = {"time", "patches_per_s", "voxels_per_s", "data_wait", "peak_memory_mib", "tflops"}
 
 
 def record(pair: dict[str, Path], **changes: Any) -> dict[str, Any]:
@@ -151,18 +151,16 @@ def test_the_step_undoes_every_group_element(
 ) -> None:
     """With networks that pass the image through, the maps must be the patches as they were drawn."""
 
-    class Identity(nn.Module):
-        total_stride_zyx = (1, 1, 1)
+    class Identity(Network):
+        in_channels = latent_channels = 1
+        total_stride_zyx = receptive_halo_zyx = (1, 1, 1)
 
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
 
-        def require_group(self, group: Any) -> None:
-            del group
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.scale
+        def forward(self, x_BCZYX: Tensor) -> Tensor:
+            return x_BCZYX * self.scale
 
     seen: list[tuple[list[Tensor], list[Tensor]]] = []
 

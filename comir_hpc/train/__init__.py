@@ -35,7 +35,7 @@ from comir_hpc.train.checks import (
 )
 from comir_hpc.train.figures import reference_figures
 from comir_hpc.train.loop import Loop, Progress
-from comir_hpc.train.plan import plan_training
+from comir_hpc.train.plan import plan_training, predict
 
 __all__ = ["TrainResult", "plan_training", "train"]
 
@@ -118,7 +118,8 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
     engine = make_engine(settings.engine, networks, settings.optimiser)
     try:
         tracker = _open_tracker(settings, run, engine, state["loop"]["step"] if state else 0)
-        loop = Loop(settings, run, engine, sampler, tracker, {"model": description}, progress)
+        cost = predict(settings, networks, engine.precision, engine.world_size)
+        loop = Loop(settings, run, engine, sampler, tracker, {"model": description}, cost, progress)
         if state:
             engine.load_state(state["engine"])
             loop.restore(state["loop"])

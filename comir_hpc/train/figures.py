@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from comir_hpc.critics import scores
-from comir_hpc.patches import REFERENCE, PatchSampler
+from comir_hpc.patches import REFERENCE, PatchSampler, specimen_mask
 from comir_hpc.rotations import Group, act
 
 Encode = Callable[[int, Tensor], Tensor]
@@ -81,10 +81,11 @@ def reference_figures(
     Returns
     -------
     dict
-        ``agreement`` mean and ``agreement_p5`` over aligned patches of the first two modalities;
-        ``agreement_pooled`` over all their voxels together; ``mismatched`` mean and ``mismatched_p95`` of patches of
-        different places; ``shifted`` by so many voxels; ``equivariance`` mean and largest error over the group,
-        ``effective_rank`` and ``deviation`` for each modality.
+        ``agreement`` mean and ``agreement_p5`` over aligned patches of the first two modalities, and
+        ``agreement_pooled`` over all their specimen voxels together, which is how `register` measures it;
+        ``mismatched`` mean and ``mismatched_p95`` of patches of different places; ``shifted``: mean agreement when one
+        side is so many voxels off; for each modality ``equivariance``, mean and largest error over the group,
+        ``effective_rank`` and ``deviation``.
     """
     draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(_PATCHES)]
     batch = sampler.resample(draws, [sampler.read(d) for d in draws], device)
@@ -93,7 +94,8 @@ def reference_figures(
     aligned = table.diagonal()
     apart = table[~torch.from_numpy(sampler.ignore(draws)).to(device)]
     whole = [one.movedim(1, 0).reshape(1, one.shape[1], 1, 1, -1) for one in maps]
-    mask = batch.valid.reshape(1, 1, 1, 1, -1)
+    specimen = batch.valid & specimen_mask(batch.above[0]) & specimen_mask(batch.above[1])
+    mask = specimen.reshape(1, 1, 1, 1, -1)
     figures: dict[str, Any] = {
         "patches": _PATCHES,
         "agreement": _number(aligned.mean()),

@@ -28,6 +28,7 @@ from comir_hpc.patches import Draw, PatchSampler, feed
 from comir_hpc.rotations import act_each
 from comir_hpc.tracking import NullTracker, Tracker
 from comir_hpc.train.figures import agreement, draw_picture
+from comir_hpc.train.plan import Prediction, peak_tflops
 from comir_hpc.train.watch import Clock, stop_signals
 
 Progress = Callable[[str, int, int], None]
@@ -51,6 +52,7 @@ class Loop:
     sampler: PatchSampler
     tracker: Tracker | NullTracker
     record: dict[str, Any]
+    prediction: Prediction
     progress: Progress | None = None
     average: nn.ModuleDict = field(init=False)
     last_loss: float = float("nan")
@@ -201,7 +203,12 @@ class Loop:
             "voxels_per_s": patches * float(np.prod(settings.sampling.patch)),
             "data_wait": waited / elapsed.seconds,
             "peak_memory_mib": peak_memory_mib(engine.device),
+            "predicted_memory_mib": self.prediction.total_bytes / 2**20,
+            "tflops": self.prediction.flops * elapsed.steps / elapsed.seconds / 1e12,
         }
+        peak = peak_tflops(engine.device)
+        if peak:
+            metrics["share_of_peak"] = metrics["tflops"] / peak
         self.last_loss = metrics["loss"]
         self.tracker.log(done, metrics)
 

@@ -1,20 +1,79 @@
-"""`comir-hpc train --dry-run`: what a run will take, predicted from shapes and two timed steps."""
+"""What a run will take, predicted from shapes: for `--dry-run`, for choosing what to recompute, and for the log."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from comir_hpc.config import TrainSettings
 from comir_hpc.engine import make_engine
 from comir_hpc.launch import DTYPES, choose_device, choose_precision, read_launch
 from comir_hpc.memory import in_words
-from comir_hpc.networks import Network, count_parameters, estimate_activation_bytes
-from comir_hpc.train.checks import build_networks, check_settings, inspect_inputs
+from comir_hpc.networks import Network, StepCost, count_parameters, predict_step
+from comir_hpc.train.checks import Inputs, build_networks, check_settings, inspect_inputs
+
+# Dense bf16 peak of a GPU, TFLOP/s, by a part of its name (NVIDIA data sheets).
+_PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "GH200": 989.0}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One optimiser step of one process.
+
+    Attributes
+    ----------
+    activation_bytes : int
+        Peak of a micro-batch: what it keeps for the backward pass, and temporaries.
+    state_bytes : int
+        Weights, their average, gradients and AdamW's two moments, fp32.
+    flops : float
+        Floating-point operations of all convolutions.
+    """
+
+    activation_bytes: int
+    state_bytes: int
+    flops: float
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory of the step on the device."""
+        return self.activation_bytes + self.state_bytes
+
+
+def predict(settings: TrainSettings, networks: nn.ModuleDict, precision: str, world_size: int) -> Prediction:
+    """Predict memory and arithmetic of a step from shapes alone; nothing is computed."""
+    parts = settings.engine.accumulation
+    local = settings.sampling.pairs_per_step // (world_size * parts)
+    known: dict[int, StepCost] = {}  # encoders differ in the channels of their images only
+    costs = []
+    for network in networks.values():
+        assert isinstance(network, Network)
+        if network.in_channels not in known:
+            cost = predict_step(network, settings.sampling.patch, local, DTYPES[precision])
+            known[network.in_channels] = cost
+        costs.append(known[network.in_channels])
+    # All run forward before any runs backward, so all but one only add what they keep.
+    kept = sum(cost.kept_bytes for cost in costs)
+    peak = max(kept - cost.kept_bytes + cost.peak_bytes for cost in costs)
+    # Micro-batches are encoded once more, without gradient, to see all negatives: a third of a step.
+    flops = sum(cost.flops for cost in costs) * parts * (4 / 3 if parts > 1 else 1)
+    weights = sum(count_parameters(network) for network in networks.values())
+    return Prediction(peak, 4 * weights * 5, flops)
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """Dense bf16 peak of a GPU that we know, TFLOP/s."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAK_TFLOPS.items() if part in name), None)
 
 
 def plan_training(settings: TrainSettings) -> dict[str, Any]:
@@ -34,35 +93,34 @@ def plan_training(settings: TrainSettings) -> dict[str, Any]:
     device = choose_device(settings.engine.device, launch)
     precision = choose_precision(settings.engine.precision, device)
     sampling, steps = settings.sampling, settings.optimiser.steps
+    cost = predict(settings, networks, precision, launch.world_size)
     local = sampling.pairs_per_step // (launch.world_size * settings.engine.accumulation)
-    weights = sum(count_parameters(network) for network in networks.values())
-    first = next(iter(networks.values()))
-    assert isinstance(first, Network)
-    activations = estimate_activation_bytes(
-        first, sampling.patch, local, DTYPES[precision], num_networks=len(networks)
-    )
-    # Weights, their average, gradients and AdamW's two moments, fp32.
-    state = 4 * weights * 5
-    voxels = math.prod(inputs.grid.shape_zyx)
-    volumes = sum(v.num_channels * v.dtype.itemsize * voxels for pair in inputs.volumes for v in pair)
-    cached = volumes <= sampling.cache_mib * 2**20
     seconds = _time_step(settings, networks, inputs.in_channels, local) * settings.engine.accumulation
+    weights = sum(count_parameters(network) for network in networks.values())
+    volumes = _volume_bytes(inputs)
+    cached = volumes <= sampling.cache_mib * 2**20
     return {
         "pairs": f"{len(settings.pairs)} of {' and '.join(settings.modalities)}, {inputs.grid}",
         "samples": f"{steps} steps of {sampling.pairs_per_step} pairs of {sampling.patch} voxels (z, y, x)",
         "group": f"{inputs.group.name} ({len(inputs.group)} rotations)",
-        "processes": f"{launch.world_size} on {device.type}, {precision}, {settings.engine.name}",
+        "processes": f"{launch.world_size} on {device.type}, {precision}, engine {settings.engine.name}",
         "parameters": f"{weights:,} in {len(networks)} networks",
-        "memory": f"{in_words(activations + state)} a process on {device.type}: activations {in_words(activations)}, "
-        f"weights and optimiser {in_words(state)}",
+        "memory": f"{in_words(cost.total_bytes)} a process on {device.type}: activations "
+        f"{in_words(cost.activation_bytes)}, weights and optimiser {in_words(cost.state_bytes)}",
         "volumes": f"{in_words(volumes)}, {'held in memory' if cached else 'read box by box'}",
         "disk": f"{in_words((settings.checkpoint.keep + 1) * 4 * weights * 4)} of checkpoints",
         "time": f"{seconds:.2f} s a step, {seconds * steps / 60:.1f} min in all (two steps timed here)",
+        "arithmetic": f"{cost.flops / 1e9:.0f} GFLOP a step and process, {cost.flops / seconds / 1e12:.2f} TFLOP/s",
     }
 
 
+def _volume_bytes(inputs: Inputs) -> int:
+    voxels = math.prod(inputs.grid.shape_zyx)
+    return sum(v.num_channels * v.dtype.itemsize * voxels for pair in inputs.volumes for v in pair)
+
+
 def _time_step(
-    settings: TrainSettings, networks: torch.nn.ModuleDict, in_channels: dict[str, int], local: int
+    settings: TrainSettings, networks: nn.ModuleDict, in_channels: Mapping[str, int], local: int
 ) -> float:
     """Seconds of a step of one micro-batch on this process, the first of two left out."""
     engine = make_engine(settings.engine.model_copy(update={"name": "torch"}), networks, settings.optimiser)
@@ -71,9 +129,7 @@ def _time_step(
     start = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        engine.step(
-            sum((m.square().mean() for m in engine.encode(images)), torch.zeros((), device=engine.device))
-        )
+        engine.step(torch.stack([m.square().mean() for m in engine.encode(images)]).sum())
         if engine.device.type == "cuda":
             torch.cuda.synchronize()
     seconds = time.perf_counter() - start
