@@ -300,7 +300,7 @@ class InferSettings(Settings):
     shard: Positive = 128
     """Voxels along each side of a stored shard."""
     core: Positive | None = None
-    """Voxels along each side of a block of work, a multiple of the shard; two shards when not given."""
+    """Voxels along each side of a block of work, a multiple of the shard; 2 x 2 x 1 shards when not given."""
     symmetrise: Literal["none", "D2", "D4", "O"] = "none"
     """Average over the rotations of this group: exact equivariance for as many passes as it has elements."""
     verify: bool = False

@@ -31,9 +31,9 @@ from comir_hpc.windows import Encoder, NormalisedReader, Sweep, WindowGrid, load
 
 Progress = Callable[[str, int, int], None]
 
-_CORE_SHARDS = (
-    2  # shards along each side of a block: windows at its faces are evaluated twice, memory grows by 8
-)
+# Shards of a block along z, y, x. Windows at its faces along z and y are evaluated by both neighbours, so longer is
+# faster and takes more memory; along x a sweep hands them on.
+_CORE_SHARDS = (2, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class _Job:
 def _core(settings: InferSettings, shape: Triple, shard: Triple) -> Triple:
     if settings.core is not None:
         return (settings.core,) * 3
-    z, y, x = (s if s >= n else _CORE_SHARDS * s for s, n in zip(shard, shape, strict=True))
+    z, y, x = [s if s >= n else k * s for k, s, n in zip(_CORE_SHARDS, shard, shape, strict=True)]
     return z, y, x
 
 
@@ -357,15 +357,16 @@ def _calibrate(encoder: Encoder, windows: WindowGrid) -> float:
 
 
 def _block_bytes(job: _Job, plan: BlockPlan) -> int:
-    """Arrays of one block: what its windows read, their sums, the voxels being written and their compressed copy."""
-    core = [min(c, n) for c, n in zip(plan.core_zyx, plan.shape_zyx, strict=True)]
-    around = [min(c + 2 * w, n) for c, w, n in zip(core, job.windows.window_zyx, plan.shape_zyx, strict=True)]
-    stored = np.dtype(job.settings.dtype).itemsize
-    source = job.volume.num_channels * (4 + job.volume.dtype.itemsize)
-    sums = 4 * math.prod(core[:2]) * min(core[2] + job.windows.window_zyx[2], plan.shape_zyx[2])
-    return math.prod(around) * source + job.encoder.latent_channels * (
-        sums + math.prod(core) * (4 + 3 * stored)
-    )
+    """Arrays of one block: what one step of windows reads, their sums, the voxels being written and compressed."""
+    window, shape = job.windows.window_zyx, plan.shape_zyx
+    core = [min(c, n) for c, n in zip(plan.core_zyx, shape, strict=True)]
+    face = math.prod(min(c + 2 * w, n) for c, w, n in zip(core[:2], window, shape, strict=False))
+    # Two steps of input while one is joined to the next, read and normalised.
+    read = 2 * face * window[2] * job.volume.num_channels * (8 + job.volume.dtype.itemsize)
+    sums = 4 * math.prod(core[:2]) * (core[2] + 2 * window[2])
+    # One block is written while the next is computed.
+    stored = math.prod(core) * (4 + 3 * np.dtype(job.settings.dtype).itemsize)
+    return read + job.encoder.latent_channels * (sums + stored)
 
 
 def _output_files_and_bytes(job: _Job, settings: InferSettings) -> tuple[int, int]:

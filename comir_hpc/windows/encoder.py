@@ -8,8 +8,10 @@ which box changes neither the windows nor the order, hence not a bit of the resu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from comir_hpc.launch import DTYPES
 from comir_hpc.networks import Network
 from comir_hpc.rotations import Group, act
 from comir_hpc.volume import Intensity, Volume
-from comir_hpc.windows.evaluation import in_batches, on_threads
+from comir_hpc.windows.evaluation import Cut, in_batches, on_threads
 from comir_hpc.windows.grid import Blend, Window, WindowGrid, plan_windows
 
 Array = NDArray[np.float32]
@@ -292,45 +294,71 @@ class Sweep:
         return min(self.windows.shape_zyx[2], stop + self.windows.window_zyx[2])
 
     def _accumulate(self, todo: list[Window], reach: Box, total: Array) -> None:
-        region, values = self._read_around(todo)
-        for window, encoded in self._encoded(todo, region, values):
+        for window, encoded in self._encoded(todo):
             part = window.box.intersect(reach)
             z, y, x = (
                 profile[cut]
                 for profile, cut in zip(self.windows.weights(window), part.slices_in(window.box), strict=True)
             )
             weight = z[:, None, None] * y[:, None] * x
-            total[(slice(None), *part.slices_in(reach))] += (
-                encoded[(slice(None), *part.slices_in(window.box))] * weight
-            )
+            values = encoded[(slice(None), *part.slices_in(window.box))]
+            total[(slice(None), *part.slices_in(reach))] += values * weight
 
-    def _read_around(self, todo: list[Window]) -> tuple[Box, Array]:
-        """Everything the windows see, read once."""
-        starts = np.min([w.box.start for w in todo], axis=0)
-        stops = np.max([w.box.stop for w in todo], axis=0)
-        whole = Box((0, 0, 0), self.windows.shape_zyx)
-        region = Box(tuple(starts), tuple(stops)).intersect(whole)
-        return region, self.read(region)
+    def _encoded(self, todo: list[Window]) -> Iterator[Cut]:
+        """Windows with specimen in them and their representations (l, z, y, x), in the order given."""
+        cuts = self._occupied(todo)
+        if self.encoder.device.type == "cpu":
+            yield from on_threads(self.encoder.evaluate, cuts)
+        else:
+            yield from in_batches(self.encoder.evaluate, cuts, self.batch)
+
+    def _occupied(self, todo: list[Window]) -> Iterator[Cut]:
+        for window, region, values in self._read_along_x(todo):
+            cut = self._cut(window, region, values)
+            if self.background is None or (cut.max(axis=(1, 2, 3)) > self.background).any():
+                self.evaluated += 1
+                yield window, cut
+            else:
+                self.skipped += 1
+
+    def _read_along_x(self, todo: list[Window]) -> Iterator[tuple[Window, Box, Array]]:
+        """Windows with what is in memory around them: one window deep along x, the next step read meanwhile."""
+        steps = [list(group) for _, group in groupby(todo, key=lambda window: window.box.start[2])]
+        regions = [self._region(step) for step in steps]
+        stops = [regions[0].start[2], *(region.stop[2] for region in regions)]
+        fresh = [
+            Box((*r.start[:2], max(r.start[2], seen)), r.stop)
+            for r, seen in zip(regions, stops, strict=False)
+        ]
+        values = None
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._read, fresh[0])
+            for number, (step, region) in enumerate(zip(steps, regions, strict=True)):
+                read = ahead.result()
+                if number + 1 < len(steps):
+                    ahead = reader.submit(self._read, fresh[number + 1])
+                # What the last step has left of this region, and what was new.
+                kept = region.shape[2] - read.shape[3]
+                values = (
+                    read
+                    if values is None
+                    else np.concatenate((values[..., values.shape[3] - kept :], read), 3)
+                )
+                for window in step:
+                    yield window, region, values
+
+    def _region(self, step: list[Window]) -> Box:
+        """Everything inside the volume that windows of one step along x see."""
+        first, last = step[0].box, step[-1].box
+        return Box(first.start, last.stop).intersect(Box((0, 0, 0), self.windows.shape_zyx))
+
+    def _read(self, box: Box) -> Array:
+        if box.size == 0:
+            return np.zeros((self.encoder.in_channels, *box.shape), dtype=np.float32)
+        return self.read(box)
 
     def _cut(self, window: Window, region: Box, values: Array) -> Array:
         inside = window.box.intersect(region)
         cut = values[(slice(None), *inside.slices_in(region))]
         over = [(0, w - n) for w, n in zip(self.windows.window_zyx, inside.shape, strict=True)]
         return np.pad(cut, [(0, 0), *over], mode="reflect") if any(o for _, o in over) else cut
-
-    def _encoded(self, todo: Iterable[Window], region: Box, values: Array) -> Iterator[tuple[Window, Array]]:
-        """Windows with specimen in them and their representations (l, z, y, x), in the order given."""
-
-        def occupied() -> Iterator[tuple[Window, Array]]:
-            for window in todo:
-                cut = self._cut(window, region, values)
-                if self.background is None or (cut.max(axis=(1, 2, 3)) > self.background).any():
-                    self.evaluated += 1
-                    yield window, cut
-                else:
-                    self.skipped += 1
-
-        if self.encoder.device.type == "cpu":
-            yield from on_threads(self.encoder.evaluate, occupied())
-        else:
-            yield from in_batches(self.encoder.evaluate, occupied(), self.batch)
