@@ -103,8 +103,8 @@ class NetworkSettings(Settings):
     """Which of the networks published with CoMIR `denseunet` is."""
     antialiased: bool = True
     """Mean pooling and linear upsampling in `denseunet`; false is the published max pooling and nearest upsampling."""
-    checkpoint_levels: Annotated[int, Field(ge=0)] = 0
-    """Finest levels whose activations are recomputed in the backward pass instead of kept."""
+    checkpoint_levels: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Finest levels whose activations are recomputed in the backward pass instead of kept; auto: as few as fit."""
 
 
 class LossSettings(Settings):

@@ -262,8 +262,8 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"zero_stage is 3: network\.checkpoint_levels 2 .*4332"):
-        check_engine(EngineSettings(name="deepspeed", zero_stage=3), checkpoint_levels=2)
+    with pytest.raises(ConfigError, match=r"zero_stage is 3: recomputing activations .*4332"):
+        check_engine(EngineSettings(name="deepspeed", zero_stage=3), recomputing=True)
     with pytest.raises(ConfigError, match="fp16 on a CPU"):
         choose_precision("fp16", torch.device("cpu"))
     if not torch.cuda.is_available():
@@ -273,7 +273,7 @@ def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) 
         read_launch({"RANK": "4", "WORLD_SIZE": "2"})
     with pytest.raises(ConfigError, match="MASTER_ADDR is not set"):
         read_launch({"RANK": "0", "WORLD_SIZE": "2"})
-    check_engine(EngineSettings(name="deepspeed", zero_stage=2), checkpoint_levels=2)
+    check_engine(EngineSettings(name="deepspeed", zero_stage=2), recomputing=True)
 
 
 # ---------------------------------------------------------------------- two processes

@@ -23,12 +23,22 @@ from comir_hpc.networks import Network, build_network
 from comir_hpc.rotations import act, rotation_group
 from comir_hpc.tracking import read_metrics
 from comir_hpc.train import plan_training, train
+from comir_hpc.train.checks import build_networks, inspect_inputs
 from comir_hpc.train.figures import agreement, effective_rank, equivariance_error
 from comir_hpc.train.loop import Loop
+from comir_hpc.train.plan import choose_recomputed_levels, predict
 from comir_hpc.volume import Volume
 
 STEPS = 6
-TIMINGS = {"time", "patches_per_s", "voxels_per_s", "data_wait", "peak_memory_mib", "tflops"}
+TIMINGS = {
+    "predicted_memory_mib",
+    "time",
+    "patches_per_s",
+    "voxels_per_s",
+    "data_wait",
+    "peak_memory_mib",
+    "tflops",
+}
 
 
 def record(pair: dict[str, Path], **changes: Any) -> dict[str, Any]:
@@ -433,3 +443,32 @@ def test_the_plan_predicts_without_writing(pair: dict[str, Path]) -> None:
     assert "6 steps of 4 pairs" in plan["samples"]
     assert all(isinstance(value, str) for value in plan.values())
     assert sorted(pair["one"].parent.rglob("*")) == before
+
+
+def test_as_few_levels_are_recomputed_as_fit(pair: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(pair, network={"checkpoint_levels": "auto"})
+    inputs = inspect_inputs(settings)
+    assert choose_recomputed_levels(settings, inputs).network.checkpoint_levels == 0
+    fixed = settings.network.model_copy(update={"checkpoint_levels": 0})
+    plain = settings.model_copy(update={"network": fixed})
+    needed = predict(plain, build_networks(plain, inputs), "fp32", 1).total_bytes
+    monkeypatch.setattr("comir_hpc.train.plan.available_bytes", lambda: int(needed / 0.81))
+    assert choose_recomputed_levels(settings, inputs).network.checkpoint_levels in (1, 2)
+    monkeypatch.setattr("comir_hpc.train.plan.available_bytes", lambda: 2**20)
+    with pytest.raises(ConfigError, match=r"needs .* MiB with all levels recomputed, and 1\.0 MiB are free"):
+        train(settings, pair["one"].parent / "run")
+
+
+def test_recomputing_changes_nothing(pair: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    train(settings_of(pair, network={"checkpoint_levels": 2}), tmp_path / "run")
+    assert_equal_runs(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_example_configurations_are_valid(path: Path) -> None:
+    settings = load(TrainSettings, path)
+    if path.stem == "brain":
+        plain = TrainSettings(modalities=settings.modalities, pairs=settings.pairs)
+        assert settings == plain, "brain.yaml writes out the defaults"

@@ -49,7 +49,7 @@ def make_engine(settings: EngineSettings, networks: nn.ModuleDict, optimiser: Op
     return kinds[settings.name](settings, networks, optimiser, read_launch(os.environ))
 
 
-def check_engine(settings: EngineSettings, *, checkpoint_levels: int) -> None:
+def check_engine(settings: EngineSettings, *, recomputing: bool) -> None:
     """Refuse settings that cannot work, before any data is read.
 
     Raises
@@ -58,9 +58,9 @@ def check_engine(settings: EngineSettings, *, checkpoint_levels: int) -> None:
     """
     if settings.name == "deepspeed" and settings.zero_stage == 3:
         conflict = (
-            f"network.checkpoint_levels {checkpoint_levels} with ZeRO 3 recomputes blocks whose weights are gone "
-            "(DeepSpeed issue 4332), and "
-            if checkpoint_levels
+            "recomputing activations (network.checkpoint_levels) then needs weights that are gone (DeepSpeed issue "
+            "4332), and "
+            if recomputing
             else ""
         )
         raise ConfigError(

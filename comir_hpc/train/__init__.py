@@ -35,7 +35,7 @@ from comir_hpc.train.checks import (
 )
 from comir_hpc.train.figures import reference_figures
 from comir_hpc.train.loop import Loop, Progress
-from comir_hpc.train.plan import plan_training, predict
+from comir_hpc.train.plan import choose_recomputed_levels, plan_training, predict
 
 __all__ = ["TrainResult", "plan_training", "train"]
 
@@ -109,17 +109,18 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
         _log.warning("%s", note)
 
     inputs = inspect_inputs(settings)
-    description = _describe(settings, inputs)
+    chosen = choose_recomputed_levels(settings, inputs)
+    description = _describe(chosen, inputs)
     if state and path:
         require_same_model(state["loop"]["model"], description, path)
-    networks = build_networks(settings, inputs)
+    networks = build_networks(chosen, inputs)
     specimens = prepare_specimens(inputs.volumes, settings.sampling)
     sampler = PatchSampler(specimens, settings.sampling, inputs.group, settings.seed)
     engine = make_engine(settings.engine, networks, settings.optimiser)
     try:
         tracker = _open_tracker(settings, run, engine, state["loop"]["step"] if state else 0)
-        cost = predict(settings, networks, engine.precision, engine.world_size)
-        loop = Loop(settings, run, engine, sampler, tracker, {"model": description}, cost, progress)
+        cost = predict(chosen, networks, engine.precision, engine.world_size)
+        loop = Loop(chosen, run, engine, sampler, tracker, {"model": description}, cost, progress)
         if state:
             engine.load_state(state["engine"])
             loop.restore(state["loop"])

@@ -68,7 +68,7 @@ def check_settings(settings: TrainSettings) -> None:
                 f"modality {name!r} cannot be a file name and a module's name; use letters, digits, - and _"
             )
     loss.check(settings.loss, settings.sampling.pairs_per_step, settings.sampling.patch)
-    check_engine(settings.engine, checkpoint_levels=settings.network.checkpoint_levels)
+    check_engine(settings.engine, recomputing=settings.network.checkpoint_levels != 0)
     parts = read_launch(os.environ).world_size * settings.engine.accumulation
     pairs = settings.sampling.pairs_per_step
     if pairs % parts:

@@ -336,6 +336,7 @@ def _explain_memory(settings: TrainSettings, engine: Engine) -> Iterator[None]:
         local = settings.sampling.pairs_per_step // (engine.world_size * settings.engine.accumulation)
         raise ConfigError(
             f"the GPU is out of memory ({total:.0f} GiB) with {local} pairs of {settings.sampling.patch} voxels at a "
-            f"time; set network.checkpoint_levels={settings.network.checkpoint_levels + 1}, engine.accumulation="
-            f"{settings.engine.accumulation * 2}, or a smaller sampling.patch (`comir-hpc train --dry-run` predicts)"
+            f"time and network.checkpoint_levels {settings.network.checkpoint_levels}; set that to "
+            f"{len(settings.network.widths)}, engine.accumulation to {settings.engine.accumulation * 2}, or use a "
+            "smaller sampling.patch (`comir-hpc train --dry-run` predicts the memory)"
         ) from error

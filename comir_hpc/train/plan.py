@@ -14,10 +14,14 @@ from torch import nn
 
 from comir_hpc.config import TrainSettings
 from comir_hpc.engine import make_engine
+from comir_hpc.errors import ConfigError
 from comir_hpc.launch import DTYPES, choose_device, choose_precision, read_launch
-from comir_hpc.memory import in_words
+from comir_hpc.memory import available_bytes, in_words
 from comir_hpc.networks import Network, StepCost, count_parameters, predict_step
 from comir_hpc.train.checks import Inputs, build_networks, check_settings, inspect_inputs
+
+# Share of free memory that a step may take: libraries have workspaces, allocators leave gaps.
+_USABLE = 0.8
 
 # Dense bf16 peak of a GPU, TFLOP/s, by a part of its name (NVIDIA data sheets).
 _PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "GH200": 989.0}
@@ -68,6 +72,35 @@ def predict(settings: TrainSettings, networks: nn.ModuleDict, precision: str, wo
     return Prediction(peak, 4 * weights * 5, flops)
 
 
+def choose_recomputed_levels(settings: TrainSettings, inputs: Inputs) -> TrainSettings:
+    """Replace `checkpoint_levels: auto` by the smallest number of levels with which a step fits into free memory.
+
+    Raises
+    ------
+    ConfigError
+        If it fits with none.
+    """
+    if settings.network.checkpoint_levels != "auto":
+        return settings
+    launch = read_launch(os.environ)
+    device = choose_device(settings.engine.device, launch)
+    precision = choose_precision(settings.engine.precision, device)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    needed = []
+    for levels in range(len(settings.network.widths) + 1):
+        network = settings.network.model_copy(update={"checkpoint_levels": levels})
+        chosen = settings.model_copy(update={"network": network})
+        cost = predict(chosen, build_networks(chosen, inputs), precision, launch.world_size)
+        if cost.total_bytes <= _USABLE * free:
+            return chosen
+        needed.append(in_words(cost.total_bytes))
+    raise ConfigError(
+        f"a step with patches of {settings.sampling.patch} voxels needs {needed[0]}, {needed[-1]} with all levels "
+        f"recomputed, and {in_words(free)} are free on {device}; raise engine.accumulation (now "
+        f"{settings.engine.accumulation}), or use a smaller sampling.patch or fewer network.widths"
+    )
+
+
 def peak_tflops(device: torch.device) -> float | None:
     """Dense bf16 peak of a GPU that we know, TFLOP/s."""
     if device.type != "cuda":
@@ -88,6 +121,7 @@ def plan_training(settings: TrainSettings) -> dict[str, Any]:
     """
     check_settings(settings)
     inputs = inspect_inputs(settings)
+    settings = choose_recomputed_levels(settings, inputs)
     networks = build_networks(settings, inputs)
     launch = read_launch(os.environ)
     device = choose_device(settings.engine.device, launch)
@@ -106,7 +140,8 @@ def plan_training(settings: TrainSettings) -> dict[str, Any]:
         "processes": f"{launch.world_size} on {device.type}, {precision}, engine {settings.engine.name}",
         "parameters": f"{weights:,} in {len(networks)} networks",
         "memory": f"{in_words(cost.total_bytes)} a process on {device.type}: activations "
-        f"{in_words(cost.activation_bytes)}, weights and optimiser {in_words(cost.state_bytes)}",
+        f"{in_words(cost.activation_bytes)} ({settings.network.checkpoint_levels} levels recomputed), "
+        f"weights and optimiser {in_words(cost.state_bytes)}",
         "volumes": f"{in_words(volumes)}, {'held in memory' if cached else 'read box by box'}",
         "disk": f"{in_words((settings.checkpoint.keep + 1) * 4 * weights * 4)} of checkpoints",
         "time": f"{seconds:.2f} s a step, {seconds * steps / 60:.1f} min in all (two steps timed here)",
