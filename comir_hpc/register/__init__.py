@@ -1,0 +1,297 @@
+"""`comir-hpc register`: two volumes in, a transform and a verdict out.
+
+Representations (or intensities) of both volumes at one level of their pyramids; a search over all rotations and
+shifts; refinement of the best distinct answers; a verdict. One file a part: `inputs` what is given, `features` what
+is compared, `global_search`, `refine`, `agreement` the yardstick, `candidates` the ranking, `halves` a cross-check,
+`verdict`, `panels`, `outputs` what is written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comir_hpc.config import RegisterSettings
+from comir_hpc.errors import RegistrationError
+from comir_hpc.geometry import FloatArray
+from comir_hpc.memory import in_words
+from comir_hpc.register.agreement import Comparison
+from comir_hpc.register.candidates import FINE, Candidate, Ranking, rank
+from comir_hpc.register.features import Features, one_channel
+from comir_hpc.register.global_search import Search, choose_starts, search
+from comir_hpc.register.halves import halves_distance_mm
+from comir_hpc.register.inputs import Inputs, Side, open_inputs
+from comir_hpc.register.outputs import RegisterResult, finished, versions, write_result
+from comir_hpc.register.panels import make_panels
+from comir_hpc.register.refine import Metric, Refiner
+from comir_hpc.register.verdict import Evidence, judge
+from comir_hpc.rotations import reverse_axes, so3_grid
+from comir_hpc.transforms import Transform
+
+__all__ = ["RegisterResult", "plan_register", "register"]
+
+Progress = Callable[[str, int, int], None]
+Start = tuple[Transform, float | None]
+
+# Mutual information takes 25 correlations by FFT where correlation takes 6; on a grid coarser by this, with a third
+# of the voxels left, both take about as long.
+_INFORMATION_GRID = 0.75
+_FEW_POINTS = 1000  # of the specimen, for distances between transforms
+
+
+@dataclass
+class Clock:
+    """Seconds of each part, in the order they ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Add what the block takes to a part."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+def register(settings: RegisterSettings, *, progress: Progress | None = None) -> RegisterResult:
+    """Find the transform from fixed to moving, and say whether it can be trusted.
+
+    Run again with the same inputs and settings, it returns the result that is there.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        Called with what is being done, how much of it is done, and how much there is.
+
+    Raises
+    ------
+    VolumeError, CheckpointError
+        If a volume or the model cannot be used.
+    RegistrationError
+        If the volumes cannot be compared or no start leads to an answer, or the folder holds another result. A poor
+        answer is no error: it is a verdict.
+    """
+    clock = Clock()
+    with clock.time("open"):
+        inputs = open_inputs(settings)
+    before = finished(settings.out, inputs.fingerprint, settings.overwrite)
+    if before is not None:
+        return before
+    with clock.time("features"):
+        fixed, fixed_image = inputs.fixed.features()
+        moving, moving_image = inputs.moving.features()
+    pair = Pair(fixed, moving, settings)
+    with clock.time("search"):
+        starts, found = _starts(pair, settings, progress)
+    with clock.time("refine"):
+        ranking = rank(
+            pair.refiner,
+            pair.comparison,
+            starts,
+            metric=pair.metric,
+            kind=settings.transform,
+            progress=_part(progress, "refine"),
+        )
+    with clock.time("check"):
+        evidence = _evidence(pair, ranking, inputs)
+    verdict, reasons = judge(evidence)
+    with clock.time("panels"):
+        panels = make_panels(
+            fixed,
+            moving,
+            _before(pair),
+            ranking.best.transform,
+            (fixed_image, moving_image),
+            representation=pair.learned,
+        )
+    record = {
+        "verdict": verdict,
+        "reasons": reasons,
+        "metric": {"name": pair.metric_name, "value": ranking.best.score},
+        **_numbers(evidence, pair),
+        "candidates": [_candidate(rank + 1, c) for rank, c in enumerate(ranking.candidates)],
+        "timings_s": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
+        "versions": versions(),
+        "inputs": {side.role: _input(side) for side in (inputs.fixed, inputs.moving)},
+        "settings": settings.model_dump(mode="json"),
+        "model": inputs.model,
+        "run": None if inputs.model is None else inputs.model["run"],
+        "fingerprint": inputs.fingerprint,
+    }
+    return write_result(settings.out, ranking.best.transform, record, panels, _landscape(found))
+
+
+def plan_register(settings: RegisterSettings) -> dict[str, Any]:
+    """What `register` would do and need.
+
+    Raises
+    ------
+    ComirError
+        As `register`, for all that shows without reading voxels.
+    """
+    inputs = open_inputs(settings)
+    plan: dict[str, Any] = {"fingerprint": inputs.fingerprint, "out": str(settings.out)}
+    for side in (inputs.fixed, inputs.moving):
+        how = "encoded here" if side.encoder else "given representation" if side.ready else "intensity"
+        plan[side.role] = (
+            f"{side.compared.path}, level {side.level}: {side.compared.level_grid(side.level)}, {how}"
+        )
+    if settings.initial == "global":
+        plan["search"] = (
+            f"{settings.rotations + 1} rotations, all shifts, {_search_voxels(settings)} voxels a side"
+        )
+    plan["refine"] = (
+        f"{settings.candidates if settings.initial == 'global' else 1} starts, {settings.transform}"
+    )
+    plan["memory"] = in_words(inputs.predicted_bytes)
+    plan["files"] = "transform.tfm, transform.json, result.json, panels.npz" + (
+        ", search.npz" if settings.initial == "global" else ""
+    )
+    return plan
+
+
+class Pair:
+    """Both volumes' features with what compares and refines them."""
+
+    def __init__(self, fixed: Features, moving: Features, settings: RegisterSettings) -> None:
+        self.fixed, self.moving = fixed, moving
+        self.learned = settings.representation == "comir"
+        self.metric: Metric = "correlation" if self.learned else "information"
+        self.threads = settings.threads or len(os.sched_getaffinity(0))
+        self.comparison = Comparison(fixed, moving)
+        self.refiner = Refiner(
+            *one_channel(fixed, moving), metric=self.metric, seed=settings.seed, threads=self.threads
+        )
+        points = self.comparison.points_mm
+        self.points_mm: FloatArray = points[:: max(1, len(points) // _FEW_POINTS)]
+        self.side_mm = float(np.ptp(self.points_mm, axis=0).mean())
+
+    @property
+    def metric_name(self) -> str:
+        """What candidates are ranked by, in words."""
+        what = "correlation of the representations" if self.learned else "normalised mutual information"
+        return f"{what}, times the root of the overlap"
+
+
+def _starts(
+    pair: Pair, settings: RegisterSettings, progress: Progress | None
+) -> tuple[list[Start], Search | None]:
+    """Rough answers with their scores, and the landscape they come from."""
+    if settings.initial == "identity":
+        if pair.comparison.at(Transform.identity()).overlap == 0:
+            raise RegistrationError(
+                "the specimens do not overlap where the two grids put them, so --initial identity has nowhere to "
+                "start; use --initial global or moments"
+            )
+        return [(Transform.identity().about(pair.fixed.centroid_mm), None)], None
+    if settings.initial == "moments":
+        return [(_centred(pair), None)], None
+    rotations = np.concatenate([np.eye(3)[None], reverse_axes(so3_grid(settings.rotations))])
+    found = search(
+        pair.fixed,
+        pair.moving,
+        rotations,
+        voxels=_search_voxels(settings),
+        criterion=pair.metric,
+        threads=pair.threads,
+        progress=_part(progress, "search"),
+    )
+    chosen = choose_starts(found, pair.points_mm, settings.candidates)
+    return [(found.transform(index), float(found.scores[index])) for index in chosen], found
+
+
+def _search_voxels(settings: RegisterSettings) -> int:
+    learned = settings.representation == "comir"
+    return settings.search_voxels if learned else max(1, round(_INFORMATION_GRID * settings.search_voxels))
+
+
+def _centred(pair: Pair) -> Transform:
+    """The shift that puts one specimen's centre of mass on the other's."""
+    centre = pair.fixed.centroid_mm
+    return Transform.rigid(np.eye(3), pair.moving.centroid_mm - centre, centre)
+
+
+def _before(pair: Pair) -> Transform:
+    """How the pair lay: as the grids say, or centred where that shows nothing of the moving specimen."""
+    as_given = Transform.identity()
+    return as_given if pair.comparison.at(as_given).overlap > 0 else _centred(pair)
+
+
+def _evidence(pair: Pair, ranking: Ranking, inputs: Inputs) -> Evidence:
+    best, rival = ranking.best, ranking.runner_up
+    apart = halves_distance_mm(pair.refiner, pair.fixed, best.transform, FINE[:1], pair.points_mm)
+    moved = float(best.start.distance_mm(best.transform, pair.points_mm).mean())
+    return Evidence(
+        agreement=best.agreement.correlation,
+        reference=inputs.reference,
+        margin=None if rival is None or best.score <= 0 else 1 - rival.score / best.score,
+        disagreement=apart / pair.side_mm,
+        overlap=best.agreement.overlap,
+        consensus=ranking.consensus,
+        starts=len(ranking.candidates),
+        drift=moved / pair.side_mm,
+        learned=pair.learned,
+    )
+
+
+def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
+    apart = evidence.disagreement * pair.side_mm
+    return {
+        "agreement": evidence.agreement,
+        "reference_agreement": evidence.reference,
+        "margin": evidence.margin,
+        "overlap": evidence.overlap,
+        "halves_distance_mm": apart if np.isfinite(apart) else None,
+        "consensus": f"{evidence.consensus} of {evidence.starts} starts",
+        "drift_mm": evidence.drift * pair.side_mm,
+    }
+
+
+def _candidate(number: int, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "rank": number,
+        "answer": candidate.answer,
+        "rotation_deg": candidate.transform.rotation_deg,
+        "coarse_score": candidate.coarse_score,
+        "refined_score": candidate.score,
+        "agreement": candidate.agreement.correlation,
+        "overlap": candidate.agreement.overlap,
+        "failure": candidate.failure,
+        "matrix_lps_mm": candidate.transform.matrix_mm.tolist(),
+    }
+
+
+def _input(side: Side) -> dict[str, Any]:
+    return {
+        "path": str(side.volume.path),
+        "fingerprint": side.volume.fingerprint(),
+        "grid": side.volume.grid.as_dict(),
+        "compared": {
+            "path": str(side.compared.path),
+            "level": side.level,
+            "grid": side.compared.level_grid(side.level).as_dict(),
+        },
+    }
+
+
+def _landscape(found: Search | None) -> dict[str, NDArray[Any]] | None:
+    if found is None:
+        return None
+    return {
+        "rotations": found.rotations_xyz,
+        "scores": found.scores,
+        "angles_deg": found.angles_deg,
+        "overlaps": found.overlaps,
+        "pivots_mm": found.pivots_mm,
+    }
+
+
+def _part(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(name, done, total)

@@ -1,0 +1,110 @@
+"""What is compared: a few channels on a grid, and where they mean something."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from comir_hpc.errors import RegistrationError
+from comir_hpc.geometry import FloatArray, Grid
+from comir_hpc.volume import Volume
+
+# Registration needs neighbours along every axis: ITK's recursive smoothing refuses fewer than four.
+_FEWEST_VOXELS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """One volume as the registration sees it.
+
+    Attributes
+    ----------
+    values : (c, z, y, x) float32
+        Representation channels, or one channel of normalised intensity.
+    mask : (z, y, x) bool
+        The specimen.
+    grid : Grid
+        Of both.
+    """
+
+    values: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    grid: Grid
+
+    @cached_property
+    def centroid_mm(self) -> FloatArray:
+        """World position (x, y, z) in mm of the mask's centre of mass."""
+        return self.grid.world_mm(ndimage.center_of_mass(self.mask))
+
+
+def specimen_mask(volume: Volume, level: int) -> NDArray[np.bool_]:
+    """Where the specimen is, (z, y, x): above the foreground threshold of `ingest`, without specks and holes.
+
+    A voxel belongs to it if most of its 5 x 5 x 5 neighbours are above the threshold: noise in the air leaves
+    single voxels, and dark tissue holes.
+
+    Raises
+    ------
+    VolumeError
+        If the volume has no intensity statistics.
+    RegistrationError
+        If nothing is left.
+    """
+    values = volume.read(level=level)
+    above = np.zeros(values.shape[1:], dtype=np.bool_)
+    for channel, one in enumerate(values):
+        above |= volume.intensity(channel).foreground(one)
+    most = ndimage.uniform_filter(above.astype(np.float32), size=5, mode="nearest") > 0.5
+    mask: NDArray[np.bool_] = ndimage.binary_fill_holes(most)
+    if not mask.any():
+        raise RegistrationError(
+            f"{volume.path} has no foreground: {int(above.sum())} of {above.size} voxels are above the threshold "
+            f"{volume.intensity().foreground_above:g}, scattered; ingest it again with a lower --foreground-above"
+        )
+    return mask
+
+
+def checked(features: Features, path: Path) -> Features:
+    """The features, if they can be registered.
+
+    Raises
+    ------
+    RegistrationError
+        If an axis is too short, a value is not finite or nothing varies inside the mask.
+    """
+    if min(features.grid.shape_zyx) < _FEWEST_VOXELS:
+        raise RegistrationError(
+            f"{path}: {features.grid} has fewer than {_FEWEST_VOXELS} voxels along an axis; "
+            "registration in three dimensions needs a volume"
+        )
+    if not np.isfinite(features.values).all():
+        count = int((~np.isfinite(features.values)).sum())
+        raise RegistrationError(
+            f"{path}: {count} values are NaN or infinite; ingest it again with --non-finite VALUE"
+        )
+    if not features.values[:, features.mask].std(axis=1).max() > 0:
+        raise RegistrationError(
+            f"{path}: the values do not vary inside the specimen; there is nothing to compare"
+        )
+    return features
+
+
+def one_channel(fixed: Features, moving: Features) -> tuple[Features, Features]:
+    """The same mixture of channels of both, (1, z, y, x): the one along which they vary most, for SimpleITK's metrics.
+
+    One channel is returned as it is.
+    """
+    if len(fixed.values) == 1:
+        return fixed, moving
+    inside = np.concatenate([side.values[:, side.mask] for side in (fixed, moving)], axis=1)
+    weights = np.linalg.eigh(np.cov(inside))[1][:, -1].astype(np.float32)
+    mixed = [
+        Features(np.tensordot(weights, side.values, axes=1)[None], side.mask, side.grid)
+        for side in (fixed, moving)
+    ]
+    return mixed[0], mixed[1]

@@ -1,0 +1,70 @@
+"""Slices for the report: fixed, and moving before and after, through the middle of the specimen."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from comir_hpc.geometry import Grid
+from comir_hpc.register.features import Features
+from comir_hpc.transforms import Transform
+
+# Array axis (z, y, x) that a plane cuts across.
+PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
+
+
+def make_panels(
+    fixed: Features,
+    moving: Features,
+    before: Transform,
+    after: Transform,
+    images: tuple[NDArray[np.float32], NDArray[np.float32]],
+    *,
+    representation: bool,
+) -> dict[str, NDArray[np.float32]]:
+    """Three planes of the fixed grid through its mask's centre of mass.
+
+    Parameters
+    ----------
+    before, after : Transform
+        Fixed to moving; the moving volume is shown under both.
+    images : two of (z, y, x)
+        Intensities of the fixed and the moving volume, on the grids of the features.
+    representation : bool
+        Whether the features' first channel is shown too.
+
+    Returns
+    -------
+    ``{plane}_fixed``, ``{plane}_before``, ``{plane}_after`` (rows, columns), the same with ``_representation`` if
+    asked for, and ``{plane}_spacing_mm`` (2,). Rows and columns are array axes as they come: axial (y, x), coronal
+    (z, x), sagittal (z, y). NaN where the moving volume has no voxel.
+    """
+    centre = fixed.grid.index_zyx(fixed.centroid_mm)
+    kinds = {"": images}
+    if representation:
+        kinds["_representation"] = (fixed.values[0], moving.values[0])
+    panels: dict[str, NDArray[np.float32]] = {}
+    for plane, axis in PLANES.items():
+        cut = int(np.clip(round(centre[axis]), 0, fixed.grid.shape_zyx[axis] - 1))
+        spacing = [s for other, s in enumerate(fixed.grid.spacing_mm) if other != axis]
+        panels[f"{plane}_spacing_mm"] = np.asarray(spacing, dtype=np.float32)
+        for suffix, (still, loose) in kinds.items():
+            panels[f"{plane}_fixed{suffix}"] = np.take(still, cut, axis=axis).astype(np.float32)
+            for name, transform in (("before", before), ("after", after)):
+                panels[f"{plane}_{name}{suffix}"] = _resampled(
+                    loose, moving.grid, fixed.grid, transform, axis, cut
+                )
+    return panels
+
+
+def _resampled(
+    values: NDArray[np.float32], grid: Grid, onto: Grid, transform: Transform, axis: int, cut: int
+) -> NDArray[np.float32]:
+    ranges = [np.arange(n) for n in onto.shape_zyx]
+    ranges[axis] = np.asarray([cut])
+    index = np.squeeze(np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1), axis=axis)
+    place = grid.index_zyx(transform.apply(onto.world_mm(index)))
+    plane = ndimage.map_coordinates(values, np.moveaxis(place, -1, 0), order=1, mode="nearest")
+    inside = ((place >= -0.5) & (place <= np.asarray(values.shape) - 0.5)).all(axis=-1)
+    return np.where(inside, plane, np.nan).astype(np.float32)

@@ -1,0 +1,232 @@
+import numpy as np
+import pytest
+from registration_cases import OBLIQUE, errors_vox, features_pair, seen, specimen, turn
+
+from comir_hpc.errors import RegistrationError
+from comir_hpc.geometry import Grid
+from comir_hpc.register.agreement import Comparison
+from comir_hpc.register.candidates import COARSE, FINE, rank
+from comir_hpc.register.features import Features, one_channel
+from comir_hpc.register.halves import halves_distance_mm
+from comir_hpc.register.panels import make_panels
+from comir_hpc.register.refine import Refiner
+from comir_hpc.transforms import Transform
+
+CENTRE = (22.0, 13.0, 39.0)
+
+
+def near(truth, degrees=6.0, shift=(2.0, -1.0, 1.0)):
+    """A start that is off by a small rotation and shift."""
+    off = Transform.rigid(turn(degrees, (1, -1, 2)), shift, CENTRE)
+    return truth.compose(off)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 90.0, 137.0, 180.0])
+def test_refinement_finds_a_known_displacement(degrees):
+    truth = Transform.rigid(turn(degrees), (3.0, -2.0, 1.0), CENTRE)
+    fixed, moving = features_pair(truth)
+    refined = Refiner(fixed, moving, metric="correlation").refine(near(truth), COARSE + FINE)
+    assert errors_vox(refined.transform, truth, fixed) < 0.05
+    assert refined.transform.is_rigid
+    assert refined.iterations > 5
+
+
+def test_identical_volumes_stay_where_they_are():
+    fixed, moving = features_pair(Transform.identity())
+    refined = Refiner(fixed, moving, metric="correlation").refine(Transform.identity(), FINE)
+    assert errors_vox(refined.transform, Transform.identity(), fixed) < 0.01
+    assert refined.value == pytest.approx(1, abs=1e-3)
+
+
+def test_the_unit_does_not_matter():
+    """A cell and a planet: the same voxels at another scale give the same answer in voxels."""
+    ends = []
+    for scale in (1.0, 1e-4, 1e4):
+        grid = Grid((40, 44, 36), (scale, scale, scale), (5.0 * scale, -8.0 * scale, 20.0 * scale), OBLIQUE)
+        truth = Transform.rigid(turn(50), np.array([3.0, -2.0, 1.0]) * scale, grid.centre_mm)
+        fixed, moving = features_pair(truth, grid)
+        start = Transform.rigid(turn(54), np.array([1.5, -1.0, 2.0]) * scale, grid.centre_mm)
+        refined = Refiner(fixed, moving, metric="correlation").refine(start, COARSE + FINE)
+        ends.append(errors_vox(refined.transform, truth, fixed))
+    assert max(ends) < 0.05
+
+
+def test_information_refines_an_inverted_volume():
+    truth = Transform.rigid(turn(137), (3.0, -2.0, 1.0), CENTRE)
+    fixed, moving = features_pair(truth)
+    inverted = Features(
+        np.where(moving.mask, 2 - moving.values, -5).astype(np.float32), moving.mask, moving.grid
+    )
+    refined = Refiner(fixed, inverted, metric="information").refine(near(truth), COARSE + FINE)
+    assert errors_vox(refined.transform, truth, fixed) < 0.25
+
+
+def test_affine_finds_a_stretch():
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn(20) @ np.array([[1.06, 0.02, 0], [0, 0.95, 0], [0, 0.03, 1.0]])
+    truth = Transform(matrix).compose(Transform.rigid(np.eye(3), (1.0, 0, 0), CENTRE))
+    grid = Grid((44, 48, 40), (1.0, 1.0, 1.0), tuple((truth.apply(CENTRE) - np.array([20, 24, 22])).tolist()))
+    fixed, moving = features_pair(truth, onto=grid)
+    start = Transform.rigid(truth.rotation_xyz, truth.apply(CENTRE) - np.asarray(CENTRE), CENTRE)
+    refiner = Refiner(fixed, moving, metric="correlation")
+    rigid, affine = (refiner.refine(start, COARSE + FINE, kind).transform for kind in ("rigid", "affine"))
+    assert errors_vox(affine, truth, fixed) < 0.1 < errors_vox(rigid, truth, fixed)
+
+
+def test_one_seed_gives_one_result_on_any_number_of_threads():
+    truth = Transform.rigid(turn(30), (1.0, 0.5, 0.2), CENTRE)
+    fixed, moving = features_pair(truth)
+    ends = [
+        Refiner(fixed, moving, metric="correlation", seed=3, threads=threads)
+        .refine(near(truth), COARSE + FINE)
+        .transform.matrix_mm
+        for threads in (1, 1, 2)
+    ]
+    assert np.array_equal(ends[0], ends[1])
+    assert np.allclose(ends[0], ends[2], atol=1e-9)
+
+
+def test_volumes_apart_are_refused():
+    fixed, moving = features_pair(Transform.identity())
+    away = Transform.rigid(np.eye(3), (500.0, 0, 0), CENTRE)
+    with pytest.raises(RegistrationError, match="optimiser stopped"):
+        Refiner(fixed, moving, metric="correlation").refine(away, COARSE)
+
+
+# ------------------------------------------------------------------------------------------- the yardstick
+
+
+def test_agreement_of_known_pairs():
+    fixed, moving = features_pair(Transform.identity())
+    same = Comparison(fixed, moving).at(Transform.identity())
+    assert same.correlation == pytest.approx(1, abs=1e-6)
+    assert same.information > 0.9
+    assert same.overlap == pytest.approx(1, abs=1e-6)
+    opposite = Features(-moving.values, moving.mask, moving.grid)
+    other = Comparison(fixed, opposite).at(Transform.identity())
+    assert other.correlation == pytest.approx(-1, abs=1e-6)
+    assert other.information > 0.9
+    turned = Comparison(fixed, moving).at(Transform.rigid(turn(90), (0, 0, 0), fixed.centroid_mm))
+    assert abs(turned.correlation) < 0.5
+    assert 0.5 < turned.overlap < 1
+    away = Comparison(fixed, moving).at(Transform.rigid(np.eye(3), (500.0, 0, 0), CENTRE))
+    assert (away.correlation, away.overlap) == (0.0, 0.0)
+
+
+def test_overlap_is_a_share_of_the_smaller_specimen():
+    fixed, moving = features_pair(Transform.identity())
+    part = moving.mask.copy()
+    part[: part.shape[0] // 2] = False
+    half = Features(moving.values, part, moving.grid)
+    assert Comparison(fixed, half).at(Transform.identity()).overlap == pytest.approx(1, abs=0.02)
+    assert Comparison(half, fixed).at(Transform.identity()).overlap == pytest.approx(1, abs=0.02)
+
+
+def test_channels_count_together():
+    fixed, moving = features_pair(Transform.identity())
+    noise = np.random.default_rng(0).normal(size=(2, *moving.values.shape[1:])).astype(np.float32)
+    one = Features(np.concatenate([fixed.values, noise[:1]]), fixed.mask, fixed.grid)
+    two = Features(np.concatenate([moving.values, noise[1:]]), moving.mask, moving.grid)
+    found = Comparison(one, two).at(Transform.identity()).correlation
+    energy = fixed.values[0][fixed.mask].var()
+    assert found == pytest.approx(energy / (energy + 1), abs=0.03)
+    mixed = one_channel(one, two)
+    assert mixed[0].values.shape == fixed.values.shape
+    only = one_channel(fixed, moving)
+    assert only[0] is fixed
+
+
+def test_mixing_channels_keeps_what_varies():
+    values, mask = specimen()
+    grid = Grid(values.shape, (1.0, 1.0, 1.0))
+    both = Features(np.stack([0.1 * values, values]).astype(np.float32), mask, grid)
+    mixed, _ = one_channel(both, both)
+    assert abs(np.corrcoef(mixed.values[0][mask], values[mask])[0, 1]) > 0.999
+
+
+# ------------------------------------------------------------------------------------------- ranking
+
+
+def test_ranking_puts_the_right_start_first_and_counts_who_agrees():
+    truth = Transform.rigid(turn(60), (2.0, 1.0, 0.0), CENTRE)
+    fixed, moving = features_pair(truth)
+    wrong = Transform.rigid(turn(170), (0, 0, 0), CENTRE)
+    away = Transform.rigid(np.eye(3), (500.0, 0, 0), CENTRE)
+    starts = [(wrong, 0.9), (near(truth), 0.5), (away, 0.4), (near(truth, -6.0, (-1.0, 1.0, 0)), 0.3)]
+    calls = []
+    ranking = rank(
+        Refiner(fixed, moving, metric="correlation"),
+        Comparison(fixed, moving),
+        starts,
+        metric="correlation",
+        progress=lambda *a: calls.append(a),
+    )
+    assert errors_vox(ranking.best.transform, truth, fixed) < 0.05
+    assert ranking.consensus == 2
+    assert ranking.runner_up is not None
+    assert ranking.runner_up.coarse_score == 0.9
+    assert ranking.runner_up.score < 0.6 * ranking.best.score
+    assert [c.failure is None for c in ranking.candidates] == [True, True, True, False]
+    assert "overlaps" in ranking.candidates[-1].failure
+    assert calls[-1][0] == calls[-1][1]
+
+
+def test_ranking_without_an_answer_is_refused():
+    fixed, moving = features_pair(Transform.identity())
+    away = Transform.rigid(np.eye(3), (500.0, 0, 0), CENTRE)
+    with pytest.raises(RegistrationError, match="none of 1 starts led to an answer"):
+        rank(
+            Refiner(fixed, moving, metric="correlation"),
+            Comparison(fixed, moving),
+            [(away, None)],
+            metric="correlation",
+        )
+
+
+def test_halves_agree_on_a_right_answer_and_not_on_a_wrong_one():
+    truth = Transform.rigid(turn(60), (2.0, 1.0, 0.0), CENTRE)
+    fixed, moving = features_pair(truth)
+    refiner = Refiner(fixed, moving, metric="correlation")
+    points = fixed.grid.world_mm(np.argwhere(fixed.mask)[::50])
+    assert halves_distance_mm(refiner, fixed, truth, FINE[:1], points) < 0.2
+    wrong = refiner.refine(Transform.rigid(turn(170), (0, 0, 0), CENTRE), COARSE).transform
+    assert halves_distance_mm(refiner, fixed, wrong, FINE[:1], points) > 1
+
+
+# ------------------------------------------------------------------------------------------- panels
+
+
+def test_panels_show_the_middle_of_the_specimen():
+    truth = Transform.rigid(turn(30), (2.0, 1.0, 0.0), CENTRE)
+    grid = Grid((40, 44, 36), (2.0, 1.0, 0.5), (5.0, -8.0, 20.0))
+    fixed, moving = features_pair(truth, grid, Grid((44, 44, 44), (1.0, 1.0, 1.0), (-2.0, -5.0, 30.0)))
+    images = fixed.values[0], moving.values[0]
+    panels = make_panels(fixed, moving, Transform.identity(), truth, images, representation=True)
+    shapes = {"axial": (44, 36), "coronal": (40, 36), "sagittal": (40, 44)}
+    for plane, shape in shapes.items():
+        for kind in ("fixed", "before", "after"):
+            for suffix in ("", "_representation"):
+                assert panels[f"{plane}_{kind}{suffix}"].shape == shape
+                assert panels[f"{plane}_{kind}{suffix}"].dtype == np.float32
+    assert panels["axial_spacing_mm"].tolist() == [1.0, 0.5]
+    assert panels["coronal_spacing_mm"].tolist() == [2.0, 0.5]
+    centre = [round(c) for c in grid.index_zyx(fixed.centroid_mm)]
+    assert np.array_equal(panels["axial_fixed"], fixed.values[0][centre[0]])
+    assert np.array_equal(panels["sagittal_fixed"], fixed.values[0][:, :, centre[2]])
+    mask = fixed.mask[centre[0]] & np.isfinite(panels["axial_after"])
+    after, before = panels["axial_after"][mask], np.nan_to_num(panels["axial_before"][mask])
+    assert np.corrcoef(panels["axial_fixed"][mask], after)[0, 1] > 0.9
+    assert np.corrcoef(panels["axial_fixed"][mask], before)[0, 1] < 0.5
+    plain = make_panels(fixed, moving, truth, truth, images, representation=False)
+    assert not any(name.endswith("representation") for name in plain)
+
+
+def test_a_moving_volume_without_voxels_there_is_nan():
+    values, mask = specimen()
+    grid = Grid(values.shape, (1.0, 1.0, 1.0))
+    small = Grid((10, 10, 10), (1.0, 1.0, 1.0), (13.0, 17.0, 15.0))
+    moved = seen(values, grid, small, Transform.identity())
+    fixed, moving = Features(values[None], mask, grid), Features(moved[None], moved != 0, small)
+    still = Transform.identity()
+    panels = make_panels(fixed, moving, still, still, (values, moved), representation=False)
+    assert np.isfinite(panels["axial_after"]).sum() == 100
