@@ -37,7 +37,7 @@ TRAINING, REFERENCE = 0, 1
 """Streams of random numbers: the samples of one are never those of the other."""
 
 # The strengths of the augmentations in proportion to `sampling.intensity`.
-_GAMMA, _CONTRAST, _BRIGHTNESS, _BIAS, _NOISE = 1.5, 1.0, 1.0, 1.0, 0.5
+_GAMMA, _CONTRAST, _BRIGHTNESS, _BIAS, _NOISE = 1.5, 1.0, 1.0, 0.7, 0.5
 
 
 @dataclass(frozen=True)
