@@ -1,0 +1,182 @@
+"""What `infer` promises about volumes larger than memory, measured: resume after kills, and memory against size.
+
+    export OMP_NUM_THREADS=1
+    python benchmarks/volumes/infer.py resume --kills 20 --out benchmarks/volumes/infer_resume.csv
+    python benchmarks/volumes/infer.py memory --sides 256 512 1024 --out benchmarks/volumes/infer_memory.csv
+
+`resume` kills the same command with SIGKILL at a random moment, again and again, until it has been killed as often as
+asked and has then finished, and compares every file with those of an undisturbed run. `memory` encodes volumes whose
+specimen has the same size in all of them, so that only the volume grows. The weights are those of two training steps:
+what they are does not matter here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+SPECIMEN = 96  # radius in voxels of the ball in the volumes of `memory`
+
+
+def make_run(folder: Path) -> Path:
+    """Train two steps of the default network on generated phantoms."""
+    from comir_hpc.config import TrainSettings
+    from comir_hpc.datasets import phantom_pair
+    from comir_hpc.geometry import Grid
+    from comir_hpc.ingest import ingest_array
+    from comir_hpc.train import train
+
+    grid = Grid((48, 48, 48), (1.0, 1.0, 1.0))
+    for name, values in zip(("one", "two"), phantom_pair(grid.shape_zyx), strict=True):
+        ingest_array(values, grid, folder / f"{name}.zarr")
+    settings = TrainSettings(
+        modalities=("one", "two"),
+        pairs=({"one": folder / "one.zarr", "two": folder / "two.zarr"},),
+        optimiser={"steps": 2},
+        sampling={"pairs_per_step": 2},
+        tracking={"mlflow": None},
+    )
+    train(settings, folder / "run")
+    return folder / "run"
+
+
+def ball(path: Path, side: int) -> Path:
+    """Write a volume of side^3 with a ball of noise in its middle, block by block."""
+    from comir_hpc.geometry import Grid, plan_blocks
+    from comir_hpc.volume import Volume
+
+    volume = Volume.create(path, Grid((side,) * 3, (1.0, 1.0, 1.0)), np.uint16, chunk=64, shard=128)
+    for block in plan_blocks((side,) * 3, volume.shard_zyx):
+        z, y, x = (
+            np.arange(a, b) - side / 2 for a, b in zip(block.write.start, block.write.stop, strict=True)
+        )
+        inside = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2 < SPECIMEN**2
+        noise = np.random.default_rng(block.index).integers(500, 1500, inside.shape)
+        volume.write(block.write, np.where(inside, noise, 0).astype(np.uint16)[None])
+    statistics = {"low": 500.0, "high": 1500.0, "mean": 1000.0, "std": 290.0, "foreground_above": 100.0}
+    volume.finish(intensity=[statistics], value_range=[[0, 1500]])
+    return path
+
+
+def encode(source: Path, run: Path, out: Path, **options: object) -> None:
+    """Run `infer` in this process and print what it measured."""
+    from comir_hpc.config import InferSettings
+    from comir_hpc.infer import infer
+    from comir_hpc.memory import peak_bytes
+
+    settings = InferSettings(zarr=source, model=run, modality="one", out=out, device="cpu", **options)
+    result = infer(settings, progress=lambda what, done, total: print(f"{done}/{total}", flush=True))
+    print(json.dumps({"seconds": result.seconds, "peak_mib": peak_bytes() / 2**20, "seam": result.seam}))
+
+
+def start(source: Path, run: Path, out: Path, **options: object) -> subprocess.Popen[str]:
+    """Run `encode` in a process of its own."""
+    command = [sys.executable, __file__, "encode", str(source), str(run), str(out), json.dumps(options)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def stored(path: Path) -> dict[str, bytes]:
+    """Every file that holds voxels, by name."""
+    files = (p for p in path.rglob("*") if p.is_file() and p.name != "zarr.json")
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+def resume(folder: Path, kills: int) -> list[dict[str, object]]:
+    """Kill, run again, compare."""
+    run, rng = make_run(folder), np.random.default_rng(0)
+    options = {"window": 16, "chunk": 8, "shard": 16, "core": 16, "precision": "fp32"}
+    source = folder / "one.zarr"
+    reference, out = folder / "reference.zarr", folder / "out.zarr"
+    start(source, run, reference, **options).communicate()
+    rows: list[dict[str, object]] = []
+    while len(rows) < kills:
+        process = start(source, run, out, **options)
+        assert process.stdout is not None
+        before = process.stdout.readline().strip()  # blocks done when it began
+        time.sleep(rng.uniform(0, 0.5))
+        killed = process.poll() is None
+        process.kill()
+        process.wait()
+        if not killed:
+            break
+        rows.append({"kill": len(rows) + 1, "blocks_done_before": before})
+    start(source, run, out, **options).communicate()
+    finished: Counter[int] = Counter()
+    for journal in out.with_name(out.name + ".ledger").glob("*.jsonl"):
+        for line in journal.read_text(errors="replace").splitlines():
+            if line.endswith("}") and '"state":"done"' in line:
+                finished[json.loads(line)["block"]] += 1
+    same = stored(out) == stored(reference)
+    twice = sum(count > 1 for count in finished.values())
+    for row in rows:
+        row.update(blocks=len(finished), byte_equal_at_the_end=same, finished_blocks_computed_twice=twice)
+    return rows
+
+
+def memory(folder: Path, sides: list[int]) -> list[dict[str, object]]:
+    """Encode balls in volumes of several sizes."""
+    run, rows = make_run(folder), []
+    for side in sides:
+        source = ball(folder / f"ball{side}.zarr", side)
+        begun = time.perf_counter()
+        process = start(source, run, folder / f"out{side}.zarr")
+        output, _ = process.communicate()
+        measured = json.loads(output.splitlines()[-1])
+        made = json.loads((folder / f"out{side}.zarr" / "zarr.json").read_text())["attributes"]["comir"]
+        rows.append(
+            {
+                "side": side,
+                "voxels": side**3,
+                "windows": made["measured"]["windows"],
+                "empty_windows": made["measured"]["empty_windows"],
+                "peak_mib": round(measured["peak_mib"]),
+                "seconds": round(time.perf_counter() - begun, 1),
+                "seam_blocks": measured["seam"]["blocks"] and round(measured["seam"]["blocks"], 4),
+                "seam_windows": round(measured["seam"]["windows"], 4),
+                "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Parse, measure, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser("encode")
+    for name in ("source", "model", "out"):
+        one.add_argument(name, type=Path)
+    one.add_argument("options", type=json.loads)
+    two = verbs.add_parser("resume")
+    two.add_argument("--kills", type=int, default=20)
+    three = verbs.add_parser("memory")
+    three.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024])
+    for verb in (two, three):
+        verb.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if given.verb == "encode":
+        return encode(given.source, given.model, given.out, **given.options)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = (
+            resume(Path(folder), given.kills) if given.verb == "resume" else memory(Path(folder), given.sides)
+        )
+    with given.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return None
+
+
+if __name__ == "__main__":
+    main()
