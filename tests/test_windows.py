@@ -67,6 +67,7 @@ def test_weights_sum_to_one_and_windows_keep_the_networks_stride(
         z, y, x = (
             p[cut] for p, cut in zip(grid.weights(window_), inside.slices_in(window_.box), strict=True)
         )
+        assert window_.box.intersect(whole).size
         total[inside.slices] += z[:, None, None].astype(float) * y[:, None] * x
         assert all(
             a % s == 0 and w % s == 0
@@ -85,9 +86,9 @@ def test_windows_of_a_known_volume() -> None:
         total_stride_zyx=(4, 4, 4),
         halo_zyx=(26, 26, 26),
     )
-    assert grid.starts == ((0, 32, 36), (0,), (0,))
+    assert grid.starts == ((0, 36), (0,), (0,))
     assert grid.window_zyx == (64, 64, 12)
-    assert len(grid) == 3
+    assert len(grid) == 2
     assert len(list(grid.touching(Box((0, 0, 0), (32, 64, 10))))) == 1
     middle = plan_windows(
         (512,) * 3,

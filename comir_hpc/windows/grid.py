@@ -7,6 +7,7 @@ windows that touch it, without knowing of any other block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,9 @@ from comir_hpc.geometry import Box, Triple
 Blend = Literal["gaussian", "hann", "exact"]
 Profile = NDArray[np.float32]
 
+_SPARED = (
+    0.25  # of a step that neighbours may be farther apart than asked for, where that saves a layer of windows
+)
 _SIGMA = 1 / 8  # of the window, as nnU-Net found it good: the outermost voxels count e^-8 of the middle
 
 
@@ -119,9 +123,9 @@ def plan_windows(
 ) -> WindowGrid:
     """Lay the windows over a volume.
 
-    Windows start at multiples of the network's stride, so that all of them pool the same voxels together, and the
-    last one ends less than one stride behind the volume. Along an axis that is shorter than the window, the window is
-    as short as the stride allows.
+    Windows start at multiples of the network's stride, so that all of them pool the same voxels together; they are
+    spread evenly, and the last one ends less than one stride behind the volume. Along an axis that is shorter than the
+    window, the window is as short as the stride allows.
 
     Parameters
     ----------
@@ -130,8 +134,8 @@ def plan_windows(
     window : int
         Voxels along each side.
     overlap : float
-        Share of a side that neighbours share, in [0, 1); the nearest multiple of the stride is taken. With ``exact``
-        it follows from the halo.
+        Share of a side that neighbours share, in [0, 1), about: windows lie on the stride and are spread evenly. With
+        ``exact`` it follows from the halo.
     blend : {"gaussian", "hann", "exact"}
         Overlapping windows are averaged with Gaussian or Hann weights; or each gives only the voxels whose whole
         receptive field it holds, which equals encoding the whole volume at once.
@@ -167,7 +171,9 @@ def plan_windows(
                 f"--window {2 * m + s} or more for exact blending, or --blend gaussian"
             )
         last = max(0, _up(n - w, s))
-        starts.append(tuple(sorted({*range(0, last, max(step, s)), last})))
+        spare = 0.0 if blend == "exact" else _SPARED
+        count = max(math.ceil(last / max(step, s) - spare), math.ceil(last / w))
+        starts.append(tuple(last * k // max(count, 1) // s * s for k in range(count + 1)))
     return WindowGrid(shape, _triple(sides), (starts[0], starts[1], starts[2]), _triple(margins), blend)
 
 
