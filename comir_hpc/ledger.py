@@ -152,10 +152,12 @@ class Ledger:
             and not any(file.damage(self.store, content=False) for file in entry.files)
         }
 
-    def verify(self) -> dict[int, str]:
-        """Read every file of every finished block again; return what is damaged, by block."""
-        found = {}
+    def verify(self, blocks: Iterable[int] | None = None) -> dict[int, str]:
+        """Read every file of the finished ones of `blocks` (of all) again; return what is damaged, by block."""
+        found, wanted = {}, None if blocks is None else set(blocks)
         for block, entry in sorted(self.entries().items()):
+            if wanted is not None and block not in wanted:
+                continue
             if entry.state == "done" and entry.fingerprint == self.fingerprint:
                 damage = [d for file in entry.files if (d := file.damage(self.store, content=True))]
                 if damage:

@@ -87,6 +87,7 @@ def test_damage_is_found_and_named(store: Path, damage, found_by_size: bool) -> 
     found = ledger.verify()
     assert list(found) == [1]
     assert "0/c/1/0" in found[1]
+    assert ledger.verify([0, 2]) == {}
     ledger.forget(found)
     assert list(Ledger(store, "one").done()) == [0, 2]
 

@@ -83,7 +83,7 @@ def run_blocks(
         ``dask://HOST:PORT`` for a scheduler that runs already; ``slurm`` for workers as SLURM jobs (dask-jobqueue,
         with the site's settings from ``~/.config/dask/jobqueue.yaml``).
     verify : bool
-        Check the content of every finished block first and do the damaged ones again.
+        Check the content of those of them that are finished first, and do the damaged ones again.
     progress : callable, optional
         ``progress(what, done, total)``.
 
@@ -98,7 +98,7 @@ def run_blocks(
     start = time.monotonic()
     wanted = list(indices)
     if verify:
-        ledger.forget(ledger.verify())
+        ledger.forget(ledger.verify(wanted))
     done = ledger.done()
     todo = [index for index in wanted if index not in done]
     outcome = _Outcome(done=len(wanted) - len(todo))
