@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -280,6 +281,40 @@ def test_kill_at_any_moment_then_the_same_bytes_and_no_finished_block_twice(tmp_
     _, ledger, plan = prepare(path)
     run_blocks(plan, range(len(plan)), Ramp(), ledger)
     assert _bytes(path) == _bytes(reference)
+
+
+def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    code = f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_cluster import Ramp, prepare, run_blocks
+        if __name__ == "__main__":
+            _, ledger, plan = prepare(Path({str(tmp_path / "out.zarr")!r}))
+            run_blocks(plan, range(len(plan)), Ramp(diary=Path({str(diary)!r}), pause=0.2), ledger, workers=2)
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(code))
+    process = subprocess.Popen([sys.executable, tmp_path / "script.py"])
+    _wait_until(lambda: diary.exists() and len(diary.read_text().splitlines()) >= 3)
+    process.kill()
+    process.wait()
+    workers = {int(line.split()[1]) for line in diary.read_text().splitlines()}
+    _wait_until(lambda: not any(map(_alive, workers)))
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_verify_finds_a_torn_shard_and_does_its_block_again(tmp_path: Path) -> None:
