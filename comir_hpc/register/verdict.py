@@ -6,6 +6,7 @@ missing (no rival to compare with, no reference) can only lower the verdict.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,65 @@ class Evidence:
     learned: bool
 
 
+# Thresholds, from registrations of the brain pair with a known answer (docs/log.md). Agreement as share of the
+# reference: right answers 0.94 to 1.0, with half of the specimen cut off 0.81; a mirrored head, which no rotation
+# brings back, 0.67; other wrong answers, noise and shuffled blocks under 0.25.
+_PASS_AGREEMENT, _FAIL_AGREEMENT = 0.75, 0.4
+# Lead over the best other answer: 0.82 and more for right ones; two answers that explain the pair nearly as well as
+# each other leave the choice open.
+_PASS_MARGIN, _FAIL_MARGIN = 0.3, 0.05
+# Distance between two halves registered apart, as share of the specimen's mean side: right answers under 0.5 % with
+# representations and 1 % with intensities, wrong ones over 2 %.
+_PASS_HALVES, _FAIL_HALVES = 0.015, 0.05
+# Under this, the agreement speaks of less than half of the smaller specimen.
+_PASS_OVERLAP = 0.5
+
+
 def judge(evidence: Evidence) -> tuple[Verdict, list[str]]:
-    """Verdict and the reasons for it, the most serious first; for PASS the reasons say what was found."""
-    return "WARN", ["not judged"]
+    """Verdict and the reasons for it, the most serious first; for PASS the reasons say what was found.
+
+    Intensities are never given PASS: mutual information has no scale that would say how much of it a right answer
+    has, so a wrong answer without a rival looks like a right one.
+    """
+    failures, doubts, found = [], [], []
+    for text, failed, doubtful in _findings(evidence):
+        (failures if failed else doubts if doubtful else found).append(text)
+    if failures:
+        return "FAIL", failures + doubts
+    if doubts:
+        return "WARN", doubts + found
+    return "PASS", found
+
+
+def _findings(evidence: Evidence) -> list[tuple[str, bool, bool]]:
+    """Each finding in words, whether it refutes the answer, and whether it leaves it in doubt."""
+    findings = [_agreement(evidence)]
+    if evidence.margin is None:
+        findings.append(("no other answer was there to compare this one with", False, True))
+    else:
+        lead = f"its score leads the best other answer's by {100 * evidence.margin:.0f} %"
+        wanted = "" if evidence.margin >= _PASS_MARGIN else f"; {100 * _PASS_MARGIN:.0f} % is safe"
+        findings.append((lead + wanted, evidence.margin < _FAIL_MARGIN, evidence.margin < _PASS_MARGIN))
+    apart = evidence.disagreement
+    if not math.isfinite(apart):
+        findings.append(("a half of the specimen alone cannot be registered", False, True))
+    else:
+        limit = "" if apart <= _PASS_HALVES else f"; {100 * _PASS_HALVES:g} % is safe"
+        halves = f"two halves registered apart end {100 * apart:.2g} % of the specimen's side from each other{limit}"
+        findings.append((halves, apart > _FAIL_HALVES, apart > _PASS_HALVES))
+    overlap = f"{100 * evidence.overlap:.0f} % of the smaller specimen overlaps"
+    findings.append((overlap, False, evidence.overlap < _PASS_OVERLAP))
+    return findings
+
+
+def _agreement(evidence: Evidence) -> tuple[str, bool, bool]:
+    if not evidence.learned:
+        return "intensities were compared, whose agreement has no scale: look at the pictures", False, True
+    text = f"the representations correlate at {evidence.agreement:.2f}"
+    if evidence.reference is None or evidence.reference <= 0:
+        return f"{text}; the model has no reference to hold that against", evidence.agreement <= 0, True
+    share = evidence.agreement / evidence.reference
+    text += f", {100 * share:.0f} % of what they reach on the training pair"
+    if share < _PASS_AGREEMENT:
+        text += f"; {100 * _PASS_AGREEMENT:.0f} % is safe"
+    return text, share < _FAIL_AGREEMENT, share < _PASS_AGREEMENT
