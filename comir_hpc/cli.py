@@ -8,6 +8,7 @@ against it by a test.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,6 +186,7 @@ def train(
     from comir_hpc.config import TrainSettings, load
 
     settings = load(TrainSettings, config, overrides or ())
+    from comir_hpc.launch import read_launch
     from comir_hpc.train import plan_training
     from comir_hpc.train import train as run_training
 
@@ -192,7 +194,9 @@ def train(
         return _print_plan(plan_training(settings))
     with _progress() as progress:
         result = run_training(settings, run, progress=progress)
-    return typer.echo(result.summary)
+    if read_launch(os.environ).rank == 0:
+        typer.echo(result.summary)
+    return None
 
 
 @app.command(
