@@ -359,6 +359,23 @@ def test_maps_stay_in_channels_last_and_in_their_precision(precision: torch.dtyp
     assert {y.dtype for y in seen} == {precision}
 
 
+@pytest.mark.parametrize("padding", ["replicate", "reflect"])
+def test_a_constant_image_shows_no_border(padding: str) -> None:
+    x = torch.full((1, 1, 16, 16, 16), 3.0)
+    y = small("unet", padding=padding).eval()(x)
+    torch.testing.assert_close(y, y[..., :1, :1, :1].expand_as(y))
+    bordered = small("unet", padding="zeros").eval()(x)
+    assert bordered.std() > 0.01
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = small("unet", padding=padding, convs_per_level=1).encoders[0].stages[0](x)  # type: ignore[index, union-attr]
+    assert rough.dtype == torch.bfloat16
+
+
+def test_a_map_too_small_to_be_mirrored_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)reflect.*\(1, 1, 1\).*replicate"):
+        small("unet", padding="reflect")(torch.zeros(2, 1, 4, 4, 4))
+
+
 def test_channel_norm_is_the_same_in_training_and_at_inference() -> None:
     network = small("unet", norm="channel")
     x = torch.randn(1, 1, 8, 8, 8)

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comir_hpc.networks.hourglass import Hourglass, conv_hourglass
-from comir_hpc.networks.layers import Norm, Padding, mix_channels, norm_maker, require_choice, same_conv
+from comir_hpc.networks.layers import (
+    Norm,
+    Padding,
+    mix_channels,
+    norm_maker,
+    pad_border,
+    require_choice,
+    same_conv,
+)
 from comir_hpc.networks.planning import Triple, plan_kernel, plan_pooling
 from comir_hpc.networks.recompute import Stage, split_copies
 from comir_hpc.rotations import Group, rotation_group
@@ -146,13 +154,11 @@ class GroupMean(nn.Module):
 
 
 def _correlate(x_BCZYX: Tensor, filters: Tensor, kernel_zyx: Triple, padding: Padding) -> Tensor:
-    radii = [size // 2 for size in kernel_zyx]
-    if not any(radii):
+    if max(kernel_zyx) == 1:
         return mix_channels(x_BCZYX, filters)
     if padding == "zeros":
-        return F.conv3d(x_BCZYX, filters, padding=radii)
-    both_ends = [radius for radius in reversed(radii) for _ in range(2)]
-    return F.conv3d(F.pad(x_BCZYX, both_ends, mode=padding), filters)
+        return F.conv3d(x_BCZYX, filters, padding=[size // 2 for size in kernel_zyx])
+    return F.conv3d(pad_border(x_BCZYX, kernel_zyx, padding), filters)
 
 
 def gunet(

@@ -46,6 +46,48 @@ def mix_channels(x_BCZYX: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
 
+def pad_border(x_BCZYX: Tensor, kernel_zyx: Triple, padding: Padding) -> Tensor:
+    """Continue a map by the kernel's radius with its border voxels (replicate) or its mirror image (reflect).
+
+    Raises
+    ------
+    ConfigError
+        If a side is too short to be mirrored.
+    """
+    radii = [size // 2 for size in kernel_zyx]
+    sides = tuple(x_BCZYX.shape[2:])
+    if padding == "reflect" and any(side <= radius for side, radius in zip(sides, radii, strict=True)):
+        raise ConfigError(
+            f"padding is reflect, but a coarse level has only {sides} voxels (z, y, x) to mirror; use larger "
+            "patches, or padding replicate"
+        )
+    both_ends = [radius for radius in reversed(radii) for _ in range(2)]
+    # CPU autocast would turn the map into fp32.
+    with torch.autocast(x_BCZYX.device.type, enabled=False):
+        return F.pad(x_BCZYX, both_ends, mode=padding)
+
+
+class PaddedConv(nn.Conv3d):
+    """A convolution that continues the map beyond its border by other values than zeros.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_zyx, padding, bias
+        As in `same_conv`.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_zyx: Triple, padding: Padding, bias: bool
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_zyx, bias=bias)
+        self.border = padding
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
+        kernel = (self.kernel_size[0], self.kernel_size[1], self.kernel_size[2])
+        return F.conv3d(pad_border(input, kernel, self.border), self.weight, self.bias)
+
+
 class PointConv(nn.Conv3d):
     """A convolution with a kernel of one voxel."""
 
@@ -80,10 +122,14 @@ def same_conv(
         What the next layer applies.
     """
     require_choice(padding, Padding, "padding")
-    # A one-tap kernel reads no border; a padding mode would copy the map for nothing.
-    kind, mode = (PointConv, "zeros") if max(kernel_zyx) == 1 else (nn.Conv3d, padding)
-    radii = (kernel_zyx[0] // 2, kernel_zyx[1] // 2, kernel_zyx[2] // 2)
-    conv = kind(in_channels, out_channels, kernel_zyx, padding=radii, padding_mode=mode, bias=bias)
+    conv: nn.Conv3d
+    if max(kernel_zyx) == 1:
+        conv = PointConv(in_channels, out_channels, kernel_zyx, bias=bias)
+    elif padding == "zeros":
+        radii = (kernel_zyx[0] // 2, kernel_zyx[1] // 2, kernel_zyx[2] // 2)
+        conv = nn.Conv3d(in_channels, out_channels, kernel_zyx, padding=radii, bias=bias)
+    else:
+        conv = PaddedConv(in_channels, out_channels, kernel_zyx, padding, bias)
     nn.init.kaiming_normal_(conv.weight, nonlinearity=nonlinearity)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
