@@ -32,7 +32,7 @@ Folder = Path
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("infer")
     write_run(folder / "run")
-    store_pair(folder, (44, 40, 68))
+    store_pair(folder, (34, 30, 52))
     infer(settings(folder, "reference.zarr"))
     return folder
 
