@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/comir-hpc demo --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

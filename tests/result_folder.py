@@ -90,7 +90,9 @@ def write_run(folder: Path, *, steps: int = 250, pictures: int = 2) -> Path:
                 "patches_per_s": 31 + rng.random(),
             }
         )
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     (folder / "config.yaml").write_text(
         "modalities:\n- t1w\n- t2w\nloss:\n  bound: infonce\n  subcrops: 1\n  displacement_negatives: 0\n"
         f"sampling:\n  pairs_per_step: 12\noptimiser:\n  steps: {steps}\n"
@@ -111,7 +113,7 @@ def write_run(folder: Path, *, steps: int = 250, pictures: int = 2) -> Path:
         "group": "O",
     }
     model["reference"] = reference
-    (folder / "model.json").write_text(json.dumps(model))
+    (folder / "model.json").write_text(json.dumps(model), encoding="utf-8")
     for number in range(pictures):
         noise = rng.integers(0, 255, (240, 640), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "pictures" / f"step-{(number + 1) * 100:08d}.png")
@@ -186,5 +188,5 @@ def write_result_folder(root: Path, verdict: str = "PASS") -> Path:
         "baseline": {"name": "mutual information, same global search", "tre_mm": 1.9, "tre_voxels": 0.95},
         "notes": ["The demo trains and tests on one specimen: a demonstration, not a benchmark."],
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2))
+    (folder / "result.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     return folder

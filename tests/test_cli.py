@@ -94,7 +94,9 @@ def test_missing_files_are_one_line(tmp_path: Path) -> None:
 
 def test_unknown_keys_name_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("modalities: [a, b]\npairs: [{a: a.zarr, b: b.zarr}]\noptimizer: {steps: 3}\n")
+    path.write_text(
+        "modalities: [a, b]\npairs: [{a: a.zarr, b: b.zarr}]\noptimizer: {steps: 3}\n", encoding="utf-8"
+    )
     assert "did you mean optimiser?" in refused("train", path, "--run", tmp_path / "run")
 
 

@@ -58,7 +58,7 @@ class Ramp:
 
     def computed(self) -> list[int]:
         assert self.diary is not None
-        return [int(line.split()[0]) for line in self.diary.read_text().splitlines()]
+        return [int(line.split()[0]) for line in self.diary.read_text(encoding="utf-8").splitlines()]
 
 
 WHOLE = Ramp()(Block(0, GRID.box, GRID.box)).values
@@ -270,7 +270,7 @@ def test_kill_at_any_moment_then_the_same_bytes_and_no_finished_block_twice(tmp_
     rng = np.random.default_rng(0)
     for _ in range(3):
         finished = set(Ledger(path, "one").done())
-        diary.write_text("")
+        diary.write_text("", encoding="utf-8")
         process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
@@ -294,18 +294,18 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
             _, ledger, plan = prepare(Path({str(tmp_path / "out.zarr")!r}))
             run_blocks(plan, range(len(plan)), Ramp(diary=Path({str(diary)!r}), pause=0.2), ledger, workers=2)
     """
-    (tmp_path / "script.py").write_text(textwrap.dedent(code))
+    (tmp_path / "script.py").write_text(textwrap.dedent(code), encoding="utf-8")
     process = subprocess.Popen([sys.executable, tmp_path / "script.py"])
-    _wait_until(lambda: diary.exists() and len(diary.read_text().splitlines()) >= 3)
+    _wait_until(lambda: diary.exists() and len(diary.read_text(encoding="utf-8").splitlines()) >= 3)
     process.kill()
     process.wait()
-    workers = {int(line.split()[1]) for line in diary.read_text().splitlines()}
+    workers = {int(line.split()[1]) for line in diary.read_text(encoding="utf-8").splitlines()}
     _wait_until(lambda: not any(map(_alive, workers)))
 
 
 def _alive(process: int) -> bool:
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 

@@ -12,7 +12,7 @@ PAIR = {"modalities": ["a", "b"], "pairs": [{"a": "a.zarr", "b": "b.zarr"}]}
 
 def write(folder: Path, record: object) -> Path:
     path = folder / "c.yaml"
-    path.write_text(yaml.safe_dump(record))
+    path.write_text(yaml.safe_dump(record), encoding="utf-8")
     return path
 
 
@@ -23,7 +23,7 @@ def test_resolved_settings_read_back_equal(tmp_path: Path) -> None:
     assert settings.optimiser.steps == 7
     assert settings.network.widths == (4, 8)
     again = tmp_path / "again.yaml"
-    again.write_text(config.dump(settings))
+    again.write_text(config.dump(settings), encoding="utf-8")
     assert config.load(TrainSettings, again) == settings
 
 
@@ -66,10 +66,10 @@ def test_missing_file_and_broken_yaml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not exist.*configs/"):
         config.load(TrainSettings, tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
-    broken.write_text("a: [1,")
+    broken.write_text("a: [1,", encoding="utf-8")
     with pytest.raises(ConfigError, match="is not YAML"):
         config.load(TrainSettings, broken)
-    broken.write_text("just text")
+    broken.write_text("just text", encoding="utf-8")
     with pytest.raises(ConfigError, match="expected a mapping"):
         config.load(TrainSettings, broken)
 

@@ -29,7 +29,7 @@ def test_embedded_pair_is_one_grid_of_two_millimetres() -> None:
     assert all(h.get_data_dtype() == np.uint8 for h in headers)
     assert sum(embedded_volume(m).stat().st_size for m in EMBEDDED) < 2.5e6
     notice = embedded_volume("t1w").parent / "LICENSE-ICBM.txt"
-    assert "Permission to use, copy, modify, and distribute" in notice.read_text()
+    assert "Permission to use, copy, modify, and distribute" in notice.read_text(encoding="utf-8")
 
 
 def test_landmarks_lie_in_the_head() -> None:

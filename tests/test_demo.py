@@ -27,7 +27,7 @@ def brief_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ingest(IngestSettings(source=embedded_volume(name), out=folder / f"{name}.zarr"))
     settings = training_settings(folder / "t1w.zarr", folder / "t2w.zarr", seed=0)
     quick = {
-        "optimiser": settings.optimiser.model_copy(update={"steps": 60, "average": 0.9}),
+        "optimiser": settings.optimiser.model_copy(update={"steps": 100, "average": 0.9}),
         "network": settings.network.model_copy(update={"widths": (8, 16, 32)}),
     }
     train(settings.model_copy(update=quick), folder / "run")
@@ -48,7 +48,7 @@ def test_it_finds_the_way_back(done: tuple[Path, DemoResult]) -> None:
 
 def test_result_has_the_keys_that_scripts_rely_on(done: tuple[Path, DemoResult]) -> None:
     out, result = done
-    record = json.loads((out / "result.json").read_text())
+    record = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert {"verdict", "tre_voxels", "tre_mm", "mi_tre_voxels", "seconds"} <= set(record)
     assert record["tre_mm"] == pytest.approx(2 * record["tre_voxels"])
     assert record["verdict"] == result.verdict

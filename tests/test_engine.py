@@ -298,7 +298,7 @@ def contrast(name: str, out: Path) -> None:
     flags = one.any(one.rank == one.world_size - 1, False)
     one.save(checkpoint_path(out, one.world_size), {"flags": list(flags)})
     if one.rank == 0:
-        (out / f"losses{one.world_size}.json").write_text(json.dumps(losses))
+        (out / f"losses{one.world_size}.json").write_text(json.dumps(losses), encoding="utf-8")
     one.close()
 
 
@@ -330,7 +330,9 @@ def free_port() -> int:
 def test_two_processes_give_the_gradient_and_losses_of_one(tmp_path: Path, name: str) -> None:
     contrast(name, tmp_path)
     launch(f"test_engine.contrast({name!r}, test_engine.Path({str(tmp_path)!r}))", ranks=2)
-    one, two = (json.loads((tmp_path / f"losses{ranks}.json").read_text()) for ranks in (1, 2))
+    one, two = (
+        json.loads((tmp_path / f"losses{ranks}.json").read_text(encoding="utf-8")) for ranks in (1, 2)
+    )
     assert two == pytest.approx(one, rel=1e-5)
     if name == "torch":
         single, double = (torch.load(tmp_path / f"gradient{ranks}.pt") for ranks in (1, 2))

@@ -31,7 +31,7 @@ def write_registration(folder: Path, volume: Volume, found: Transform) -> Path:
         "settings": {"representation": "comir", "initial": "global"},
         "timings_s": {"search": 1.0, "refine": 2.0},
     }
-    (folder / "result.json").write_text(json.dumps(record))
+    (folder / "result.json").write_text(json.dumps(record), encoding="utf-8")
     return folder
 
 
@@ -72,20 +72,22 @@ def test_methods_side_by_side(tmp_path: Path) -> None:
     assert far.tre_mm == far.tre_p95_mm == pytest.approx(50)
     assert (near.success, far.success) == (True, False)  # 2 % of the mean side of 23.3 mm is 0.47 mm
     assert near.seconds == 3.0
-    assert (tmp_path / "table.csv").read_text().count("\n") == 3
-    assert json.loads((folders[0] / "result.json").read_text())["truth"]["tre_mm"] == pytest.approx(0.3)
+    assert (tmp_path / "table.csv").read_text(encoding="utf-8").count("\n") == 3
+    assert json.loads((folders[0] / "result.json").read_text(encoding="utf-8"))["truth"][
+        "tre_mm"
+    ] == pytest.approx(0.3)
 
 
 def test_points_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("# LPS\nname,x,y,z\na,1,2,3\nb,4,5,6\n")
+    path.write_text("# LPS\nname,x,y,z\na,1,2,3\nb,4,5,6\n", encoding="utf-8")
     np.testing.assert_array_equal(read_points(path), [[1, 2, 3], [4, 5, 6]])
 
 
 @pytest.mark.parametrize("text", ["x,y\n1,2\n", "x,y,z\n1,2,three\n", "x,y,z\n", "x,y,z\n1,2\n"])
 def test_points_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     path = tmp_path / "p.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(VolumeError, match=r"p\.csv"):
         read_points(path)
 

@@ -279,11 +279,11 @@ def test_finished_store_of_other_settings_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_volume_is_never_replaced(tmp_path: Path) -> None:
     source = write(tmp_path / "scan.mha", image())
     (tmp_path / "v.zarr").mkdir()
-    (tmp_path / "v.zarr" / "thesis.tex").write_text("irreplaceable")
+    (tmp_path / "v.zarr" / "thesis.tex").write_text("irreplaceable", encoding="utf-8")
     for overwrite in (False, True):
         with pytest.raises(VolumeError, match=r"v\.zarr exists and is no volume of ours"):
             ingest(settings(source, tmp_path / "v.zarr", overwrite=overwrite))
-    assert (tmp_path / "v.zarr" / "thesis.tex").read_text() == "irreplaceable"
+    assert (tmp_path / "v.zarr" / "thesis.tex").read_text(encoding="utf-8") == "irreplaceable"
 
 
 def test_source_that_changes_while_it_is_read(tmp_path: Path) -> None:
@@ -441,6 +441,6 @@ def test_really_full_disk(tmp_path: Path, small_disk: Path) -> None:
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(VolumeError, match="cannot be made"):
         ingest(settings(write(tmp_path / "scan.mha", image()), tmp_path / "file" / "v.zarr"))

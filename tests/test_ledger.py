@@ -109,7 +109,7 @@ def test_the_later_attempt_counts_whichever_file_names_sort_first(store: Path) -
         (journal,) = ledger.folder.glob("*.jsonl")
         journal.rename(ledger.folder / f"{first}.jsonl")
         line = {"block": 0, "attempt": 2, "state": "started", "fingerprint": "one"}
-        (ledger.folder / f"{second}.jsonl").write_text(json.dumps(line) + "\n")
+        (ledger.folder / f"{second}.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
         assert Ledger(ledger.store, "one").done() == {}
 
 
@@ -190,5 +190,5 @@ def test_many_blocks_load_quickly_enough_to_resume(store: Path) -> None:
             json.dumps({**record, "state": "started"}),
             json.dumps({**record, "state": "done", "files": [[f"0/c/{block}", None, None]], "note": None}),
         ]
-    (ledger.folder / "a.jsonl").write_text("\n".join(lines))
+    (ledger.folder / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     assert len(ledger.done()) == 20_000

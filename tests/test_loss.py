@@ -24,7 +24,14 @@ RANKS = 3
 
 
 def settings(**changed: Any) -> LossSettings:
-    return validate(LossSettings, {"decay_l2": 0.0, "temperature": 0.5, **changed})
+    plain = {
+        "decay_l2": 0.0,
+        "temperature": 0.5,
+        "subcrops": 1,
+        "displacement_negatives": 0,
+        "critic": "cosine",
+    }
+    return validate(LossSettings, {**plain, **changed})
 
 
 def draw(num_maps: int, count: int, seed: int = 0, shape: tuple[int, ...] = (2, 7, 9, 6)) -> list[Tensor]:
@@ -413,7 +420,12 @@ def test_check_passes_what_works() -> None:
     ("changed", "count", "patch", "message"),
     [
         ({}, 1, (32, 32, 32), "no negatives; use two or more"),
-        ({"subcrops": 2, "displacement_negatives": 1}, 4, (16, 32, 32), "do not fit into patches"),
+        (
+            {"subcrops": 2, "displacement_negatives": 1, "displacement_voxels": [2, 8]},
+            4,
+            (16, 32, 32),
+            "do not fit into patches",
+        ),
         ({"subcrops": 9}, 4, (8, 32, 32), "do not fit into patches"),
         ({"displacement_negatives": 1, "displacement_voxels": [5, 3]}, 4, (32, 32, 32), "smaller one first"),
         ({"bound": "nwj", "critic": "cosine", "temperature": 0.01}, 4, (32, 32, 32), "overflows"),

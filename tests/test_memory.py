@@ -21,7 +21,7 @@ def test_words(num_bytes: int, words: str) -> None:
 
 
 def test_available_is_positive_and_less_than_the_machine_has() -> None:
-    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    total = int(Path("/proc/meminfo").read_text(encoding="utf-8").split()[1]) * 1024
     assert 0 < available_bytes() < total
 
 
@@ -45,11 +45,11 @@ def test_the_tightest_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     root = tmp_path / "sys/fs/cgroup" / ("" if version == 2 else "memory")
     for folder, limit in (("job", 5000), ("job/step", "max" if version == 2 else (1 << 63) - 4096)):
         (root / folder).mkdir(parents=True, exist_ok=True)
-        (root / folder / names[0]).write_text(f"{limit}\n")
-        (root / folder / names[1]).write_text("3000\n")
-    (root / "job" / "memory.stat").write_text("anon 1\ninactive_file 700\n")
+        (root / folder / names[0]).write_text(f"{limit}\n", encoding="utf-8")
+        (root / folder / names[1]).write_text("3000\n", encoding="utf-8")
+    (root / "job" / "memory.stat").write_text("anon 1\ninactive_file 700\n", encoding="utf-8")
     (tmp_path / "proc/self").mkdir(parents=True)
     line = "0::/job/step" if version == 2 else "4:cpu:/x\n9:memory:/job/step"
-    (tmp_path / "proc/self/cgroup").write_text(line + "\n")
+    (tmp_path / "proc/self/cgroup").write_text(line + "\n", encoding="utf-8")
     monkeypatch.setattr(memory, "Path", lambda place: tmp_path / str(place).lstrip("/"))
     assert memory._cgroup_bytes() == 5000 - 3000 + 700

@@ -424,7 +424,7 @@ def test_dicom_missing_slice_and_tilt_are_refused(tmp_path: Path) -> None:
 
 def test_folder_with_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
-    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "notes.txt").write_text("no image", encoding="utf-8")
     with pytest.raises(VolumeError, match=r"neither DICOM nor TIFF slices.*its folders are inside"):
         open_source(tmp_path)
 

@@ -59,7 +59,7 @@ def plain_information(weight, f, m, edges):
     def entropy(p):
         return -(p[p > 0] * np.log(p[p > 0])).sum()
 
-    return (entropy(joint.sum(0)) + entropy(joint.sum(1))) / entropy(joint)
+    return (entropy(joint.sum(0)) + entropy(joint.sum(1))) / entropy(joint) - 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -61,12 +61,12 @@ def folder(complete: Path, tmp_path: Path) -> Path:
 
 def change(folder: Path, **entries: object) -> None:
     path = folder / "result.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **entries}))
 
 
 def text_of(page: Path) -> str:
     """Words of a page without its markup."""
-    html = re.sub(r"<(style|script|svg).*?</\1>", " ", page.read_text(), flags=re.DOTALL)
+    html = re.sub(r"<(style|script|svg).*?</\1>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
@@ -92,12 +92,12 @@ def test_the_page_holds_what_a_user_asks_for(folder):
         "1f3a9c0d1f3a9c0d",
         "Further curves (1)",
     ):
-        assert expected in text or expected in page.read_text(), expected
-    assert len(re.findall(r"<img ", page.read_text())) == 3 * 10 + 2
+        assert expected in text or expected in page.read_text(encoding="utf-8"), expected
+    assert len(re.findall(r"<img ", page.read_text(encoding="utf-8"))) == 3 * 10 + 2
 
 
 def test_the_page_needs_nothing_from_outside_and_is_small(folder):
-    html = report(folder).read_text()
+    html = report(folder).read_text(encoding="utf-8")
     for address in re.findall(r'(?:src|href|xlink:href)="([^"]*)"', html):
         assert address.startswith(("data:", "#")), address[:80]
     assert "@import" not in html
@@ -114,14 +114,14 @@ def test_noisy_panels_of_a_large_volume_do_not_make_a_large_page(folder):
 
 
 def test_ids_of_the_drawings_do_not_meet(folder):
-    ids = re.findall(r'\bid="([^"]*)"', report(folder).read_text())
+    ids = re.findall(r'\bid="([^"]*)"', report(folder).read_text(encoding="utf-8"))
     assert len(ids) == len(set(ids))
 
 
 def test_checksums_are_those_of_the_files(folder):
     import hashlib
 
-    html = report(folder).read_text()
+    html = report(folder).read_text(encoding="utf-8")
     for name in ("transform.tfm", "transform.json"):
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() in html
 
@@ -144,8 +144,8 @@ def test_every_verdict_says_what_to_do_next(folder, verdict, meaning, advice):
 def test_words_from_the_input_are_words_on_the_page(folder):
     evil = '<script>alert("1")</script><img src=x onerror=alert(2)>'
     change(folder, reasons=[evil], notes=[evil], settings={"fixed": evil}, direction=evil)
-    (folder.parent / "run" / "config.yaml").write_text(evil)
-    html = report(folder).read_text()
+    (folder.parent / "run" / "config.yaml").write_text(evil, encoding="utf-8")
+    html = report(folder).read_text(encoding="utf-8")
     assert evil not in html
     assert "<img src=x" not in html
     assert html.count("<script>") == 1
@@ -176,7 +176,7 @@ def test_torn_arrays_are_named(folder):
 
 def test_a_result_of_the_least_content_is_reported(tmp_path):
     least = {"matrix_lps_mm": np.eye(4).tolist(), "agreement": None, "margin": None, "verdict": "FAIL"}
-    (tmp_path / "result.json").write_text(json.dumps(least))
+    (tmp_path / "result.json").write_text(json.dumps(least), encoding="utf-8")
     text = text_of(report(tmp_path))
     assert "the moving volume on the fixed volume" in text
     assert "Rotation 0.00°" in text
@@ -211,7 +211,7 @@ def test_a_folder_that_was_moved_with_its_run_still_finds_it(folder):
 )
 def test_a_folder_without_a_result_is_refused(tmp_path, content, message):
     if content is not None:
-        (tmp_path / "result.json").write_text(content)
+        (tmp_path / "result.json").write_text(content, encoding="utf-8")
     with pytest.raises(ComirError, match=message):
         report(tmp_path)
     assert not (tmp_path / "report.html").exists()
@@ -223,7 +223,7 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 
 def test_the_demo_s_own_folder_points_to_the_registration_in_it(folder):
-    (folder.parent / "result.json").write_text('{"verdict": "PASS", "tre_voxels": 0.3}')
+    (folder.parent / "result.json").write_text('{"verdict": "PASS", "tre_voxels": 0.3}', encoding="utf-8")
     with pytest.raises(ComirError, match=r"did you mean .*registration"):
         report(folder.parent)
 
@@ -234,7 +234,7 @@ def test_the_demo_s_own_folder_points_to_the_registration_in_it(folder):
 def test_a_training_run_gets_a_report_of_its_own(tmp_path):
     run = write_run(tmp_path / "run", pictures=7)
     (run / "pictures" / "step-00000400.png").write_bytes(b"\x89PNG torn")
-    html = report(run).read_text()
+    html = report(run).read_text(encoding="utf-8")
     text = text_of(run / "report.html")
     assert "Training report" in text
     assert "Steps 250" in text
@@ -248,7 +248,9 @@ def test_a_training_run_gets_a_report_of_its_own(tmp_path):
 
 
 def test_a_run_that_has_just_begun_is_reported(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 5.0, "loss": 3.0}\n{"step": 2, "lo')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "time": 5.0, "loss": 3.0}\n{"step": 2, "lo', encoding="utf-8"
+    )
     text = text_of(report(tmp_path))
     assert "no curve of two points or more" in text
     assert "There are no pictures in this run." in text
@@ -256,15 +258,15 @@ def test_a_run_that_has_just_begun_is_reported(tmp_path):
 
 
 def test_the_chance_level_is_that_of_the_batch(tmp_path):
-    html = report(write_run(tmp_path / "run")).read_text()
+    html = report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
     assert f"chance, {math.log(23):.2f}" in html
     assert f"ceiling, {math.log(23):.2f}" in html
 
 
 def test_another_bound_has_no_chance_level(tmp_path):
     run = write_run(tmp_path / "run")
-    (run / "config.yaml").write_text("loss:\n  bound: jsd\n")
-    html = report(run).read_text()
+    (run / "config.yaml").write_text("loss:\n  bound: jsd\n", encoding="utf-8")
+    html = report(run).read_text(encoding="utf-8")
     assert "chance, " not in html
     assert "ceiling, " in html
 
@@ -407,7 +409,7 @@ def test_a_browser_shows_a_training_run_and_the_dark_page(tmp_path):
 
 def probe(page: Path, width: int, *flags: str) -> tuple[dict[str, object], list[str]]:
     """What a script finds on the page in a browser window of a width, and the lines of its console."""
-    page.write_text(page.read_text().replace("</body>", PROBE))
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE))
     source, console = page_source(page.as_uri(), f"--window-size={width},900", *flags)
     found = re.search(r'data-probe="([^"]*)"', source)
     assert found, "the page's own script did not run to its end"

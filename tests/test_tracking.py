@@ -43,7 +43,7 @@ def hanging_server() -> Iterator[str]:
 
 def in_mlflow(runs: Path, name: str) -> tuple[MlflowClient, Run]:
     client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
-    return client, client.get_run((runs / name / tracking.RUN_ID_FILE).read_text().strip())
+    return client, client.get_run((runs / name / tracking.RUN_ID_FILE).read_text(encoding="utf-8").strip())
 
 
 def steps_of(client: MlflowClient, run: Run, metric: str) -> list[int]:
@@ -56,7 +56,7 @@ def steps_of(client: MlflowClient, run: Run, metric: str) -> list[int]:
 def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path):
     tracker = open_tracker(FILE_ONLY, tmp_path / "run", {})
     tracker.log(1, {"loss": 0.5, "grad_norm": float("nan")})
-    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8"))
     assert (row["step"], row["loss"], row["grad_norm"]) == (1, 0.5, None)
     assert abs(row["time"] - time.time()) < 60
     tracker.finish()
@@ -83,7 +83,7 @@ def test_resuming_drops_what_the_loop_will_write_again(tmp_path, resume_step, ke
 
 
 def test_a_line_torn_by_a_crash_is_dropped(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo', encoding="utf-8")
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
     tracker = open_tracker(FILE_ONLY, tmp_path, {}, resume_step=5)
     tracker.log(6, {"loss": 1})
@@ -156,7 +156,7 @@ def test_mlflow_mirrors_the_run_and_a_resume_continues_it(runs):
     tracker = open_tracker(settings, folder, {"optimiser": {"steps": 5, "rate": 0.1}}, resume_step=2)
     for step in (3, 4, 5):
         tracker.log(step, {"loss": 1 / step})
-    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
     tracker.artifact(folder / "config.yaml")
     tracker.artifact(folder / "pictures", folder="more")
     tracker.finish()
@@ -189,7 +189,7 @@ def test_long_records_go_in_batches(runs):
 def test_a_deleted_database_gets_the_run_anew(runs, tmp_path):
     folder = runs / "orphan"
     folder.mkdir()
-    (folder / tracking.RUN_ID_FILE).write_text("0123456789abcdef0123456789abcdef\n")
+    (folder / tracking.RUN_ID_FILE).write_text("0123456789abcdef0123456789abcdef\n", encoding="utf-8")
     tracker = open_tracker(TrackingSettings(), folder, {})
     tracker.log(1, {"loss": 1})
     tracker.finish()
@@ -215,7 +215,7 @@ def test_a_hanging_server_holds_nothing_up_and_sync_sends_it_later(runs, hanging
     assert "secret" not in ours[0]
     assert not (folder / tracking.RUN_ID_FILE).exists()
 
-    (folder / "model.json").write_text("{}")
+    (folder / "model.json").write_text("{}", encoding="utf-8")
     sent = sync(folder, f"sqlite:///{runs}/mlflow.db")
     assert (sent.points, sent.files) == (50, 1)
     client, run = in_mlflow(runs, "spooled")
@@ -283,7 +283,7 @@ def test_sync_says_what_is_missing(tmp_path, hanging_server, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with pytest.raises(ComirError, match=r"metrics\.jsonl is missing or empty"):
         sync(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 1, "loss": 2}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 1, "loss": 2}\n', encoding="utf-8")
     with pytest.raises(ComirError, match="cannot be reached") as error:
         sync(tmp_path, hanging_server)
     assert "secret" not in str(error.value)

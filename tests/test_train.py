@@ -68,7 +68,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    names = json.loads((run / "model.json").read_text())["modalities"]
+    names = json.loads((run / "model.json").read_text(encoding="utf-8"))["modalities"]
     states = {name: torch.load(run / "model" / f"{name}.pt", weights_only=True) for name in names}
     return {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
 
@@ -121,7 +121,7 @@ def test_encoders_learn_to_agree_on_a_phantom(pair: dict[str, Path], tmp_path: P
 
 
 def test_a_run_folder_holds_what_others_need(whole: Path, pair: dict[str, Path]) -> None:
-    model = json.loads((whole / "model.json").read_text())
+    model = json.loads((whole / "model.json").read_text(encoding="utf-8"))
     assert model["modalities"] == ["one", "two"]
     assert (model["group"], model["step"], model["spacing_mm"]) == ("O", STEPS, [2.0, 2.0, 2.0])
     for name in model["modalities"]:
@@ -233,7 +233,7 @@ def test_killed_and_run_again_gives_the_same_weights(
     pair: dict[str, Path], whole: Path, tmp_path: Path
 ) -> None:
     config, run = tmp_path / "config.json", tmp_path / "killed"
-    config.write_text(json.dumps(record(pair)))
+    config.write_text(json.dumps(record(pair)), encoding="utf-8")
     code = (
         "import sys, os, signal; from pathlib import Path; from comir_hpc.config import TrainSettings, load;"
         "from comir_hpc.train import train; from comir_hpc.train.loop import Loop; save = Loop.save\n"
@@ -276,7 +276,7 @@ def test_the_engine_makes_no_difference(pair: dict[str, Path], whole: Path, tmp_
 
 def test_two_processes_train_as_one(pair: dict[str, Path], whole: Path, tmp_path: Path) -> None:
     config, run = tmp_path / "config.json", tmp_path / "two"
-    config.write_text(json.dumps(record(pair)))
+    config.write_text(json.dumps(record(pair)), encoding="utf-8")
     code = (
         "import sys; from pathlib import Path; from comir_hpc.config import TrainSettings, load;"
         "from comir_hpc.train import train; train(load(TrainSettings, Path(sys.argv[1])), Path(sys.argv[2]))"

@@ -70,7 +70,7 @@ def test_tfm_is_read_by_simpleitk_and_gives_the_same_points(transform, tmp_path)
     assert np.allclose(moved, transform.apply(POINTS), atol=1e-10)
     back = np.array([read.GetInverse().TransformPoint(p.tolist()) for p in moved])
     assert np.allclose(back, POINTS, atol=1e-9)
-    assert "fixed volume to the corresponding point of the moving" in tfm.read_text()
+    assert "fixed volume to the corresponding point of the moving" in tfm.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["transform.tfm", "transform.json"])
@@ -86,7 +86,7 @@ def test_round_trip_of_both_files(transform, name, tmp_path):
 def test_json_is_an_ngff_affine_from_fixed_to_moving(tmp_path):
     transform = affine()
     _, path = save_transform(transform, tmp_path, {"fixed": "f.zarr"})
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     scene = record["ome"]["scene"]
     (ngff,) = scene["coordinateTransformations"]
     assert (ngff["type"], ngff["input"]["name"], ngff["output"]["name"]) == (
@@ -171,10 +171,12 @@ def test_channels_units_and_types_cross_over():
 def test_refusals(tmp_path):
     with pytest.raises(RegistrationError, match="does not exist"):
         load_transform(tmp_path / "transform.tfm")
-    (tmp_path / "torn.tfm").write_text("#Insight Transform File V1.0\n#Transform 0\nTransform: Affi")
+    (tmp_path / "torn.tfm").write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: Affi", encoding="utf-8"
+    )
     with pytest.raises(RegistrationError, match=r"torn\.tfm"):
         load_transform(tmp_path / "torn.tfm")
-    (tmp_path / "torn.json").write_text('{"matrix_lps_mm": [[1, 0')
+    (tmp_path / "torn.json").write_text('{"matrix_lps_mm": [[1, 0', encoding="utf-8")
     with pytest.raises(RegistrationError, match="matrix_lps_mm"):
         load_transform(tmp_path / "torn.json")
     (tmp_path / "flat.json").write_text(json.dumps({"matrix_lps_mm": np.zeros((4, 4)).tolist()}))

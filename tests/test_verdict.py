@@ -41,6 +41,7 @@ def test_a_right_answer_passes_and_says_why() -> None:
         ({"disagreement": 0.03}, "WARN", "1.5 % is safe"),
         ({"disagreement": float("inf")}, "WARN", "cannot be registered"),
         ({"overlap": 0.42}, "WARN", "42 % of the smaller specimen"),
+        ({"drift": 0.5}, "WARN", "50 % of the specimen's side"),
         ({"reference": None}, "WARN", "no reference"),
         ({"reference": None, "agreement": -0.1}, "FAIL", "no reference"),
         ({"learned": False}, "WARN", "no scale"),

@@ -141,9 +141,9 @@ def test_unfinished_missing_and_foreign_stores(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match=r"not made by comir-hpc.*comir-hpc ingest"):
         Volume.open(tmp_path / "g.zarr")
     zarr.create_group(store=str(tmp_path / "old.zarr"), zarr_format=2)
-    (tmp_path / "file.zarr").write_text("x")
+    (tmp_path / "file.zarr").write_text("x", encoding="utf-8")
     (tmp_path / "broken.zarr").mkdir()
-    (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
+    (tmp_path / "broken.zarr" / "zarr.json").write_text("{", encoding="utf-8")
     for name in ("old.zarr", "file.zarr", "broken.zarr"):
         with pytest.raises(VolumeError, match=f"{name} is not a zarr v3 group"):
             Volume.open(tmp_path / name)
@@ -195,7 +195,7 @@ def test_metadata_is_valid_ome_zarr(tmp_path: Path, grid: Grid, kind: str) -> No
             np.testing.assert_allclose(translation.translation[1:], along[::-1], atol=1e-9)
         if stage == "created":
             volume.build_pyramid()
-    array = json.loads((tmp_path / "v.zarr" / "0" / "zarr.json").read_text())
+    array = json.loads((tmp_path / "v.zarr" / "0" / "zarr.json").read_text(encoding="utf-8"))
     assert array["chunk_grid"]["configuration"]["chunk_shape"][0] == 1
     assert array["codecs"][0]["name"] == "sharding_indexed"
 

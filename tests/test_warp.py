@@ -252,12 +252,12 @@ def test_the_plan_agrees_with_what_is_done(folder: Path) -> None:
 
 def test_what_cannot_work_is_refused_before_anything_is_written(folder: Path) -> None:
     source = volume(folder / "moving.zarr", SMOOTH)
-    (folder / "text.tfm").write_text("nonsense")
+    (folder / "text.tfm").write_text("nonsense", encoding="utf-8")
     save_transform(Transform.rigid(np.eye(3), (900.0, 0, 0), (0, 0, 0)), folder / "far")
     flat = sitk.TranslationTransform(2, (1.0, 0.0))
     sitk.WriteTransform(flat, str(folder / "flat.tfm"))
     points = folder / "p.csv"
-    points.write_text("x,y,z\n1,2,3\n")
+    points.write_text("x,y,z\n1,2,3\n", encoding="utf-8")
     for error, match, changes in (
         (ConfigError, "neither is given", {"zarr": None}),
         (ConfigError, "both are given", {"points": points}),
@@ -278,13 +278,13 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder: Path) ->
 
 
 def _rows(path: Path) -> tuple[str, list[dict[str, str]]]:
-    comment, *lines = path.read_text().splitlines()
+    comment, *lines = path.read_text(encoding="utf-8").splitlines()
     return comment, list(csv.DictReader(lines))
 
 
 def test_points_go_there_and_back_and_say_which_way(folder: Path) -> None:
     points = folder / "points.csv"
-    points.write_text('name,X, y,z,note\nleft,10,-20.5,3e1,"a, b"\nright,0,0,0,\n')
+    points.write_text('name,X, y,z,note\nleft,10,-20.5,3e1,"a, b"\nright,0,0,0,\n', encoding="utf-8")
     there = folder / "there.csv"
     result = warp(made(folder, zarr=None, like=None, points=points, out=there))
     assert (result.points, result.summary) == (2, f"{there}: 2 points")
@@ -311,7 +311,7 @@ def test_points_and_image_agree(folder: Path) -> None:
     volume(folder / "moving.zarr", smooth)
     warp(made(folder))
     x, y, z = MOVING.world_mm((14, 16, 12))
-    (folder / "p.csv").write_text(f"x,y,z\n{x},{y},{z}\n")
+    (folder / "p.csv").write_text(f"x,y,z\n{x},{y},{z}\n", encoding="utf-8")
     warp(made(folder, zarr=None, points=folder / "p.csv", out=folder / "q.csv", direction="moving-to-fixed"))
     _, rows = _rows(folder / "q.csv")
     carried = FIXED.index_zyx([float(rows[0][a]) for a in "xyz"])
@@ -322,7 +322,7 @@ def test_points_and_image_agree(folder: Path) -> None:
 
 def test_a_bent_transform_carries_points_one_way_only(folder: Path) -> None:
     sitk.WriteTransform(bent(), str(folder / "bent.h5"))
-    (folder / "p.csv").write_text("x,y,z\n1,2,3\n")
+    (folder / "p.csv").write_text("x,y,z\n1,2,3\n", encoding="utf-8")
     options = {"zarr": None, "transform": folder / "bent.h5", "points": folder / "p.csv"}
     warp(made(folder, **options, out=folder / "q.csv"))
     _, rows = _rows(folder / "q.csv")
@@ -359,11 +359,11 @@ def test_bad_points_are_named_by_row(folder: Path, text: str | None, message: st
 
 def test_a_result_of_other_points_is_not_replaced_unasked(folder: Path) -> None:
     points, out = folder / "p.csv", folder / "q.csv"
-    points.write_text("x,y,z\n1,2,3\n")
+    points.write_text("x,y,z\n1,2,3\n", encoding="utf-8")
     options = made(folder, zarr=None, points=points, out=out)
     warp(options)
     warp(options)
-    points.write_text("x,y,z\n3,2,1\n")
+    points.write_text("x,y,z\n3,2,1\n", encoding="utf-8")
     with pytest.raises(VolumeError, match=r"q\.csv exists and holds something else"):
         warp(options)
     assert warp(options.model_copy(update={"overwrite": True})).points == 1

@@ -307,8 +307,8 @@ def test_what_is_wrong_with_a_run_is_said(run: Path, tmp_path: Path) -> None:
 
 def _damaged(run: Path, folder: Path, **changes: object) -> Path:
     shutil.copytree(run, folder)
-    record = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps({**record, **changes}))
+    record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    (folder / "model.json").write_text(json.dumps({**record, **changes}), encoding="utf-8")
     return folder
 
 
@@ -335,7 +335,7 @@ def test_a_damaged_run_is_refused(run: Path, tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"one\.pt is missing"):
         load_encoder(torn, "one")
-    (torn / "model.json").write_text('{"modalities": ["one"')
+    (torn / "model.json").write_text('{"modalities": ["one"', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"model\.json is damaged or of another version"):
         load_encoder(torn, "one")
     unknown = _damaged(run, tmp_path / "unknown", network={"name": "transformer"})

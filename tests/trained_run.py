@@ -49,5 +49,5 @@ def write_run(
         "step": 7,
         "reference": {"agreement": 0.9},
     }
-    (run / "model.json").write_text(json.dumps(record))
+    (run / "model.json").write_text(json.dumps(record), encoding="utf-8")
     return run
