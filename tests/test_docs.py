@@ -7,11 +7,16 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import typer
 import yaml
 
 from comir_hpc import cli, config
+from comir_hpc.datasets import write_nifti
+from comir_hpc.geometry import Grid
+from comir_hpc.transforms import Transform, array_and_grid, save_transform
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,3 +99,24 @@ def test_settings_named_in_documents_exist() -> None:
 def test_no_machine_paths_or_hosts_are_committed() -> None:
     for path in [*DOCUMENTS, *SCRIPTS, ROOT / "Makefile", ROOT / "pyproject.toml"]:
         assert not re.search(r"(?<![\w.$}])/(work|opt/wheels|root)/", path.read_text(encoding="utf-8")), path
+
+
+def test_snippets_of_the_conventions_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SimpleITK and numpy apply the files that we write, in the direction that the document states."""
+    shift = (3.0, -2.0, 1.0)
+    values = np.zeros((12, 14, 16), np.float32)
+    values[5, 6, 7] = 100
+    fixed = Grid((12, 14, 16), (1, 1, 1))
+    moving = Grid((12, 14, 16), (1, 1, 1), shift)  # the same specimen, seen from a displaced frame
+    write_nifti(tmp_path / "fixed.nii.gz", values, fixed)
+    write_nifti(tmp_path / "moving.nii.gz", values, moving)
+    save_transform(Transform.rigid(np.eye(3), shift, (0, 0, 0)), tmp_path, {})
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "conventions.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(block, names)
+    on_fixed, _ = array_and_grid(sitk.ReadImage("on_fixed.nii.gz"))
+    np.testing.assert_allclose(on_fixed, values, atol=1e-4)
+    np.testing.assert_allclose(names["moving_points"], [[13.0, -22.0, 31.0]])
+    np.testing.assert_allclose(names["back"], names["fixed_points"])
