@@ -14,6 +14,7 @@ import numpy as np
 
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.geometry import FloatArray, Grid
+from comir_hpc.points import read_point_table
 from comir_hpc.transforms import Transform, load_transform
 from comir_hpc.volume import Volume
 
@@ -86,27 +87,6 @@ def specimen_points(volume: Volume, count: int = _NUM_POINTS) -> FloatArray:
     return volume.level_grid(level).world_mm(index[np.sort(chosen)])
 
 
-def read_points(path: Path) -> FloatArray:
-    """Points (N, 3) of a CSV with columns x, y, z: world LPS in mm; lines that start with # are comments.
-
-    Raises
-    ------
-    VolumeError
-        If the file, a column or a number is missing.
-    """
-    if not path.is_file():
-        raise VolumeError(f"{path} does not exist; expected a CSV with columns x, y, z (LPS, mm)")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    rows = list(csv.DictReader(lines))
-    try:
-        points = np.array([[float(row[a]) for a in "xyz"] for row in rows])
-    except (KeyError, TypeError, ValueError) as error:
-        raise VolumeError(f"{path}: expected columns x, y, z with numbers (LPS, mm); {error}") from error
-    if not len(points):
-        raise VolumeError(f"{path} holds no points")
-    return points
-
-
 def evaluate(
     results: Sequence[Path], truth: Path, *, points: Path | None = None, out: Path | None = None
 ) -> Table:
@@ -134,7 +114,7 @@ def evaluate(
         record = _read_result(folder)
         grid = Grid.from_dict(record["inputs"]["fixed"]["grid"])
         fixed = Path(record["inputs"]["fixed"]["path"])
-        targets = read_points(points) if points else specimen_points(Volume.open(fixed))
+        targets = read_point_table(points).points_mm if points else specimen_points(Volume.open(fixed))
         found = Transform(np.asarray(record["matrix_lps_mm"]))
         error = target_registration_error(found, true, targets)
         rows.append(_evaluation(folder, record, error, grid))

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from comir_hpc.errors import RegistrationError, VolumeError
-from comir_hpc.evaluate import evaluate, read_points, specimen_points, target_registration_error
+from comir_hpc.evaluate import evaluate, specimen_points, target_registration_error
 from comir_hpc.geometry import Grid
+from comir_hpc.points import read_point_table
 from comir_hpc.transforms import Transform, save_transform
 from comir_hpc.volume import Volume
 
@@ -81,7 +82,7 @@ def test_methods_side_by_side(tmp_path: Path) -> None:
 def test_points_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text("# LPS\nname,x,y,z\na,1,2,3\nb,4,5,6\n", encoding="utf-8")
-    np.testing.assert_array_equal(read_points(path), [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(read_point_table(path).points_mm, [[1, 2, 3], [4, 5, 6]])
 
 
 @pytest.mark.parametrize("text", ["x,y\n1,2\n", "x,y,z\n1,2,three\n", "x,y,z\n", "x,y,z\n1,2\n"])
@@ -89,7 +90,7 @@ def test_points_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     path = tmp_path / "p.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(VolumeError, match=r"p\.csv"):
-        read_points(path)
+        read_point_table(path)
 
 
 def test_a_folder_without_result(tmp_path: Path) -> None:
