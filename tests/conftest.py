@@ -24,7 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Files marked slow as a whole come first, so that no process is left with them at the end.
     """
-    items.sort(key=lambda item: item.parent is None or not any(m.name == "slow" for m in item.parent.own_markers))
+    items.sort(
+        key=lambda item: item.parent is None or not any(m.name == "slow" for m in item.parent.own_markers)
+    )
     no_gpu = not _has_gpu() if any("gpu" in item.keywords for item in items) else False
     no_browser = shutil.which("chromium") is None and not os.environ.get("CI")
     for item in items:
