@@ -73,14 +73,14 @@ class Comparison:
         joint = ndimage.map_coordinates(self._mask, index, order=1, mode="constant") > 0.5
         overlap = float(joint.mean()) / self._smaller_share
         if joint.sum() < 8:
-            return Agreement(0.0, 0.0, overlap)
+            return Agreement(0.0, 0.0, float(overlap))
         place = index[:, joint]
         fixed = self._values[:, joint].astype(np.float64)
         moving = np.stack([ndimage.map_coordinates(v, place, order=1) for v in self._moving.values])
         return Agreement(
             correlation=_correlation(fixed, moving.astype(np.float64)),
             information=self._information(fixed[0], moving[0]),
-            overlap=min(1.0, overlap),
+            overlap=min(1.0, float(overlap)),
         )
 
     def _information(self, fixed: FloatArray, moving: NDArray[np.float32]) -> float:

@@ -87,7 +87,8 @@ class Search:
     pivots_mm : (K, 3)
         Fixed world point that falls on `moving_centre_mm`, for the best shift.
     scores, overlaps : (K,)
-        Score there, and the share of the smaller mask that overlaps; -inf and 0 where no shift overlaps enough.
+        Evidence there, which is the criterion times the root of the overlap (see `Agreement.evidence`), and the share
+        of the smaller mask that overlaps; -inf and 0 where no shift overlaps enough.
     spacing_mm : float
         Voxel of the search.
     """
@@ -220,7 +221,7 @@ class MaskedCorrelation:
 
 
 class MutualInformation:
-    """Normalised mutual information over the overlap, (H(f) + H(m)) / H(f, m), from joint class counts.
+    """Normalised mutual information over the overlap, (H(f) + H(m)) / H(f, m) - 1, from joint class counts.
 
     Values are sorted into classes of equal frequency. Normalised, because plain information grows as the overlap
     shrinks (Studholme et al. 1999).
@@ -253,7 +254,7 @@ class MutualInformation:
         both = entropy(joint, (0, 1))
         alone = entropy(joint.sum(axis=1), (0,)) + entropy(joint.sum(axis=0), (0,))
         solid = both > 1e-3
-        return np.where(solid, alone / np.where(solid, both, 1), -np.inf).astype(np.float32), overlap
+        return np.where(solid, alone / np.where(solid, both, 1) - 1, -np.inf).astype(np.float32), overlap
 
 
 class Turner:
@@ -369,9 +370,8 @@ def search(
     still, loose = coarsen(fixed, spacing), coarsen(moving, spacing, finer=2)
     turner = Turner(loose, still.frame)
     # What a mask overlaps with itself: its soft edge counts twice.
-    own = float((still.weights**2).sum()), float((loose.weights**2).sum()) / 2**3
-    needed = min_overlap * min(own)
-    correlator = Correlator.plan(still.weights, turner.side, needed)
+    full = min(float((still.weights**2).sum()), float((loose.weights**2).sum()) / 2**3)
+    correlator = Correlator.plan(still.weights, turner.side, min_overlap * full)
     compare: Criterion = (
         MaskedCorrelation(still) if criterion == "correlation" else MutualInformation(still, loose)
     )
@@ -379,10 +379,12 @@ def search(
     def one(rotation: FloatArray) -> tuple[float, float, tuple[int, ...]]:
         cubes = turner.cube(compare.moving_maps(*turner.sample(rotation)))
         scores, overlap = compare.score(correlator.spectra(cubes), correlator)
-        scores = np.where(overlap >= needed, scores, -np.inf)
-        best = np.unravel_index(int(scores.argmax()), scores.shape)
-        share = float(overlap[best]) / needed * min_overlap
-        return float(scores[best]), share, tuple(int(i) for i in best)
+        shares = overlap / np.float32(full)
+        enough = (shares >= min_overlap) & np.isfinite(scores)
+        evidence = np.full(scores.shape, -np.inf, dtype=np.float32)
+        evidence[enough] = scores[enough] * np.sqrt(shares[enough])
+        best = np.unravel_index(int(evidence.argmax()), evidence.shape)
+        return float(evidence[best]), float(shares[best]), tuple(int(i) for i in best)
 
     found = _in_threads(one, rotations_xyz, threads, progress)
     shifts = np.asarray([place for _, _, place in found]) + np.asarray(correlator.first)

@@ -49,18 +49,21 @@ class Evidence:
     learned: bool
 
 
-# Thresholds, from registrations of the brain pair with a known answer (docs/log.md). Agreement as share of the
+# Thresholds, from registrations of the brain pair with a known answer. Agreement as share of the
 # reference: right answers 0.94 to 1.0, with half of the specimen cut off 0.81; a mirrored head, which no rotation
 # brings back, 0.67; other wrong answers, noise and shuffled blocks under 0.25.
 _PASS_AGREEMENT, _FAIL_AGREEMENT = 0.75, 0.4
 # Lead over the best other answer: 0.82 and more for right ones; two answers that explain the pair nearly as well as
 # each other leave the choice open.
 _PASS_MARGIN, _FAIL_MARGIN = 0.3, 0.05
-# Distance between two halves registered apart, as share of the specimen's mean side: right answers under 0.5 % with
-# representations and 1 % with intensities, wrong ones over 2 %.
+# Distance between two halves registered apart, as share of the specimen's mean side, on representations of the 2 mm
+# brain: right answers 0.2 and 0.3 %, 0.9 % with half of the specimen cut off; the best wrong ones 2.3 to 3.1 %.
 _PASS_HALVES, _FAIL_HALVES = 0.015, 0.05
 # Under this, the agreement speaks of less than half of the smaller specimen.
 _PASS_OVERLAP = 0.5
+# Refinement moved right answers by up to 0.19 of the mean side from their start; further off, it has left the place
+# that the search proposed.
+_PASS_DRIFT = 0.3
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, list[str]]:
@@ -69,7 +72,9 @@ def judge(evidence: Evidence) -> tuple[Verdict, list[str]]:
     Intensities are never given PASS: mutual information has no scale that would say how much of it a right answer
     has, so a wrong answer without a rival looks like a right one.
     """
-    failures, doubts, found = [], [], []
+    failures: list[str] = []
+    doubts: list[str] = []
+    found: list[str] = []
     for text, failed, doubtful in _findings(evidence):
         (failures if failed else doubts if doubtful else found).append(text)
     if failures:
@@ -97,6 +102,11 @@ def _findings(evidence: Evidence) -> list[tuple[str, bool, bool]]:
         findings.append((halves, apart > _FAIL_HALVES, apart > _PASS_HALVES))
     overlap = f"{100 * evidence.overlap:.0f} % of the smaller specimen overlaps"
     findings.append((overlap, False, evidence.overlap < _PASS_OVERLAP))
+    moved = (
+        f"{evidence.consensus} of {evidence.starts} starts led here; refinement moved the best of them by "
+        f"{100 * evidence.drift:.0f} % of the specimen's side"
+    )
+    findings.append((moved, False, evidence.drift > _PASS_DRIFT))
     return findings
 
 
