@@ -314,7 +314,7 @@ def mlflow_pages(runs: Path) -> Iterator[str]:
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
+    for _ in range(1200):  # 4 minutes: on a busy machine the server imports for one of them
         assert server.poll() is None, "mlflow server ended; see server.log"
         try:
             with urllib.request.urlopen(url, timeout=2):
