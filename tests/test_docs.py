@@ -118,5 +118,6 @@ def test_snippets_of_the_conventions_run(tmp_path: Path, monkeypatch: pytest.Mon
         exec(block, names)
     on_fixed, _ = array_and_grid(sitk.ReadImage("on_fixed.nii.gz"))
     np.testing.assert_allclose(on_fixed, values, atol=1e-4)
+    np.testing.assert_allclose(names["with_numpy"], values, atol=1e-4)
     np.testing.assert_allclose(names["moving_points"], [[13.0, -22.0, 31.0]])
     np.testing.assert_allclose(names["back"], names["fixed_points"])

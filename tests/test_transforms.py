@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,3 +189,64 @@ def test_refusals(tmp_path):
         load_transform(tmp_path / "bend.h5")
     with pytest.raises(RegistrationError, match="not finite"):
         Transform(np.full((4, 4), np.nan))
+
+
+# ------------------------------------------------------------------------------------------- other tools
+
+
+@pytest.fixture
+def displaced_pair(tmp_path):
+    """A blob on a plain and on an oblique grid, the transform between them, and SimpleITK's resampling."""
+    fixed, moving = (
+        Grid((30, 34, 28), (1.0, 1.0, 1.0), (5.0, -8.0, 20.0)),
+        Grid((36, 36, 36), (1.1, 1.1, 1.1), (30.0, 10.0, 60.0), OBLIQUE),
+    )
+    transform = Transform.rigid(turn(137), moving.centre_mm - fixed.centre_mm + 2.0, fixed.centre_mm)
+    rng = np.random.default_rng(0)
+    values = sitk.SmoothingRecursiveGaussian(itk_image(rng.normal(size=moving.shape_zyx), moving), 2.0)
+    image = itk_image(np.zeros(fixed.shape_zyx, np.float32), fixed)
+    values = sitk.Cast(values, sitk.sitkFloat32)
+    sitk.WriteImage(values, str(tmp_path / "moving.nii.gz"))
+    sitk.WriteImage(image, str(tmp_path / "fixed.nii.gz"))
+    tfm, _ = save_transform(transform, tmp_path)
+    expected = sitk.GetArrayFromImage(sitk.Resample(values, image, sitk.ReadTransform(str(tfm))))
+    inner = (slice(8, -8),) * 3
+    assert expected[inner].std() > 0.01
+    return tmp_path, transform, image, expected, inner
+
+
+@pytest.mark.peers
+def test_ants_applies_the_file_as_simpleitk_does(displaced_pair):
+    ants, pandas = pytest.importorskip("ants"), pytest.importorskip("pandas")
+    folder, transform, _, expected, inner = displaced_pair
+    tfm = [str(folder / "transform.tfm")]
+    fixed, moving = (ants.image_read(str(folder / f"{name}.nii.gz")) for name in ("fixed", "moving"))
+    warped = ants.apply_transforms(fixed, moving, tfm, interpolator="linear").numpy().T
+    assert np.allclose(warped[inner], expected[inner], atol=1e-4)
+    moved = ants.apply_transforms_to_points(3, pandas.DataFrame(POINTS, columns=list("xyz")), tfm)
+    assert np.allclose(moved[["x", "y", "z"]].to_numpy(), transform.apply(POINTS), atol=1e-3)
+
+
+@pytest.mark.peers
+def test_transformix_applies_the_file_as_simpleitk_does(displaced_pair):
+    itk = pytest.importorskip("itk")
+    pytest.importorskip("itk.itkElastixRegistrationMethodPython")
+    folder, _, image, expected, inner = displaced_pair
+    text = (Path(__file__).parent.parent / "docs" / "conventions.md").read_text(encoding="utf-8")
+    parameters = re.search(r"```text\n(.*?)```", text, flags=re.DOTALL).group(1)
+    columns = np.array(image.GetDirection()).reshape(3, 3).T.ravel()
+    for key, numbers in (
+        ("TransformFileName", f'"{folder / "transform.tfm"}"'),
+        ("Size", image.GetSize()),
+        ("Spacing", image.GetSpacing()),
+        ("Origin", image.GetOrigin()),
+        ("Direction", columns),
+    ):
+        value = numbers if isinstance(numbers, str) else " ".join(str(n) for n in numbers)
+        parameters = re.sub(rf"\({key} .*\)", f"({key} {value})", parameters)
+    (folder / "parameters.txt").write_text(parameters)
+    described = itk.ParameterObject.New()
+    described.ReadParameterFile(str(folder / "parameters.txt"))
+    moving = itk.imread(str(folder / "moving.nii.gz"), itk.F)
+    warped = itk.array_from_image(itk.transformix_filter(moving, described, log_to_console=False))
+    assert np.allclose(warped[inner], expected[inner], atol=1e-4)
