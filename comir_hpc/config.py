@@ -355,7 +355,7 @@ class RegisterSettings(Settings):
     seed: int = 0
     """Of the metric's sampling."""
     max_memory_gib: Length = 4.0
-    """Volumes are compared at the finest level of their pyramids that fits into this."""
+    """Volumes are compared at the finest level of their pyramids whose voxels fit into this."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads; 0 takes what the machine gives."""
     overwrite: bool = False

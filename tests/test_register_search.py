@@ -6,19 +6,10 @@ from registration_cases import FLIPPED, OBLIQUE, errors_vox, features_pair, spec
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import Grid
+from comir_hpc.register.coarse import Coarse, Turner, coarsen
+from comir_hpc.register.criteria import Correlator, MaskedCorrelation, MutualInformation
 from comir_hpc.register.features import Features
-from comir_hpc.register.global_search import (
-    Coarse,
-    Correlator,
-    MaskedCorrelation,
-    MutualInformation,
-    Search,
-    Turner,
-    choose_starts,
-    coarsen,
-    distinct,
-    search,
-)
+from comir_hpc.register.global_search import Search, choose_starts, distinct, search
 from comir_hpc.rotations import reverse_axes, so3_grid
 from comir_hpc.transforms import Transform
 
