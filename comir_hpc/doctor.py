@@ -377,5 +377,5 @@ def _apptainer() -> list[Check]:
 
 
 def _first_line(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=20, check=True)
     return done.stdout.strip().splitlines()[0]

@@ -39,4 +39,6 @@ def _run(url: str, *flags: str, budget_ms: int) -> subprocess.CompletedProcess[s
     # A profile of its own each time: a second Chromium on one profile hands its page to the first and exits.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = ["chromium", *_FLAGS, f"--user-data-dir={profile}", f"--virtual-time-budget={budget_ms}"]
-        return subprocess.run([*command, *flags, url], capture_output=True, text=True, timeout=90, check=True)
+        return subprocess.run(
+            [*command, *flags, url], capture_output=True, text=True, encoding="utf-8", timeout=90, check=True
+        )

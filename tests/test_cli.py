@@ -23,7 +23,7 @@ VERBS = ("demo", "ingest", "train", "infer", "register", "warp", "evaluate", "re
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "comir_hpc", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, check=False)
 
 
 def commands() -> dict[str, Any]:
@@ -69,7 +69,9 @@ def test_help_loads_nothing_heavy() -> None:
         "heavy = {'torch', 'zarr', 'SimpleITK', 'dask', 'mlflow', 'deepspeed', 'numpy', 'pydantic', 'matplotlib'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

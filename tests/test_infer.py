@@ -110,7 +110,7 @@ def test_kill_at_any_moment_then_the_same_command_gives_the_same_bytes(folder: P
     for after in (1, 6):  # once in the midst of writing, once further on
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code)],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, text=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert process.stdout is not None
         while int(process.stdout.readline()) < after:
@@ -144,7 +144,11 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(folder: Path, 
             print(error)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
     )
     assert re.search(
         r"out\.zarr: block \d+, z\[.*cannot be written \(File too large\); make room", done.stdout

@@ -159,7 +159,7 @@ def test_the_lock_is_let_go_when_its_holder_is_killed(store: Path) -> None:
             time.sleep(60)
     """
     holder = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, encoding="utf-8"
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

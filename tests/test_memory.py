@@ -30,7 +30,9 @@ def test_a_limit_of_the_process_counts() -> None:
         "import resource; from comir_hpc.memory import available_bytes\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); print(available_bytes())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
+    )
     assert 0 < int(done.stdout) < 1 << 30
 
 

@@ -311,6 +311,7 @@ def test_predicted_memory_is_what_a_process_takes(name: str, levels: int) -> Non
         [sys.executable, "-c", MEASURE, name, str(levels)],
         capture_output=True,
         text=True,
+        encoding="utf-8",
         check=True,
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
     )

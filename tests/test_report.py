@@ -409,7 +409,7 @@ def test_a_browser_shows_a_training_run_and_the_dark_page(tmp_path):
 
 def probe(page: Path, width: int, *flags: str) -> tuple[dict[str, object], list[str]]:
     """What a script finds on the page in a browser window of a width, and the lines of its console."""
-    page.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE))
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
     source, console = page_source(page.as_uri(), f"--window-size={width},900", *flags)
     found = re.search(r'data-probe="([^"]*)"', source)
     assert found, "the page's own script did not run to its end"

@@ -93,7 +93,7 @@ def test_a_line_torn_by_a_crash_is_dropped(tmp_path):
 
 def test_a_full_disk_is_a_clear_line(tmp_path, monkeypatch):
     tracker = open_tracker(FILE_ONLY, tmp_path, {})
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         monkeypatch.setattr(tracker, "_file", full)
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl.*No space left.*resumes"):
             tracker.log(1, {"loss": 1})

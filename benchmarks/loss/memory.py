@@ -115,7 +115,11 @@ def main() -> None:
                 continue
             command = [sys.executable, __file__, "--side", str(given.side), "--out", str(given.out)]
             done = subprocess.run(
-                [*command, "--one", variant, str(patches)], check=True, capture_output=True, text=True
+                [*command, "--one", variant, str(patches)],
+                check=True,
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
             )
             rows.append(json.loads(done.stdout))
             print(rows[-1], flush=True)

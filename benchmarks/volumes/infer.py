@@ -82,7 +82,7 @@ def encode(source: Path, run: Path, out: Path, **options: object) -> None:
 def start(source: Path, run: Path, out: Path, **options: object) -> subprocess.Popen[str]:
     """Run `encode` in a process of its own."""
     command = [sys.executable, __file__, "encode", str(source), str(run), str(out), json.dumps(options)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
 
 
 def stored(path: Path) -> dict[str, bytes]:
