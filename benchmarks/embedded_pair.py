@@ -29,7 +29,9 @@ def halve(image: sitk.Image) -> sitk.Image:
 
 def landmarks(path: Path) -> list[tuple[str, float, float, float]]:
     """Landmarks of a Slicer .fcsv (RAS) as (name, x, y, z) in LPS mm."""
-    rows = csv.reader(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
+    rows = csv.reader(
+        line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    )
     return [(row[12], -float(row[1]), -float(row[2]), float(row[3])) for row in rows]
 
 
