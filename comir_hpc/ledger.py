@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 from comir_hpc import __version__
 from comir_hpc.errors import VolumeError
+from comir_hpc.shards import remove_unfinished
 
 _BUFFER = 1 << 20
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -194,6 +195,7 @@ class Ledger:
         self._append({"block": block, "attempt": attempt, "state": "started"})
         for path in paths:
             path.unlink(missing_ok=True)
+            remove_unfinished(path)
         yield
         written = [_flushed(path, self.store) for path in paths]
         for folder in {

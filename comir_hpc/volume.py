@@ -4,8 +4,8 @@ OME-Zarr 0.5 has no place for direction cosines, so the whole `Grid` is kept bes
 namespace, and the standard's own transformations say what they can (scale, and translation of voxel 0). Every
 volume has four axes (c, z, y, x), a single channel too.
 
-zarr is touched in this module only. Writers own whole shards: `write` refuses anything else, because two
-writers in one shard lose data without a word (zarr-python 3682, dask 12583).
+zarr is touched in this module only; voxels pass through `shards`. Writers own whole shards: `write` refuses anything
+else, because two writers in one shard lose data without a word (zarr-python 3682, dask 12583).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, Triple, plan_blocks
 from comir_hpc.pyramid import downsample as downsample  # users of volumes look for both here
 from comir_hpc.pyramid import planned_levels as planned_levels
+from comir_hpc.shards import Shards
 
 AXES = ("c", "z", "y", "x")
 Kind = Literal["image", "labels", "representation"]
@@ -85,6 +86,7 @@ class Volume:
         attributes: dict[str, Any] = dict(group.attrs)
         self.grid = Grid.from_dict(attributes["comir"]["grid"])
         self._arrays = _level_arrays(path, group, attributes)
+        self._shards = [_shards(path, array) for array in self._arrays]
 
     # ------------------------------------------------------------------ making and opening
 
@@ -271,7 +273,7 @@ class Volume:
         if not whole.contains(box) or box.size == 0:
             raise VolumeError(f"{self.path}: box {box} is not inside the volume {whole}")
         try:
-            return np.asarray(array[(slice(None), *box.slices)])
+            return self._shards[level].read((slice(0, self.num_channels), *box.slices))
         except (RuntimeError, ValueError, OSError) as error:
             raise VolumeError(
                 f"{self.path}: box {box} cannot be read ({error}); run the command that wrote it again"
@@ -301,7 +303,7 @@ class Volume:
             raise VolumeError(
                 f"{self.path}: values are {values.dtype}, the volume is {self.dtype}; convert them first"
             )
-        array[(slice(None), *box.slices)] = values
+        self._shards[level].write((slice(0, self.num_channels), *box.slices), values)
 
     def shard_files(self, box: Box, *, level: int = 0) -> Iterator[Path]:
         """Files of the shards that `box` touches, whether they exist or not (an empty shard has none)."""
@@ -339,6 +341,7 @@ class Volume:
                 self._group, level, (self.num_channels, *shape), self.dtype, chunks, shards, shuffle
             )
             self._arrays = [*self._arrays[:level], self._group[name]]  # type: ignore[list-item]
+            self._shards = [*self._shards[:level], Shards(self.path / name)]
             self._fill_level(level, step, shards, kind)
         self.update_metadata(levels=[list(f) for f in factors])
         self._group.attrs["ome"] = _ome_metadata(self.path.name, self.grid, factors, kind)
@@ -442,6 +445,10 @@ def _level_arrays(path: Path, group: zarr.Group, attributes: dict[str, Any]) -> 
     if not all(isinstance(a, zarr.Array) for a in arrays):
         raise VolumeError(f"{path}: a level of the pyramid is missing; run the command that wrote it again")
     return arrays  # type: ignore[return-value]
+
+
+def _shards(path: Path, array: zarr.Array[Any]) -> Shards:
+    return Shards(path / array.path)
 
 
 def _ome_metadata(name: str, grid: Grid, factors: Sequence[Triple], kind: Kind) -> dict[str, Any]:
