@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from phantoms import store, store_pair
@@ -20,11 +19,9 @@ from comir_hpc.config import TrainSettings, load, validate
 from comir_hpc.datasets import phantom_pair
 from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
 from comir_hpc.networks import Network, build_network
-from comir_hpc.rotations import act, rotation_group
 from comir_hpc.tracking import read_metrics
 from comir_hpc.train import plan_training, train
 from comir_hpc.train.checks import build_networks, inspect_inputs
-from comir_hpc.train.figures import agreement, effective_rank, equivariance_error
 from comir_hpc.train.loop import Loop
 from comir_hpc.train.plan import choose_recomputed_levels, predict
 from comir_hpc.volume import Volume
@@ -137,23 +134,6 @@ def test_a_run_folder_holds_what_others_need(whole: Path, pair: dict[str, Path])
     stored = load(TrainSettings, whole / "config.yaml")
     assert stored.pairs[0]["one"] == pair["one"].absolute()
     assert [row["step"] for row in read_metrics(whole)] == list(range(1, STEPS + 1))
-
-
-def test_figures_of_known_maps() -> None:
-    group = rotation_group("O")
-    images = torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(equivariance_error(lambda x: 2 * x + 1, images, group), 0, atol=1e-10)
-    ramp = torch.linspace(-1, 1, 8).view(8, 1, 1)
-    errors = equivariance_error(lambda x: x + ramp, images, group)
-    assert errors[0] == 0
-    # The ramp along z is moved by every element but those that keep z.
-    kept = [bool(torch.equal(act(ramp.expand(8, 8, 8), g), ramp.expand(8, 8, 8))) for g in group.matrices]
-    assert [error < 1e-10 for error in errors] == kept
-    table = agreement(images, torch.cat([images[:1], -images[1:]]))
-    torch.testing.assert_close(table.diagonal(), torch.tensor([1.0, -1.0]))
-    independent = torch.randn(4, 3, 8, 8, 8, generator=torch.Generator().manual_seed(1))
-    assert effective_rank(independent) > 2.9
-    assert effective_rank(independent[:, :1].expand(-1, 3, -1, -1, -1)) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_step_undoes_every_group_element(

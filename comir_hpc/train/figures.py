@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comir_hpc.critics import scores
+from comir_hpc.diagnostics import agreement, effective_rank, equivariance_errors, foreground_agreement
 from comir_hpc.patches import REFERENCE, PatchSampler, specimen_mask
-from comir_hpc.rotations import Group, act
 
 Encode = Callable[[int, Tensor], Tensor]
 """Modality number and images (n, c, z, y, x) to maps (n, l, z, y, x), in eval mode, without gradient."""
@@ -25,47 +24,6 @@ Encode = Callable[[int, Tensor], Tensor]
 _PATCHES = 24
 _TURNED = 4  # patches on which equivariance is measured: each costs an encoding a group element
 _SHIFTS = (1, 2, 4, 8)
-
-
-def agreement(maps_u: Tensor, maps_v: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Correlation of every map of one set with every map of another over common valid voxels, (n, n)."""
-    return scores(maps_u, maps_v, "correlation", mask_u=valid, mask_v=valid)
-
-
-def effective_rank(maps: Tensor) -> float:
-    """Number of latent channels that vary: exponential of the entropy of the covariance's spectrum.
-
-    1 for one channel; less than the number of channels says that some repeat others (Roy and Vetterli 2007).
-    """
-    values = maps.transpose(0, 1).flatten(1).double()
-    spectrum = torch.linalg.eigvalsh(torch.cov(values).reshape(len(values), -1)).clamp_min(0)
-    share = spectrum / spectrum.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return float(torch.special.entr(share).sum().exp())
-
-
-def equivariance_error(
-    encode: Callable[[Tensor], Tensor], images: Tensor, group: Group
-) -> np.ndarray[Any, Any]:
-    """Measure ``|f(T_g x) - T_g f(x)|^2 / |f(x) - mean|^2`` for every element g of a group.
-
-    Parameters
-    ----------
-    encode : callable
-        (n, c, z, y, x) to (n, l, z, y, x).
-    images : Tensor (n, c, z, y, x)
-        Cubic where the group turns z.
-
-    Returns
-    -------
-    (G,) float64; 0 for the identity
-    """
-    straight = encode(images)
-    variance = (straight - straight.mean(dim=(0, 2, 3, 4), keepdim=True)).square().mean()
-    errors = [
-        (encode(act(images, matrix)) - act(straight, matrix)).square().mean() / variance
-        for matrix in group.matrices
-    ]
-    return torch.stack(errors).double().cpu().numpy()
 
 
 def reference_figures(
@@ -93,14 +51,12 @@ def reference_figures(
     table = agreement(maps[0], maps[1], batch.valid)
     aligned = table.diagonal()
     apart = table[~torch.from_numpy(sampler.ignore(draws)).to(device)]
-    whole = [one.movedim(1, 0).reshape(1, one.shape[1], 1, 1, -1) for one in maps]
     specimen = batch.valid & specimen_mask(batch.above[0]) & specimen_mask(batch.above[1])
-    mask = specimen.reshape(1, 1, 1, 1, -1)
     figures: dict[str, Any] = {
         "patches": _PATCHES,
         "agreement": _number(aligned.mean()),
         "agreement_p5": _number(aligned.quantile(0.05)),
-        "agreement_pooled": _number(scores(whole[0], whole[1], "correlation", mask_u=mask, mask_v=mask)),
+        "agreement_pooled": round(foreground_agreement(maps[0], maps[1], specimen), 4),
         "mismatched": _number(apart.mean()) if len(apart) else None,
         "mismatched_p95": _number(apart.quantile(0.95)) if len(apart) else None,
         "shifted": {str(s): _shifted_agreement(encode, sampler, maps[0], s, device) for s in _SHIFTS},
@@ -112,7 +68,7 @@ def reference_figures(
         def one(images: Tensor, number: int = number) -> Tensor:
             return encode(number, images)
 
-        errors = equivariance_error(one, batch.images[number][:_TURNED], sampler.group)
+        errors = equivariance_errors(one, batch.images[number][:_TURNED], sampler.group)
         figures["equivariance"][name] = {
             "mean": round(float(errors.mean()), 4),
             "max": round(float(errors.max()), 4),
