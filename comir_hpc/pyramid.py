@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -43,17 +44,44 @@ def downsample(values: NDArray[Any], step_zyx: Triple, *, labels: bool = False) 
 
 
 def _mean(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
-    kind, size = values.dtype.kind, values.dtype.itemsize
-    wide = {1: np.int32, 2: np.int32, 4: np.int64, 8: np.float64} if kind in "iu" else {2: np.float32}
-    total, exact = values, np.dtype(wide.get(size, values.dtype.type))
-    for axis in (3, 2, 1):  # x first: it leaves the least for the strided ones
-        step, before = step_zyx[axis - 1], (slice(None),) * axis
+    shape = [n // s for n, s in zip(values.shape[1:], step_zyx, strict=True)]
+    coarse = np.empty((len(values), *shape), dtype=values.dtype)
+    of_slab = (
+        _mean_of_integers if values.dtype.kind in "iu" and values.dtype.itemsize < 8 else _mean_of_floats
+    )
+    for c, z in np.ndindex(*coarse.shape[:2]):  # what a slice becomes stays in the cache
+        coarse[c, z] = of_slab(values[c, z * step_zyx[0] : (z + 1) * step_zyx[0]], step_zyx)
+    return coarse
+
+
+def _mean_of_integers(slab: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
+    """Mean (y, x) of a slab (step, y, x), a half rounded to the even neighbour; z first, since order is no matter."""
+    total: NDArray[Any] = slab[0].astype(np.int32 if slab.dtype.itemsize < 4 else np.int64)
+    for plane in slab[1:]:
+        total += plane
+    total = reduce(np.add, (total[k :: step_zyx[1]] for k in range(step_zyx[1])))
+    total = reduce(np.add, (total[:, k :: step_zyx[2]] for k in range(step_zyx[2])))
+    number = math.prod(step_zyx)
+    bits = number.bit_length() - 1
+    if number == 1 << bits:
+        return (total + (number // 2 - 1) + ((total >> bits) & 1)) >> bits if bits else total
+    rounded: NDArray[Any] = np.rint(total / number)
+    return rounded
+
+
+def _mean_of_floats(slab: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
+    """Mean (y, x) of a slab (step, y, x): along x first, so that a sum does not depend on how the volume is cut."""
+    kind, size = slab.dtype.kind, slab.dtype.itemsize
+    exact = np.dtype(np.float64 if kind in "iu" else np.float32 if size == 2 else slab.dtype)
+    total = slab
+    for axis in (2, 1, 0):
+        step, before = step_zyx[axis], (slice(None),) * axis
         parts = [total[(*before, slice(k, None, step))] for k in range(step)]
         for part in parts[1:]:
             parts[0] = np.add(parts[0], part, dtype=exact)
         total = parts[0]
-    mean = total / math.prod(step_zyx)
-    return (np.rint(mean) if kind in "iu" else mean).astype(values.dtype)
+    mean: NDArray[Any] = total[0] / math.prod(step_zyx)
+    return np.rint(mean) if kind in "iu" else mean
 
 
 def _mode(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
