@@ -8,19 +8,26 @@
 #SBATCH --array=1-4
 #SBATCH --requeue
 #SBATCH --open-mode=append
+#SBATCH --signal=USR2@120
 #SBATCH --output=%x-%A_%a.log
 # Encode a volume as a job array, each task its part; a task that is requeued redoes only what it had not finished:
 #
-#   sbatch --array=1-16 slurm/infer.sh IN.zarr RUN_DIR MODALITY OUT.zarr [options of comir-hpc infer]
+#   slurm/infer.sh --array=1-16 IN.zarr RUN_DIR MODALITY OUT.zarr [options of comir-hpc infer]
 set -euo pipefail
-here=${COMIR_SLURM_DIR:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}/slurm}
-[ -r "$here/env.sh" ] || { echo "$here/env.sh is missing; submit from the repository or set COMIR_SLURM_DIR" >&2; exit 2; }
-source "$here/env.sh"
+if [ "${0##*/}" = slurm_script ]; then  # the copy that SLURM runs; where it was copied from
+  here=${COMIR_SLURM_DIR:-$(scontrol show job "$SLURM_JOB_ID" | sed -n "s|^ *Command=\\([^ ]*\\)/[^ /]*.*|\\1|p" | head -n 1)}
+else
+  here=$(cd "$(dirname "$0")" && pwd)
+fi
+# shellcheck source-path=SCRIPTDIR source=job.sh
+source "$here/job.sh"
 
-[ $# -ge 4 ] || die "usage: sbatch --array=1-N $here/infer.sh IN.zarr RUN_DIR MODALITY OUT.zarr [options]"
-input=$1 run=$2 modality=$3 output=$4; shift 4
-[ -d "$input" ] || die "volume $input does not exist"
-[ -r "$run/model.json" ] || die "$run holds no trained model (model.json); train first"
+split_options "$@"; set -- "${arguments[@]}"
+[ $# -ge 4 ] || die "usage: $here/infer.sh [--array=1-N] IN.zarr RUN_DIR MODALITY OUT.zarr [options of comir-hpc infer]"
+[ -d "$1" ] || die "volume $1 does not exist; make it with slurm/ingest.sh"
+[ -r "$2/model.json" ] || die "$2 holds no trained model (model.json); train first"
 check_tools
+submit_unless_in_job "$COMIR_PARTITION" "$@"
+input=$1 run=$2 modality=$3 output=$4; shift 4
 comir infer --zarr "$input" --model "$run" --modality "$modality" --out "$output" \
   --part "${SLURM_ARRAY_TASK_ID:-1}/${SLURM_ARRAY_TASK_COUNT:-1}" "$@"

@@ -6,16 +6,23 @@
 #SBATCH --time=12:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
+#SBATCH --signal=USR2@120
 #SBATCH --output=%x-%j.log
 # Turn a file into an OME-Zarr volume; requeued, it continues:
 #
-#   sbatch slurm/ingest.sh SOURCE OUT.zarr [--spacing Z Y X --unit um ...]
+#   slurm/ingest.sh SOURCE OUT.zarr [--spacing Z Y X --unit um ...]
 set -euo pipefail
-here=${COMIR_SLURM_DIR:-${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}/slurm}
-[ -r "$here/env.sh" ] || { echo "$here/env.sh is missing; submit from the repository or set COMIR_SLURM_DIR" >&2; exit 2; }
-source "$here/env.sh"
+if [ "${0##*/}" = slurm_script ]; then  # the copy that SLURM runs; where it was copied from
+  here=${COMIR_SLURM_DIR:-$(scontrol show job "$SLURM_JOB_ID" | sed -n "s|^ *Command=\\([^ ]*\\)/[^ /]*.*|\\1|p" | head -n 1)}
+else
+  here=$(cd "$(dirname "$0")" && pwd)
+fi
+# shellcheck source-path=SCRIPTDIR source=job.sh
+source "$here/job.sh"
 
-[ $# -ge 2 ] || die "usage: sbatch $here/ingest.sh SOURCE OUT.zarr [options of comir-hpc ingest]"
+split_options "$@"; set -- "${arguments[@]}"
+[ $# -ge 2 ] || die "usage: $here/ingest.sh [options of sbatch] SOURCE OUT.zarr [options of comir-hpc ingest]"
 [ -e "$1" ] || die "source $1 does not exist"
 check_tools
+submit_unless_in_job "$COMIR_CPU_PARTITION" "$@"
 comir ingest "$@" --workers "${SLURM_CPUS_PER_TASK:-1}"

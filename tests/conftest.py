@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch, numpy or SimpleITK are imported: one thread a process, because `make test` runs one process a core.
 for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
@@ -11,6 +14,7 @@ for variable in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import pytest  # noqa: E402
+from slurm_cluster import SlurmCluster, missing_programs  # noqa: E402
 
 
 def _has_gpu() -> bool:
@@ -34,3 +38,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
         if no_browser and "browser" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no chromium on this machine"))
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[SlurmCluster]:
+    """A SLURM cluster of two nodes on this machine; in CI a missing package is a failure, not a skip."""
+    missing = missing_programs()
+    if missing and not os.environ.get("CI"):
+        pytest.skip(
+            f"no SLURM on this machine (missing: {', '.join(missing)}); `make test-slurm` installs it"
+        )
+    # Not pytest's folder: the path of a socket has 108 characters at most.
+    cluster = SlurmCluster(Path(tempfile.mkdtemp(prefix="slurm-")))
+    cluster.start()
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(cluster.folder)

@@ -1,0 +1,190 @@
+"""The scripts of slurm/ on a real SLURM of two nodes: they run through, survive what a cluster does, and refuse clearly.
+
+Training is two processes on two nodes, on CPUs (gloo). What is checked of a stopped job is what matters to its owner:
+it ends with the loss of a job that was left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from phantoms import store_pair
+from slurm_cluster import SlurmCluster
+
+from comir_hpc.tracking import read_metrics
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+SCRIPTS = Path(__file__).parent.parent / "slurm"
+STEPS = 60  # enough that a fast machine has not done them before it is told to stop
+TWO = ("--nodes=2", "--mem=1G", "--cpus-per-task=1")  # two nodes, one task each
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom pair and settings to train on it, for seconds."""
+    folder = tmp_path_factory.mktemp("cluster")
+    pair = store_pair(folder, (40, 44, 48))
+    write_settings(folder / "train.yaml", pair, STEPS)
+    return folder
+
+
+def write_settings(path: Path, pair: dict[str, Path], steps: int, **changes: dict[str, Any]) -> Path:
+    settings: dict[str, Any] = {
+        "modalities": list(pair),
+        "pairs": [{name: str(volume) for name, volume in pair.items()}],
+        "network": {"widths": [4, 8], "convs_per_level": 1},
+        "loss": {"subcrops": 1, "displacement_negatives": 0},
+        "sampling": {"patch": [24, 24, 24], "pairs_per_step": 4},
+        "optimiser": {"steps": steps},
+        "engine": {"precision": "fp32", "device": "cpu"},
+        "tracking": {"log_every": 1, "picture_every": 1000},
+        # So far apart that a resume stands on what was saved because of a signal.
+        "checkpoint": {"every_steps": 1000},
+    }
+    path.write_text(yaml.safe_dump(settings | changes), encoding="utf-8")
+    return path
+
+
+def log_of(folder: Path, job: str, name: str = "comir-train") -> str:
+    path = folder / f"{name}-{job}.log"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def losses(run: Path) -> dict[int, float]:
+    path = run / "metrics.jsonl"
+    return {row["step"]: row["loss"] for row in read_metrics(run)} if path.exists() else {}
+
+
+def completed(job: dict[str, str]) -> bool:
+    return job["JobState"] == "COMPLETED"
+
+
+def steps_done(run: Path, steps: int) -> Callable[[dict[str, str]], bool]:
+    return lambda _: max(losses(run), default=0) >= steps
+
+
+@pytest.fixture(scope="module")
+def left_alone(slurm: SlurmCluster, folder: Path) -> Path:
+    """A run that nothing happened to."""
+    run = folder / "left_alone"
+    job = slurm.submit(*TWO, str(SCRIPTS / "train.sh"), "train.yaml", str(run), cwd=folder)
+    slurm.wait(job, completed, 300)
+    log = log_of(folder, job)
+    assert f"{run}: {STEPS} steps" in log, log
+    return run
+
+
+def test_training_runs_on_two_nodes(left_alone: Path) -> None:
+    assert list(losses(left_alone)) == list(range(1, STEPS + 1))
+    assert json.loads((left_alone / "model.json").read_text(encoding="utf-8"))["step"] == STEPS
+
+
+def test_stopped_twice_it_ends_as_if_left_alone(slurm: SlurmCluster, folder: Path, left_alone: Path) -> None:
+    """Preempted first; then the time limit comes near and the scheduler sends the signal that train.sh asked for."""
+    run = folder / "stopped"
+    job = slurm.submit(*TWO, str(SCRIPTS / "train.sh"), "train.yaml", str(run), cwd=folder)
+    slurm.wait(job, steps_done(run, 5), 180)
+    slurm.wait(job, lambda _: (run / "mlflow_run_id").exists(), 60)  # made beside the training
+    mlflow_run = (run / "mlflow_run_id").read_text(encoding="utf-8")
+    slurm.run("scontrol", "requeue", job)
+    slurm.wait(job, lambda found: found["Restarts"] == "1", 60)
+    slurm.wait(job, lambda found: found["JobState"] == "RUNNING", 60)
+    first = max(losses(run))
+    assert 5 <= first < STEPS, "the job was done before it could be stopped"
+
+    slurm.wait(job, steps_done(run, first + 5), 180)
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=3")  # less than the two minutes' notice
+    slurm.wait(job, lambda found: found["Restarts"] == "2", 120)
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    second = max(losses(run))
+    assert first + 5 <= second < STEPS, "the job was done before it could be stopped"
+
+    slurm.wait(job, completed, 300)
+    log = log_of(folder, job)
+    assert f"stopped on request; requeueing job {job}" in log, log
+    assert log.count(f"stopped on request at step {second} of {STEPS}") >= 1, log
+    assert losses(run) == losses(left_alone)
+    assert (run / "mlflow_run_id").read_text(encoding="utf-8") == mlflow_run
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        query = "select count(*) from metrics where run_uuid = ? and key = 'loss'"
+        assert database.execute(query, [mlflow_run.strip()]).fetchone() == (STEPS,)
+
+
+def test_a_killed_process_fails_the_job(slurm: SlurmCluster, folder: Path) -> None:
+    run = folder / "killed"
+    job = slurm.submit(*TWO, str(SCRIPTS / "train.sh"), "train.yaml", str(run), cwd=folder)
+    slurm.wait(job, steps_done(run, 2), 180)
+    (victim,) = processes_of(job, rank=1)
+    os.kill(victim, signal.SIGKILL)
+    found = slurm.wait(job, lambda found: found["JobState"] == "FAILED", 100)
+    assert found["Restarts"] == "0"
+    assert processes_of(job, rank=0) == []
+
+
+def processes_of(job: str, rank: int) -> list[int]:
+    """Process numbers of one rank of a job's training."""
+    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode(), b"SLURM_STEP_ID=0"}
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = set((path / "environ").read_bytes().split(b"\0"))
+            if wanted <= variables and b"comir-hpc" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+# ---------------------------------------------------------------------- what is refused before a job waits
+
+
+def on_login_node(
+    slurm: SlurmCluster, *words: str, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, cwd=cwd, env={**slurm.environment, **environment}, capture_output=True, text=True,
+        encoding="utf-8", timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "message"),
+    [
+        ({}, ("train.yaml",), "usage: "),
+        ({}, ("absent.yaml", "run"), "config absent.yaml is not readable"),
+        ({"COMIR_IMAGE": "absent.sif"}, ("train.yaml", "run"), "image absent.sif is not readable; build it"),
+        ({"COMIR_MODULES": "absent"}, ("train.yaml", "run"), "module absent does not load"),
+        ({"COMIR_PARTITION": "members"}, ("train.yaml", "run"), "they are COMIR_ACCOUNT, COMIR_PARTITION"),
+        ({}, ("--nodes=20", "train.yaml", "run"), "sbatch refused the job"),
+    ],
+)
+def test_what_is_missing_is_said_on_the_login_node(
+    slurm: SlurmCluster, folder: Path, environment: dict[str, str], words: tuple[str, ...], message: str
+) -> None:
+    before = slurm.run("squeue", "-h", "-t", "all", "-o", "%A")
+    done = on_login_node(slurm, str(SCRIPTS / "train.sh"), *words, cwd=folder, **environment)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert slurm.run("squeue", "-h", "-t", "all", "-o", "%A") == before
+
+
+def test_account_and_partition_of_the_site_are_used(slurm: SlurmCluster, folder: Path) -> None:
+    site = {"COMIR_ACCOUNT": "lab", "COMIR_PARTITION": "other"}
+    words = (str(SCRIPTS / "train.sh"), "--hold", "train.yaml", "held")
+    done = on_login_node(slurm, *words, cwd=folder, **site)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.removeprefix("job ").strip()
+    found = slurm.job(job)
+    assert (found["Account"], found["Partition"]) == ("lab", "other")
+    slurm.run("scancel", job)
