@@ -160,7 +160,7 @@ def _evaluation(folder: Path, record: dict[str, Any], error_mm: FloatArray, grid
         tre_mm=mean,
         tre_median_mm=float(np.median(error_mm)),
         tre_p95_mm=float(np.percentile(error_mm, 95)),
-        tre_voxels=mean / min(grid.spacing_mm),
-        success=bool(mean <= SUCCESS_SHARE * float(np.mean(grid.extent_mm))),
+        tre_voxels=mean / grid.finest_mm,
+        success=bool(mean <= SUCCESS_SHARE * grid.mean_side_mm),
         seconds=float(sum(record["timings_s"].values())),
     )

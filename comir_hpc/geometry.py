@@ -140,6 +140,26 @@ class Grid:
         return z, y, x
 
     @property
+    def planar(self) -> bool:
+        """Whether this is a single slice: one voxel along z, of which the spacing is no more than a thickness."""
+        return self.shape_zyx[0] == 1
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Array axes (0 is z) along which there is something to see: (1, 2) of a single slice, else all three."""
+        return (1, 2) if self.planar else (0, 1, 2)
+
+    @property
+    def finest_mm(self) -> float:
+        """Smallest spacing along `axes`, in mm: what a voxel is when errors are counted in voxels."""
+        return min(self.spacing_mm[axis] for axis in self.axes)
+
+    @property
+    def mean_side_mm(self) -> float:
+        """Mean side along `axes`, in mm: what errors are measured against."""
+        return float(np.mean([self.extent_mm[axis] for axis in self.axes]))
+
+    @property
     def centre_mm(self) -> FloatArray:
         """World position (x, y, z) of the middle of the grid in mm, shape (3,)."""
         return self.world_mm((np.asarray(self.shape_zyx) - 1) / 2)

@@ -453,6 +453,25 @@ def so3_grid(count: int) -> FloatArray:
     return from_quaternions(np.stack(quaternions, axis=-1))
 
 
+def so2_grid(count: int) -> FloatArray:
+    """Rotations about z by `count` evenly spread angles, the first of them 0: all turns of a single slice.
+
+    Returns
+    -------
+    (count, 3, 3) float64 in zyx order.
+
+    Raises
+    ------
+    ConfigError
+        If `count` is smaller than 1.
+    """
+    if count < 1:
+        raise ConfigError(f"a grid of {count} rotations was asked for; expected at least 1")
+    half = np.pi * np.arange(count) / count
+    zeros = np.zeros(count)
+    return from_quaternions(np.stack([np.cos(half), zeros, zeros, np.sin(half)], axis=-1))
+
+
 def covering_radius_deg(rotations: ArrayLike) -> float:
     """Return the largest angle, degrees, from any rotation of SO(3) to the nearest of the given ones.
 

@@ -9,6 +9,7 @@ SimpleITK orders a voxel index (x, y, z) where our arrays are (z, y, x); that or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -143,10 +144,15 @@ class Transform:
 # ---------------------------------------------------------------------------------------------- SimpleITK
 
 
-def itk_image(array_zyx: NDArray[Any], grid: Grid) -> sitk.Image:
+def itk_image(array_zyx: NDArray[Any], grid: Grid, *, flat: bool = False) -> sitk.Image:
     """SimpleITK image, in mm, of an array (z, y, x), or a vector image of (c, z, y, x).
 
     Booleans become uint8 and float16 float32, which ITK lacks.
+
+    Parameters
+    ----------
+    flat : bool
+        Of a single slice in the plane z = 0 of the world, an image of two dimensions.
 
     Raises
     ------
@@ -159,13 +165,16 @@ def itk_image(array_zyx: NDArray[Any], grid: Grid) -> sitk.Image:
         array_zyx = array_zyx.astype(np.uint8)
     elif array_zyx.dtype == np.float16:
         array_zyx = array_zyx.astype(np.float32)
-    if array_zyx.ndim == 4:
+    if flat:
+        array_zyx = np.squeeze(array_zyx, axis=-3)
+    if array_zyx.ndim == (3 if flat else 4):
         image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(array_zyx, 0, -1)), isVector=True)
     else:
         image = sitk.GetImageFromArray(np.ascontiguousarray(array_zyx))
-    image.SetSpacing(grid.spacing_mm[::-1])
-    image.SetOrigin(grid.origin_mm)
-    image.SetDirection([number for row in grid.direction for number in row])
+    axes = image.GetDimension()
+    image.SetSpacing(grid.spacing_mm[::-1][:axes])
+    image.SetOrigin(grid.origin_mm[:axes])
+    image.SetDirection([number for row in grid.direction[:axes] for number in row[:axes]])
     return image
 
 
@@ -186,36 +195,38 @@ def array_and_grid(image: sitk.Image) -> tuple[NDArray[Any], Grid]:
     return array, grid
 
 
-def itk_transform(transform: Transform) -> sitk.AffineTransform:
-    """SimpleITK's form of a transform, about the same centre."""
-    affine = sitk.AffineTransform(3)
-    affine.SetCenter(transform.centre_mm.tolist())
-    affine.SetMatrix(transform.matrix_mm[:3, :3].ravel().tolist())
-    affine.SetTranslation(transform.translation_mm.tolist())
+def itk_transform(transform: Transform, *, flat: bool = False) -> sitk.AffineTransform:
+    """SimpleITK's form of a transform, about the same centre; `flat`: of the plane z = 0, which it keeps."""
+    axes = 2 if flat else 3
+    affine = sitk.AffineTransform(axes)
+    affine.SetCenter(transform.centre_mm[:axes].tolist())
+    affine.SetMatrix(transform.matrix_mm[:axes, :axes].ravel().tolist())
+    affine.SetTranslation(transform.translation_mm[:axes].tolist())
     return affine
 
 
-def from_itk(transform: sitk.Transform) -> Transform:
-    """Our form of any linear SimpleITK transform, a composite of linear ones included.
+def from_itk(transform: sitk.Transform, *, flat: bool = False) -> Transform:
+    """Our form of any linear SimpleITK transform, a composite of linear ones included; `flat`: of the plane z = 0.
 
     Raises
     ------
     RegistrationError
-        If it is not linear or not three-dimensional.
+        If it is not linear or not three-dimensional (flat: two-dimensional).
     """
-    if transform.GetDimension() != 3 or not transform.IsLinear():
+    axes = 2 if flat else 3
+    if transform.GetDimension() != axes or not transform.IsLinear():
         raise RegistrationError(
-            f"{transform.GetName()} in {transform.GetDimension()} dimensions is not a linear transform in 3"
+            f"{transform.GetName()} in {transform.GetDimension()} dimensions is not a linear transform in {axes}"
         )
-    try:
-        centre = np.asarray(transform.Downcast().GetCenter(), dtype=np.float64)
-    except AttributeError:  # a translation, or a composite, has none
-        centre = np.zeros(3)
-    at_centre = np.asarray(transform.TransformPoint(centre.tolist()))
+    centre = np.zeros(3)
+    with contextlib.suppress(AttributeError):  # a translation, or a composite, has none
+        centre[:axes] = transform.Downcast().GetCenter()
+    at_centre = np.asarray(transform.TransformPoint(centre[:axes].tolist()))
     matrix = np.eye(4)
-    for axis, unit in enumerate(np.eye(3)):
-        matrix[:3, axis] = np.asarray(transform.TransformPoint((centre + unit).tolist())) - at_centre
-    matrix[:3, 3] = at_centre - matrix[:3, :3] @ centre
+    for axis, unit in enumerate(np.eye(axes)):
+        moved = transform.TransformPoint((centre[:axes] + unit).tolist())
+        matrix[:axes, axis] = np.asarray(moved) - at_centre
+    matrix[:axes, 3] = at_centre - matrix[:axes, :axes] @ centre[:axes]
     return Transform(matrix, centre)
 
 

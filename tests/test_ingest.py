@@ -343,9 +343,9 @@ def test_constant_image(tmp_path: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [((0, 5, 6), "has no voxels"), ((1, 50, 60), "single slice"), ((50, 60, 1), "single slice")],
+    [((0, 5, 6), "has no voxels"), ((1, 1, 60), "is a line"), ((50, 1, 1), "is a line")],
 )
-def test_volumes_without_depth(tmp_path: Path, shape: tuple[int, ...], words: str) -> None:
+def test_neither_volume_nor_slice(tmp_path: Path, shape: tuple[int, ...], words: str) -> None:
     np.save(tmp_path / "v.npy", np.zeros(shape))
     with pytest.raises(VolumeError, match=rf"v\.npy: .*{words}"):
         ingest(settings(tmp_path / "v.npy", tmp_path / "v.zarr", spacing=(2, 1, 1), unit="mm"))

@@ -57,7 +57,7 @@ def plain_information(weight, f, m, edges):
 def test_masked_correlation_equals_a_plain_loop_at_every_shift(channels):
     fixed, moving = coarse((6, 5, 7), channels, 0), coarse((5, 5, 5), channels, 1)
     needed = 0.3 * float(fixed.weights.sum())
-    correlator = Correlator.plan(fixed.weights, 5, needed)
+    correlator = Correlator.plan(fixed.weights, (5, 5, 5), needed)
     criterion = MaskedCorrelation(fixed)
     flat = criterion.moving_maps(moving.values.reshape(channels, -1), moving.weights.ravel())
     scores, overlap = criterion.score(correlator.spectra(flat.reshape(-1, 5, 5, 5)), correlator)
@@ -76,7 +76,7 @@ def test_masked_correlation_equals_a_plain_loop_at_every_shift(channels):
 
 def test_mutual_information_equals_a_plain_histogram_at_every_shift():
     fixed, moving = coarse((6, 5, 7), 1, 0), coarse((5, 5, 5), 1, 1)
-    correlator = Correlator.plan(fixed.weights, 5, 0.4 * float(fixed.weights.sum()))
+    correlator = Correlator.plan(fixed.weights, (5, 5, 5), 0.4 * float(fixed.weights.sum()))
     criterion = MutualInformation(fixed, moving, classes=4)
     flat = criterion.moving_maps(moving.values.reshape(1, -1), moving.weights.ravel())
     scores, _ = criterion.score(correlator.spectra(flat.reshape(-1, 5, 5, 5)), correlator)
@@ -96,14 +96,14 @@ def test_turned_samples_come_from_where_the_rotation_points():
     straight, weights = turner.sample(np.eye(3))
     cube = turner.cube(np.concatenate([straight, weights[None]]))
     inside = cube[1] > 0.99
-    centre = (turner.side - 1) // 2
+    centre = (turner.shape[0] - 1) // 2
     assert np.allclose(
-        cube[0][inside], (4 + np.arange(turner.side) - centre)[np.nonzero(inside)[0]], atol=1e-4
+        cube[0][inside], (4 + np.arange(turner.shape[0]) - centre)[np.nonzero(inside)[0]], atol=1e-4
     )
     quarter, _ = turner.sample(turn(90, (0, 1, 0)))  # carries x onto -z
     turned = turner.cube(quarter)[0]
     assert np.allclose(
-        turned[inside], (4 - np.arange(turner.side) + centre)[np.nonzero(inside)[2]], atol=1e-4
+        turned[inside], (4 - np.arange(turner.shape[0]) + centre)[np.nonzero(inside)[2]], atol=1e-4
     )
 
 

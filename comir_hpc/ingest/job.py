@@ -135,15 +135,15 @@ class Job:
 
 
 def _require_volume(source: Source) -> None:
-    """The single place that refuses what has no depth."""
+    """The single place that refuses what is neither a volume nor a slice."""
     if 0 in source.shape:
         raise VolumeError(
             f"{source.path}: shape {source.shape} (c, z, y, x) has no voxels; expected a volume"
         )
-    if 1 in source.shape_zyx:
+    if sum(size == 1 for size in source.shape_zyx) > 1:
         raise VolumeError(
-            f"{source.path}: shape {source.shape_zyx} (z, y, x) is a single slice; expected a volume of at least "
-            "two voxels along each axis: give the whole stack"
+            f"{source.path}: shape {source.shape_zyx} (z, y, x) is a line; expected a volume or a single slice of at "
+            "least two voxels along y and x"
         )
 
 

@@ -10,15 +10,17 @@ from comir_hpc.readers import tiff as _tiff
 from comir_hpc.readers.arrays import hdf5, in_memory, npy, zarr_array
 from comir_hpc.readers.dicom import dicom, dicom_series
 from comir_hpc.readers.itk_files import metaimage, nifti, nrrd
-from comir_hpc.readers.source import Source
+from comir_hpc.readers.pictures import picture
+from comir_hpc.readers.source import Source, upright
 
 __all__ = ["FORMATS", "Source", "in_memory", "open_source"]
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), TIFF and OME-TIFF (.tif, .tiff), " \
-    "HDF5 (.h5, .hdf5), .npy, .zarr, a folder of DICOM or TIFF slices"  # fmt: skip
+    "HDF5 (.h5, .hdf5), .npy, .zarr, a folder of DICOM or TIFF slices, one slice as .png or .jpg"  # fmt: skip
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _BY_SUFFIX: dict[str, Callable[[Path], Source]] = {
     ".nii": nifti, ".nii.gz": nifti, ".nrrd": nrrd, ".nhdr": nrrd, ".mha": metaimage, ".mhd": metaimage, ".npy": npy,
+    ".png": picture, ".jpg": picture, ".jpeg": picture,
 }  # fmt: skip
 _BY_SUFFIX_AND_DATASET: dict[str, Callable[[Path, str | None], Source]] = {
     **dict.fromkeys(_tiff.SUFFIXES, _tiff.tiff),
@@ -39,6 +41,10 @@ def open_source(path: Path, dataset: str | None = None) -> Source:
     VolumeError
         If nothing is there, the format is unknown, or the header does not describe a volume.
     """
+    return upright(_opened(path, dataset))
+
+
+def _opened(path: Path, dataset: str | None) -> Source:
     if not path.exists():
         raise VolumeError(f"{path} does not exist; expected {FORMATS}")
     if path.is_dir():

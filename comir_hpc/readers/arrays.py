@@ -13,7 +13,19 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, Triple, Vector
-from comir_hpc.readers.source import RawLayout, Source, axes_of, cut, known_unit, reading, shape_of, storable
+from comir_hpc.readers.source import (
+    NO_THICKNESS,
+    THICKNESS,
+    RawLayout,
+    Source,
+    axes_of,
+    cut,
+    known_unit,
+    reading,
+    shape_of,
+    storable,
+    upright,
+)
 from comir_hpc.volume import foreign_arrays, foreign_node
 
 _ELEMENT_SIZE = "element_size_um"
@@ -38,11 +50,12 @@ def in_memory(array: NDArray[Any], grid: Grid, name: str = "array") -> Source:
     for channel in values:
         for plane in channel:
             digest.update(np.ascontiguousarray(plane).tobytes())
-    return Source(
+    source = Source(
         path=path, kind="array", shape=values.shape, dtype=storable(values.dtype, path),
         read_box=lambda box: cut(values, "czyx", box), files=(), spacing_zyx=grid.spacing_zyx, unit=grid.unit,
         origin_xyz=grid.origin_xyz, direction=grid.direction, digest=digest.hexdigest()[:16],
     )  # fmt: skip
+    return upright(source)
 
 
 def npy(path: Path) -> Source:
@@ -74,7 +87,8 @@ def hdf5(path: Path, dataset: str | None = None) -> Source:
     Raises
     ------
     VolumeError
-        If `dataset` is not in the file, or not given and not the only one of three axes or more.
+        If `dataset` is not in the file, or not given and not the only one of three axes or more (or, where there is
+        none, of two).
     """
     with reading(path, "HDF5"), h5py.File(path, "r") as file:
         name = dataset or _only(path, _hdf5_datasets(file))
@@ -122,7 +136,7 @@ def _labelled(labels: str, shape: Sequence[int]) -> tuple[str, tuple[str, ...]] 
     """Axes from the labels of an HDF5 dataset, if every axis has one that we know."""
     if (
         len(labels) != len(shape)
-        or not set("zyx") <= set(labels) <= set("tczyx")
+        or not set("yx") <= set(labels) <= set("tczyx")
         or len(set(labels)) < len(labels)
     ):
         return None
@@ -213,15 +227,14 @@ def _ome_zarr(path: Path, group: str, level: str | None) -> Source:
     array = _node(path, place)
     names = "".join(a["name"].lower() for a in multiscale["axes"])
     shape = tuple(int(n) for n in array.shape)
-    if not set("zyx") <= set(names) <= set("tczyx") or ("t" in names and shape[names.index("t")] > 1):
+    if not set("yx") <= set(names) <= set("tczyx") or ("t" in names and shape[names.index("t")] > 1):
         raise VolumeError(
-            f"{path}: axes ({', '.join(names)}) of {shape}; expected z, y, x, channels and one time point"
+            f"{path}: axes ({', '.join(names)}) of {shape}; expected z, y, x (or y, x), channels and one time point"
         )
     axes = names.replace("t", "1")
     scale, translation = _scale_and_translation(multiscale, dataset, len(names))
     units = {a.get("unit") for a in multiscale["axes"] if a["name"].lower() in "zyx"}
     unit = known_unit(units)
-    z, y, x = (names.index(a) for a in "zyx")
     own = dict(node.attrs).get("comir")
     common: dict[str, Any] = dict(
         path=path, kind="OME-Zarr", shape=shape_of(shape, axes), dtype=storable(array.dtype, path),
@@ -236,10 +249,13 @@ def _ome_zarr(path: Path, group: str, level: str | None) -> Source:
             origin_xyz=grid.origin_xyz,
             direction=grid.direction,
         )
+    place_of = {axis: names.index(axis) for axis in "zyx" if axis in names}
+    z, y, x = (scale[place_of[a]] if scale and a in place_of else THICKNESS for a in "zyx")
     return Source(
-        **common, spacing_zyx=(scale[z], scale[y], scale[x]) if scale else None, unit=unit,
-        origin_xyz=(translation[x], translation[y], translation[z]),
+        **common, spacing_zyx=(z, y, x) if scale else None, unit=unit,
+        origin_xyz=tuple(translation[place_of[a]] if a in place_of else 0.0 for a in "xyz"),  # type: ignore[arg-type]
         says="" if unit else f"the units of its axes are {sorted(map(str, units))}",
+        notes=() if "z" in names else (f"{path.name}: {NO_THICKNESS}",),
     )  # fmt: skip
 
 
@@ -266,8 +282,9 @@ def _scale_and_translation(
 
 def _only(path: Path, found: dict[str, tuple[tuple[int, ...], str]]) -> str:
     volumes = [name for name, (shape, _) in found.items() if len(shape) >= 3]
-    if len(volumes) == 1:
-        return volumes[0]
+    slices = [name for name, (shape, _) in found.items() if len(shape) == 2]
+    if len(volumes or slices) == 1:
+        return (volumes or slices)[0]
     raise VolumeError(
         f"{path} holds {len(volumes)} arrays of three axes or more; name one with --dataset NAME. "
         f"It holds {_listed(found)}"

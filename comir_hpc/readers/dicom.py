@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import IDENTITY, Box, FloatArray, Matrix, Vector
+from comir_hpc.geometry import Box, FloatArray, Matrix, Vector
 from comir_hpc.readers.itk_files import geometry_of, itk_dtype, itk_header
 from comir_hpc.readers.source import Source, cut, reading, storable
 
@@ -59,8 +59,9 @@ def dicom(path: Path, series: dict[str, tuple[str, ...]], dataset: str | None = 
     dtype, channels = storable(itk_dtype(header), path), int(header.GetNumberOfComponents())
     if len(files) == 1 and header.GetSize()[-1] > 1:
         return _multiframe(path, Path(files[0]), header, dtype)
-    (_, sy, sx), origin, _ = geometry_of(header, Path(files[0]))
-    spacing, direction = _stacking(path, files, sy, sx) if len(files) > 1 else ((1.0, sy, sx), IDENTITY)
+    spacing, origin, direction = geometry_of(header, Path(files[0]))  # of one slice: its thickness, its plane
+    if len(files) > 1:
+        spacing, direction = _stacking(path, files, *spacing[1:])
     spaced = header.HasMetaDataKey(_PIXEL_SPACING) or header.HasMetaDataKey(_IMAGER_SPACING)
     x, y = header.GetSize()[:2]
     return Source(

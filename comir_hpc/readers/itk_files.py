@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import MM_PER_UNIT, Box, Matrix, Vector
-from comir_hpc.readers.source import RawLayout, Source, cut, known_unit, reading, shape_of, storable
+from comir_hpc.readers.source import (
+    NO_THICKNESS,
+    THICKNESS,
+    RawLayout,
+    Source,
+    cut,
+    known_unit,
+    reading,
+    shape_of,
+    storable,
+)
 
 _MM_BY_CONVENTION = "the file names no unit of length: its spacing is taken as millimetres, as ITK does"
 _META_TYPES = {
@@ -65,6 +75,9 @@ def nifti(path: Path) -> Source:
     spacing, origin, direction = itk_geometry(path, kind)
     scale = MM_PER_UNIT[unit] if unit else 1.0  # ITK has converted to mm already
     notes = [] if unit else [f"{path.name}: {_MM_BY_CONVENTION}"]
+    if len(proxy.shape) == 2:
+        spacing = THICKNESS * scale, *spacing[1:]
+        notes += [f"{path.name}: {NO_THICKNESS}"]
     notes += _nifti_orientation_notes(path, image, codes)
     read, load_bytes = _raw_or_loaded(path, layout, compressed=path.name.lower().endswith(".gz"))
     dtype, read = _rescaled(storable(layout.dtype, path), read, slope, intercept)
@@ -79,13 +92,14 @@ _NIFTI_UNITS = {"unknown": None, "meter": "meter", "mm": "millimeter", "micron":
 
 
 def _nifti_layout(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> RawLayout:
+    shape = (*shape, 1) if len(shape) == 2 else shape
     if dtype.names:  # RGB24 and RGBA32
         layout = RawLayout(path, offset, np.dtype(np.uint8), (*shape[::-1], len(dtype.names)), "zyxc")
     else:
         layout = RawLayout(path, offset, dtype, shape[::-1], "zyx")
     extra = len(shape) - 3
     if extra < 0:
-        raise VolumeError(f"{path}: an image of {shape} voxels (x, y, ...) is no volume; expected three axes")
+        raise VolumeError(f"{path}: an image of {shape} voxels (x) is no volume; expected two or three axes")
     longer = [n for n in shape[3:] if n > 1]
     if len(longer) > 1 or (longer and dtype.names):
         raise VolumeError(
@@ -104,7 +118,7 @@ def _nifti_orientation_notes(path: Path, image: Any, codes: tuple[int, int]) -> 
         ]
     if not sform or not qform:
         return []
-    size = np.asarray([*image.shape[:3], 1.0])
+    size = np.asarray([*(*image.shape, 1)[:3], 1.0])
     size[:3] -= 1
     difference = (image.header.get_sform() - image.header.get_qform()) @ np.diag(size)
     # The largest displacement of a corner is at most the sum over the axes; 1 % of a voxel is rounding.
@@ -189,8 +203,8 @@ def _nrrd_layout(path: Path, fields: dict[str, str], length: int) -> RawLayout |
     shape = tuple(int(n) for n in fields["sizes"].split())[::-1]
     kinds = fields.get("kinds", "domain " * len(shape)).lower().split()[::-1]
     spatial = [k in ("domain", "space") for k in kinds]
-    if len(shape) == 3 and all(spatial):
-        axes = "zyx"
+    if len(shape) in (2, 3) and all(spatial):
+        axes = "zyx"[-len(shape) :]
     elif len(shape) == 4 and spatial == [True, True, True, False]:
         axes = "zyxc"
     else:
@@ -243,14 +257,15 @@ def _meta_layout(path: Path, fields: dict[str, str], length: int) -> RawLayout |
         fields.get("compresseddata", "False").lower() == "true" or fields.get("binarydata", "True") != "True"
     )
     shape = tuple(int(n) for n in fields["dimsize"].split())[::-1]
-    if code is None or packed or len(shape) != 3 or "%" in name or name.upper().startswith("LIST"):
+    if code is None or packed or len(shape) not in (2, 3) or "%" in name or name.upper().startswith("LIST"):
         return None
     channels = int(fields.get("elementnumberofchannels", "1"))
     big = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "False")).lower() == "true"
     local = name.upper() == "LOCAL"
     file, skip = path if local else path.parent / name, int(fields.get("headersize", "0"))
+    axes = "zyx"[-len(shape) :]
     layout = RawLayout(file, length if local else max(skip, 0), np.dtype((">" if big else "<") + code),
-                       (*shape, channels) if channels > 1 else shape, "zyxc" if channels > 1 else "zyx")  # fmt: skip
+                       (*shape, channels) if channels > 1 else shape, axes + "c" if channels > 1 else axes)  # fmt: skip
     if not local and skip < 0:  # -1: the voxels are the end of the file
         return replace(layout, offset=(file.stat().st_size if file.is_file() else 0) - layout.num_bytes)
     return layout
@@ -260,12 +275,12 @@ def _meta_layout(path: Path, fields: dict[str, str], length: int) -> RawLayout |
 
 
 def itk_header(path: Path, kind: str) -> sitk.ImageFileReader:
-    """A SimpleITK reader that has read the header of a volume of three axes.
+    """A SimpleITK reader that has read the header of an image of any number of axes.
 
     Raises
     ------
     VolumeError
-        If ITK cannot read it, or it has another number of axes.
+        If ITK cannot read it.
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -291,21 +306,26 @@ def itk_geometry(path: Path, kind: str) -> tuple[Vector, Vector, Matrix]:
 
 
 def geometry_of(header: sitk.ImageFileReader | sitk.Image, path: Path) -> tuple[Vector, Vector, Matrix]:
-    """Spacing (z, y, x), origin (x, y, z) and direction from anything of SimpleITK that has them."""
+    """Spacing (z, y, x), origin (x, y, z) and direction from anything of SimpleITK that has them.
+
+    An image of two axes lies in the plane z = 0.
+    """
     dimension = header.GetDimension()
-    if dimension < 3:
+    if dimension < 2:
         raise VolumeError(
-            f"{path}: an image of {dimension} axes, {header.GetSize()} voxels (x, y); expected three"
+            f"{path}: an image of {dimension} axes, {header.GetSize()} voxels (x); expected two or three"
         )
-    direction = np.asarray(header.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    direction = np.eye(3)
+    axes = min(dimension, 3)
+    direction[:axes, :axes] = np.asarray(header.GetDirection()).reshape(dimension, dimension)[:axes, :axes]
     # Single-precision headers leave 1e-7 of shear; the nearest rotation is what was meant. Real shear stays, and
     # Grid refuses it.
     left, _, right = np.linalg.svd(direction)
     if np.allclose(left @ right, direction, atol=1e-3):
         direction = left @ right
-    x, y, z = header.GetSpacing()[:3]
+    x, y, z = (*header.GetSpacing(), THICKNESS)[:3]
     rows = [tuple(float(v) for v in row) for row in direction]
-    origin = tuple(float(o) + 0.0 for o in header.GetOrigin()[:3])
+    origin = tuple(float(o) + 0.0 for o in (*header.GetOrigin(), 0.0)[:3])
     return (z, y, x), origin, tuple(rows)  # type: ignore[return-value]
 
 
@@ -319,20 +339,22 @@ def _itk_source(
     files: tuple[Path, ...],
 ) -> Source:
     header = itk_header(path, kind)
-    if header.GetDimension() != 3:
+    if header.GetDimension() not in (2, 3):
         raise VolumeError(
             f"{path}: {header.GetDimension()} axes of {header.GetSize()} voxels (x, y, ...); expected three: "
             "extract one volume of the sequence"
         )
     spacing, origin, direction = geometry_of(header, path)
     dtype = storable(itk_dtype(header), path)
-    x, y, z = (int(n) for n in header.GetSize())
+    x, y, z = (int(n) for n in (*header.GetSize(), 1)[:3])
     shape = (int(header.GetNumberOfComponents()), z, y, x)
     if layout is not None and shape_of(layout.shape, layout.axes) != shape:
         layout = None
     read, load_bytes = _raw_or_loaded(path, layout, shape=shape, dtype=dtype)
     unit = known_unit(units or {"mm"})
     notes = () if units or not spaced else (f"{path.name}: {_MM_BY_CONVENTION}",)
+    if header.GetDimension() == 2:
+        notes = (*notes, f"{path.name}: {NO_THICKNESS}")
     return Source(
         path=path, kind=kind, shape=shape, dtype=dtype, read_box=read, files=files,
         spacing_zyx=spacing if spaced else None, unit=unit if spaced else None,
@@ -379,7 +401,8 @@ def _raw_or_loaded(
         if layout is not None:
             return cut(unpacked(), layout.axes, box)
         values = sitk.GetArrayViewFromImage(image())  # valid as long as the image, which the cache holds
-        return cut(values, "zyx" if values.ndim == 3 else "zyxc", box)
+        axes = "zyx"[-image().GetDimension() :]
+        return cut(values, axes if values.ndim == len(axes) else axes + "c", box)
 
     if layout is not None:
         return read, layout.num_bytes

@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ UNREADABLE: tuple[type[Exception], ...] = (
     struct.error, zlib.error,
 )  # fmt: skip
 _SPACING_HELP = "give it with --spacing Z Y X --unit mm (or um, nm, ...)"
+THICKNESS = 1.0
+"""Spacing across a single slice whose file names none, in the unit of the others. Nothing is computed with it."""
+NO_THICKNESS = "the file names no slice thickness: it is taken as 1 in the unit of the spacing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,8 @@ class Source:
         Conventions that were applied because the file leaves them open, for the user to see.
     digest : str, optional
         Of the content, where there is no file (an array in memory).
+    order : three int
+        The file's axes (0 is its z) that became z, y, x; see `upright`.
     """
 
     path: Path
@@ -77,6 +82,7 @@ class Source:
     says: str = ""
     notes: tuple[str, ...] = ()
     digest: str | None = None
+    order: Triple = (0, 1, 2)
 
     @property
     def shape_zyx(self) -> Triple:
@@ -115,7 +121,7 @@ class Source:
         return values
 
     def grid(self, spacing: Vector | None = None, unit: str | None = None) -> Grid:
-        """Where the voxels lie: the file's word, replaced by `spacing` (z, y, x, in `unit`) where that is given.
+        """Where the voxels lie: the file's word, replaced by `spacing` (in the file's order, and `unit`) where given.
 
         Raises
         ------
@@ -139,11 +145,11 @@ class Source:
                 f"{self.path}: no unit of length for its spacing in this {self.kind} file{said}; "
                 "give it with --unit mm (or um, nm, ...)"
             )
-        used = spacing or self.spacing_zyx
+        used = tuple(spacing[axis] for axis in self.order) if spacing else self.spacing_zyx
         assert used is not None
         scale = MM_PER_UNIT[own] / MM_PER_UNIT[named] if own else 1.0
         x, y, z = (o * scale for o in self.origin_xyz)
-        return Grid(self.shape_zyx, used, (x, y, z), self.direction, named)
+        return Grid(self.shape_zyx, used, (x, y, z), self.direction, named)  # type: ignore[arg-type]
 
     def fingerprint(self) -> str:
         """Digest of path, size and time of every file; it changes when the content may have changed."""
@@ -203,23 +209,59 @@ def storable(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
     return dtype
 
 
+def upright(source: Source) -> Source:
+    """Turn a single slice across y or x so that its normal is z; the other axes keep their order.
+
+    Everything else knows single slices by their one voxel along z. The voxels stay where they are in the world.
+    """
+    single = [axis for axis, size in enumerate(source.shape_zyx) if size == 1]
+    # Volumes, slices as they should be, and lines, which ingest refuses.
+    if len(single) != 1 or single == [0]:
+        return source
+    first = single[0]
+    y, x = (axis for axis in range(3) if axis != first)
+    order = (first, y, x)
+
+    def of(values: Sequence[Any]) -> tuple[Any, Any, Any]:
+        return values[first], values[y], values[x]
+
+    def read(box: Box) -> NDArray[Any]:
+        start, stop = [0, 0, 0], [0, 0, 0]
+        for axis, a, b in zip(order, box.start, box.stop, strict=True):
+            start[axis], stop[axis] = a, b
+        values = source.read_box(Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])))
+        return values.transpose(0, *(1 + axis for axis in order))
+
+    # Columns of the direction belong to x, y, z.
+    rows = [(row[2 - x], row[2 - y], row[2 - first]) for row in source.direction]
+    name = "zyx"[first]
+    return replace(
+        source, shape=(source.num_channels, *of(source.shape_zyx)), read_box=read, order=order,
+        spacing_zyx=None if source.spacing_zyx is None else of(source.spacing_zyx),
+        direction=(rows[0], rows[1], rows[2]), atom_zyx=of(source.atom_zyx),
+        notes=(*source.notes, f"{source.path.name}: a slice across {name}; stored across z, the world unchanged"),
+    )  # fmt: skip
+
+
 def axes_of(shape: Sequence[int], path: Path) -> tuple[str, tuple[str, ...]]:
     """Axes of an array that does not name them: one letter each of ``czyx``, and notes on what was assumed.
 
-    Three axes are (z, y, x). Of four, the channels are the first or the last, whichever is shorter.
+    Two axes are (y, x), a single slice; three are (z, y, x). Of four, the channels are the first or the last,
+    whichever is shorter.
 
     Raises
     ------
     VolumeError
         For any other number of axes.
     """
-    if len(shape) == 3:
-        return "zyx", ()
+    if len(shape) in (2, 3):
+        return "zyx"[-len(shape) :], ()
     if len(shape) == 4:
         axes = "zyxc" if shape[-1] < shape[0] else "czyx"
         return axes, (f"{path.name}: shape {tuple(shape)} is read as ({', '.join(axes)})",)
     raise VolumeError(
-        f"{path}: an array of shape {tuple(shape)}; expected (z, y, x), or four axes of which one is the channels"
+        f"{path}: an array of shape {tuple(shape)}; expected (y, x), (z, y, x), or four axes of which one is the "
+        "channels"
     )
 
 
@@ -238,20 +280,21 @@ def known_unit(names: Iterable[str | None]) -> str | None:
 def cut(array: Any, axes: str, box: Box) -> NDArray[Any]:
     """Voxels of `box` out of anything that slices like numpy and has axes named in `axes`, as (c, z, y, x).
 
-    An axis ``1`` is taken at its only index.
+    An axis ``1`` is taken at its only index; an array without ``z`` is a single slice.
     """
     where = dict(zip("zyx", box.slices, strict=True))
     index = tuple(0 if a == "1" else where.get(a, slice(None)) for a in axes)
     values: NDArray[Any] = np.asarray(array[index])
     kept = axes.replace("1", "")
-    if "c" not in kept:
-        values, kept = values[None], "c" + kept
+    for axis in "zc":
+        if axis not in kept:
+            values, kept = values[None], axis + kept
     return values.transpose([kept.index(a) for a in "czyx"])
 
 
 def shape_of(shape: Sequence[int], axes: str) -> tuple[int, int, int, int]:
     """(c, z, y, x) of an array with these axes."""
-    sizes = {"c": 1, **dict(zip(axes, shape, strict=True))}
+    sizes = {"c": 1, "z": 1, **dict(zip(axes, shape, strict=True))}
     return sizes["c"], sizes["z"], sizes["y"], sizes["x"]
 
 
@@ -292,6 +335,8 @@ class RawLayout:
 
         Rows are read, not mapped: a map counts every page around a touched one as this process's memory.
         """
+        if "z" not in self.axes:
+            return replace(self, shape=(1, *self.shape), axes="z" + self.axes).read(box)
         if "yx" not in self.axes:
             return cut(self._mapped(), self.axes, box).copy()
         split = self.axes.index("y")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import MM_PER_UNIT, Box, Triple, Vector, unit_name
-from comir_hpc.readers.source import RawLayout, Source, reading, shape_of, storable
+from comir_hpc.readers.source import NO_THICKNESS, THICKNESS, RawLayout, Source, reading, shape_of, storable
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _TIFF_ERROR = tifffile.TiffFileError
@@ -60,7 +60,8 @@ def tiff(path: Path, dataset: str | None = None) -> Source:
         page = series.keyframe
         shape, axes = _volume_axes(path, series)
         dtype = storable(series.dtype, path)
-        spacing, unit, says = _calibration(file, number, page)
+        planar = shape_of(shape, axes)[1] == 1
+        spacing, unit, says = _calibration(file, number, page, planar)
         contiguous = series.dataoffset
         raw = np.dtype(file.byteorder + series.dtype.char)
         atom = _atom(page)
@@ -79,6 +80,7 @@ def tiff(path: Path, dataset: str | None = None) -> Source:
     return Source(
         path=path, kind=kind, shape=shape_of(shape, axes), dtype=dtype, read_box=reader,
         files=sorted(files), spacing_zyx=spacing, unit=unit, atom_zyx=atom, says=says,
+        notes=(f"{path.name}: {says}",) if spacing and says else (),
     )  # fmt: skip
 
 
@@ -261,7 +263,7 @@ def tiff_folder(path: Path, files: Sequence[Path]) -> Source:
         page: Any = file.pages[0].keyframe
         axes, shape = "z" + page.axes.lower().replace("s", "c"), (len(ordered), *page.shape)
         dtype, atom = storable(page.dtype, first), _atom(page)
-        _, _, says = _calibration(file, 0, page)
+        _, _, says = _calibration(file, 0, page, planar=False)
         if len(file.pages) > 1:
             raise VolumeError(f"{first} holds {len(file.pages)} pages; expected one slice a file in {path}")
     slices = _Slices(path, tuple(ordered), tuple(page.shape), dtype)
@@ -300,10 +302,15 @@ class _Slices:
 # ---------------------------------------------------------------------- spacing
 
 
-def _calibration(file: tifffile.TiffFile, number: int, page: Any) -> tuple[Vector | None, str | None, str]:
-    """Spacing (z, y, x) and unit where the file knows all three, and in words what it says otherwise."""
+def _calibration(
+    file: tifffile.TiffFile, number: int, page: Any, planar: bool
+) -> tuple[Vector | None, str | None, str]:
+    """Spacing (z, y, x) and unit where the file knows all three, and in words what it says otherwise.
+
+    A single slice (`planar`) has a spacing without a thickness, too.
+    """
     if file.is_ome and file.ome_metadata:
-        return _ome_calibration(file.ome_metadata, number)
+        return _ome_calibration(file.ome_metadata, number, planar)
     resolution = _resolution(page)
     if file.is_imagej and file.imagej_metadata:
         metadata = file.imagej_metadata
@@ -312,6 +319,8 @@ def _calibration(file: tifffile.TiffFile, number: int, page: Any) -> tuple[Vecto
         if unit is None:
             return None, None, f"ImageJ's unit is {name!r}, which is no length" if name else ""
         depth = metadata.get("spacing")
+        says = NO_THICKNESS if depth is None and planar else ""
+        depth = THICKNESS if says else depth
         if depth is None or resolution is None:
             return (
                 None,
@@ -319,7 +328,7 @@ def _calibration(file: tifffile.TiffFile, number: int, page: Any) -> tuple[Vecto
                 f"ImageJ's metadata has {'no slice spacing' if depth is None else 'no resolution'}",
             )
         spacing = abs(float(depth)), *resolution
-        return _in_unit(tuple(s * _MM_PER_OME_UNIT[unit] for s in spacing), {unit})  # type: ignore[arg-type]
+        return *_in_unit(tuple(s * _MM_PER_OME_UNIT[unit] for s in spacing), {unit}), says  # type: ignore[arg-type]
     if resolution is not None and page.tags.valueof(296, 1) in (2, 3):
         mm = 25.4 if page.tags.valueof(296) == 2 else 10.0
         y, x = resolution[0] * mm, resolution[1] * mm
@@ -336,7 +345,7 @@ def _resolution(page: Any) -> tuple[float, float] | None:
     return yd / yn, xd / xn
 
 
-def _ome_calibration(xml: str, number: int) -> tuple[Vector | None, str | None, str]:
+def _ome_calibration(xml: str, number: int, planar: bool) -> tuple[Vector | None, str | None, str]:
     images = [e for e in ET.fromstring(xml).iter() if e.tag.endswith("}Image") or e.tag == "Image"]
     pixels = next(e for e in images[number].iter() if e.tag.rsplit("}")[-1] == "Pixels").attrib
     sizes: dict[str, float] = {}
@@ -347,17 +356,20 @@ def _ome_calibration(xml: str, number: int) -> tuple[Vector | None, str | None, 
         if length is not None and unit in _MM_PER_OME_UNIT and float(length) > 0:
             sizes[axis] = float(length) * _MM_PER_OME_UNIT[unit]
             units.add(unit)
+    says = NO_THICKNESS if planar and set(sizes) == {"Y", "X"} else ""
+    if says:
+        sizes["Z"] = THICKNESS * _MM_PER_OME_UNIT[next(iter(units))]
     if len(sizes) == 3:
-        return _in_unit((sizes["Z"], sizes["Y"], sizes["X"]), units)
+        return *_in_unit((sizes["Z"], sizes["Y"], sizes["X"]), units), says
     missing = ", ".join(f"PhysicalSize{a}" for a in "ZYX" if a not in sizes)
     return None, None, f"its OME metadata lacks {missing}"
 
 
-def _in_unit(spacing_mm: Vector, units: set[str]) -> tuple[Vector, str, str]:
+def _in_unit(spacing_mm: Vector, units: set[str]) -> tuple[Vector, str]:
     """Spacing in the file's unit, or in the nearest that a Grid knows (inches and feet become millimetres)."""
     named = units.pop() if len(units) == 1 else ""
     known = {"pm": "nm", "Å": "nm", "nm": "nm", "µm": "um", "cm": "cm", "m": "m"}
     unit = unit_name(known.get(named, "mm"))
     # 12 digits: 0.5 um must read as 0.5, not as 0.49999999999999994.
     z, y, x = (float(f"{s / MM_PER_UNIT[unit]:.12g}") for s in spacing_mm)
-    return (z, y, x), unit, ""
+    return (z, y, x), unit

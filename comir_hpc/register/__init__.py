@@ -2,8 +2,9 @@
 
 Representations (or intensities) of both volumes at one level of their pyramids; a search over all rotations and
 shifts; refinement of the best distinct answers; a verdict. One file a part: `inputs` what is given, `features` what
-is compared, `global_search` with its `coarse` maps and `criteria`, `refine`, `agreement` the yardstick, `candidates`
-the ranking, `halves` a cross-check, `verdict`, `panels`, `outputs` what is written.
+is compared, `plane` where (single slices are laid flat), `global_search` with its `coarse` maps and `criteria`,
+`refine`, `agreement` the yardstick, `candidates` the ranking, `halves` a cross-check, `verdict`, `panels`, `outputs`
+what is written.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from comir_hpc.register.halves import halves_distance_mm
 from comir_hpc.register.inputs import Inputs, Side, open_inputs
 from comir_hpc.register.outputs import RegisterResult, finished, versions, write_result
 from comir_hpc.register.panels import make_panels
+from comir_hpc.register.plane import Frame
 from comir_hpc.register.refine import Metric, Refiner
 from comir_hpc.register.verdict import Evidence, judge
-from comir_hpc.rotations import reverse_axes, so3_grid
+from comir_hpc.rotations import angle_deg, reverse_axes, so2_grid, so3_grid
 from comir_hpc.transforms import Transform
 
 __all__ = ["RegisterResult", "plan_register", "register"]
@@ -44,6 +46,11 @@ Start = tuple[Transform, float | None]
 # of the voxels left, both take about as long.
 _INFORMATION_GRID = 0.75
 _FEW_POINTS = 1000  # of the specimen, for distances between transforms
+# A slice has a thirtieth of a volume's voxels: its coarse grid is finer along each axis for the evidence to suffice,
+# and its turns are tried degree by degree, which moves the rim of that grid by half a voxel.
+_SLICE_GRID = 2
+_MOST_TURNS = 360
+_TILTED_DEG = 0.5  # between two planes, from which the report says so
 
 
 @dataclass
@@ -87,6 +94,8 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     with clock.time("features"):
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
+    frame = Frame.of(fixed.grid, moving.grid)
+    fixed, moving = frame.laid(fixed, moving)
     pair = Pair(fixed, moving, settings)
     with clock.time("search"):
         starts, found = _starts(pair, settings, progress)
@@ -116,7 +125,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         "reasons": reasons,
         "metric": {"name": pair.metric_name, "value": ranking.best.score},
         **_numbers(evidence, pair),
-        "candidates": [_candidate(rank + 1, c) for rank, c in enumerate(ranking.candidates)],
+        "candidates": [_candidate(rank + 1, c, frame) for rank, c in enumerate(ranking.candidates)],
         "timings_s": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
         "versions": versions(),
         "inputs": {side.role: _input(side) for side in (inputs.fixed, inputs.moving)},
@@ -124,8 +133,10 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         "model": inputs.model,
         "run": None if inputs.model is None else inputs.model["run"],
         "fingerprint": inputs.fingerprint,
+        **_notes(frame),
     }
-    return write_result(settings.out, ranking.best.transform, record, panels, _landscape(found))
+    transform = frame.world(ranking.best.transform)
+    return write_result(settings.out, transform, record, panels, _landscape(found, frame))
 
 
 def plan_register(settings: RegisterSettings) -> dict[str, Any]:
@@ -144,8 +155,10 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
             f"{side.compared.path}, level {side.level}: {side.compared.level_grid(side.level)}, {how}"
         )
     if settings.initial == "global":
+        planar = inputs.fixed.volume.grid.planar
         plan["search"] = (
-            f"{settings.rotations + 1} rotations, all shifts, {_search_voxels(settings)} voxels a side"
+            f"{len(_rotations(settings, planar))} rotations, all shifts, {_search_voxels(settings, planar)} voxels a "
+            "side"
         )
     plan["refine"] = (
         f"{settings.candidates if settings.initial == 'global' else 1} starts, {settings.transform}"
@@ -169,9 +182,8 @@ class Pair:
         self.refiner = Refiner(
             *one_channel(fixed, moving), metric=self.metric, seed=settings.seed, threads=self.threads
         )
-        points = self.comparison.points_mm
-        self.points_mm: FloatArray = points[:: max(1, len(points) // _FEW_POINTS)]
-        self.side_mm = float(np.ptp(self.points_mm, axis=0).mean())
+        self.points_mm: FloatArray = self.comparison.some_points_mm(_FEW_POINTS)
+        self.side_mm = self.comparison.side_mm(self.points_mm)
 
     @property
     def metric_name(self) -> str:
@@ -193,12 +205,12 @@ def _starts(
         return [(Transform.identity().about(pair.fixed.centroid_mm), None)], None
     if settings.initial == "moments":
         return [(_centred(pair), None)], None
-    rotations = np.concatenate([np.eye(3)[None], reverse_axes(so3_grid(settings.rotations))])
+    planar = pair.fixed.grid.planar
     found = search(
         pair.fixed,
         pair.moving,
-        rotations,
-        voxels=_search_voxels(settings),
+        _rotations(settings, planar),
+        voxels=_search_voxels(settings, planar),
         criterion=pair.metric,
         threads=pair.threads,
         progress=_part(progress, "search"),
@@ -207,9 +219,17 @@ def _starts(
     return [(found.transform(index), float(found.scores[index])) for index in chosen], found
 
 
-def _search_voxels(settings: RegisterSettings) -> int:
+def _rotations(settings: RegisterSettings, planar: bool) -> FloatArray:
+    """World rotations (K, 3, 3) that are tried, the first of them none."""
+    if planar:
+        return reverse_axes(so2_grid(min(settings.rotations, _MOST_TURNS)))
+    return np.concatenate([np.eye(3)[None], reverse_axes(so3_grid(settings.rotations))])
+
+
+def _search_voxels(settings: RegisterSettings, planar: bool) -> int:
+    voxels = settings.search_voxels * (_SLICE_GRID if planar else 1)
     learned = settings.representation == "comir"
-    return settings.search_voxels if learned else max(1, round(_INFORMATION_GRID * settings.search_voxels))
+    return voxels if learned else max(1, round(_INFORMATION_GRID * voxels))
 
 
 def _centred(pair: Pair) -> Transform:
@@ -254,17 +274,29 @@ def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _candidate(number: int, candidate: Candidate) -> dict[str, Any]:
+def _notes(frame: Frame) -> dict[str, list[str]]:
+    if frame.tilt_deg < _TILTED_DEG:
+        return {}
+    return {
+        "notes": [
+            f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "
+            "transform turns one into the other, and only motion inside the plane was searched"
+        ]
+    }
+
+
+def _candidate(number: int, candidate: Candidate, frame: Frame) -> dict[str, Any]:
+    transform = frame.world(candidate.transform)
     return {
         "rank": number,
         "answer": candidate.answer,
-        "rotation_deg": candidate.transform.rotation_deg,
+        "rotation_deg": transform.rotation_deg,
         "coarse_score": candidate.coarse_score,
         "refined_score": candidate.score,
         "agreement": candidate.agreement.correlation,
         "overlap": candidate.agreement.overlap,
         "failure": candidate.failure,
-        "matrix_lps_mm": candidate.transform.matrix_mm.tolist(),
+        "matrix_lps_mm": transform.matrix_mm.tolist(),
     }
 
 
@@ -281,15 +313,16 @@ def _input(side: Side) -> dict[str, Any]:
     }
 
 
-def _landscape(found: Search | None) -> dict[str, NDArray[Any]] | None:
+def _landscape(found: Search | None, frame: Frame) -> dict[str, NDArray[Any]] | None:
     if found is None:
         return None
+    rotations = frame.world_rotations(found.rotations_xyz)
     return {
-        "rotations": found.rotations_xyz,
+        "rotations": rotations,
         "scores": found.scores,
-        "angles_deg": found.angles_deg,
+        "angles_deg": angle_deg(rotations),
         "overlaps": found.overlaps,
-        "pivots_mm": found.pivots_mm,
+        "pivots_mm": frame.world_points_mm(found.pivots_mm),
     }
 
 

@@ -59,6 +59,7 @@ class Comparison:
         # A stride that shares no factor with the sides does not fall into step with rows of voxels.
         index = index[:: every + (every > 1 and every % 2 == 0)]
         self.points_mm = fixed.grid.world_mm(index)
+        self._flat = fixed.grid.planar
         self._values = fixed.values[(slice(None), *index.T)]
         self._moving = moving
         self._mask = moving.mask.astype(np.float32)
@@ -67,9 +68,20 @@ class Comparison:
         values = [side.values[0][side.mask] for side in (fixed, moving)]
         self._ranges = [tuple(np.percentile(v, (0.5, 99.5)).tolist()) for v in values]
 
+    def some_points_mm(self, count: int) -> FloatArray:
+        """About `count` of the fixed points, (N, 3), for distances between transforms."""
+        return self.points_mm[:: max(1, len(self.points_mm) // count)]
+
+    def side_mm(self, points_mm: FloatArray) -> float:
+        """Mean side of the box around fixed points (N, 3), along the axes that the specimen has."""
+        sides = np.ptp(points_mm, axis=0)
+        return float(sides[: 2 if self._flat else 3].mean())
+
     def at(self, transform: Transform) -> Agreement:
         """Agreement under a transform from fixed to moving."""
         index = self._moving.grid.index_zyx(transform.apply(self.points_mm)).T
+        if self._flat:
+            index[0] = 0  # rounding must not lift a point off the only slice there is
         joint = ndimage.map_coordinates(self._mask, index, order=1, mode="constant") > 0.5
         overlap = float(joint.mean()) / self._smaller_share
         if joint.sum() < 8:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from comir_hpc.errors import RegistrationError
 from comir_hpc.register.agreement import Agreement, Comparison
 from comir_hpc.register.global_search import MIN_OVERLAP
@@ -161,8 +159,8 @@ def _measured(comparison: Comparison, candidate: Candidate, metric: Metric) -> C
 
 def _ordered(candidates: list[Candidate], comparison: Comparison) -> list[Candidate]:
     """Sort by score, failed ones last, and number the distinct answers."""
-    points = comparison.points_mm[:: max(1, len(comparison.points_mm) // 1000)]
-    side = float(np.ptp(points, axis=0).mean())
+    points = comparison.some_points_mm(1000)
+    side = comparison.side_mm(points)
     ranked = sorted(candidates, key=lambda c: (c.failure is not None, -c.score))
     answers: list[Candidate] = []
     numbered = []

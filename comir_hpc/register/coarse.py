@@ -1,10 +1,12 @@
 """A volume on a coarse isotropic grid, and the same turned by any rotation.
 
-Shapes: C channels, M maps, P points of the ball; (b, b, b) the cube that holds a turned volume.
+Shapes: C channels, M maps, P points of the ball; (b, b, b) the cube that holds a turned volume. A single slice stays
+one: its ball is a disc, its cube a square (1, b, b).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import FloatArray
+from comir_hpc.geometry import FloatArray, Triple
 from comir_hpc.register.features import Features
 from comir_hpc.volume import downsample
 
@@ -35,7 +37,7 @@ class Coarse:
     weights : (z, y, x) float32
         Share of each voxel that the mask holds, 0 to 1.
     frame : (3, 3)
-        World steps (x, y, z) in mm of one voxel along z, y, x: the columns.
+        World steps (x, y, z) in mm of one voxel along z, y, x: the columns. Along z, a single slice keeps its own.
     origin_mm : (3,)
         World position of voxel (0, 0, 0).
     """
@@ -44,6 +46,11 @@ class Coarse:
     weights: Array32
     frame: FloatArray
     origin_mm: FloatArray
+
+    @property
+    def planar(self) -> bool:
+        """Whether this is a single slice."""
+        return len(self.weights) == 1
 
     @property
     def centroid_mm(self) -> FloatArray:
@@ -63,12 +70,13 @@ class Turner:
     """
 
     def __init__(self, moving: Coarse, fixed_frame: FloatArray) -> None:
-        spacing = float(np.linalg.norm(fixed_frame[:, 0]))
+        spacing = float(np.linalg.norm(fixed_frame[:, -1]))
         self.centre_mm = moving.centroid_mm
         radius = _ball_radius_mm(moving, self.centre_mm)
-        self.side = 2 * int(np.ceil(radius / spacing)) + 1
-        steps = np.arange(self.side) - (self.side - 1) / 2
-        offsets = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+        side = 2 * int(np.ceil(radius / spacing)) + 1
+        self.shape: Triple = (1 if moving.planar else side, side, side)
+        steps = [np.arange(side) - (side - 1) / 2 for side in self.shape]
+        offsets = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)
         self.ball = np.flatnonzero((offsets**2).sum(axis=1) * spacing**2 <= radius**2)
         self._offsets_mm = offsets[self.ball] @ fixed_frame.T
         maps = np.concatenate([moving.values * moving.weights, moving.weights[None]])
@@ -90,9 +98,9 @@ class Turner:
 
     def cube(self, maps: Array32) -> Array32:
         """Maps (M, P) of the ball put into zero cubes (M, b, b, b)."""
-        cubes = np.zeros((len(maps), self.side**3), dtype=np.float32)
+        cubes = np.zeros((len(maps), math.prod(self.shape)), dtype=np.float32)
         cubes[:, self.ball] = maps
-        return cubes.reshape(len(maps), self.side, self.side, self.side)
+        return cubes.reshape(len(maps), *self.shape)
 
 
 def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> Coarse:
@@ -105,18 +113,22 @@ def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> Coarse:
     RegistrationError
         If the mask is empty or the values do not vary inside it.
     """
-    factors = [max(1, int(spacing_mm / (2 * s))) for s in features.grid.spacing_mm]
+    blurred_axes = np.isin(np.arange(3), features.grid.axes)
+    factors = [
+        max(1, int(spacing_mm / (2 * s))) if blur else 1
+        for s, blur in zip(features.grid.spacing_mm, blurred_axes, strict=True)
+    ]
     step = (factors[0], factors[1], factors[2])
     mask = features.mask[None].astype(np.float32)
     stacked = downsample(np.concatenate([features.values * mask, mask]), step)
     grid = features.grid.downsampled(step)
     spacing = np.asarray(grid.spacing_mm)
-    sigma = 0.5 * spacing_mm / spacing
+    sigma = 0.5 * spacing_mm / spacing * blurred_axes
     blurred = scipy.ndimage.gaussian_filter(stacked, (0, *sigma), mode="constant")
     inside = np.argwhere(stacked[-1] > 0)
     if not len(inside):
         raise RegistrationError("the mask of a volume is empty: there is no foreground to compare")
-    every = spacing_mm / finer / spacing
+    every = np.where(blurred_axes, spacing_mm / finer / spacing, 1.0)
     low, high = inside.min(axis=0), inside.max(axis=0)
     counts = np.ceil((high - low) / every).astype(int) + 1
     start = (low + high) / 2 - every * (counts - 1) / 2

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from comir_hpc.geometry import FloatArray
+from comir_hpc.geometry import FloatArray, Triple
 from comir_hpc.register.coarse import Array32, Coarse
 
 Spectra = NDArray[np.complex64]
@@ -40,20 +40,20 @@ class Correlator:
     counts: tuple[int, ...]
 
     @classmethod
-    def plan(cls, weights: Array32, side: int, needed: float) -> Correlator:
+    def plan(cls, weights: Array32, sides: Triple, needed: float) -> Correlator:
         """Return the smallest one in which every shift with enough overlap is free of wrapped-around voxels.
 
         Parameters
         ----------
         weights : (z, y, x)
             Of the fixed map.
-        side : int
-            Voxels along each side of the moving map.
+        sides : three int
+            Voxels (z, y, x) of the moving map.
         needed : float
             Weight that has to overlap. A shift that leaves a slab of the fixed map with less is out of the window.
         """
         shape, first, counts = [], [], []
-        for axis, length in enumerate(weights.shape):
+        for axis, (length, side) in enumerate(zip(weights.shape, sides, strict=True)):
             profile = weights.sum(axis=tuple({0, 1, 2} - {axis}), dtype=np.float64)
             enough_below = int(np.argmax(np.cumsum(profile) >= needed))
             enough_above = length - 1 - int(np.argmax(np.cumsum(profile[::-1]) >= needed))

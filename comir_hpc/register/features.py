@@ -14,7 +14,7 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray, Grid
 from comir_hpc.volume import Volume
 
-# Registration needs neighbours along every axis: ITK's recursive smoothing refuses fewer than four.
+# Registration needs neighbours along every axis it works in: ITK's recursive smoothing refuses fewer than four.
 _FEWEST_VOXELS = 4
 
 
@@ -60,7 +60,9 @@ def specimen_mask(volume: Volume, level: int) -> NDArray[np.bool_]:
     for channel, one in enumerate(values):
         above |= volume.intensity(channel).foreground(one)
     most = ndimage.uniform_filter(above.astype(np.float32), size=5, mode="nearest") > 0.5
-    mask: NDArray[np.bool_] = ndimage.binary_fill_holes(most)
+    # In a single slice every voxel touches the border along z: there a hole is one of the plane.
+    filled = ndimage.binary_fill_holes(most[0])[None] if len(most) == 1 else ndimage.binary_fill_holes(most)
+    mask: NDArray[np.bool_] = filled
     if not mask.any():
         raise RegistrationError(
             f"{volume.path} has no foreground: {int(above.sum())} of {above.size} voxels are above the threshold "
@@ -77,10 +79,10 @@ def checked(features: Features, path: Path) -> Features:
     RegistrationError
         If an axis is too short, a value is not finite or nothing varies inside the mask.
     """
-    if min(features.grid.shape_zyx) < _FEWEST_VOXELS:
+    if min(features.grid.shape_zyx[axis] for axis in features.grid.axes) < _FEWEST_VOXELS:
         raise RegistrationError(
             f"{path}: {features.grid} has fewer than {_FEWEST_VOXELS} voxels along an axis; "
-            "registration in three dimensions needs a volume"
+            "expected a volume, or a single slice of that many along y and x"
         )
     if not np.isfinite(features.values).all():
         count = int((~np.isfinite(features.values)).sum())

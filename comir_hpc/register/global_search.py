@@ -1,9 +1,9 @@
 """Every rotation and every shift at once, coarsely: masked correlation, or mutual information, by FFT.
 
-For each rotation of a grid over SO(3) the coarse moving map is turned and compared with the fixed map at all
-shifts by FFT. Both maps are sampled in the world frame at one isotropic spacing, so anisotropic, oblique and
-flipped grids need no care. A score counts only the voxels that both masks hold at that shift, and only where
-they hold enough of them: without that, a sliver of chance agreement at the border wins.
+For each rotation of a grid over SO(3) (of a single slice: for each turn in its plane) the coarse moving map is turned
+and compared with the fixed map at all shifts by FFT. Both maps are sampled in the world frame at one isotropic
+spacing, so anisotropic, oblique and flipped grids need no care. A score counts only the voxels that both masks hold
+at that shift, and only where they hold enough of them: without that, a sliver of chance agreement at the border wins.
 
 `coarse` makes and turns the maps, `criteria` compares them. The result does not depend on the number of threads, and
 nothing is random.
@@ -102,12 +102,13 @@ def search(
             f"{len(fixed.values)} channels in the fixed volume and {len(moving.values)} in the moving one; "
             "only equally many can be compared"
         )
-    spacing = max(fixed.grid.extent_mm) / voxels
+    spacing = max(fixed.grid.extent_mm[axis] for axis in fixed.grid.axes) / voxels
     still, loose = coarsen(fixed, spacing), coarsen(moving, spacing, finer=2)
     turner = Turner(loose, still.frame)
     # What a mask overlaps with itself: its soft edge counts twice.
-    full = min(float((still.weights**2).sum()), float((loose.weights**2).sum()) / 2**3)
-    correlator = Correlator.plan(still.weights, turner.side, min_overlap * full)
+    finer = 2 ** len(fixed.grid.axes)
+    full = min(float((still.weights**2).sum()), float((loose.weights**2).sum()) / finer)
+    correlator = Correlator.plan(still.weights, turner.shape, min_overlap * full)
     compare: Criterion = (
         MaskedCorrelation(still) if criterion == "correlation" else MutualInformation(still, loose)
     )
@@ -124,7 +125,7 @@ def search(
 
     found = _in_threads(one, rotations_xyz, threads, progress)
     shifts = np.asarray([place for _, _, place in found]) + np.asarray(correlator.first)
-    middle = shifts + (turner.side - 1) / 2
+    middle = shifts + (np.asarray(turner.shape) - 1) / 2
     scores = np.asarray([score for score, _, _ in found])
     return Search(
         rotations_xyz=rotations_xyz,

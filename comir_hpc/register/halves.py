@@ -20,13 +20,14 @@ from comir_hpc.transforms import Transform
 def halves_distance_mm(
     refiner: Refiner, fixed: Features, transform: Transform, levels: tuple[Level, ...], points_mm: FloatArray
 ) -> float:
-    """Mean distance between where the two halves send fixed points (N, 3), over cuts across z, y and x.
+    """Mean distance between where the two halves send fixed points (N, 3), over cuts across each axis (a slice: two).
 
     Infinite if a half cannot be registered at all.
     """
     centre = fixed.grid.index_zyx(fixed.centroid_mm)
     distances = []
-    for axis, length in enumerate(fixed.grid.shape_zyx):
+    for axis in fixed.grid.axes:
+        length = fixed.grid.shape_zyx[axis]
         shape = [1, 1, 1]
         shape[axis] = length
         lower = (np.arange(length) < centre[axis]).reshape(shape)

@@ -131,9 +131,11 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
     VolumeError, CheckpointError
         If a volume or the model cannot be used.
     RegistrationError
-        If a representation was made from another volume, or the memory does not suffice.
+        If one is a single slice and the other a volume, a representation was made from another volume, or the
+        memory does not suffice.
     """
     sides = [_open_side(settings, "fixed"), _open_side(settings, "moving")]
+    _require_one_kind(*sides)
     if sides[0].num_channels != sides[1].num_channels:
         raise RegistrationError(
             f"the representations have {sides[0].num_channels} (fixed) and {sides[1].num_channels} (moving) channels; "
@@ -155,6 +157,18 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         fingerprint=_fingerprint(settings, chosen),
         reference=_reference(model),
         model=model,
+    )
+
+
+def _require_one_kind(fixed: Side, moving: Side) -> None:
+    """Refuse a slice with a volume: where in the volume the slice lies is another search than ours."""
+    if fixed.volume.grid.planar == moving.volume.grid.planar:
+        return
+    one, whole = (fixed, moving) if fixed.volume.grid.planar else (moving, fixed)
+    raise RegistrationError(
+        f"{one.volume.path} ({one.role}) is a single slice, {whole.volume.path} ({whole.role}) a volume of "
+        f"{whole.volume.grid}; a slice is registered with a slice, a volume with a volume: take the slice of the "
+        "volume that shows the same, e.g. by `comir-hpc warp --like` a slice, and give that"
     )
 
 

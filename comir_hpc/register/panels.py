@@ -12,6 +12,8 @@ from comir_hpc.transforms import Transform
 
 # Array axis (z, y, x) that a plane cuts across.
 PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
+SLICE = {"slice": 0}
+"""The only plane of a single slice."""
 
 
 def make_panels(
@@ -23,7 +25,7 @@ def make_panels(
     *,
     representation: bool,
 ) -> dict[str, NDArray[np.float32]]:
-    """Three planes of the fixed grid through its mask's centre of mass.
+    """Three planes of the fixed grid through its mask's centre of mass; of a single slice that slice.
 
     Parameters
     ----------
@@ -38,14 +40,14 @@ def make_panels(
     -------
     ``{plane}_fixed``, ``{plane}_before``, ``{plane}_after`` (rows, columns), the same with ``_representation`` if
     asked for, and ``{plane}_spacing_mm`` (2,). Rows and columns are array axes as they come: axial (y, x), coronal
-    (z, x), sagittal (z, y). NaN where the moving volume has no voxel.
+    (z, x), sagittal (z, y), slice (y, x). NaN where the moving volume has no voxel.
     """
     centre = fixed.grid.index_zyx(fixed.centroid_mm)
     kinds = {"": images}
     if representation:
         kinds["_representation"] = (fixed.values[0], moving.values[0])
     panels: dict[str, NDArray[np.float32]] = {}
-    for plane, axis in PLANES.items():
+    for plane, axis in (SLICE if fixed.grid.planar else PLANES).items():
         cut = int(np.clip(round(centre[axis]), 0, fixed.grid.shape_zyx[axis] - 1))
         spacing = [s for other, s in enumerate(fixed.grid.spacing_mm) if other != axis]
         panels[f"{plane}_spacing_mm"] = np.asarray(spacing, dtype=np.float32)

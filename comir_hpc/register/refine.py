@@ -8,6 +8,9 @@ iterations, against 0.4 this way).
 The world is scaled so that the working voxel is 1 and its centre 0. Step lengths of the optimiser are absolute
 numbers; in millimetres they would be right for a brain and absurd for a cell.
 
+A pair of single slices, laid flat in the plane z = 0 (`plane`), is refined by ITK's transforms of two dimensions on
+images of two: a volume of one voxel along z can neither be smoothed nor turned.
+
 Samples are drawn at random places between the voxels, with a fixed seed: samples on the voxels themselves favour
 transforms that put voxels on voxels. With one seed, correlation gives the same bits on any number of threads;
 Mattes information differs in the tenth digit from run to run, because its threads add to one histogram in turn.
@@ -37,7 +40,10 @@ Kind = Literal["rigid", "affine"]
 
 @dataclass(frozen=True)
 class Level:
-    """One level of the pyramid: every `shrink`-th voxel after smoothing by `sigma_vox`, and a share of those."""
+    """One level of the pyramid: every `shrink`-th voxel after smoothing by `sigma_vox`, and a share of those.
+
+    Of a single slice all are taken.
+    """
 
     shrink: int
     sigma_vox: float
@@ -87,12 +93,13 @@ class Refiner:
         # ITK takes a seed of 0 as "by the clock".
         self._metric, self._seed, self._threads = metric, seed % 2**31 + 1, threads
         self._num_voxels = fixed.mask.size
-        self._scale_mm = min(fixed.grid.spacing_mm)
+        self._flat = fixed.grid.planar
+        self._scale_mm = fixed.grid.finest_mm
         self._middle_mm = fixed.centroid_mm
         self._grid = self._normal(fixed.grid)
-        self._fixed = itk_image(fixed.values[0], self._grid)
-        self._moving = itk_image(moving.values[0], self._normal(moving.grid))
-        self._fixed_mask = itk_image(fixed.mask, self._grid)
+        self._fixed = itk_image(fixed.values[0], self._grid, flat=self._flat)
+        self._moving = itk_image(moving.values[0], self._normal(moving.grid), flat=self._flat)
+        self._fixed_mask = itk_image(fixed.mask, self._grid, flat=self._flat)
 
     def refine(
         self,
@@ -113,11 +120,11 @@ class Refiner:
         RegistrationError
             If the optimiser cannot go on, for example because the volumes no longer overlap.
         """
-        small = sitk.Euler3DTransform() if kind == "rigid" else sitk.AffineTransform(3)
+        small = self._nothing(kind)
         method = self._method(levels)
-        mask = self._fixed_mask if within is None else itk_image(within, self._grid)
+        mask = self._fixed_mask if within is None else itk_image(within, self._grid, flat=self._flat)
         method.SetMetricFixedMask(mask)
-        method.SetMovingInitialTransform(itk_transform(self._to_normal(start)))
+        method.SetMovingInitialTransform(itk_transform(self._to_normal(start), flat=self._flat))
         method.SetInitialTransform(small, inPlace=True)
         iterations = 0
 
@@ -134,13 +141,19 @@ class Refiner:
         value = -float(method.GetMetricValue())
         if not abs(value) < _NO_VALUE:
             raise RegistrationError("the optimiser stopped: no voxel of the two specimens overlaps")
-        found = self._from_normal(self._to_normal(start).compose(from_itk(small)))
+        found = self._from_normal(self._to_normal(start).compose(from_itk(small, flat=self._flat)))
         return Refined(
             transform=found.about(self._middle_mm),
             value=value,
             iterations=iterations,
             stopped=method.GetOptimizerStopConditionDescription(),
         )
+
+    def _nothing(self, kind: Kind) -> sitk.Transform:
+        """The motion that is optimised, at its beginning."""
+        if kind == "affine":
+            return sitk.AffineTransform(2 if self._flat else 3)
+        return sitk.Euler2DTransform() if self._flat else sitk.Euler3DTransform()
 
     def _method(self, levels: tuple[Level, ...]) -> sitk.ImageRegistrationMethod:
         method = sitk.ImageRegistrationMethod()
@@ -158,13 +171,18 @@ class Refiner:
         )
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetMetricSamplingStrategy(method.RANDOM)
-        shares = [min(level.share, _MOST_SAMPLES / self._num_voxels * level.shrink**3) for level in levels]
+        shares = [self._share(level) for level in levels]
         method.SetMetricSamplingPercentagePerLevel(shares, seed=self._seed)
         method.SetShrinkFactorsPerLevel([level.shrink for level in levels])
         method.SetSmoothingSigmasPerLevel([level.sigma_vox for level in levels])
         method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)  # the unit is the working voxel
         method.SetNumberOfThreads(self._threads)
         return method
+
+    def _share(self, level: Level) -> float:
+        """Share of a level's voxels that is compared: a slice has too few of them to leave any out."""
+        voxels = self._num_voxels / level.shrink ** (2 if self._flat else 3)
+        return min(1.0 if self._flat else level.share, _MOST_SAMPLES / voxels)
 
     def _normal(self, grid: Grid) -> Grid:
         """The grid in the scaled world."""

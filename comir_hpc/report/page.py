@@ -74,7 +74,7 @@ def _registration(contents: Contents, result: dict[str, Any]) -> dict[str, Any]:
         "numbers": _numbers(result, found, centre),
         "errors": _errors(result, found),
         "planes": [] if contents.panels is None else plane_pictures(contents.panels, direction),
-        "landscape": _landscape(contents, found, candidates),
+        "landscape": _landscape(contents, found, candidates, fixed_grid),
         "candidates": candidates,
         "matrix": [[f"{v:.6f}" for v in row] for row in found.matrix_mm],
         "direction": result.get("direction", ""),
@@ -191,7 +191,9 @@ def _candidates(result: Mapping[str, Any], found: Transform, centre_mm: Any) -> 
     return rows
 
 
-def _landscape(contents: Contents, found: Transform, candidates: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def _landscape(
+    contents: Contents, found: Transform, candidates: Sequence[Mapping[str, Any]], fixed: Grid | None
+) -> list[Chart]:
     search = contents.search
     if search is None or not {"rotations", "scores"} <= set(search):
         return []
@@ -202,13 +204,18 @@ def _landscape(contents: Contents, found: Transform, candidates: Sequence[Mappin
     scores = np.asarray(search["scores"], dtype=np.float64)[finite]
     angles = angle_deg(np.swapaxes(rotations, -1, -2) @ found.rotation_xyz)
     marked = [(c["angle"], c["coarse"], str(c["rank"])) for c in candidates if is_number(c["coarse"])]
-    return [
+    drawn = [
         Chart(
             "Score of every rotation",
             Markup(charts.score_against_angle(angles, scores, marked)),
             f"{len(scores)} rotations, each at its best shift. Circles are the candidates that were refined. A "
             "clear answer is a single peak at the left; a second peak elsewhere is a second answer.",
         ),
+    ]
+    if fixed is not None and fixed.planar:  # whose axis has one direction only
+        return drawn
+    return [
+        *drawn,
         Chart(
             "Best score by direction",
             Markup(charts.direction_map(rotations, scores, found.rotation_xyz)),

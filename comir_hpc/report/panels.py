@@ -16,11 +16,11 @@ from PIL import Image
 from comir_hpc.report.contents import Arrays
 
 Plane = NDArray[np.float32]
-PLANES = {"axial": "Axial", "coronal": "Coronal", "sagittal": "Sagittal"}
-_ACROSS = {"axial": "z", "coronal": "y", "sagittal": "x"}
+PLANES = {"axial": "Axial", "coronal": "Coronal", "sagittal": "Sagittal", "slice": "Slice"}
+_ACROSS = {"axial": "z", "coronal": "y", "sagittal": "x", "slice": "z"}
 # Index axes (of x, y, z) that run along the rows' and the columns' numbering.
-_ROW_AXIS = {"axial": 1, "coronal": 2, "sagittal": 2}
-_COLUMN_AXIS = {"axial": 0, "coronal": 0, "sagittal": 1}
+_ROW_AXIS = {"axial": 1, "coronal": 2, "sagittal": 2, "slice": 1}
+_COLUMN_AXIS = {"axial": 0, "coronal": 0, "sagittal": 1, "slice": 0}
 
 # Complementary, so that equal brightness adds up to grey; blue and orange stay apart for the colour-blind.
 FIXED_RGB = np.array([0.0, 0.45, 1.0], dtype=np.float32)
@@ -164,10 +164,16 @@ def _oriented(panels: Arrays, name: str, direction: NDArray[np.float64]) -> dict
     kinds = ("fixed", "before", "after")
     wanted = [*kinds, *(f"{kind}_representation" for kind in kinds)]
     found = {kind: panels[f"{name}_{kind}"] for kind in wanted if f"{name}_{kind}" in panels}
-    rows, columns = _ROW_AXIS[name], _COLUMN_AXIS[name]
+    down, right = direction[:, _ROW_AXIS[name]], direction[:, _COLUMN_AXIS[name]]
+    # A volume's planes are named by its own axes; a single slice may lie in any plane of the world.
+    rows, columns = (
+        (int(np.abs(down).argmax()), int(np.abs(right).argmax()))
+        if name == "slice"
+        else (_ROW_AXIS[name], _COLUMN_AXIS[name])
+    )
     # World axes are LPS: y grows to the back, which belongs at the bottom, z to the head, which belongs on top.
-    upside_down = (direction[rows, rows] > 0) if rows == 2 else (direction[rows, rows] < 0)
-    mirrored = direction[columns, columns] < 0
+    upside_down = (down[rows] > 0) if rows == 2 else (down[rows] < 0)
+    mirrored = right[columns] < 0
     steps = (-1 if upside_down else 1, -1 if mirrored else 1)
     return {kind: plane[:: steps[0], :: steps[1]] for kind, plane in found.items()}
 

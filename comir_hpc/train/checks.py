@@ -95,7 +95,9 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
         _require_room(pair[0], settings)
     grids = [pair[0].level_grid(settings.sampling.level) for pair in volumes]
     for grid, pair in zip(grids, volumes, strict=True):
-        ratios = [a / b for a, b in zip(grid.spacing_mm, grids[0].spacing_mm, strict=True)]
+        # Between slices there is no spacing: neither that of single ones, nor any that a planar patch looks across.
+        axes = (1, 2) if settings.sampling.patch[0] == 1 else grid.axes
+        ratios = [grid.spacing_mm[axis] / grids[0].spacing_mm[axis] for axis in axes]
         if max(*ratios, *(1 / r for r in ratios)) > 1 + _SPACING_TOLERANCE:
             raise VolumeError(
                 f"{pair[0].path} has voxels of {_triple(grid.spacing_mm)} mm, {volumes[0][0].path} of "
@@ -235,7 +237,13 @@ def _require_room(volume: Volume, settings: TrainSettings) -> None:
         raise ConfigError(
             f"sampling.level is {level}, but {volume.path} has levels 0 to {volume.num_levels - 1}; use one of them"
         )
-    shape = volume.level_grid(level).shape_zyx
+    grid = volume.level_grid(level)
+    shape = grid.shape_zyx
+    if grid.planar and patch[0] > 1:
+        raise ConfigError(
+            f"{volume.path} is a single slice, sampling.patch is {patch} voxels (z, y, x); use [1, {patch[1]}, "
+            f"{patch[2]}] (configs/planar.yaml trains on slices)"
+        )
     if any(side > size for side, size in zip(patch, shape, strict=True)):
         raise ConfigError(
             f"sampling.patch is {patch}, larger than {volume.path} with {_triple(shape)} voxels (z, y, x) at level "

@@ -59,7 +59,9 @@ def apply_itk(transform: sitk.Transform, points_mm: FloatArray) -> FloatArray:
 
 def share_inside(transform: sitk.Transform, fixed: Grid, moving: Grid) -> float:
     """Share of the fixed grid, sampled at 4096 points, that the transform sends into the moving grid."""
-    axes = [(np.arange(_LATTICE) + 0.5) / _LATTICE * n - 0.5 for n in fixed.shape_zyx]
+    # A single slice is sampled in its middle: it may be thicker than the other.
+    counts = [1 if n == 1 else _LATTICE for n in fixed.shape_zyx]
+    axes = [(np.arange(k) + 0.5) / k * n - 0.5 for k, n in zip(counts, fixed.shape_zyx, strict=True)]
     lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     index = moving.index_zyx(apply_itk(transform, fixed.world_mm(lattice)))
     inside = ((index >= -0.5) & (index <= np.asarray(moving.shape_zyx) - 0.5)).all(axis=1)

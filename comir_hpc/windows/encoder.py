@@ -201,7 +201,7 @@ class Encoder:
         Raises
         ------
         VolumeError
-            If the volume has another number of channels.
+            If the volume does not fit.
         """
         self.require_fitting(volume)
         grid = volume.level_grid(level)
@@ -211,17 +211,22 @@ class Encoder:
         return self.encode(read, windows, grid.box, background=background, batch=batch), grid
 
     def require_fitting(self, volume: Volume) -> None:
-        """Refuse a volume with another number of channels.
+        """Refuse a volume with another number of channels, or a single slice where the network needs a volume.
 
         Raises
         ------
         VolumeError
-            Naming both numbers.
+            Naming what it was trained on.
         """
         if volume.num_channels != self.in_channels:
             raise VolumeError(
                 f"{volume.path} has {volume.num_channels} channels, the encoder of modality {self.modality} in "
                 f"{self.run} was trained on {self.in_channels}; give a volume of that modality"
+            )
+        if volume.grid.planar and self.network.receptive_halo_zyx[0]:
+            raise VolumeError(
+                f"{volume.path} is a single slice, the encoder of modality {self.modality} in {self.run} was trained "
+                "on volumes and looks along z; train on slices, single ones or of volumes: sampling.patch [1, Y, X]"
             )
 
     def evaluate(self, batch_bczyx: Array) -> Array:

@@ -32,10 +32,13 @@ def nearest_level(volume: Volume, spacing_mm: Vector) -> int:
     Raises
     ------
     VolumeError
-        If none is within a factor of 1.5 along every axis: the network has never seen structures of that size.
+        If none is within a factor of 1.5 along every axis: the network has never seen structures of that size. The
+        thickness of a single slice does not count.
     """
-    wanted = np.asarray(spacing_mm)
-    ratios = [np.asarray(volume.level_grid(level).spacing_mm) / wanted for level in range(volume.num_levels)]
+    wanted, axes = np.asarray(spacing_mm), list(volume.grid.axes)
+    ratios = [
+        (np.asarray(volume.level_grid(level).spacing_mm) / wanted)[axes] for level in range(volume.num_levels)
+    ]
     distances = [float(np.abs(np.log(ratio)).max()) for ratio in ratios]
     best = int(np.argmin(distances))
     if distances[best] > np.log(_LEVEL_TOLERANCE):
