@@ -42,13 +42,13 @@ class Histogram:
         self.exact = self.dtype.itemsize <= 2
         self._counts = np.zeros(1 << (8 * self.dtype.itemsize if self.exact else _KEPT_BITS), dtype=np.int64)
 
-    def add(self, values: NDArray[Any]) -> None:
-        """Count finite values of any shape."""
-        flat = values.reshape(-1)
-        if not flat.size:
+    def add(self, values: NDArray[Any], counted: NDArray[Any] | None = None) -> None:
+        """Count finite values of any shape: all of them, or `counted` which are some of them. The range is of all."""
+        if not values.size:
             return
-        self.minimum = min(self.minimum, float(flat.min()))
-        self.maximum = max(self.maximum, float(flat.max()))
+        self.minimum = min(self.minimum, float(values.min()))
+        self.maximum = max(self.maximum, float(values.max()))
+        flat = (values if counted is None else counted).reshape(-1)
         for start in range(0, flat.size, _PIECE):
             keys = self._keys(flat[start : start + _PIECE])
             self._counts += np.bincount(keys, minlength=len(self._counts))

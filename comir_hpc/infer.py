@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comir_hpc.cluster import BlockResult, complete_output, open_output, run_blocks
+from comir_hpc.cluster import BlockResult, build_pyramid, complete_output, open_output, run_blocks
 from comir_hpc.config import InferSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, Triple, plan_blocks
@@ -298,7 +298,7 @@ def _stored(encoded: NDArray[np.float32], settings: InferSettings, box: Box) -> 
 def _finish(out: Volume, job: _Job, plan: BlockPlan, ledger: Ledger) -> None:
     notes = list(ledger.notes().values())
     ranges = np.array([note["range"] for note in notes])
-    out.build_pyramid()
+    build_pyramid(out, plan, ledger)
     out.finish(
         seam=seam_figure(out, {"blocks": _block_faces(plan), "windows": _window_faces(job.windows)}),
         value_range=np.stack([ranges[..., 0].min(axis=0), ranges[..., 1].max(axis=0)], axis=1).tolist(),

@@ -227,8 +227,9 @@ class Ledger:
         """Forget everything (the store is replaced)."""
         for path in self.folder.glob("*.jsonl"):
             path.unlink(missing_ok=True)
-        for path in self.folder.glob("new-*"):
-            shutil.rmtree(path)
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.is_dir():  # what others keep beside the lines
+                shutil.rmtree(path)
         self._journal, self._attempts = None, {}
 
     @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -318,11 +318,16 @@ class Volume:
 
     # ------------------------------------------------------------------ pyramid
 
-    def build_pyramid(self) -> None:
+    def build_pyramid(self, level_1: Callable[[Box], NDArray[Any] | None] | None = None) -> None:
         """Write every level above 0 from the level below it, one slab of shards at a time.
 
         Images are averaged over 2 x 2 x 2 voxels (a box filter centred on the coarse voxel, so nothing moves);
         labels take the most frequent value.
+
+        Parameters
+        ----------
+        level_1 : callable, optional
+            Gives voxels (c, z, y, x) of a box of level 1 where they are known already, else None.
         """
         kind: Kind = self.metadata["kind"]
         shuffle: Shuffle = self.metadata.get("shuffle", "bitshuffle")
@@ -342,17 +347,28 @@ class Volume:
             )
             self._arrays = [*self._arrays[:level], self._group[name]]  # type: ignore[list-item]
             self._shards = [*self._shards[:level], Shards(self.path / name)]
-            self._fill_level(level, step, shards, kind)
+            self._fill_level(level, step, shards, kind, known=level_1 if level == 1 else None)
         self.update_metadata(levels=[list(f) for f in factors])
         self._group.attrs["ome"] = _ome_metadata(self.path.name, self.grid, factors, kind)
 
-    def _fill_level(self, level: int, step: Triple, shards: Triple, kind: Kind) -> None:
+    def _fill_level(
+        self,
+        level: int,
+        step: Triple,
+        shards: Triple,
+        kind: Kind,
+        known: Callable[[Box], NDArray[Any] | None] | None,
+    ) -> None:
         below = Box((0, 0, 0), _zyx(self._arrays[level - 1].shape))
         for block in plan_blocks(_zyx(self._arrays[level].shape), shards):
             values = np.empty((self.num_channels, *block.write.shape), dtype=self.dtype)
             # A row of chunks at a time: the finer voxels under a whole shard are eight times as many.
             for layer in plan_blocks(block.write.shape, (*self.chunk_zyx[:2], block.write.shape[2])):
                 target = layer.write.shifted(block.write.start)
+                coarse = known(target) if known else None
+                if coarse is not None:
+                    values[(slice(None), *layer.write.slices)] = coarse
+                    continue
                 source = Box(
                     _zyx([a * s for a, s in zip(target.start, step, strict=True)]),
                     _zyx([b * s for b, s in zip(target.stop, step, strict=True)]),

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from comir_hpc.cluster.carry import BlockResult, Carrier, Work, pack
+from comir_hpc.cluster.coarse import build_pyramid
 from comir_hpc.cluster.outputs import complete_output, open_output
 from comir_hpc.cluster.processes import Settle, run_in_processes
 from comir_hpc.cluster.scheduler import run_with_dask
@@ -26,7 +27,16 @@ from comir_hpc.geometry import BlockPlan
 from comir_hpc.ledger import Ledger
 from comir_hpc.volume import Volume
 
-__all__ = ["BlockResult", "BlockRun", "Progress", "Work", "complete_output", "open_output", "run_blocks"]
+__all__ = [
+    "BlockResult",
+    "BlockRun",
+    "Progress",
+    "Work",
+    "build_pyramid",
+    "complete_output",
+    "open_output",
+    "run_blocks",
+]
 
 Progress = Callable[[str, int, int], None]
 

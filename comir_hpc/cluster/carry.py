@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from comir_hpc.cluster.coarse import CoarseBlocks
 from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
 from comir_hpc.geometry import Block, BlockPlan
 from comir_hpc.ledger import Ledger
@@ -56,6 +57,7 @@ class Carrier:
     def __init__(self, plan: BlockPlan, work: Work, ledger: Ledger) -> None:
         self.plan, self.work, self.ledger = plan, work, ledger
         self.volume = Volume.open(ledger.store, writable=True)
+        self.coarse = CoarseBlocks(self.volume, plan, ledger)
 
     @classmethod
     def unpack(cls, payload: bytes) -> Carrier:
@@ -98,6 +100,7 @@ class Carrier:
         def write() -> None:
             with self.ledger.writing(index, self.volume.shard_files(block.write), result.note):
                 self.volume.write(block.write, np.ascontiguousarray(result.values))
+                self.coarse.keep(block, result.values)
 
         return self._twice(index, write)
 

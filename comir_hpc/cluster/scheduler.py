@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,10 +101,21 @@ def _client(workers: int, cluster: str) -> Iterator[Any]:
 
 
 def _slurm_cluster() -> Any:
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "--cluster slurm, but sbatch is not on PATH; run this on a login node, outside the container, or use --part "
+            "in an array job (slurm/infer.sh)"
+        )
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise ConfigError(
             "--cluster slurm needs dask-jobqueue: pip install 'comir-hpc[slurm]'; or use --part in an array job"
         ) from error
-    return SLURMCluster()
+    try:
+        return SLURMCluster()
+    except ValueError as error:
+        raise ConfigError(
+            f"--cluster slurm: {error}; describe a worker's job under jobqueue.slurm in ~/.config/dask/jobqueue.yaml "
+            "(docs/hpc.md)"
+        ) from error

@@ -44,6 +44,8 @@ class Work:
         Folder for the counts of the blocks, beside the ledger: a block that is skipped later keeps its count.
     counted : bool
         Whether values are counted at all (labels are not).
+    every : int
+        Rows along x are counted where z + y is a multiple of this; the range is that of all voxels.
     source : Source, optional
         Opened already, in the process that has it.
     """
@@ -55,6 +57,7 @@ class Work:
     centre: float
     histograms: Path
     counted: bool
+    every: int
     source: Source | None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,13 +70,20 @@ class Work:
         if len(source.files) <= 2:  # for thousands of slices, once at the end must do
             require_unchanged(source, self.source_fingerprint)
         if self.counted:
-            self._store(block.index, [self._count(channel) for channel in values])
+            self._store(block.index, [self._count(channel, block.write) for channel in values])
         return BlockResult(values)
 
-    def _count(self, values: NDArray[Any]) -> Histogram:
+    def _count(self, values: NDArray[Any], box: Box) -> Histogram:
         histogram = Histogram(values.dtype, self.centre)
-        histogram.add(values)
+        histogram.add(values, self._rows(values, box))
         return histogram
+
+    def _rows(self, values: NDArray[Any], box: Box) -> NDArray[Any]:
+        if self.every == 1:
+            return values
+        z, y, _ = (np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True))
+        rows: NDArray[Any] = values[(z[:, None] + y) % self.every == 0]
+        return rows
 
     def _file(self, index: int) -> Path:
         return self.histograms / f"{index}.npz"
@@ -96,7 +106,7 @@ class Work:
                 if stored:
                     histogram.merge({k: stored[f"{k}{channel}"] for k in ("keys", "counts", "range")})
                 elif values is not None:
-                    histogram.add(values[channel])
+                    histogram.add(values[channel], self._rows(values[channel], block.write))
         return total
 
     def _stored(self, index: int) -> dict[str, NDArray[Any]] | None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import BlockResult, complete_output, open_output, run_blocks
+from comir_hpc.cluster import BlockResult, build_pyramid, complete_output, open_output, run_blocks
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, Box, Grid, plan_blocks
@@ -125,7 +125,7 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
         job.require_unchanged()
 
     def finish() -> None:
-        out.build_pyramid()
+        build_pyramid(out, plan, ledger)
         out.finish()
 
     missing = complete_output(out, plan, ledger, finish, parts=parts)
