@@ -134,6 +134,10 @@ def test_a_run_folder_holds_what_others_need(whole: Path, pair: dict[str, Path])
     stored = load(TrainSettings, whole / "config.yaml")
     assert stored.pairs[0]["one"] == pair["one"].absolute()
     assert [row["step"] for row in read_metrics(whole)] == list(range(1, STEPS + 1))
+    # The last step is looked at more closely, by the weights that are handed on.
+    watched = {"model_agreement", "model_equivariance_error", "model_effective_rank"}
+    assert watched <= read_metrics(whole)[-1].keys()
+    assert not watched & read_metrics(whole)[0].keys()
 
 
 def test_the_step_undoes_every_group_element(

@@ -1,7 +1,7 @@
 """`comir-hpc train`: aligned pairs in, one encoder a modality out.
 
 The story is in `train` below and in `loop.Loop.train`; `checks` refuses what cannot work before a voxel is read,
-`figures` says what came of it.
+`figures` draws what came of it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from comir_hpc.checkpoints import read_newest, write_file
 from comir_hpc.config import TrainSettings, dump
 from comir_hpc.engine import Engine, make_engine
 from comir_hpc.patches import PatchSampler
+from comir_hpc.reference import reference_figures
 from comir_hpc.specimens import Specimen, prepare_specimens
 from comir_hpc.tracking import NullTracker, Tracker, open_tracker
 from comir_hpc.train.checks import (
@@ -33,7 +34,6 @@ from comir_hpc.train.checks import (
     inspect_inputs,
     require_same_model,
 )
-from comir_hpc.train.figures import reference_figures
 from comir_hpc.train.loop import Loop, Progress
 from comir_hpc.train.plan import choose_recomputed_levels, plan_training, predict
 
@@ -54,7 +54,7 @@ class TrainResult:
     loss : float
         Of the last step.
     reference : dict
-        Figures on the training volumes (`figures.reference_figures`).
+        Figures on the training volumes (`reference.reference_figures`).
     seconds : float
         That this call took.
     notes : tuple of str

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from comir_hpc.errors import ConfigError, StopRequested
 from comir_hpc.launch import DTYPES
 from comir_hpc.loss import LossParts, contrastive_loss, draw_shifts
 from comir_hpc.patches import Draw, PatchSampler, feed
+from comir_hpc.reference import Watch
 from comir_hpc.rotations import act_each
 from comir_hpc.tracking import NullTracker, Tracker
 from comir_hpc.train.figures import draw_picture
@@ -88,9 +90,11 @@ class Loop:
                     parts, maps = self._step(sample)
                     self._average_weights()
                 done = step + 1
-                if done % settings.tracking.log_every == 0 or done == settings.optimiser.steps:
-                    self._log(done, parts, maps, sample)
-                if done % settings.tracking.picture_every == 0 or done == settings.optimiser.steps:
+                last = done == settings.optimiser.steps
+                look = last or done % settings.tracking.picture_every == 0
+                if look or done % settings.tracking.log_every == 0:
+                    self._log(done, parts, maps, sample, look)
+                if look:
                     self._picture(done, sample, maps)
                 self._save_if_due(done, stop)
                 if self.progress and not engine.rank:
@@ -185,8 +189,15 @@ class Loop:
 
     # ------------------------------------------------------------------ what is written
 
-    def _log(self, done: int, parts: LossParts, maps: Sequence[Tensor], sample: _Sample) -> None:
-        """A line of metrics; the same numbers on any number of ranks, timings apart."""
+    @cached_property
+    def _watch(self) -> Watch:
+        return Watch(self.sampler, self.engine.device)
+
+    def _log(self, done: int, parts: LossParts, maps: Sequence[Tensor], sample: _Sample, look: bool) -> None:
+        """A line of metrics; the same numbers on any number of ranks, timings apart.
+
+        When `look` is set, also what the averaged weights do on patches that are always the same.
+        """
         engine, settings = self.engine, self.settings
         norm = self._require_finite(done)
         aligned = agreement(maps[0].detach(), maps[1].detach(), sample.valid).diagonal().mean()
@@ -210,6 +221,8 @@ class Loop:
         peak = peak_tflops(engine.device)
         if peak:
             metrics["share_of_peak"] = metrics["tflops"] / peak
+        if look and not engine.rank:
+            metrics |= self._watch.figures(self.encode)
         self.last_loss = metrics["loss"]
         self.tracker.log(done, metrics)
 
