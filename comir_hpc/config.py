@@ -49,11 +49,12 @@ class IngestSettings(Settings):
     """`comir-hpc ingest`: a file in, an OME-Zarr volume out."""
 
     source: Path
-    """NIfTI, NRRD, MHA, TIFF, OME-TIFF, HDF5, npy or zarr file, or a folder of DICOM slices."""
+    """NIfTI, NRRD, MHA, TIFF, OME-TIFF, HDF5, npy or zarr file, a folder of DICOM slices, or a PNG of one slice."""
     out: Path
     """OME-Zarr store to write."""
     spacing: LengthZYX | None = None
-    """Voxel spacing (z, y, x) in `unit`; needed where the file has none, otherwise it replaces the file's."""
+    """Voxel spacing (z, y, x) in `unit`; needed where the file has none, otherwise it replaces the file's. Of a single
+    slice z is the thickness."""
     unit: str | None = None
     """Unit of `spacing`: nm, um, mm, cm or m."""
     dataset: str | None = None
@@ -97,6 +98,8 @@ class NetworkSettings(Settings):
     """Add each block's input to its output."""
     convs_per_level: Positive | tuple[Positive, ...] = (1, 2)
     """Convolutions in each block, finest first; the last number counts for all coarser levels."""
+    kernels: Literal["symmetric", "free"] = "symmetric"
+    """Whether taps of `unet` that the group exchanges share a weight (exact equivariance), or all are free."""
     padding: Literal["zeros", "replicate", "reflect"] = "zeros"
     """What convolutions see beyond the border of a patch or window."""
     configuration: Literal["three-level", "six-level"] = "three-level"
@@ -301,7 +304,7 @@ class InferSettings(Settings):
     """Voxels along each side of a stored shard."""
     core: Positive | None = None
     """Voxels along each side of a block of work, a multiple of the shard; 2 x 2 x 1 shards when not given."""
-    symmetrise: Literal["none", "D2", "D4", "O"] = "none"
+    symmetrise: Literal["none", "D2", "D4", "O", "C2", "C4"] = "none"
     """Average over the rotations of this group: exact equivariance for as many passes as it has elements."""
     verify: bool = False
     """Check the content of blocks that are done already, and do damaged ones again."""
@@ -336,7 +339,7 @@ class RegisterSettings(Settings):
     """Representation of the fixed volume that `infer` wrote; computed in memory when not given (comir)."""
     moving_representation: Path | None = None
     """Representation of the moving volume that `infer` wrote; computed in memory when not given (comir)."""
-    symmetrise: Literal["none", "D2", "D4", "O"] = "none"
+    symmetrise: Literal["none", "D2", "D4", "O", "C2", "C4"] = "none"
     """Average a representation that is computed here over the rotations of this group (comir)."""
     precision: Precision = "auto"
     """Of a representation that is computed here; see EngineSettings (comir)."""
@@ -347,11 +350,11 @@ class RegisterSettings(Settings):
     transform: Literal["rigid", "affine"] = "rigid"
     """Kind of the result."""
     rotations: Positive = 4000
-    """Rotations of the global search, spread evenly over SO(3)."""
+    """Rotations of the global search, spread evenly over SO(3); of single slices up to 360 turns in their plane."""
     candidates: Positive = 8
     """Distinct answers of the global search that are refined."""
     search_voxels: Positive = 32
-    """Voxels along the longest side of the fixed volume in the global search."""
+    """Voxels along the longest side of the fixed volume in the global search; twice as many for single slices."""
     seed: int = 0
     """Of the metric's sampling."""
     max_memory_gib: Length = 4.0
@@ -407,6 +410,39 @@ class WarpSettings(Settings):
     """dask://HOST:PORT, or slurm: where `workers` run; this machine when not given."""
     overwrite: bool = False
     """Replace a store made from other inputs."""
+
+
+class EvaluateSettings(Settings):
+    """`comir-hpc evaluate --model`: what the encoders of a run can do, in figures."""
+
+    model: Path
+    """Run folder that `train` wrote."""
+    checkpoint: Annotated[int, Field(ge=1)] | None = None
+    """Step of the checkpoint that is measured; the finished model when not given."""
+    volumes: dict[str, Path] = {}
+    """Aligned volumes by modality; the first pair of the training when not given."""
+    out: Path | None = None
+    """Folder for the figures; diagnostics/step-N of the run when not given."""
+    cubes: Positive = 2
+    """Cubes of specimen on which equivariance is measured."""
+    side: Annotated[int, Field(ge=8)] = 64
+    """Voxels along each side of a cube; a quarter is cut off each face, where padding shows."""
+    angle_step: Annotated[float, Field(gt=0, le=180)] = 15.0
+    """Degrees between the rotations of the curve over all angles."""
+    axes: Positive = 3
+    """Directions that each of them is turned about."""
+    precision: Precision = "fp32"
+    """Of the arithmetic; fp32 leaves the rounding of faster types out of the figures."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the encoders run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateSettings:
+        if self.volumes and self.out is None:
+            raise ValueError(
+                "volumes other than the run's own need a folder for their figures: give --out DIR with --volume"
+            )
+        return self
 
 
 class DemoSettings(Settings):
