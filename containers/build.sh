@@ -58,8 +58,8 @@ fi
 if [ -n "$wheels" ]; then
   python=$(command -v python3.11) || die "--wheels needs python3.11 here, the version that the image has"
   mkdir -p "$wheels"
-  "$python" -m pip wheel -q --find-links "$wheels" -w "$wheels" -r "$inputs/requirements.txt"
-  "$python" -m pip wheel -q --find-links "$wheels" -w "$wheels" "hatchling>=1.27"  # builds our own package
+  "$python" -m pip wheel -qq --find-links "$wheels" -w "$wheels" -r "$inputs/requirements.txt"
+  "$python" -m pip wheel -qq --find-links "$wheels" -w "$wheels" "hatchling>=1.27"  # builds our own package
   mkdir "$inputs/wheels"
 fi
 

@@ -132,6 +132,11 @@ class SlurmCluster:
     # ------------------------------------------------------------------ use
 
     @property
+    def address(self) -> str:
+        """Of this machine, as the nodes reach it."""
+        return f"{self._subnet}.254"
+
+    @property
     def environment(self) -> dict[str, str]:
         """What SLURM's commands need to find this cluster, and jobs to find our command; no trace of another one."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "COMIR_"))}
@@ -200,7 +205,7 @@ class SlurmCluster:
         if not key.exists():
             key.touch(mode=0o600)
             key.write_bytes(secrets.token_bytes(128))
-        host, address = socket.gethostname().split(".")[0], f"{self._subnet}.254"
+        host, address = socket.gethostname().split(".")[0], self.address
         nodes = "\n".join(
             f"NodeName={node} NodeAddr={self._subnet}.{number} Port={self._port + 1} CPUs={CPUS} "
             f"RealMemory={MEMORY_MIB} Gres=gpu:{GPUS} State=UNKNOWN"
@@ -225,7 +230,7 @@ class SlurmCluster:
 
     def _start_network(self) -> None:
         _do("ip", "link", "add", self._bridge, "type", "bridge")
-        _do("ip", "addr", "add", f"{self._subnet}.254/24", "dev", self._bridge)
+        _do("ip", "addr", "add", f"{self.address}/24", "dev", self._bridge)
         _do("ip", "link", "set", self._bridge, "up")
         for number, _ in enumerate(NODES, 1):
             space, cable = self._space(number), f"v{self._tag}{number}"

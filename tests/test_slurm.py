@@ -1,4 +1,4 @@
-"""The scripts of slurm/ on a real SLURM of two nodes: they run through, survive what a cluster does, and refuse clearly.
+"""The scripts of slurm/ on a real SLURM of two nodes: they run through, survive a cluster, and refuse clearly.
 
 Training is two processes on two nodes, on CPUs (gloo). What is checked of a stopped job is what matters to its owner:
 it ends with the loss of a job that was left alone.
@@ -16,12 +16,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from phantoms import store_pair
 from slurm_cluster import SlurmCluster
+from trained_run import write_run
 
+from comir_hpc.datasets import embedded_volume
 from comir_hpc.tracking import read_metrics
+from comir_hpc.transforms import load_transform
+from comir_hpc.volume import Volume
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -154,7 +159,7 @@ def on_login_node(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         words, cwd=cwd, env={**slurm.environment, **environment}, capture_output=True, text=True,
-        encoding="utf-8", timeout=60, check=False,
+        encoding="utf-8", timeout=300, check=False,
     )  # fmt: skip
 
 
@@ -188,3 +193,89 @@ def test_account_and_partition_of_the_site_are_used(slurm: SlurmCluster, folder:
     found = slurm.job(job)
     assert (found["Account"], found["Partition"]) == ("lab", "other")
     slurm.run("scancel", job)
+
+
+# ---------------------------------------------------------------------- the chain
+
+
+SMALL = "--mem=1G --cpus-per-task=1"
+CHAIN = ("ingest-fixed", "ingest-moving", "train", "infer-fixed", "infer-moving", "register")
+
+
+def submit_chain(slurm: SlurmCluster, *words: str, cwd: Path, **environment: str) -> dict[str, str]:
+    """Job numbers by name."""
+    small = {f"SBATCH_{kind}": SMALL for kind in ("INGEST", "TRAIN", "INFER", "REGISTER")}
+    done = on_login_node(slurm, str(SCRIPTS / "pipeline.sh"), *words, cwd=cwd, **small, **environment)
+    assert done.returncode == 0, done.stderr
+    return dict(line.split() for line in done.stdout.splitlines())
+
+
+def test_pipeline_from_files_to_the_warped_volume(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """The embedded pair, which is aligned: started at the identity, the answer stays near it after few steps."""
+    pair = {name: tmp_path / "out" / f"{name}.zarr" for name in ("t1w", "t2w")}
+    write_settings(
+        tmp_path / "brain.yaml", pair, 40,
+        network={"widths": [8, 16], "convs_per_level": 1},
+        loss={"subcrops": 2, "displacement_negatives": 4},
+        sampling={"patch": [32, 32, 32], "pairs_per_step": 4},
+        optimiser={"steps": 40, "average": 0.9},
+        tracking={"mlflow": None},
+    )  # fmt: skip
+    files = [str(embedded_volume(name)) for name in pair]
+    jobs = submit_chain(
+        slurm, "brain.yaml", "run", files[0], "t1w", files[1], "t2w", "out",
+        cwd=tmp_path, PARTS="2", REGISTER_OPTIONS="--initial identity",
+    )  # fmt: skip
+    assert tuple(jobs) == CHAIN
+    found = {name: slurm.wait(jobs[name], completed, 400) for name in CHAIN}
+    for before, after in [(0, 2), (1, 2), (2, 3), (2, 4), (3, 5), (4, 5)]:
+        assert found[CHAIN[before]]["EndTime"] <= found[CHAIN[after]]["StartTime"]
+
+    out = tmp_path / "out"
+    fixed = Volume.open(pair["t1w"]).grid
+    for name in ("fixed_representation", "moving_representation", "registration/moving_on_fixed"):
+        assert Volume.open(out / f"{name}.zarr").grid.shape_zyx == fixed.shape_zyx
+    tasks = sorted(tmp_path.glob(f"comir-infer-{jobs['infer-fixed']}_*.log"))
+    assert [path.stem.rpartition("_")[2] for path in tasks] == ["1", "2"]
+    transform = load_transform(out / "registration" / "transform.tfm")
+    assert transform.rotation_deg < 2
+    np.testing.assert_allclose(transform.apply(fixed.centre_mm), fixed.centre_mm, atol=2)
+
+
+def test_a_failed_link_cancels_the_rest_of_the_chain(slurm: SlurmCluster, folder: Path) -> None:
+    pair = {name: folder / f"{name}.zarr" for name in ("one", "two")}
+    write_settings(folder / "wrong.yaml", pair, STEPS, network={"width": 3})
+    volumes = str(pair["one"]), "one", str(pair["two"]), "two"
+    jobs = submit_chain(slurm, "wrong.yaml", "wrong", *volumes, "wrong_out", cwd=folder)
+    assert tuple(jobs) == CHAIN[2:]
+    slurm.wait(jobs["train"], lambda found: found["JobState"] == "FAILED", 120)
+    assert "unknown key network.width; did you mean widths?" in log_of(folder, jobs["train"])
+    for name in CHAIN[3:]:
+        slurm.wait(jobs[name], lambda found: found["JobState"] == "CANCELLED", 30)
+
+
+# ---------------------------------------------------------------------- Dask's workers as jobs
+
+
+def test_blocks_on_workers_that_are_jobs(slurm: SlurmCluster, folder: Path) -> None:
+    """`--cluster slurm` writes what this process alone writes."""
+    run = write_run(folder / "model")
+    site = {
+        "cores": 1,
+        "memory": "1GiB",
+        "death-timeout": 120,
+        "local-directory": str(folder),
+        "log-directory": str(folder / "dask"),
+        "scheduler-options": {"host": slurm.address, "dashboard": False},
+    }
+    (folder / "jobqueue.yaml").write_text(yaml.safe_dump({"jobqueue": {"slurm": site}}), encoding="utf-8")
+    common = ("infer", "--zarr", "one.zarr", "--model", str(run), "--modality", "one", "--window", "32")
+    layout = ("--core", "128")
+    for name, where in [("here.zarr", ()), ("jobs.zarr", ("--cluster", "slurm", "--workers", "2"))]:
+        words = ("comir-hpc", *common, *layout, *where, "--out", name)
+        done = on_login_node(slurm, *words, cwd=folder, DASK_CONFIG=str(folder / "jobqueue.yaml"))
+        assert done.returncode == 0, done.stderr
+    states = slurm.run("squeue", "-h", "-t", "all", "-n", "dask-worker", "-o", "%u %T")
+    assert len(states.splitlines()) == 2
+    values = [Volume.open(folder / name).read() for name in ("here.zarr", "jobs.zarr")]
+    np.testing.assert_array_equal(values[0], values[1])

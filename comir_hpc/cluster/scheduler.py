@@ -101,17 +101,17 @@ def _client(workers: int, cluster: str) -> Iterator[Any]:
 
 
 def _slurm_cluster() -> Any:
-    if shutil.which("sbatch") is None:
-        raise ConfigError(
-            "--cluster slurm, but sbatch is not on PATH; run this on a login node, outside the container, or use --part "
-            "in an array job (slurm/infer.sh)"
-        )
     try:
-        from dask_jobqueue import SLURMCluster
+        from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
         raise ConfigError(
             "--cluster slurm needs dask-jobqueue: pip install 'comir-hpc[slurm]'; or use --part in an array job"
         ) from error
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "--cluster slurm, but sbatch is not on PATH; run this on a login node, outside the container, or use "
+            "--part in an array job (slurm/infer.sh)"
+        )
     try:
         return SLURMCluster()
     except ValueError as error:
