@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from comir_hpc.errors import ConfigError
 from comir_hpc.geometry import MM_PER_UNIT, Grid, Triple
-from comir_hpc.rotations import random_rotation
+from comir_hpc.rotations import random_rotation, rotation_by
 from comir_hpc.transforms import Transform
 
 EMBEDDED = ("t1w", "t2w")
@@ -100,6 +100,16 @@ class Displacement:
         return cls(rotation, heading / np.linalg.norm(heading) * length)
 
     @classmethod
+    def in_plane(
+        cls, rng: np.random.Generator, shape_zyx: Triple, *, largest_deg: float, largest_shift: float
+    ) -> Displacement:
+        """A turn about z by up to `largest_deg` either way, a shift in the plane by up to a share of the mean side."""
+        rotation = rotation_by("z", rng.uniform(-largest_deg, largest_deg))
+        heading = rng.uniform(0, 2 * np.pi)
+        length = rng.uniform(0, largest_shift * float(np.mean(shape_zyx[1:])))
+        return cls(rotation, length * np.array([0.0, np.sin(heading), np.cos(heading)]))
+
+    @classmethod
     def none(cls) -> Displacement:
         """The specimen as it lies."""
         return cls(np.eye(3), np.zeros(3))
@@ -110,12 +120,13 @@ def displace(
 ) -> tuple[NDArray[np.float32], Grid, Transform]:
     """See a volume with a second scanner: resampled on a cube of `side` voxels in which the specimen lies displaced.
 
-    The specimen's centre comes to lie at the centre of the cube, plus the shift. Linear interpolation by scipy, on
-    purpose not the resampling that the pipeline uses: the known answer must not share its errors.
+    A single slice, displaced in its plane, comes on a square. The specimen's centre comes to lie at the centre of the
+    cube, plus the shift. Linear interpolation by scipy, on purpose not the resampling that the pipeline uses: the known
+    answer must not share its errors.
 
     Returns
     -------
-    values : (side, side, side) float32
+    values : (side, side, side) float32, or (1, side, side)
         0 outside the source.
     grid : Grid
         Of the second scanner: same spacing and direction, centred as the source.
@@ -123,15 +134,16 @@ def displace(
         Source (fixed) to displaced (moving) world points.
     """
     middle = (np.asarray(grid.shape_zyx) - 1) / 2
-    centre = np.full(3, (side - 1) / 2)
+    shape = (1, side, side) if grid.planar else (side, side, side)
+    centre = (np.asarray(shape) - 1) / 2
     # moving index q of source index p: q = R (p - middle) + centre + shift; resampling needs the way back.
     back = displacement.rotation_zyx.T
     offset = middle - back @ (centre + displacement.shift_vox)
     moved = ndimage.affine_transform(
-        values.astype(np.float32), back, offset, output_shape=(side,) * 3, order=1, mode="constant", cval=0.0
+        values.astype(np.float32), back, offset, output_shape=shape, order=1, mode="constant", cval=0.0
     )
     origin = grid.world_mm(middle - centre) / MM_PER_UNIT[grid.unit]
-    cube = Grid((side, side, side), grid.spacing_zyx, tuple(origin.tolist()), grid.direction, grid.unit)
+    cube = Grid(shape, grid.spacing_zyx, tuple(origin.tolist()), grid.direction, grid.unit)
     index = np.eye(4)
     index[:3, :3] = displacement.rotation_zyx
     index[:3, 3] = centre + displacement.shift_vox - displacement.rotation_zyx @ middle

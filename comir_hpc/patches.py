@@ -327,8 +327,10 @@ def specimen_mask(above: Tensor) -> Tensor:
     Noise in the air leaves single voxels above it, and dark structure leaves holes; `register` masks volumes alike.
     """
     share = above.float()
-    for axis in range(3):
-        size = [5 if axis == other else 1 for other in range(3)]
+    for axis, length in enumerate(above.shape[2:]):
+        # Torch averages over no more voxels than there are: fewer in thin patches, one in a single slice.
+        reach = min(5, length - 1 + length % 2)
+        size = [reach if axis == other else 1 for other in range(3)]
         share = F.avg_pool3d(share, size, stride=1, padding=[n // 2 for n in size], count_include_pad=False)
     return share > 0.5
 
