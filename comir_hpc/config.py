@@ -100,7 +100,7 @@ class NetworkSettings(Settings):
     """Convolutions in each block, finest first; the last number counts for all coarser levels."""
     kernels: Literal["symmetric", "free"] = "symmetric"
     """Whether taps of `unet` that the group exchanges share a weight (exact equivariance), or all are free."""
-    padding: Literal["zeros", "replicate", "reflect"] = "zeros"
+    padding: Literal["zeros", "replicate", "reflect"] = "replicate"
     """What convolutions see beyond the border of a patch or window."""
     configuration: Literal["three-level", "six-level"] = "three-level"
     """Which of the networks published with CoMIR `denseunet` is."""

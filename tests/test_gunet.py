@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from comir_hpc.networks import Network, build_network
-from comir_hpc.networks.gunet import GroupConv, GroupMean, LiftingConv, tap_permutations
-from comir_hpc.networks.layers import BatchNormRelu, ChannelNormRelu
+from comir_hpc.networks.gunet import GroupConv, GroupMean, LiftingConv
+from comir_hpc.networks.layers import BatchNormRelu, ChannelNormRelu, tap_permutations
 from comir_hpc.networks.recompute import merge_channels
 from comir_hpc.networks.resampling import Resample
 from comir_hpc.rotations import Group, act, rotation_group
@@ -160,6 +160,7 @@ def equivariance_error(network: Network, x: Tensor, group: Group) -> float:
     return worst / float(y.std())
 
 
+@pytest.mark.parametrize("network_name", ["gunet", "unet"])
 @pytest.mark.parametrize(
     ("name", "shape", "options"),
     [
@@ -172,10 +173,10 @@ def equivariance_error(network: Network, x: Tensor, group: Group) -> float:
     ],
 )
 def test_the_network_is_equivariant_untrained_and_trained(
-    name: str, shape: tuple[int, ...], options: dict[str, object]
+    network_name: str, name: str, shape: tuple[int, ...], options: dict[str, object]
 ) -> None:
     group = rotation_group(name)
-    network = build_network("gunet", in_channels=1, latent_channels=2, group=name, **options)
+    network = build_network(network_name, in_channels=1, latent_channels=2, group=name, **options)
     network.require_group(group)
     x = torch.randn(2, 1, *shape)
     assert equivariance_error(network.train(), x, group) < 1e-4
@@ -190,8 +191,9 @@ def test_the_network_is_equivariant_untrained_and_trained(
     assert equivariance_error(network.eval(), x, group) < 1e-4
 
 
-def test_a_plain_network_is_not() -> None:
-    network = build_network("unet", in_channels=1, latent_channels=1, widths=(4, 8))
+def test_free_kernels_are_not() -> None:
+    options = {"widths": (4, 8), "kernels": "free", "group": "O"}
+    network = build_network("unet", in_channels=1, latent_channels=1, **options)
     assert equivariance_error(network, torch.randn(1, 1, 8, 8, 8), rotation_group("O")) > 0.1
 
 

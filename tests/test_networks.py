@@ -24,8 +24,9 @@ from comir_hpc.networks import (
     network_options,
     predict_step,
 )
-from comir_hpc.networks.planning import plan_pooling, receptive_halo
-from comir_hpc.rotations import rotation_group
+from comir_hpc.networks.layers import Padding, SymmetricConv, same_conv
+from comir_hpc.networks.planning import Triple, plan_pooling, receptive_halo
+from comir_hpc.rotations import act, rotation_group
 
 SMALL = {"unet": {"widths": (4, 6, 8)}, "denseunet": {}, "gunet": {"widths": (4, 4, 8), "group": "D2"}}
 
@@ -171,6 +172,42 @@ def test_a_window_gives_the_whole_volumes_values_in_its_core(norm: str) -> None:
 
 
 # Symmetry
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "weights"),
+    # By hand: centre, faces, edges, corners; and what remains of them where fewer axes are exchanged.
+    [
+        ("O", (3, 3, 3), 4),
+        ("D4", (3, 3, 3), 6),
+        ("D2", (3, 3, 3), 9),
+        ("C4", (1, 3, 3), 3),
+        ("C2", (1, 3, 3), 5),
+    ],
+)
+@pytest.mark.parametrize("padding", ["zeros", "replicate"])
+def test_shared_taps_commute_with_the_group(
+    name: str, kernel: Triple, weights: int, padding: Padding
+) -> None:
+    torch.manual_seed(0)
+    group = rotation_group(name)
+    layer = SymmetricConv(2, 3, kernel, group, padding)
+    assert layer.weight.shape == (3, 2, weights)
+    plain = same_conv(2, 3, kernel, padding)
+    with torch.no_grad():
+        plain.weight.copy_(layer.kernel())
+    x = torch.randn(2, 2, kernel[0] if kernel[0] == 1 else 6, 6, 6)
+    y = layer(x)
+    torch.testing.assert_close(y, plain(x))
+    for matrix in group.matrices:
+        torch.testing.assert_close(layer(act(x, matrix)), act(y, matrix))
+
+
+def test_shared_taps_keep_the_variance() -> None:
+    torch.manual_seed(0)
+    layer = SymmetricConv(64, 64, (3, 3, 3), rotation_group("O"))
+    taps = layer.kernel().detach()
+    assert taps.square().sum(dim=(1, 2, 3, 4)).mean() == pytest.approx(2, rel=0.05)
 
 
 @pytest.mark.parametrize("norm", ["batch", "channel"])

@@ -14,47 +14,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from comir_hpc.networks.hourglass import Hourglass, conv_hourglass
 from comir_hpc.networks.layers import (
     Norm,
     Padding,
-    mix_channels,
+    correlate,
     norm_maker,
-    pad_border,
     require_choice,
     same_conv,
+    tap_permutations,
 )
 from comir_hpc.networks.planning import Triple, plan_kernel, plan_pooling
 from comir_hpc.networks.recompute import Stage, split_copies
 from comir_hpc.rotations import Group, rotation_group
-
-
-def tap_permutations(group: Group, kernel_zyx: Triple) -> Tensor:
-    """Where each tap of a rotated filter comes from: (G, T) int64, ``[g, u]`` is the number of the tap g^-1 u.
-
-    Parameters
-    ----------
-    group : Group
-        Rotations of the grid.
-    kernel_zyx : three int
-        Odd sizes, equal along axes that the group exchanges; taps are numbered in C order.
-
-    Raises
-    ------
-    ConfigError
-        If the group does not map the kernel onto itself.
-    """
-    group.require_invariant(kernel_zyx, "the kernel size")
-    centre = np.array(kernel_zyx) // 2
-    taps = np.stack(np.unravel_index(np.arange(math.prod(kernel_zyx)), kernel_zyx), axis=-1) - centre
-    # Row vectors times g are column vectors under its transpose, which is its inverse.
-    sources = taps @ group.matrices + centre
-    return torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(sources, -1, 0)), kernel_zyx))
 
 
 class LiftingConv(nn.Module):
@@ -95,7 +70,7 @@ class LiftingConv(nn.Module):
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         """Correlate (B, C, Z, Y, X) with every orientation."""
-        return _correlate(x_BCZYX, self.filters(), self.kernel_size, self.padding)
+        return correlate(x_BCZYX, self.filters(), self.kernel_size, self.padding)
 
 
 class GroupConv(nn.Module):
@@ -138,7 +113,7 @@ class GroupConv(nn.Module):
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         """Correlate (B, G*C, Z, Y, X) with the bank."""
-        return _correlate(x_BCZYX, self.filters(), self.kernel_size, self.padding)
+        return correlate(x_BCZYX, self.filters(), self.kernel_size, self.padding)
 
 
 class GroupMean(nn.Module):
@@ -151,14 +126,6 @@ class GroupMean(nn.Module):
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         """Average the orientations."""
         return split_copies(x_BCZYX, self.order).mean(-2).permute(0, 4, 1, 2, 3)
-
-
-def _correlate(x_BCZYX: Tensor, filters: Tensor, kernel_zyx: Triple, padding: Padding) -> Tensor:
-    if max(kernel_zyx) == 1:
-        return mix_channels(x_BCZYX, filters)
-    if padding == "zeros":
-        return F.conv3d(x_BCZYX, filters, padding=[size // 2 for size in kernel_zyx])
-    return F.conv3d(pad_border(x_BCZYX, kernel_zyx, padding), filters)
 
 
 def gunet(

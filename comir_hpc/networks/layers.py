@@ -10,9 +10,11 @@ group outermost, so that in channels_last_3d its fields are views.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 from comir_hpc.errors import ConfigError
 from comir_hpc.networks.planning import Triple
 from comir_hpc.networks.recompute import Parts, Stage, join_copies, split_copies
+from comir_hpc.rotations import Group
 
 Norm = Literal["batch", "channel"]
 Padding = Literal["zeros", "replicate", "reflect"]
@@ -67,6 +70,38 @@ def pad_border(x_BCZYX: Tensor, kernel_zyx: Triple, padding: Padding) -> Tensor:
         return F.pad(x_BCZYX, both_ends, mode=padding)
 
 
+def correlate(x_BCZYX: Tensor, filters: Tensor, kernel_zyx: Triple, padding: Padding) -> Tensor:
+    """Correlate (B, C, Z, Y, X) with filters (O, C, kz, ky, kx), keeping the shape."""
+    if max(kernel_zyx) == 1:
+        return mix_channels(x_BCZYX, filters)
+    if padding == "zeros":
+        return F.conv3d(x_BCZYX, filters, padding=[size // 2 for size in kernel_zyx])
+    return F.conv3d(pad_border(x_BCZYX, kernel_zyx, padding), filters)
+
+
+def tap_permutations(group: Group, kernel_zyx: Triple) -> Tensor:
+    """Where each tap of a rotated filter comes from: (G, T) int64, ``[g, u]`` is the number of the tap g^-1 u.
+
+    Parameters
+    ----------
+    group : Group
+        Rotations of the grid.
+    kernel_zyx : three int
+        Odd sizes, equal along axes that the group exchanges; taps are numbered in C order.
+
+    Raises
+    ------
+    ConfigError
+        If the group does not map the kernel onto itself.
+    """
+    group.require_invariant(kernel_zyx, "the kernel size")
+    centre = np.array(kernel_zyx) // 2
+    taps = np.stack(np.unravel_index(np.arange(math.prod(kernel_zyx)), kernel_zyx), axis=-1) - centre
+    # Row vectors times g are column vectors under its transpose, which is its inverse.
+    sources = taps @ group.matrices + centre
+    return torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(sources, -1, 0)), kernel_zyx))
+
+
 class PaddedConv(nn.Conv3d):
     """A convolution that continues the map beyond its border by other values than zeros.
 
@@ -86,6 +121,53 @@ class PaddedConv(nn.Conv3d):
         """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
         kernel = (self.kernel_size[0], self.kernel_size[1], self.kernel_size[2])
         return F.conv3d(pad_border(input, kernel, self.border), self.weight, self.bias)
+
+
+class SymmetricConv(nn.Module):
+    """A convolution whose taps are shared among those that a group exchanges: it commutes with the group.
+
+    With one weight for each orbit of taps, ``w(g^-1 u) = w(u)``, a map of scalars stays one:
+    ``conv(T_g x) = T_g conv(x)`` for every g, before training as after. It is the group convolution (Cohen and Welling
+    2016) between fields of the trivial representation, and costs no more than a plain convolution.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_zyx, padding
+        As in `same_conv`.
+    group : Group
+        Rotations of the grid, which must map the kernel onto itself.
+    """
+
+    orbits: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_zyx: Triple,
+        group: Group,
+        padding: Padding = "zeros",
+    ) -> None:
+        super().__init__()
+        require_choice(padding, Padding, "padding")
+        self.kernel_size = kernel_zyx
+        self.padding = padding
+        # The smallest number among a tap's images names its orbit.
+        _, orbit = tap_permutations(group, kernel_zyx).amin(dim=0).unique(return_inverse=True)
+        sizes = orbit.bincount()
+        # Every orbit contributes the same variance, together that of He et al. 2015.
+        spread = (2 / (in_channels * len(sizes) * sizes)).sqrt()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, len(sizes)) * spread)
+        self.register_buffer("orbits", F.one_hot(orbit).T.float(), persistent=False)
+
+    def kernel(self) -> Tensor:
+        """All taps, (O, C, kz, ky, kx)."""
+        # A product, whose gradient is one too; indexing would add up tap by tap.
+        return (self.weight @ self.orbits).unflatten(-1, self.kernel_size)
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
+        return correlate(x_BCZYX, self.kernel(), self.kernel_size, self.padding)
 
 
 class PointConv(nn.Conv3d):

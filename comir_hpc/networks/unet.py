@@ -6,13 +6,17 @@ After Cicek et al. 2016 (3D U-Net), with the anti-aliasing that Zhang 2019 argue
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
 from comir_hpc.networks.hourglass import Hourglass, conv_hourglass
-from comir_hpc.networks.layers import Norm, Padding, norm_maker, same_conv
+from comir_hpc.networks.layers import Norm, Padding, SymmetricConv, norm_maker, require_choice, same_conv
 from comir_hpc.networks.planning import Triple, plan_kernel, plan_pooling
 from comir_hpc.networks.recompute import Stage
+from comir_hpc.rotations import rotation_group
+
+Kernels = Literal["symmetric", "free"]
 
 
 def unet(
@@ -24,6 +28,8 @@ def unet(
     convs_per_level: int | Sequence[int] = (1, 2),
     norm: Norm = "batch",
     padding: Padding = "zeros",
+    kernels: Kernels = "symmetric",
+    group: str = "trivial",
     residual: bool = False,
     planar: bool = False,
     checkpoint_levels: int = 0,
@@ -44,15 +50,34 @@ def unet(
         ``batch`` or ``channel``.
     padding : str
         ``zeros``, ``replicate`` or ``reflect``: what convolutions see beyond the border.
+    kernels : str
+        ``symmetric``: taps that `group` exchanges share one weight, which makes the network exactly equivariant under
+        it at the cost of a plain one; ``free``: it is left to the loss.
+    group : str
+        Rotations of the grid (`rotations.rotation_group`), of use to symmetric kernels.
     residual : bool
         Add each block's input to its output.
     planar : bool
         Single slices: kernels of one voxel along z and no pooling there (the 2D method).
     checkpoint_levels : int
         Finest levels whose activations are recomputed in the backward pass.
+
+    Raises
+    ------
+    ConfigError
+        If symmetric kernels are asked for and the group exchanges axes that are pooled differently.
     """
+    require_choice(kernels, Kernels, "kernels")
+    turns = rotation_group(group)
+    shared = kernels == "symmetric" and len(turns) > 1
+    pooling = plan_pooling(spacing_zyx, len(widths), planar=planar)
+    if shared:
+        for factors in pooling:
+            turns.require_invariant(factors, f"the pooling for voxels of {tuple(spacing_zyx)}")
 
     def conv(inputs: int, outputs: int, kernel_zyx: Triple) -> nn.Module:
+        if shared and max(kernel_zyx) > 1:
+            return SymmetricConv(inputs, outputs, kernel_zyx, turns, padding)
         return same_conv(inputs, outputs, kernel_zyx, padding)
 
     return conv_hourglass(
@@ -60,7 +85,7 @@ def unet(
         latent_channels=latent_channels,
         widths=widths,
         kernel_zyx=plan_kernel(planar),
-        pooling=plan_pooling(spacing_zyx, len(widths), planar=planar),
+        pooling=pooling,
         convs_per_level=convs_per_level,
         residual=residual,
         checkpoint_levels=checkpoint_levels,

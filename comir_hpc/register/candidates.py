@@ -12,7 +12,7 @@ from comir_hpc.register.refine import Kind, Level, Metric, Refiner
 from comir_hpc.transforms import Transform
 
 COARSE = (Level(4, 2.0, 0.5),)
-FINE = (Level(2, 1.0, 0.2), Level(1, 0.0, 0.1))
+FINE = (Level(2, 1.0, 0.2), Level(1, 0.0, 0.3))
 FINALISTS = 3
 """Distinct answers that are refined finely: the winner, and the rivals that its margin is measured against."""
 
