@@ -219,11 +219,13 @@ class Grid:
         return Box((0, 0, 0), self.shape_zyx)
 
     def agrees_with(self, other: Grid, tolerance: float = 1e-3) -> bool:
-        """Whether two grids put every voxel at the same place, to `tolerance` of a voxel."""
+        """Whether two grids put every voxel at the same place, to `tolerance` of a voxel; a slice may be thicker."""
         if self.shape_zyx != other.shape_zyx:
             return False
-        distance = np.abs(self.corners_mm() - other.corners_mm()).max()
-        return bool(distance <= tolerance * min(self.spacing_mm))
+        ends = [(0.0,) if n == 1 else (-0.5, n - 0.5) for n in self.shape_zyx]
+        corners = np.asarray(list(itertools.product(*ends)))
+        distance = np.abs(self.world_mm(corners) - other.world_mm(corners)).max()
+        return bool(distance <= tolerance * self.finest_mm)
 
     def overlap_fraction(self, other: Grid, samples: int = 16) -> float:
         """Share of this grid's extent, sampled on `samples`^3 points, that lies inside `other`."""

@@ -97,6 +97,8 @@ def test_a_grid_of_one_slice_is_measured_in_its_plane() -> None:
     assert grid.axes == (1, 2)
     assert grid.finest_mm == 10
     assert grid.mean_side_mm == pytest.approx((800 + 600) / 2)
+    assert grid.agrees_with(Grid((1, 40, 60), (7, 2.0, 1.0), unit="cm"))
+    assert not grid.agrees_with(Grid((1, 40, 60), (0.1, 2.0, 1.01), unit="cm"))
     volume = Grid((2, 40, 60), (0.1, 2.0, 1.0))
     assert (volume.planar, volume.axes, volume.finest_mm) == (False, (0, 1, 2), 0.1)
 
@@ -253,6 +255,7 @@ def test_a_known_motion_in_the_plane_is_recovered(tmp_path: Path, direction, deg
     points = pair_on_disk(tmp_path, grid, onto, truth)
     found = register(by_information(tmp_path))
     assert found.transform.distance_mm(truth, points).mean() < 0.15 * 1.5
+    assert 0.9 < found.record["overlap"] < 1  # of areas: the thicknesses differ
     assert found.record["candidates"][0]["matrix_lps_mm"] == found.transform.matrix_mm.tolist()
     np.testing.assert_allclose(
         found.transform.matrix_mm, load_transform(tmp_path / "out/transform.tfm").matrix_mm

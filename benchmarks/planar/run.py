@@ -69,6 +69,8 @@ def prepare(work: Path) -> dict[str, Volume]:
 
 def train_on_slices(work: Path, config: Path, overrides: list[str]) -> Path:
     """The run of encoders that were trained on the training slices, each a pair of its own."""
+    if (work / "run" / "model.json").is_file():
+        return work / "run"
     settings = load(TrainSettings, config, overrides)
     slices = work / "slices"
     pairs = tuple({name: slices / f"{name}_{z}.zarr" for name in settings.modalities} for z in TRAIN)

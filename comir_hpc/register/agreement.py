@@ -63,7 +63,7 @@ class Comparison:
         self._values = fixed.values[(slice(None), *index.T)]
         self._moving = moving
         self._mask = moving.mask.astype(np.float32)
-        sizes = [side.mask.sum(dtype=np.float64) * np.prod(side.grid.spacing_mm) for side in (fixed, moving)]
+        sizes = [_size_mm(side) for side in (fixed, moving)]
         self._smaller_share = min(sizes) / sizes[0]
         values = [side.values[0][side.mask] for side in (fixed, moving)]
         self._ranges = [tuple(np.percentile(v, (0.5, 99.5)).tolist()) for v in values]
@@ -106,6 +106,12 @@ class Comparison:
         if both == 0:
             return 0.0
         return (_entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0))) / both - 1
+
+
+def _size_mm(side: Features) -> float:
+    """Volume of the mask, mm^3; of a single slice its area: its thickness may be anything."""
+    voxel = np.prod([side.grid.spacing_mm[axis] for axis in side.grid.axes])
+    return float(side.mask.sum(dtype=np.float64) * voxel)
 
 
 def _correlation(fixed: FloatArray, moving: FloatArray) -> float:
