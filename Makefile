@@ -5,13 +5,23 @@ BIN := $(VENV)/bin
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: demo test lint types layers check mlflow clean
+.PHONY: demo test test-slurm test-container lint types layers check lock mlflow clean
 
 demo: $(VENV)/installed
 	$(BIN)/comir-hpc demo --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# The next two need root on Debian: what they test with is installed where it is missing.
+test-slurm: $(VENV)/installed-dev
+	command -v slurmctld slurmd munged ip >/dev/null || { apt-get update -qq && apt-get install -y -qq \
+	  --no-install-recommends slurmctld slurmd slurm-client munge iproute2; }
+	$(BIN)/python -m pytest tests/test_slurm.py
+
+test-container: $(VENV)/installed-dev
+	tests/install_apptainer.sh
+	$(BIN)/python -m pytest tests/test_container.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -23,6 +33,12 @@ layers: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 check: lint types layers test
+
+# What the image installs; after every change of the dependencies.
+lock: $(VENV)/bin/python
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile -q --native-tls --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml -o containers/requirements.lock
 
 mlflow: $(VENV)/installed
 	$(BIN)/pip install -q -e '.[mlflow]'

@@ -13,6 +13,7 @@
 # Encode a volume as a job array, each task its part; a task that is requeued redoes only what it had not finished:
 #
 #   slurm/infer.sh --array=1-16 IN.zarr RUN_DIR MODALITY OUT.zarr [options of comir-hpc infer]
+#   PARTS=16 slurm/infer.sh --array=5 IN.zarr RUN_DIR MODALITY OUT.zarr      part 5 of 16 alone, once more
 set -euo pipefail
 if [ "${0##*/}" = slurm_script ]; then  # the copy that SLURM runs; where it was copied from
   here=${COMIR_SLURM_DIR:-$(scontrol show job "$SLURM_JOB_ID" | sed -n "s|^ *Command=\\([^ ]*\\)/[^ /]*.*|\\1|p" | head -n 1)}
@@ -30,4 +31,4 @@ check_tools
 submit_unless_in_job "$COMIR_PARTITION" "$@"
 input=$1 run=$2 modality=$3 output=$4; shift 4
 comir infer --zarr "$input" --model "$run" --modality "$modality" --out "$output" \
-  --part "${SLURM_ARRAY_TASK_ID:-1}/${SLURM_ARRAY_TASK_COUNT:-1}" "$@"
+  --part "${SLURM_ARRAY_TASK_ID:-1}/${PARTS:-${SLURM_ARRAY_TASK_COUNT:-1}}" "$@"

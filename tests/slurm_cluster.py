@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NODES = ("n1", "n2")
-CPUS, MEMORY_MIB, GPUS = 16, 130_000, 2  # that each node claims
+CPUS, MEMORY_MIB, GPUS = 64, 500_000, 4  # that each node claims
 PROGRAMS = {"slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare"}
 
 _CONFIGURATION = """\

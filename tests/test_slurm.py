@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -279,3 +280,31 @@ def test_blocks_on_workers_that_are_jobs(slurm: SlurmCluster, folder: Path) -> N
     assert len(states.splitlines()) == 2
     values = [Volume.open(folder / name).read() for name in ("here.zarr", "jobs.zarr")]
     np.testing.assert_array_equal(values[0], values[1])
+
+
+# ---------------------------------------------------------------------- the guide
+
+
+def test_commands_of_the_guide_are_accepted(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """Every `slurm/...` line of docs/hpc.md finds its input and gets a job's number; nothing is run."""
+    for name in ("slurm", "configs"):
+        (tmp_path / name).symlink_to(SCRIPTS.parent / name)
+    for name in ("t1w", "t2w"):
+        (tmp_path / f"{name}.nii.gz").touch()
+        (tmp_path / f"{name}.zarr").mkdir()
+    (tmp_path / "runs" / "brain").mkdir(parents=True)
+    (tmp_path / "runs" / "brain" / "model.json").touch()
+    text = (SCRIPTS.parent / "docs" / "hpc.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    commands = re.findall(r"^(?:\w+=.*)?slurm/\w+\.sh .*$", blocks, flags=re.M)
+    assert len(commands) >= 9
+    slurm.run("scontrol", "update", "PartitionName=all", "State=DOWN")
+    try:
+        for command in commands:
+            done = on_login_node(slurm, "bash", "-c", command, cwd=tmp_path)
+            assert done.returncode == 0, f"{command}: {done.stderr}"
+            jobs = [line.split()[-1] for line in done.stdout.splitlines()]
+            assert jobs, command
+            slurm.run("scancel", *jobs)
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=all", "State=UP")
