@@ -456,6 +456,7 @@ def test_slices_from_training_to_report(tmp_path: Path) -> None:
         assert panels["slice_after"].shape == fixed.grid.shape_zyx[1:]
     page = report(out).read_text(encoding="utf-8")
     assert "Slice <small>across z</small>" in page
+    assert "--columns: 100.0fr" in page
     assert "Axial" not in page
     assert "Best score by direction" not in page
 
