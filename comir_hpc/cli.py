@@ -22,7 +22,8 @@ from comir_hpc import __version__
 from comir_hpc.errors import ComirError, ConfigError, StopRequested
 
 if TYPE_CHECKING:
-    from comir_hpc.config import Settings
+    from comir_hpc.config import EvaluateSettings, Settings
+    from comir_hpc.evaluate import Subject
 
 EXIT_REFUSED, EXIT_STOPPED = 1, 85
 
@@ -229,7 +230,7 @@ def infer(
         str | None, typer.Option(help="Average over a rotation group: D2, D4 or O. (default: none)")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Stored type, float16 or float32. (default: float32)")
+        str | None, typer.Option(help="Stored type: float32, float16, int16 or int8. (default: float32)")
     ] = None,
     core: Annotated[
         int | None, typer.Option(help="Voxels a side of a block of work, a multiple of the shard.")
@@ -397,22 +398,150 @@ def warp(
     return typer.echo(result.summary)
 
 
-@app.command(epilog="Example:  comir-hpc evaluate --result result --truth truth.json --points landmarks.csv")
+@app.command(
+    epilog="Examples:  comir-hpc evaluate --result result --truth truth.json --points landmarks.csv"
+    "   |   comir-hpc evaluate --model runs/brain --checkpoint 300"
+)
 def evaluate(
     result: Annotated[
-        list[Path], typer.Option(help="Folder that register wrote; repeat to compare methods.")
-    ],
-    truth: Annotated[Path, typer.Option(help="The true transform, fixed to moving (.tfm or .json).")],
+        list[Path] | None, typer.Option(help="Folder that register wrote; repeat to compare methods.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="The true transform, fixed to moving (.tfm or .json).")
+    ] = None,
     points: Annotated[
         Path | None, typer.Option(help="CSV of fixed points; points of the specimen otherwise.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV to write the table to.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Run folder that train wrote: measure its encoders instead.")
+    ] = None,
+    checkpoint: Annotated[
+        int | None, typer.Option(help="Step of one of its checkpoints; the finished model otherwise.")
+    ] = None,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY=PATH",
+            help="Aligned volume to measure on, once a modality; the run's first pair otherwise.",
+        ),
+    ] = None,
+    cubes: Annotated[int | None, typer.Option(help="Cubes of specimen that are turned. (default: 2)")] = None,
+    side: Annotated[int | None, typer.Option(help="Voxels a side of such a cube. (default: 64)")] = None,
+    angle_step: Annotated[
+        float | None, typer.Option(help="Degrees from one angle of the curve to the next. (default: 15.0)")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default: auto)")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, bf16 or fp16: of the arithmetic. (default: fp32)")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="CSV of the table; with --model a folder. (default there: RUN/diagnostics/step-N)"),
+    ] = None,
+    dry_run: DryRun = False,
 ) -> None:
-    """Measure the target registration error of results against a known transform, side by side."""
+    """Hold results against a known transform, side by side; or, with --model, measure what encoders can do.
+
+    With --model: equivariance over the rotations of the grid and over all angles, agreement, retrieval, effective
+    rank, and where the registration of the aligned pair ends. Writes diagnostics.json and diagnostics.png, adds both
+    to the run's report, and sends them to its MLflow run.
+    """
+    if model is None:
+        only: dict[str, Any] = {
+            "--checkpoint": checkpoint,
+            "--volume": volume,
+            "--cubes": cubes,
+            "--side": side,
+        }
+        only |= {"--angle-step": angle_step, "--device": device, "--precision": precision}
+        _require_given("--result and --truth, or --model", {"--result": result, "--truth": truth})
+        _refuse_given("without --model", only)
+        return _evaluate_results(result or [], truth, points, out, dry_run)
+    _refuse_given("with --model", {"--result": result, "--truth": truth, "--points": points})
+    from comir_hpc.config import EvaluateSettings
+
+    return _evaluate_model(
+        _settings(
+            EvaluateSettings,
+            model=model,
+            checkpoint=checkpoint,
+            volumes=_named_paths(volume),
+            out=out,
+            cubes=cubes,
+            side=side,
+            angle_step=angle_step,
+            precision=precision,
+            device=device,
+        ),
+        dry_run,
+    )
+
+
+def _evaluate_results(
+    results: list[Path], truth: Path | None, points: Path | None, out: Path | None, dry_run: bool
+) -> None:
     from comir_hpc.evaluate import evaluate as run
 
-    table = run(result, truth, points=points, out=out)
-    typer.echo(table.text)
+    assert truth is not None
+    if dry_run:
+        return _print_plan(
+            {
+                "results": ", ".join(map(str, results)),
+                "truth": str(truth),
+                "points": str(points or "of the specimen"),
+                "out": str(out or "printed"),
+            }
+        )
+    return typer.echo(run(results, truth, points=points, out=out).text)
+
+
+def _evaluate_model(settings: EvaluateSettings, dry_run: bool) -> None:
+    from comir_hpc.evaluate import diagnose, open_subject, plan_diagnosis
+    from comir_hpc.report import report as write_report
+    from comir_hpc.tracking import send_diagnostics
+
+    subject = open_subject(settings)
+    if dry_run:
+        return _print_plan(plan_diagnosis(settings, subject))
+    with _progress() as progress:
+        aligned, missing = _register_aligned(subject, settings)
+        found = diagnose(settings, subject, aligned=aligned, bias_missing=missing, progress=progress)
+    typer.echo(found.summary)
+    typer.echo(f"figures: {found.folder}")
+    if subject.own:
+        typer.echo(f"report: {write_report(subject.run)}")
+        note = send_diagnostics(subject.run)
+        if note:
+            typer.echo(f"note: {note}", err=True)
+    return None
+
+
+def _register_aligned(subject: Subject, settings: EvaluateSettings) -> tuple[Path | None, str]:
+    """Register the first two modalities from the identity, which is the answer; where it went, or why it did not."""
+    from comir_hpc.config import RegisterSettings
+    from comir_hpc.errors import RegistrationError
+    from comir_hpc.register import register as run
+
+    first, second = list(subject.volumes)[:2]
+    out = subject.out / "aligned"
+    try:
+        run(
+            RegisterSettings(
+                fixed=subject.volumes[first].path,
+                moving=subject.volumes[second].path,
+                out=out,
+                model=subject.model,
+                fixed_modality=first,
+                moving_modality=second,
+                initial="identity",
+                precision=settings.precision,
+                device=settings.device,
+                overwrite=True,
+            )
+        )
+    except RegistrationError as error:
+        return None, str(error)
+    return out, ""
 
 
 @app.command(epilog="Example:  comir-hpc report result")
@@ -459,6 +588,32 @@ def _settings(kind: type[Settings], /, **given: Any) -> Any:
 
     record = {name: value for name, value in given.items() if value is not None}
     return validate(kind, record, source=f"comir-hpc {kind.__name__.removesuffix('Settings').lower()}")
+
+
+def _require_given(wanted: str, options: dict[str, Any]) -> None:
+    missing = [name for name, value in options.items() if not value]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} missing: give {wanted}")
+
+
+def _refuse_given(where: str, options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ConfigError(f"{', '.join(given)} mean nothing {where}; leave them out")
+
+
+def _named_paths(texts: list[str] | None) -> dict[str, Path] | None:
+    if not texts:
+        return None
+    pairs = [text.partition("=") for text in texts]
+    for name, separator, path in pairs:
+        if not (name and separator and path):
+            raise ConfigError(
+                f"--volume {name}{separator}{path}: expected MODALITY=PATH, e.g. --volume t1w=a.zarr"
+            )
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ConfigError(f"--volume names a modality twice: {', '.join(name for name, _, _ in pairs)}")
+    return {name: Path(path) for name, _, path in pairs}
 
 
 def _part(text: str | None) -> tuple[int, int] | None:

@@ -220,6 +220,10 @@ class TrackingSettings(Settings):
     """Steps between two lines of metrics."""
     picture_every: Positive = 100
     """Steps between two pictures of patches and representations."""
+    system_every: Length | None = 10.0
+    """Seconds between two looks at processor, memory, disk, network and GPUs (system.jsonl); null does not look."""
+    checkpoint_mib: Annotated[int, Field(ge=0)] = 256
+    """The last checkpoint goes to MLflow if it has at most this many MiB; the model always does."""
 
 
 class CheckpointSettings(Settings):
@@ -294,8 +298,8 @@ class InferSettings(Settings):
     """See EngineSettings."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the encoder runs."""
-    dtype: Literal["float16", "float32"] = "float32"
-    """Stored type of the representation."""
+    dtype: Literal["float16", "float32", "int8", "int16"] = "float32"
+    """Stored type of the representation; integers are multiples of a scale that the volume keeps and reading undoes."""
     skip_background: bool = True
     """Leave out windows without specimen; the representation is zero there."""
     chunk: Positive = 64

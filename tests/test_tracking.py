@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from browser import page_source
@@ -23,9 +24,26 @@ from mlflow.exceptions import MlflowException
 from comir_hpc import tracking
 from comir_hpc.config import TrackingSettings
 from comir_hpc.errors import CheckpointError, ComirError
-from comir_hpc.tracking import NullTracker, Tracker, flatten, open_tracker, read_metrics, sync
+from comir_hpc.tracking import (
+    NullTracker,
+    Tracker,
+    flatten,
+    mirror,
+    open_tracker,
+    read_metrics,
+    read_system,
+    send_diagnostics,
+    sync,
+)
+from comir_hpc.tracking.system import SystemLoad
 
 FILE_ONLY = TrackingSettings(mlflow=None)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine making a database takes longer than the mirror is waited for."""
+    monkeypatch.setattr(mirror, "_CLOSING_S", 120.0)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +136,7 @@ def test_the_null_twin_takes_everything_and_writes_nothing(tmp_path):
     twin.log(1, {"loss": 1})
     twin.picture(1, tmp_path / "none.png")
     twin.artifact(tmp_path)
+    twin.checkpoint(tmp_path)
     twin.finish()
     assert not list(tmp_path.iterdir())
 
@@ -135,6 +154,91 @@ def test_flatten_numbers_the_pairs_and_keeps_plain_sequences():
 def test_import_loads_no_mlflow():
     code = "import sys, comir_hpc.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------------- the machine's load
+
+
+def test_the_load_of_this_machine_has_the_names_that_mlflow_shows(tmp_path):
+    load = SystemLoad(tmp_path)
+    held = bytearray(50_000_000)
+    values = load.read()
+    assert len(held) == 50_000_000
+    assert all(name.startswith("system/") for name in values)
+    assert 0 <= values["system/cpu_utilization_percentage"] <= 100
+    assert 0 < values["system/system_memory_usage_percentage"] <= 100
+    assert (
+        50 < values["system/process_memory_megabytes"] <= values["system/system_memory_usage_megabytes"] * 1.5
+    )
+    assert values["system/disk_available_megabytes"] > 0
+    assert values["system/network_receive_megabytes"] >= 0
+
+
+def test_gpus_are_read_as_far_as_they_tell(tmp_path, monkeypatch):
+    class FakeError(Exception):
+        pass
+
+    def refuse(handle):
+        raise FakeError
+
+    fake = SimpleNamespace(
+        NVMLError=FakeError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 4,
+        nvmlDeviceGetHandleByIndex=lambda number: f"gpu {number}",
+        nvmlDeviceGetHandleByUUID=lambda name: name,
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=87),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=40e9, total=80e9),
+        nvmlDeviceGetPowerUsage=refuse,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-8f6a")
+    values = SystemLoad(tmp_path).read()
+    assert {name: value for name, value in values.items() if "gpu" in name} == {
+        f"system/gpu_{number}_{what}": value
+        for number in (0, 1)
+        for what, value in {
+            "utilization_percentage": 87,
+            "memory_usage_megabytes": 40000,
+            "memory_usage_percentage": 50,
+        }.items()
+    }
+
+
+def test_a_machine_without_a_driver_has_no_gpus(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert not [name for name in SystemLoad(tmp_path).read() if "gpu" in name]
+
+
+def wait_for_load(folder: Path, count: int) -> list[dict]:
+    for _ in range(600):
+        if len(rows := read_system(folder)) >= count:
+            return rows
+        time.sleep(0.05)
+    raise AssertionError(f"{len(read_system(folder))} lines of load after 30 s")
+
+
+def test_the_load_is_noted_while_a_run_lasts_and_a_resumed_run_goes_on_counting(tmp_path):
+    settings = TrackingSettings(mlflow=None, system_every=0.1)
+    tracker = open_tracker(settings, tmp_path, {})
+    wait_for_load(tmp_path, 2)
+    tracker.finish()
+    first = read_system(tmp_path)
+    assert not [t for t in threading.enumerate() if t.name == "system-monitor"]
+    # As if it had been started an hour ago.
+    spare = [{**row, "time": row["time"] - 3600, "step": row["step"]} for row in first]
+    (tmp_path / "system.jsonl").write_text("".join(json.dumps(r) + "\n" for r in spare), encoding="utf-8")
+    tracker = open_tracker(settings, tmp_path, {})
+    rows = wait_for_load(tmp_path, len(first) + 1)
+    tracker.finish()
+    assert 3590 < rows[-1]["step"] < 3700
+    assert "system/cpu_utilization_percentage" in rows[-1]
+
+
+def test_the_load_can_be_left_alone(tmp_path):
+    tracker = open_tracker(TrackingSettings(mlflow=None, system_every=None), tmp_path, {})
+    assert not [t for t in threading.enumerate() if t.name == "system-monitor"]
+    tracker.finish()
 
 
 # ---------------------------------------------------------------------- MLflow in a database
@@ -186,6 +290,62 @@ def test_long_records_go_in_batches(runs):
     assert steps_of(client, run, "c") == list(range(1, 402))
 
 
+def write_diagnostics(folder: Path, step: int, when: float, worst: float) -> None:
+    place = folder / "diagnostics" / f"step-{step:08d}"
+    place.mkdir(parents=True, exist_ok=True)
+    record = {"step": step, "time": when, "metrics": {"diagnostics/t1w/equivariance_worst": worst}}
+    (place / "diagnostics.json").write_text(json.dumps(record), encoding="utf-8")
+    (place / "diagnostics.png").write_bytes(b"png")
+
+
+def test_load_model_checkpoint_and_diagnostics_reach_the_same_run(runs):
+    folder = runs / "measured"
+    tracker = open_tracker(TrackingSettings(system_every=0.1, checkpoint_mib=1), folder, {})
+    tracker.log(5, {"loss": 1})
+    wait_for_load(folder, 1)
+    for step, size in ((4, 2), (5, 2**20)):
+        (folder / f"checkpoints/step-{step:08d}").mkdir(parents=True)
+        (folder / f"checkpoints/step-{step:08d}/state.pt").write_bytes(bytes(size))
+        tracker.checkpoint(folder / f"checkpoints/step-{step:08d}")
+    (folder / "checkpoints/step-00000005/more").write_bytes(b"1")  # a byte over 1 MiB
+    tracker.checkpoint(folder / "checkpoints/step-00000005")
+    (folder / "model").mkdir()
+    (folder / "model/t1w.pt").write_bytes(b"weights")
+    tracker.artifact(folder / "model")
+    tracker.finish()
+    client, run = in_mlflow(runs, "measured")
+    assert run.data.metrics["system/system_memory_usage_percentage"] > 0
+    listed = {item.path for item in client.list_artifacts(run.info.run_id, "checkpoints")}
+    assert listed == {"checkpoints/step-00000004", "checkpoints/step-00000005"}
+
+    write_diagnostics(folder, 4, 1000.0, 0.3)
+    write_diagnostics(folder, 5, 2000.0, 0.2)
+    assert send_diagnostics(folder) is None
+    assert send_diagnostics(folder) is None  # nothing twice
+    write_diagnostics(folder, 5, 3000.0, 0.1)  # measured again: on more cubes, say
+    assert send_diagnostics(folder) is None
+    client, after = in_mlflow(runs, "measured")
+    assert (after.info.run_id, after.info.status) == (run.info.run_id, "FINISHED")
+    points = client.get_metric_history(run.info.run_id, "diagnostics/t1w/equivariance_worst")
+    assert sorted((p.step, p.value) for p in points) == [(4, 0.3), (5, 0.1), (5, 0.2)]
+    assert after.data.metrics["diagnostics/t1w/equivariance_worst"] == 0.1
+    files = client.list_artifacts(run.info.run_id, "diagnostics/step-00000005")
+    assert [Path(item.path).name for item in files] == ["diagnostics.json", "diagnostics.png"]
+    assert sync(folder).points == 0
+
+
+def test_diagnostics_of_a_run_that_is_not_tracked_or_not_known_yet(tmp_path, monkeypatch, hanging_server):
+    write_diagnostics(tmp_path, 4, 1000.0, 0.3)
+    assert send_diagnostics(tmp_path) is None
+    (tmp_path / "tracking.json").write_text(json.dumps({"mlflow": hanging_server}), encoding="utf-8")
+    assert "does not know this run yet; `comir-hpc sync" in (send_diagnostics(tmp_path) or "")
+    (tmp_path / tracking.RUN_ID_FILE).write_text("0123\n", encoding="utf-8")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    note = send_diagnostics(tmp_path) or ""
+    assert "cannot be reached" in note
+    assert "secret" not in note
+
+
 def test_a_deleted_database_gets_the_run_anew(runs, tmp_path):
     folder = runs / "orphan"
     folder.mkdir()
@@ -216,8 +376,9 @@ def test_a_hanging_server_holds_nothing_up_and_sync_sends_it_later(runs, hanging
     assert not (folder / tracking.RUN_ID_FILE).exists()
 
     (folder / "model.json").write_text("{}", encoding="utf-8")
+    write_diagnostics(folder, 50, 1.0, 0.3)
     sent = sync(folder, f"sqlite:///{runs}/mlflow.db")
-    assert (sent.points, sent.files) == (50, 1)
+    assert (sent.points, sent.files) == (51, 3)
     client, run = in_mlflow(runs, "spooled")
     assert run.data.params == {"seed": "7"}
     assert run.info.status == "FINISHED"
@@ -238,8 +399,8 @@ def test_a_mirror_that_never_returns_is_left_behind(tmp_path, monkeypatch, caplo
         def end(self, status, when):
             pass
 
-    monkeypatch.setattr(tracking, "_MlflowRun", StuckRun)
-    monkeypatch.setattr(tracking, "_CLOSING_S", 0.05)
+    monkeypatch.setattr(mirror, "MlflowRun", StuckRun)
+    monkeypatch.setattr(mirror, "_CLOSING_S", 0.05)
     tracker = open_tracker(TrackingSettings(), tmp_path / "run", {})
     tracker.log(1, {"loss": 1})
     tracker.finish()
@@ -267,8 +428,8 @@ def test_a_server_that_comes_back_gets_what_it_missed(tmp_path, monkeypatch, cap
         def end(self, status, when):
             sent.append(-1)
 
-    monkeypatch.setattr(tracking, "_MlflowRun", LateRun)
-    monkeypatch.setattr(tracking, "_RETRY_S", 0.01)
+    monkeypatch.setattr(mirror, "MlflowRun", LateRun)
+    monkeypatch.setattr(mirror, "_RETRY_S", 0.01)
     tracker = open_tracker(TrackingSettings(), tmp_path / "run", {})
     tracker.log(1, {"loss": 1})
     tracker.log(2, {"loss": 1})

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from comir_hpc import __version__
-from comir_hpc.checkpoints import read_newest, write_file
+from comir_hpc.checkpoints import checkpoint_path, read_newest, write_file
 from comir_hpc.config import TrainSettings, dump
 from comir_hpc.engine import Engine, make_engine
 from comir_hpc.patches import PatchSampler
@@ -133,6 +133,8 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
             raise
         model = _hand_over(settings, run, loop, description, specimens)
         tracker.artifact(run / "model.json")
+        tracker.artifact(run / "model")
+        tracker.checkpoint(checkpoint_path(run / "checkpoints", settings.optimiser.steps))
         tracker.finish()
     finally:
         engine.close()

@@ -111,7 +111,7 @@ def evaluate(
     true = load_transform(truth)
     rows = []
     for folder in results:
-        record = _read_result(folder)
+        record = read_result(folder)
         grid = Grid.from_dict(record["inputs"]["fixed"]["grid"])
         fixed = Path(record["inputs"]["fixed"]["path"])
         targets = read_point_table(points).points_mm if points else specimen_points(Volume.open(fixed))
@@ -134,19 +134,26 @@ def evaluate(
     return table
 
 
-def write_result(folder: Path, record: dict[str, Any]) -> None:
-    """Replace a folder's result.json as a whole."""
-    partial = folder / "result.json.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / "result.json")
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result.json of a folder that `register` wrote.
 
-
-def _read_result(folder: Path) -> dict[str, Any]:
+    Raises
+    ------
+    RegistrationError
+        If there is none.
+    """
     path = folder / "result.json"
     if not path.is_file():
         raise RegistrationError(f"{path} does not exist; expected a folder that `comir-hpc register` wrote")
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record
+
+
+def write_result(folder: Path, record: dict[str, Any]) -> None:
+    """Replace a folder's result.json as a whole."""
+    partial = folder / "result.json.partial"
+    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / "result.json")
 
 
 def _evaluation(folder: Path, record: dict[str, Any], error_mm: FloatArray, grid: Grid) -> Evaluation:

@@ -1,0 +1,33 @@
+"""`comir-hpc evaluate`: how good a registration is against the truth, and what a trained model can do.
+
+`registration` holds results of `register` against a known transform. `model` measures the encoders of a run at any
+checkpoint: `checkpoint` opens them, `cubes` places and reads what they are measured on, `plots` draws.
+"""
+
+from __future__ import annotations
+
+from comir_hpc.evaluate.checkpoint import Subject, open_subject
+from comir_hpc.evaluate.model import Diagnosis, diagnose, plan_diagnosis, registration_bias
+from comir_hpc.evaluate.registration import (
+    Evaluation,
+    Table,
+    evaluate,
+    specimen_points,
+    target_registration_error,
+    write_result,
+)
+
+__all__ = [
+    "Diagnosis",
+    "Evaluation",
+    "Subject",
+    "Table",
+    "diagnose",
+    "evaluate",
+    "open_subject",
+    "plan_diagnosis",
+    "registration_bias",
+    "specimen_points",
+    "target_registration_error",
+    "write_result",
+]

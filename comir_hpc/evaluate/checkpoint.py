@@ -1,0 +1,187 @@
+"""What is measured: the encoders of a run at one checkpoint, and one specimen that all modalities saw."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comir_hpc import __version__
+from comir_hpc.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint, write_file
+from comir_hpc.config import EvaluateSettings, TrainSettings, load
+from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
+from comir_hpc.rotations import Group, group_for_spacing, rotation_group
+from comir_hpc.volume import Volume
+from comir_hpc.windows import Encoder, load_encoder, nearest_level
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Encoders and volumes, opened and checked; nothing is encoded yet.
+
+    Attributes
+    ----------
+    run : Path
+        The training run.
+    model : Path
+        Folder that `load_encoder` and `register` take: the run itself, or a checkpoint's own.
+    out : Path
+        Where the figures go.
+    settings : TrainSettings
+        Of the run.
+    step : int
+        Optimiser steps that the encoders were trained for.
+    encoders : dict
+        By modality, in the run's order.
+    volumes : dict
+        Aligned volumes by modality, on one grid.
+    level : int
+        Of their pyramids.
+    group : Group
+        Rotations that are measured: all that the grid and the networks allow.
+    trained_group : Group
+        Rotations that the training undid.
+    own : bool
+        Whether the volumes are the run's own.
+    """
+
+    run: Path
+    model: Path
+    out: Path
+    settings: TrainSettings
+    step: int
+    encoders: dict[str, Encoder]
+    volumes: dict[str, Volume]
+    level: int
+    group: Group
+    trained_group: Group
+    own: bool
+
+
+def open_subject(settings: EvaluateSettings) -> Subject:
+    """Open a run at a checkpoint, with the aligned volumes that it is measured on.
+
+    A checkpoint other than the finished model gets a folder of its own in the run, with model.json and weights, so
+    that it can be used like a run.
+
+    Raises
+    ------
+    CheckpointError
+        If the run or the checkpoint is missing or damaged.
+    ConfigError
+        If the volumes named are not one a modality.
+    VolumeError
+        If a volume cannot be read, or they do not lie on one grid.
+    """
+    run = settings.model.absolute()
+    train = _train_settings(run)
+    model, step = _model_folder(run, settings.checkpoint)
+    encoders = {
+        name: load_encoder(model, name, device=settings.device, precision=settings.precision)
+        for name in train.modalities
+    }
+    volumes = _open_volumes(run, settings, train)
+    first = next(iter(encoders.values()))
+    for name, encoder in encoders.items():
+        encoder.require_fitting(volumes[name])
+    trained = rotation_group(first.group)
+    return Subject(
+        run=run,
+        model=model,
+        out=settings.out or run / "diagnostics" / f"step-{step:08d}",
+        settings=train,
+        step=step,
+        encoders=encoders,
+        volumes=volumes,
+        level=nearest_level(next(iter(volumes.values())), first.spacing_mm),
+        group=_widest(first, trained, planar=train.sampling.patch[0] == 1),
+        trained_group=trained,
+        own=not settings.volumes,
+    )
+
+
+def _train_settings(run: Path) -> TrainSettings:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist; expected the folder of a run, which `comir-hpc train` wrote"
+        )
+    return load(TrainSettings, path)
+
+
+def _model_folder(run: Path, step: int | None) -> tuple[Path, int]:
+    """The folder to load encoders from, and their step."""
+    finished = _finished_step(run)
+    if step is None and finished is None:
+        newest = next(iter(list_checkpoints(run / "checkpoints")), None)
+        remedy = f"give --checkpoint {int(newest.name[5:])}" if newest else "it has no checkpoint either"
+        raise CheckpointError(f"{run} has no model.json: the training has not ended; {remedy}")
+    if finished is not None and step in (None, finished):
+        return run, finished
+    assert step is not None
+    return _write_model(run, step), step
+
+
+def _finished_step(run: Path) -> int | None:
+    path = run / "model.json"
+    if not path.is_file():
+        return None
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error!r}); run the same `comir-hpc train` again"
+        ) from error
+
+
+def _write_model(run: Path, step: int) -> Path:
+    """Write the averaged weights of a checkpoint as a folder like a finished run's."""
+    path = checkpoint_path(run / "checkpoints", step)
+    if not path.is_dir():
+        kept = [str(int(p.name[5:])) for p in reversed(list_checkpoints(run / "checkpoints"))]
+        offered = f"steps {', '.join(kept)}" if kept else "none"
+        raise CheckpointError(
+            f"{path} does not exist; kept are {offered} (checkpoint.keep says how many stay), and without "
+            "--checkpoint the finished model is measured"
+        )
+    loop: dict[str, Any] = read_checkpoint(path)["loop"]
+    folder = run / "diagnostics" / path.name
+    for name in loop["model"]["modalities"]:
+        prefix = f"{name}."
+        weights = {k.removeprefix(prefix): v for k, v in loop["average"].items() if k.startswith(prefix)}
+        (folder / "model").mkdir(parents=True, exist_ok=True)
+        torch.save(weights, folder / "model" / f"{name}.pt")
+    record = {"version": __version__, **loop["model"], "step": step, "loss": loop["loss"], "run": str(run)}
+    write_file(folder / "model.json", (json.dumps(record, indent=2) + "\n").encode())
+    return folder
+
+
+def _open_volumes(run: Path, settings: EvaluateSettings, train: TrainSettings) -> dict[str, Volume]:
+    named = settings.volumes or train.pairs[0]
+    if set(named) != set(train.modalities):
+        raise ConfigError(
+            f"volumes of {sorted(named)} are named, {run} was trained on {sorted(train.modalities)}; give each once "
+            "as --volume MODALITY=PATH"
+        )
+    volumes = {name: Volume.open(named[name]) for name in train.modalities}
+    first = next(iter(volumes.values()))
+    for volume in volumes.values():
+        if not volume.grid.agrees_with(first.grid):
+            raise VolumeError(
+                f"{volume.path} ({volume.grid}) and {first.path} ({first.grid}) lie on different grids; the model is "
+                "measured on aligned volumes: warp one onto the other first"
+            )
+    return volumes
+
+
+def _widest(encoder: Encoder, trained: Group, *, planar: bool) -> Group:
+    """The largest group that the grid and the network allow; the training's if that is larger."""
+    group = group_for_spacing(encoder.spacing_mm, planar=planar)
+    try:
+        encoder.network.require_group(group)
+    except ConfigError:
+        return trained
+    return group if len(group) >= len(trained) else trained

@@ -1,0 +1,141 @@
+"""Cubes of specimen: where they lie, and their voxels with what is around them.
+
+Axes: n cubes, c image channels, z y x space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from comir_hpc.geometry import Box, Triple
+from comir_hpc.patches import specimen_mask
+from comir_hpc.specimens import Specimen
+
+_NEARLY_FULL = 0.8  # of the fullest place: others with this share of specimen are as good
+_SPLINE_REACH = 4  # voxels beyond a turned corner that its interpolation looks at
+
+
+@dataclass(frozen=True)
+class Places:
+    """Cubes of one size in one specimen.
+
+    Attributes
+    ----------
+    starts : tuple of three int
+        First voxel (z, y, x) of each: a multiple of the network's stride, possibly outside the volume.
+    side_zyx : three int
+        Of each.
+    trim_zyx : three int
+        Cut off each face before anything is compared.
+    around_zyx : three int
+        Sides of the surroundings that a cube turned by any angle needs.
+    """
+
+    starts: tuple[Triple, ...]
+    side_zyx: Triple
+    trim_zyx: Triple
+    around_zyx: Triple
+
+
+def choose_sides(side: int, stride_zyx: Triple, halo_zyx: Triple, *, planar: bool) -> tuple[Triple, Triple]:
+    """Sides of a cube and what is trimmed off each of its faces, voxels (z, y, x).
+
+    The side is rounded up to the strides of all axes. A quarter of it is trimmed, or the reach of the network where
+    that is less: then no padding is seen at all.
+    """
+    step = int(np.lcm.reduce(stride_zyx))
+    side = -(-side // step) * step
+    along = [1 if planar and axis == 0 else side for axis in range(3)]
+    trim = [0 if n == 1 else min(halo, n // 4) for n, halo in zip(along, halo_zyx, strict=True)]
+    return _triple(along), _triple(trim)
+
+
+def place_cubes(
+    specimen: Specimen, count: int, side_zyx: Triple, trim_zyx: Triple, stride_zyx: Triple
+) -> Places:
+    """Choose cubes whose cores are full of specimen and far from each other; the same ones every time.
+
+    Parameters
+    ----------
+    specimen : Specimen
+        Made for patches of the size of a trimmed cube, so that it knows the share of specimen in each.
+    stride_zyx : three int
+        Cubes start at multiples of it, as the windows of `infer` do.
+    """
+    share = specimen.share
+    full = np.argwhere(share.values >= _NEARLY_FULL * share.values.max())
+    best = np.unravel_index(int(share.values.argmax()), share.values.shape)
+    centres = share.first_zyx + full * share.step_zyx
+    chosen = [share.first_zyx + np.asarray(best) * share.step_zyx]
+    while len(chosen) < min(count, len(full)):
+        away = np.linalg.norm(centres[:, None] - np.stack(chosen)[None], axis=-1).min(axis=1)
+        if away.max() < max(stride_zyx):
+            break  # the specimen is no larger than the cubes placed already
+        chosen.append(centres[int(away.argmax())])
+    stride = np.asarray(stride_zyx)
+    starts = [np.rint((centre - (np.asarray(side_zyx) - 1) / 2) / stride) * stride for centre in chosen]
+    return Places(tuple(map(_triple, starts)), side_zyx, trim_zyx, _around(side_zyx, specimen))
+
+
+def read_cubes(
+    specimen: Specimen, modality: int, places: Places, side_zyx: Triple
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Cubes about the middles of `places`, as a network sees them, and where the specimen is.
+
+    Parameters
+    ----------
+    modality : int
+        Number of it.
+    side_zyx : three int
+        Those of the places, or larger by an even number.
+
+    Returns
+    -------
+    (n, c, z, y, x) float32
+        Normalised by the volume's statistics; air outside the volume.
+    (n, z, y, x) bool
+        Where most neighbours are above the threshold in any channel, as `register` masks volumes.
+    """
+    images, masks = [], []
+    for start in places.starts:
+        grow = (np.asarray(side_zyx) - np.asarray(places.side_zyx)) // 2
+        image, above = _read(specimen, modality, _triple(np.asarray(start) - grow), side_zyx)
+        images.append(image)
+        masks.append(specimen_mask(torch.from_numpy(above)[None, None])[0, 0].numpy())
+    return np.stack(images), np.stack(masks)
+
+
+def _read(
+    specimen: Specimen, modality: int, start: Triple, side_zyx: Triple
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    wanted = Box(start, _triple(np.add(start, side_zyx)))
+    inside = wanted.intersect(specimen.grid.box)
+    intensities = specimen.intensities[modality]
+    image = np.empty((len(intensities), *side_zyx), dtype=np.float32)
+    above = np.zeros(side_zyx, dtype=np.bool_)
+    for channel, intensity in enumerate(intensities):
+        image[channel] = intensity.normalise(np.array(intensity.low))
+    if inside.size:
+        place = inside.slices_in(wanted)
+        for channel, values in enumerate(specimen.read(inside)[modality]):
+            image[(channel, *place)] = intensities[channel].normalise(values)
+            above[place] |= intensities[channel].foreground(values)
+    return image, above
+
+
+def _around(side_zyx: Triple, specimen: Specimen) -> Triple:
+    """Sides of the ball about a cube's corners, in voxels of each axis, with the parity of the cube's."""
+    spacing, side = np.asarray(specimen.grid.spacing_mm), np.asarray(side_zyx)
+    flat = side == 1
+    diagonal = np.linalg.norm(np.where(flat, 0.0, side * spacing))
+    grow = np.ceil((diagonal / spacing - side) / 2 + _SPLINE_REACH)
+    return _triple(np.where(flat, 1, side + 2 * grow))
+
+
+def _triple(values: NDArray[np.generic] | list[int]) -> Triple:
+    z, y, x = (int(v) for v in values)
+    return z, y, x
