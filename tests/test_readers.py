@@ -396,6 +396,15 @@ def test_dicom_series(tmp_path: Path) -> None:
     np.testing.assert_allclose(source.grid().spacing_zyx, (2.5, 0.75, 0.5))
 
 
+def test_one_dicom_slice_lies_in_its_own_plane(tmp_path: Path) -> None:
+    array = counted(dtype="uint16")[:1]
+    write_dicom(tmp_path / "mr", array)
+    source = open_source(tmp_path / "mr")
+    np.testing.assert_array_equal(source.read()[0], array)
+    (file,) = (tmp_path / "mr").iterdir()
+    lies_as_itk_says(source.grid(), file)
+
+
 def test_dicom_several_series_are_named(tmp_path: Path) -> None:
     write_dicom(tmp_path / "mr", counted(dtype="uint16"), uid="1.2.3")
     write_dicom(tmp_path / "mr", counted((4, 6, 7), dtype="uint16"), uid="1.2.4")

@@ -1,16 +1,16 @@
 """Single slices: train on some axial slices of the embedded pair, register others, displaced in their plane.
 
     python benchmarks/planar/run.py --work WORKDIR --out benchmarks/planar/results.csv
+    python benchmarks/planar/run.py --work WORKDIR --out benchmarks/planar/results.csv --largest-deg 180 --seeds 5
 
 One specimen. Test slices are z = 24, 36, 48, 60, 72 (voxels of 2 mm); training slices are those between 20 and 76 that
-are at least four slices (8 mm) from every test slice. T1w is fixed; T2w is turned by up to 30 degrees either way,
-shifted by up to 10 % of the side, resampled, given a bias field and noise, and only then encoded. Beside the
-representations: mutual information with the same global search. Row by row, so that a stopped run continues.
+are at least four slices (8 mm) from every test slice. T1w is fixed; T2w is turned by up to 30 degrees either way (or
+up to --largest-deg), shifted by up to 10 % of the side, resampled, given a bias field and noise, and only then encoded.
+Beside the representations: mutual information with the same global search. Row by row, so that a stopped run continues.
 """
 
 import argparse
 import csv
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +29,12 @@ from comir_hpc.volume import Volume
 
 TEST = (24, 36, 48, 60, 72)
 TRAIN = tuple(z for z in range(20, 77) if min(abs(z - t) for t in TEST) >= 4)
-LARGEST_DEG, LARGEST_SHIFT = 30.0, 0.10
+LARGEST_SHIFT = 0.10  # of the mean side
 SIDE = 144  # pixels of the second scanner: a turned and shifted head is not cut off
 SUCCESS = 0.02  # of the mean side
 COLUMNS = (
-    "method", "z", "seed", "rotation_deg", "shift_vox", "verdict", "tre_mm", "tre_share", "corner_share", "success",
-    "agreement", "margin", "seconds",
+    "method", "largest_deg", "z", "seed", "rotation_deg", "shift_vox", "verdict", "tre_mm", "tre_share", "corner_share",
+    "success", "agreement", "margin", "seconds",
 )  # fmt: skip
 
 
@@ -80,26 +80,28 @@ def train_on_slices(work: Path, config: Path, overrides: list[str]) -> Path:
     return work / "run"
 
 
-def displaced(work: Path, t2w: Volume, z: int, seed: int) -> Case:
+def displaced(work: Path, t2w: Volume, largest_deg: int, z: int, seed: int) -> Case:
     """The T2w slice as a second scanner sees it, through a NIfTI file as a user's would come."""
-    rng = np.random.default_rng([seed, z])
+    rng = np.random.default_rng([seed, z, largest_deg])
     values, grid = slice_of(t2w, z)
-    drawn = Displacement.in_plane(rng, grid.shape_zyx, largest_deg=LARGEST_DEG, largest_shift=LARGEST_SHIFT)
+    drawn = Displacement.in_plane(rng, grid.shape_zyx, largest_deg=largest_deg, largest_shift=LARGEST_SHIFT)
     moved, scanner, truth = displace(values, grid, drawn, SIDE)
-    path = work / "moving" / f"z{z}_seed{seed}"
+    path = work / "moving" / f"turn{largest_deg}_z{z}_seed{seed}"
     path.parent.mkdir(exist_ok=True)
-    write_nifti(path.with_suffix(".nii"), degrade(moved, rng), scanner)
+    if not path.with_suffix(".nii").exists():  # the store is made from this very file
+        write_nifti(path.with_suffix(".part.nii"), degrade(moved, rng), scanner)
+        path.with_suffix(".part.nii").replace(path.with_suffix(".nii"))
     ingest(IngestSettings(source=path.with_suffix(".nii"), out=path.with_suffix(".zarr")))
     return Case(path.with_suffix(".zarr"), truth, truth.rotation_deg, float(np.linalg.norm(drawn.shift_vox)))
 
 
-def row_of(work: Path, run: Path, method: str, z: int, seed: int, case: Case) -> dict:
+def row_of(work: Path, run: Path, method: str, z: int, case: Case) -> dict:
     """Register one case, and measure it."""
     fixed = work / "slices" / f"t1w_{z}.zarr"
     common = {
         "fixed": fixed,
         "moving": case.moving,
-        "out": work / "results" / f"{method}_{z}_{seed}",
+        "out": work / "results" / f"{method}_{case.moving.stem}",
         "threads": 1,
     }
     chosen = (
@@ -115,7 +117,7 @@ def row_of(work: Path, run: Path, method: str, z: int, seed: int, case: Case) ->
     tre = float(found.transform.distance_mm(case.truth, points).mean())
     corner = float(found.transform.distance_mm(case.truth, volume.grid.corners_mm()).mean())
     return {
-        "method": method, "z": z, "seed": seed, "rotation_deg": case.rotation_deg, "shift_vox": case.shift_vox,
+        "method": method, "z": z, "rotation_deg": case.rotation_deg, "shift_vox": case.shift_vox,
         "verdict": found.verdict, "tre_mm": tre, "tre_share": tre / side, "corner_share": corner / side,
         "success": tre <= SUCCESS * side and corner <= SUCCESS * side,
         "agreement": found.agreement, "margin": "" if found.margin is None else found.margin,
@@ -135,15 +137,16 @@ def summarise(out: Path) -> None:
     """Print rates and errors of each method."""
     with out.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
+    for method, largest in dict.fromkeys((row["method"], row["largest_deg"]) for row in rows):
+        mine = [row for row in rows if (row["method"], row["largest_deg"]) == (method, largest)]
         hits = [row for row in mine if row["success"] == "True"]
         low, high = wilson(len(hits), len(mine))
         tre = np.array([float(row["tre_mm"]) for row in mine])
         verdicts = {v: sum(row["verdict"] == v for row in mine) for v in ("PASS", "WARN", "FAIL")}
         wrong = sum(row["verdict"] == "PASS" and row["success"] != "True" for row in mine)
         print(
-            f"{method}: {len(hits)} of {len(mine)} within {SUCCESS:.0%} of the side ({low:.1%} to {high:.1%}); TRE mm "
+            f"{method}, up to {largest} degrees: {len(hits)} of {len(mine)} within {SUCCESS:.0%} of the side "
+            f"({low:.1%} to {high:.1%}); TRE mm "
             f"median {np.median(tre):.3f}, 95th percentile {np.percentile(tre, 95):.3f}; {verdicts}, {wrong} wrong PASS"
         )
 
@@ -157,6 +160,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10, help="displacements of each test slice")
     parser.add_argument("--first-seed", type=int, default=0, help="tuning used 100 and more")
+    parser.add_argument("--largest-deg", type=int, default=30, help="turns, either way")
     parser.add_argument("--config", type=Path, default=Path(__file__).parents[2] / "configs" / "planar.yaml")
     parser.add_argument("--set", action="append", default=[], help="setting of the training, KEY=VALUE")
     options = parser.parse_args()
@@ -166,19 +170,20 @@ def main() -> None:
     done = set()
     if options.out.exists():
         with options.out.open(encoding="utf-8") as file:
-            done = {(r["method"], int(r["z"]), int(r["seed"])) for r in csv.DictReader(file)}
+            done = {
+                (r["method"], int(r["largest_deg"]), int(r["z"]), int(r["seed"]))
+                for r in csv.DictReader(file)
+            }
     else:
-        command = "python benchmarks/planar/run.py " + " ".join(sys.argv[1:])
         options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-        print(command)
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for z in TEST:
             for method in ("comir", "mutual_information"):
-                if (method, z, seed) in done:
+                key = {"method": method, "largest_deg": options.largest_deg, "z": z, "seed": seed}
+                if tuple(key.values()) in done:
                     continue
-                row = row_of(
-                    options.work, run, method, z, seed, displaced(options.work, pair["t2w"], z, seed)
-                )
+                case = displaced(options.work, pair["t2w"], options.largest_deg, z, seed)
+                row = {**row_of(options.work, run, method, z, case), **key}
                 with options.out.open("a", newline="", encoding="utf-8") as file:
                     values = [f"{row[c]:.4g}" if isinstance(row[c], float) else row[c] for c in COLUMNS]
                     csv.writer(file, lineterminator="\n").writerow(values)
