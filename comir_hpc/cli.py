@@ -169,8 +169,7 @@ def ingest(
         result = run(settings, progress=progress)
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
-    waiting = f"; {result.missing} blocks wait for other parts" if result.missing else ""
-    return typer.echo(f"{result.path}: {result.grid}, {result.seconds:.1f} s{waiting}")
+    return typer.echo(result.summary)
 
 
 @app.command(epilog="Example:  comir-hpc train configs/brain.yaml --run runs/brain --set optimiser.steps=500")
@@ -500,9 +499,9 @@ def _evaluate_model(settings: EvaluateSettings, dry_run: bool) -> None:
     from comir_hpc.report import report as write_report
     from comir_hpc.tracking import send_diagnostics
 
-    subject = open_subject(settings)
     if dry_run:
-        return _print_plan(plan_diagnosis(settings, subject))
+        return _print_plan(plan_diagnosis(settings))
+    subject = open_subject(settings)
     with _progress() as progress:
         aligned, missing = _register_aligned(subject, settings)
         found = diagnose(settings, subject, aligned=aligned, bias_missing=missing, progress=progress)

@@ -1,13 +1,34 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from phantoms import store, store_pair
+from PIL import Image
+from trained_run import write_run
+from typer.testing import CliRunner
 
-from comir_hpc.errors import RegistrationError, VolumeError
-from comir_hpc.evaluate import evaluate, specimen_points, target_registration_error
+from comir_hpc import cli
+from comir_hpc.checkpoints import checkpoint_path, write_checkpoint
+from comir_hpc.config import EvaluateSettings, SamplingSettings, TrackingSettings, TrainSettings, dump
+from comir_hpc.datasets import phantom_pair
+from comir_hpc.errors import CheckpointError, ComirError, ConfigError, RegistrationError, VolumeError
+from comir_hpc.evaluate import (
+    diagnose,
+    evaluate,
+    open_subject,
+    plan_diagnosis,
+    registration_bias,
+    specimen_points,
+    target_registration_error,
+)
+from comir_hpc.evaluate.cubes import choose_sides, place_cubes, read_cubes
 from comir_hpc.geometry import Grid
 from comir_hpc.points import read_point_table
+from comir_hpc.specimens import prepare_specimens
 from comir_hpc.transforms import Transform, save_transform
 from comir_hpc.volume import Volume
 
@@ -97,3 +118,207 @@ def test_a_folder_without_result(tmp_path: Path) -> None:
     save_transform(shift(0, 0, 0), tmp_path, {})
     with pytest.raises(RegistrationError, match="comir-hpc register"):
         evaluate([tmp_path / "none"], tmp_path / "transform.tfm")
+
+
+# ---------------------------------------------------------------------- what a model can do
+
+
+SMALL: dict[str, Any] = {"cubes": 2, "side": 16, "angle_step": 90.0, "axes": 1, "device": "cpu"}
+
+
+def make_run(folder: Path, pair: dict[str, Path]) -> Path:
+    """A finished run with a checkpoint of other weights before its end."""
+    run = write_run(folder, spacing=(2.0, 2.0, 2.0))
+    settings = TrainSettings(
+        modalities=tuple(pair),
+        pairs=(pair,),
+        sampling=SamplingSettings(patch=(16, 16, 16), foreground=0.3),
+        tracking=TrackingSettings(mlflow=None),
+    )
+    (run / "config.yaml").write_text(dump(settings), encoding="utf-8")
+    (run / "metrics.jsonl").write_text('{"step": 7, "time": 1.0, "loss": 1.0}\n', encoding="utf-8")
+    record = json.loads((run / "model.json").read_text(encoding="utf-8"))
+    description = {key: record[key] for key in record if key not in ("version", "step", "reference")}
+    average = {
+        f"{name}.{key}": value * 1.5 if value.is_floating_point() else value
+        for name in pair
+        for key, value in torch.load(run / "model" / f"{name}.pt", weights_only=True).items()
+    }
+    loop = {"step": 3, "loss": 2.0, "average": average, "model": description}
+    write_checkpoint(checkpoint_path(run / "checkpoints", 3), {"loop": loop})
+    return run
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return store_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, pair: dict[str, Path]) -> Path:
+    """A run that was measured at its end by the command line."""
+    run = make_run(tmp_path_factory.mktemp("measured") / "run", pair)
+    options = ["--cubes", "2", "--side", "16", "--angle-step", "90", "--device", "cpu"]
+    done = CliRunner().invoke(cli.app, ["evaluate", "--model", str(run), *options])
+    assert done.exit_code == 0, done.output
+    assert "worst equivariance error over O" in done.output
+    assert "aligned pair" in done.output
+    return run
+
+
+def read_record(run: Path, step: int) -> dict[str, Any]:
+    path = run / "diagnostics" / f"step-{step:08d}" / "diagnostics.json"
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def test_a_model_is_measured_and_shown(measured: Path) -> None:
+    record = read_record(measured, 7)
+    assert (record["step"], record["group"], record["own_volumes"]) == (7, "O", True)
+    assert len(record["elements"]) == 24
+    assert all(element["trained"] for element in record["elements"])
+    for one in record["modalities"].values():
+        errors = one["equivariance"]["errors"]
+        assert errors[0] == 0
+        assert one["equivariance"]["worst"] == max(errors) == errors[one["equivariance"]["worst_element"]] > 0
+        assert one["so3"]["angles_deg"] == [90, 180]
+        assert np.array(one["so3"]["errors"]).shape == (2, 3)
+    assert record["bias"]["voxels"] >= 0
+    assert record["bias"]["verdict"] in ("PASS", "WARN", "FAIL")
+    assert record["metrics"]["diagnostics/bias_voxels"] == record["bias"]["voxels"]
+    assert set(record["patches"]["equivariance"]) == {"one", "two"}
+    with Image.open(measured / "diagnostics" / "step-00000007" / "diagnostics.png") as picture:
+        assert picture.width > 600
+    html = (measured / "report.html").read_text(encoding="utf-8")
+    assert "Measured at step 7" in html
+    assert "Equivariance error of every rotation" in html
+    assert "Equivariance error at any angle" in html
+
+
+def test_an_earlier_checkpoint_is_measured_with_its_own_weights(measured: Path) -> None:
+    before = read_record(measured, 7)
+    settings = EvaluateSettings(model=measured, checkpoint=3, **SMALL)
+    subject = open_subject(settings)
+    assert (subject.step, subject.model.name) == (3, "step-00000003")
+    found = diagnose(settings, subject)
+    assert found.record["bias"] is None
+    assert "no registration of the aligned pair (not asked for)" in found.summary
+    assert read_record(measured, 3)["step"] == 3
+    other = found.record["modalities"]["one"]["equivariance"]["worst"]
+    assert other != before["modalities"]["one"]["equivariance"]["worst"]
+    assert read_record(measured, 7) == before
+
+
+def test_volumes_of_another_specimen_are_measured_elsewhere(measured: Path, tmp_path: Path) -> None:
+    others = store_pair(tmp_path / "others", seed=5)
+    settings = EvaluateSettings(model=measured, volumes=others, out=tmp_path / "figures", **SMALL)
+    subject = open_subject(settings)
+    assert not subject.own
+    assert diagnose(settings, subject).folder == tmp_path / "figures"
+    assert (tmp_path / "figures" / "diagnostics.json").is_file()
+
+
+def test_the_plan_writes_nothing(pair: dict[str, Path], tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pair)
+    before = sorted(run.rglob("*"))
+    plan = plan_diagnosis(EvaluateSettings(model=run, checkpoint=3, **SMALL))
+    assert "step 3" in plan["model"]
+    assert plan["passes"].startswith(str(2 * 2 * (1 + 24 + 2 * (1 + 1))))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_the_bias_of_a_known_registration(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path / "v.zarr")
+    bias = registration_bias(write_registration(tmp_path / "shifted", volume, shift(0.3, 0.4, 0)))
+    assert bias.voxels == pytest.approx(0.5)  # the finest spacing is 1 mm
+    assert bias.shift_voxels == pytest.approx(0.5)
+    assert bias.degrees == pytest.approx(0)
+    centre = specimen_points(volume).mean(axis=0)
+    cosine, sine = np.cos(np.radians(2)), np.sin(np.radians(2))
+    about_z = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    turned = Transform.rigid(about_z, (0, 0, 0), centre)
+    bias = registration_bias(write_registration(tmp_path / "turned", volume, turned))
+    assert bias.degrees == pytest.approx(2)
+    assert bias.shift_voxels == pytest.approx(0, abs=1e-9)
+    assert bias.voxels > 0.05
+
+
+def test_cubes_lie_on_the_stride_in_the_specimen_and_apart(tmp_path: Path) -> None:
+    values = np.zeros((48, 48, 96), np.uint8)
+    noise = np.random.default_rng(0).integers(60, 200, (24, 24, 32))
+    values[12:36, 12:36, 8:40] = values[12:36, 12:36, 56:88] = noise
+    volume = Volume.open(store(tmp_path / "v.zarr", values, above=50))
+    settings = SamplingSettings(patch=(16, 16, 16))
+    specimen = prepare_specimens([[volume]], settings)[0]
+    places = place_cubes(specimen, 2, (24, 24, 24), (4, 4, 4), (4, 4, 4))
+    assert all(coordinate % 4 == 0 for start in places.starts for coordinate in start)
+    assert abs(places.starts[0][2] - places.starts[1][2]) >= 32
+    images, mask = read_cubes(specimen, 0, places, (24, 24, 24))
+    assert images.shape == (2, 1, 24, 24, 24)
+    assert mask[:, 4:20, 4:20, 4:20].mean() > 0.75
+    assert min(places.around_zyx) >= 24 * 3**0.5
+    assert all((n - 24) % 2 == 0 for n in places.around_zyx)
+
+
+def test_beyond_the_volume_is_air(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(60, 200, (16, 16, 16)).astype(np.uint8)
+    volume = Volume.open(store(tmp_path / "v.zarr", values, above=50))
+    specimen = prepare_specimens([[volume]], SamplingSettings(patch=(16, 16, 16)))[0]
+    places = place_cubes(specimen, 5, (16, 16, 16), (0, 0, 0), (8, 8, 8))
+    assert places.starts == ((0, 0, 0),)  # there is room for one
+    images, mask = read_cubes(specimen, 0, places, (32, 32, 32))
+    inside = (slice(8, 24),) * 3
+    scale = volume.intensity()
+    np.testing.assert_allclose(images[0, 0][inside], scale.normalise(values), rtol=1e-6)
+    outside = np.ones((32, 32, 32), bool)
+    outside[inside] = False
+    assert set(np.unique(images[0, 0][outside])) == {scale.normalise(np.array(scale.low)).item()}
+    assert not mask[0][:5].any()
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "halo", "planar", "expected"),
+    [
+        (64, (8, 8, 8), (56, 56, 56), False, ((64, 64, 64), (16, 16, 16))),
+        (60, (8, 8, 8), (3, 3, 3), False, ((64, 64, 64), (3, 3, 3))),
+        (30, (2, 4, 4), (20, 20, 20), False, ((32, 32, 32), (8, 8, 8))),
+        (32, (1, 8, 8), (0, 20, 20), True, ((1, 32, 32), (0, 8, 8))),
+    ],
+)
+def test_sides_fit_the_stride(
+    side: int, stride: Sequence[int], halo: Sequence[int], planar: bool, expected: object
+) -> None:
+    assert choose_sides(side, tuple(stride), tuple(halo), planar=planar) == expected  # type: ignore[arg-type]
+
+
+def refusal(*arguments: object) -> str:
+    done = CliRunner().invoke(cli.app, ["evaluate", *map(str, arguments)])
+    assert isinstance(done.exception, ComirError), done.output
+    return str(done.exception)
+
+
+def test_what_cannot_be_measured_says_why(measured: Path, pair: dict[str, Path], tmp_path: Path) -> None:
+    assert "--result and --truth, or --model" in refusal("--truth", "t.json")
+    assert "--checkpoint, --side mean nothing without --model" in refusal(
+        "--result", "r", "--truth", "t", "--checkpoint", 3, "--side", 32
+    )
+    assert "--truth mean nothing with --model" in refusal("--model", measured, "--truth", "t.json")
+    assert "kept are steps 3" in refusal("--model", measured, "--checkpoint", 5)
+    assert "MODALITY=PATH" in refusal("--model", measured, "--volume", "one")
+    assert "--out DIR with --volume" in refusal("--model", measured, "--volume", f"one={pair['one']}")
+    with pytest.raises(ConfigError, match=r"trained on \['one', 'two'\]"):
+        open_subject(EvaluateSettings(model=measured, volumes={"one": pair["one"]}, out=tmp_path))
+    with pytest.raises(CheckpointError, match=r"config\.yaml does not exist"):
+        open_subject(EvaluateSettings(model=tmp_path))
+    first, _ = phantom_pair((40, 44, 40), seed=1)
+    odd = {"one": pair["one"], "two": store(tmp_path / "odd.zarr", first, above=20.0)}
+    with pytest.raises(VolumeError, match="different grids"):
+        open_subject(EvaluateSettings(model=measured, volumes=odd, out=tmp_path))
+
+
+def test_a_run_that_has_not_ended_names_its_checkpoint(pair: dict[str, Path], tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pair)
+    (run / "model.json").unlink()
+    with pytest.raises(CheckpointError, match="give --checkpoint 3"):
+        open_subject(EvaluateSettings(model=run))
+    assert open_subject(EvaluateSettings(model=run, checkpoint=3)).step == 3

@@ -61,11 +61,16 @@ class Subject:
     own: bool
 
 
-def open_subject(settings: EvaluateSettings) -> Subject:
+def open_subject(settings: EvaluateSettings, *, folder: Path | None = None) -> Subject:
     """Open a run at a checkpoint, with the aligned volumes that it is measured on.
 
     A checkpoint other than the finished model gets a folder of its own in the run, with model.json and weights, so
     that it can be used like a run.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where that goes instead.
 
     Raises
     ------
@@ -78,7 +83,8 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     """
     run = settings.model.absolute()
     train = _train_settings(run)
-    model, step = _model_folder(run, settings.checkpoint)
+    place = run / "diagnostics" if folder is None else folder
+    model, step = _model_folder(run, settings.checkpoint, place)
     encoders = {
         name: load_encoder(model, name, device=settings.device, precision=settings.precision)
         for name in train.modalities
@@ -112,7 +118,7 @@ def _train_settings(run: Path) -> TrainSettings:
     return load(TrainSettings, path)
 
 
-def _model_folder(run: Path, step: int | None) -> tuple[Path, int]:
+def _model_folder(run: Path, step: int | None, place: Path) -> tuple[Path, int]:
     """The folder to load encoders from, and their step."""
     finished = _finished_step(run)
     if step is None and finished is None:
@@ -122,7 +128,7 @@ def _model_folder(run: Path, step: int | None) -> tuple[Path, int]:
     if finished is not None and step in (None, finished):
         return run, finished
     assert step is not None
-    return _write_model(run, step), step
+    return _write_model(run, step, place), step
 
 
 def _finished_step(run: Path) -> int | None:
@@ -137,7 +143,7 @@ def _finished_step(run: Path) -> int | None:
         ) from error
 
 
-def _write_model(run: Path, step: int) -> Path:
+def _write_model(run: Path, step: int, place: Path) -> Path:
     """Write the averaged weights of a checkpoint as a folder like a finished run's."""
     path = checkpoint_path(run / "checkpoints", step)
     if not path.is_dir():
@@ -148,7 +154,7 @@ def _write_model(run: Path, step: int) -> Path:
             "--checkpoint the finished model is measured"
         )
     loop: dict[str, Any] = read_checkpoint(path)["loop"]
-    folder = run / "diagnostics" / path.name
+    folder = place / path.name
     for name in loop["model"]["modalities"]:
         prefix = f"{name}."
         weights = {k.removeprefix(prefix): v for k, v in loop["average"].items() if k.startswith(prefix)}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from comir_hpc.diagnostics import (
     so3_curve,
     spread_axes,
 )
-from comir_hpc.evaluate.checkpoint import Subject
+from comir_hpc.evaluate.checkpoint import Subject, open_subject
 from comir_hpc.evaluate.cubes import Places, choose_sides, place_cubes, read_cubes
 from comir_hpc.evaluate.plots import draw_diagnosis
 from comir_hpc.evaluate.registration import read_result, specimen_points
@@ -101,15 +102,23 @@ class Diagnosis:
         )
 
 
-def plan_diagnosis(settings: EvaluateSettings, subject: Subject) -> dict[str, Any]:
-    """What `diagnose` would do."""
+def plan_diagnosis(settings: EvaluateSettings) -> dict[str, Any]:
+    """What `diagnose` would do.
+
+    Raises
+    ------
+    ComirError
+        As `open_subject`.
+    """
+    with TemporaryDirectory() as spare:
+        subject = open_subject(settings, folder=Path(spare))
     side, trim = _sides(settings, subject)
-    angles = len(_angles(settings))
-    passes = settings.cubes * len(subject.encoders) * (1 + len(subject.group) + angles * (settings.axes + 1))
+    angles, axes = len(_angles(settings)), 1 if side[0] == 1 else settings.axes
+    passes = settings.cubes * len(subject.encoders) * (1 + len(subject.group) + angles * (axes + 1))
     return {
-        "model": f"{subject.model}, step {subject.step}",
+        "model": f"{subject.run}, step {subject.step}",
         "volumes": ", ".join(str(volume.path) for volume in subject.volumes.values()),
-        "rotations": f"{len(subject.group)} of {subject.group.name}, and {angles} angles about {settings.axes} axes",
+        "rotations": f"{len(subject.group)} of {subject.group.name}, and {angles} angles about {axes} axes",
         "cubes": f"at most {settings.cubes} of {side} voxels (z, y, x), {trim} off each face",
         "passes": f"{passes} of one cube through a network",
         "out": str(subject.out),

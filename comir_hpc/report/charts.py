@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -21,6 +21,7 @@ from scipy.spatial import KDTree
 FloatArray = NDArray[np.float64]
 
 LINE, MARK = "#2f7fd6", "#d9730d"  # blue and orange, readable on white and on near-black
+_SERIES = (LINE, MARK, "#3f9e4d", "#a566c8", "#c04a4a")  # of modalities
 # A colour that nothing else uses; it becomes the page's text colour.
 _INK = "#010203"
 _STYLE: dict[Any, Any] = {
@@ -124,6 +125,84 @@ def direction_map(rotations: FloatArray, scores: FloatArray, answer: FloatArray)
         bar.ax.tick_params(length=0)
 
     return _svg("directions", draw, 4.6, 3.0)
+
+
+def errors_by_class(
+    name: str, classes: Sequence[str], series: Mapping[str, Sequence[tuple[int, float, bool]]], label: str
+) -> str:
+    """SVG of values in columns: a dot a value, a colour a series.
+
+    Parameters
+    ----------
+    name : str
+        Unique in the page.
+    classes : sequence of str
+        What the columns are.
+    series : mapping of str to sequence of (column, value, filled)
+        Hollow dots are values of another kind; the page says which.
+    label : str
+        Of the horizontal axis.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.135, 0.17, 0.85, 0.73))
+        for number, (title, points) in enumerate(series.items()):
+            colour = _SERIES[number % len(_SERIES)]
+            beside = 0.2 * (number - (len(series) - 1) / 2)
+            for filled in (True, False):
+                chosen = [(column + beside, value) for column, value, full in points if full is filled]
+                x, y = zip(*chosen, strict=True) if chosen else ((), ())
+                face = colour if filled else "none"
+                axes.plot(x, y, "o", color=colour, markersize=4.5, alpha=0.75, markerfacecolor=face)
+            axes.plot([], [], "o", color=colour, markersize=4.5, label=title)
+        axes.set_xticks(range(len(classes)), classes)
+        axes.set_xlim(-0.6, len(classes) - 0.4)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(label)
+        _legend(axes)
+        _plain(axes)
+
+    return _svg(name, draw, 4.6, 3.0)
+
+
+def bands(
+    name: str, x: Sequence[float], series: Mapping[str, tuple[FloatArray, FloatArray]], label: str
+) -> str:
+    """SVG of curves with their range, each above what could be mere error of measurement.
+
+    Parameters
+    ----------
+    name : str
+        Unique in the page.
+    x : sequence of A float
+    series : mapping of str to ((A, K), (A,))
+        Values, of which the mean is drawn as a line and the range as a band, and the floor, dotted.
+    label : str
+        Of the horizontal axis.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_axes((0.135, 0.17, 0.85, 0.73))
+        for number, (title, (values, floor)) in enumerate(series.items()):
+            colour = _SERIES[number % len(_SERIES)]
+            axes.plot(x, values.mean(axis=1), color=colour, linewidth=1.8, label=title)
+            axes.fill_between(
+                x, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.18, linewidth=0
+            )
+            axes.plot(x, floor, color=colour, linewidth=1.2, linestyle=(0, (1, 2)))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(label)
+        _legend(axes)
+        _plain(axes)
+
+    return _svg(name, draw, 4.6, 3.0)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the drawing, where no curve is."""
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, borderaxespad=0.2, handlelength=1.4
+    )
 
 
 def _to_the_middle(direction: FloatArray) -> FloatArray:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc.errors import ComirError
-from comir_hpc.tracking import METRICS_FILE, read_metrics
+from comir_hpc.tracking import METRICS_FILE, read_diagnostics, read_metrics
 
 Arrays = Mapping[str, NDArray[Any]]
 TRANSFORM_FILES = ("transform.tfm", "transform.h5", "transform.json")
@@ -40,6 +40,8 @@ class Contents:
         Its config.yaml as text and its model.json.
     pictures : tuple of Path
         Its pictures, oldest first.
+    diagnoses : tuple of dict
+        What `evaluate` measured of its checkpoints, by step.
     missing : dict
         Why a piece (``panels``, ``search``, ``training``) is not there, as a sentence.
     """
@@ -53,6 +55,7 @@ class Contents:
     config: str | None = None
     model: dict[str, Any] | None = None
     pictures: tuple[Path, ...] = ()
+    diagnoses: tuple[dict[str, Any], ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -90,6 +93,7 @@ def read_contents(folder: Path) -> Contents:
         config=_read_text(run / "config.yaml"),
         model=_read_json(run / "model.json"),
         pictures=tuple(sorted((run / "pictures").glob("*.png"))),
+        diagnoses=tuple(record for _, record in read_diagnostics(run)),
         missing=missing,
     )
 

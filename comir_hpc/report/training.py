@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents
+from comir_hpc.report.diagnosis import describe_diagnoses
 from comir_hpc.report.panels import Picture, picture_file
 from comir_hpc.report.wording import Chart, Number, duration, figure, is_number
 from comir_hpc.tracking import flatten
@@ -23,6 +24,10 @@ _CURVES = {
     "bound": ("Information shared", "nats that the loss proves the two representations to share"),
     "retrieval": ("Retrieval", "share of patches whose partner is more similar than all other patches"),
     "agreement": ("Agreement", "correlation of the two representations of aligned patches"),
+    "model_equivariance_error": (
+        "Equivariance error",
+        "share of the variance, the worst of a few rotations of patches that stay the same; averaged weights",
+    ),
     "learning_rate": ("Learning rate", "of the optimiser"),
     "patches_per_s": ("Speed", "patches a second"),
 }
@@ -47,6 +52,7 @@ def describe_run(contents: Contents) -> dict[str, Any] | None:
         "further": [_curve(name, series[name], None) for name in sorted(set(series) - set(main))],
         "abilities": _abilities(model.get("reference") or {}),
         "shifted": _shifted(model.get("reference") or {}),
+        "diagnosis": describe_diagnoses(contents.diagnoses),
         "pictures": _pictures(contents.pictures),
         "config": contents.config,
         "model": flatten({k: v for k, v in model.items() if k != "reference"}),
