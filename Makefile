@@ -15,7 +15,7 @@ test: $(VENV)/installed-dev
 
 # The next two need root on Debian: what they test with is installed where it is missing.
 test-slurm: $(VENV)/installed-dev
-	command -v slurmctld slurmd munged ip >/dev/null || { apt-get update -qq && apt-get install -y -qq \
+	dpkg -s slurmctld slurmd slurm-client munge iproute2 >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq \
 	  --no-install-recommends slurmctld slurmd slurm-client munge iproute2; }
 	$(BIN)/python -m pytest tests/test_slurm.py
 

@@ -173,6 +173,39 @@ class SlurmCluster:
         assert done(last), f"job {number} ended as {last['JobState']}, exit code {last['ExitCode']}"
         return last
 
+    def processes(self, job: str, rank: int | None = None) -> list[int]:
+        """Process numbers of the `comir-hpc` of a job's step, of all its tasks or of one."""
+        wanted = {f"SLURM_CONF={self.folder}/slurm.conf", f"SLURM_JOB_ID={job}", "SLURM_STEP_ID=0"}
+        wanted |= {f"SLURM_PROCID={rank}"} if rank is not None else set()
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (path / "cmdline").read_bytes().split(b"\0")
+                variables = (path / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it ended meanwhile
+            # The second word, after Python: not a launcher that has the command among its arguments.
+            if (
+                words[1:2]
+                and words[1].endswith(b"/comir-hpc")
+                and {w.encode() for w in wanted} <= set(variables)
+            ):
+                found.append(int(path.name))
+        return found
+
+    @contextlib.contextmanager
+    def frozen(self, job: str) -> Iterator[list[int]]:
+        """Keep a job's processes where they are, so that nothing depends on how fast this machine is."""
+        found = self.processes(job)
+        for pid in found:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield found
+        finally:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     # ------------------------------------------------------------------ parts of start
 
     @property
@@ -275,6 +308,13 @@ _ENDED = {
     "BOOT_FAIL",
     "DEADLINE",
 }
+
+
+def has_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process that is frozen."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    masks = [int(mask, 16) for mask in re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)", status, flags=re.M)]
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def _cgroup_configuration() -> str:

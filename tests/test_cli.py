@@ -156,3 +156,14 @@ def test_version() -> None:
     done = run("--version")
     assert done.returncode == 0
     assert re.fullmatch(r"comir-hpc \d+\.\d+\.\d+", done.stdout.strip())
+
+
+def test_a_signal_before_a_verb_listens_means_stopped_on_request() -> None:
+    """A job that is told to stop while Python still starts is requeued, not failed."""
+    script = (
+        "import os, signal, time; from comir_hpc import cli;"
+        "cli.app = lambda **options: (os.kill(os.getpid(), signal.SIGUSR2), time.sleep(20));"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == cli.EXIT_STOPPED

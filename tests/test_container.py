@@ -138,7 +138,9 @@ def test_training_in_the_image_on_two_nodes_stops_and_goes_on(
         return read_metrics(run)[-1]["step"] if (run / "metrics.jsonl").exists() else 0
 
     slurm.wait(job, lambda _: last_step() >= 3, 300)
-    slurm.run("scancel", "--signal=USR2", job)
+    with slurm.frozen(job) as ranks:
+        assert len(ranks) == 2
+        slurm.run("scancel", "--signal=USR2", job)
     slurm.wait(job, lambda found: found["Restarts"] == "1", 120)
     assert last_step() < 60, "the job was done before it could be stopped"
     slurm.wait(job, lambda found: found["JobState"] == "COMPLETED", 300)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import yaml
 from phantoms import store_pair
-from slurm_cluster import SlurmCluster
+from slurm_cluster import SlurmCluster, has_pending
 from trained_run import write_run
 
 from comir_hpc.datasets import embedded_volume
@@ -32,7 +32,7 @@ from comir_hpc.volume import Volume
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SCRIPTS = Path(__file__).parent.parent / "slurm"
-STEPS = 60  # enough that a fast machine has not done them before it is told to stop
+STEPS = 30
 TWO = ("--nodes=2", "--mem=1G", "--cpus-per-task=1")  # two nodes, one task each
 
 
@@ -76,6 +76,11 @@ def completed(job: dict[str, str]) -> bool:
     return job["JobState"] == "COMPLETED"
 
 
+def seconds_run(job: dict[str, str]) -> int:
+    hours, minutes, seconds = map(int, job["RunTime"].split(":"))
+    return 3600 * hours + 60 * minutes + seconds
+
+
 def steps_done(run: Path, steps: int) -> Callable[[dict[str, str]], bool]:
     return lambda _: max(losses(run), default=0) >= steps
 
@@ -103,16 +108,21 @@ def test_stopped_twice_it_ends_as_if_left_alone(slurm: SlurmCluster, folder: Pat
     slurm.wait(job, steps_done(run, 5), 180)
     slurm.wait(job, lambda _: (run / "mlflow_run_id").exists(), 60)  # made beside the training
     mlflow_run = (run / "mlflow_run_id").read_text(encoding="utf-8")
-    slurm.run("scontrol", "requeue", job)
+    with slurm.frozen(job):
+        slurm.run("scontrol", "requeue", job)
     slurm.wait(job, lambda found: found["Restarts"] == "1", 60)
     slurm.wait(job, lambda found: found["JobState"] == "RUNNING", 60)
     first = max(losses(run))
     assert 5 <= first < STEPS, "the job was done before it could be stopped"
 
     slurm.wait(job, steps_done(run, first + 5), 180)
-    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=3")  # less than the two minutes' notice
+    with slurm.frozen(job) as ranks:
+        # Between 90 and 150 s are left: less than the two minutes' notice and the half that SLURM adds.
+        minutes = (seconds_run(slurm.job(job)) + 30) // 60 + 2
+        slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        slurm.wait(job, lambda _: all(has_pending(pid, signal.SIGUSR2) for pid in ranks), 90)
+        slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")  # for when it is started again
     slurm.wait(job, lambda found: found["Restarts"] == "2", 120)
-    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     second = max(losses(run))
     assert first + 5 <= second < STEPS, "the job was done before it could be stopped"
 
@@ -131,25 +141,12 @@ def test_a_killed_process_fails_the_job(slurm: SlurmCluster, folder: Path) -> No
     run = folder / "killed"
     job = slurm.submit(*TWO, str(SCRIPTS / "train.sh"), "train.yaml", str(run), cwd=folder)
     slurm.wait(job, steps_done(run, 2), 180)
-    (victim,) = processes_of(job, rank=1)
-    os.kill(victim, signal.SIGKILL)
+    with slurm.frozen(job):
+        (victim,) = slurm.processes(job, rank=1)
+        os.kill(victim, signal.SIGKILL)
     found = slurm.wait(job, lambda found: found["JobState"] == "FAILED", 100)
     assert found["Restarts"] == "0"
-    assert processes_of(job, rank=0) == []
-
-
-def processes_of(job: str, rank: int) -> list[int]:
-    """Process numbers of one rank of a job's training."""
-    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode(), b"SLURM_STEP_ID=0"}
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = set((path / "environ").read_bytes().split(b"\0"))
-            if wanted <= variables and b"comir-hpc" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-        except OSError:
-            continue  # it ended meanwhile
-    return found
+    assert slurm.processes(job) == []
 
 
 # ---------------------------------------------------------------------- what is refused before a job waits
@@ -269,17 +266,26 @@ def test_blocks_on_workers_that_are_jobs(slurm: SlurmCluster, folder: Path) -> N
         "log-directory": str(folder / "dask"),
         "scheduler-options": {"host": slurm.address, "dashboard": False},
     }
-    (folder / "jobqueue.yaml").write_text(yaml.safe_dump({"jobqueue": {"slurm": site}}), encoding="utf-8")
+    configuration = folder / "jobqueue.yaml"
+    configuration.write_text(yaml.safe_dump({"jobqueue": {"slurm": site}}), encoding="utf-8")
     common = ("infer", "--zarr", "one.zarr", "--model", str(run), "--modality", "one", "--window", "32")
     layout = ("--core", "128")
     for name, where in [("here.zarr", ()), ("jobs.zarr", ("--cluster", "slurm", "--workers", "2"))]:
         words = ("comir-hpc", *common, *layout, *where, "--out", name)
-        done = on_login_node(slurm, *words, cwd=folder, DASK_CONFIG=str(folder / "jobqueue.yaml"))
+        done = on_login_node(slurm, *words, cwd=folder, DASK_CONFIG=str(configuration))
         assert done.returncode == 0, done.stderr
     states = slurm.run("squeue", "-h", "-t", "all", "-n", "dask-worker", "-o", "%u %T")
     assert len(states.splitlines()) == 2
     values = [Volume.open(folder / name).read() for name in ("here.zarr", "jobs.zarr")]
     np.testing.assert_array_equal(values[0], values[1])
+
+    refused = {"jobqueue": {"slurm": {**site, "queue": "members"}}}
+    configuration.write_text(yaml.safe_dump(refused), encoding="utf-8")
+    words = ("comir-hpc", *common, *layout, "--cluster", "slurm", "--out", "refused.zarr")
+    done = on_login_node(slurm, *words, cwd=folder, DASK_CONFIG=str(configuration))
+    assert done.returncode == 1
+    assert "a worker's job is refused: " in done.stderr
+    assert "Invalid account" in done.stderr
 
 
 # ---------------------------------------------------------------------- the guide

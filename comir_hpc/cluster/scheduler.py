@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,7 @@ def _client(workers: int, cluster: str) -> Iterator[Any]:
             yield client
     elif cluster == "slurm":
         with _slurm_cluster() as jobs, Client(jobs) as client:
+            _require_accepted(jobs.job_script())
             jobs.scale(jobs=workers)
             yield client
     else:
@@ -119,3 +121,15 @@ def _slurm_cluster() -> Any:
             f"--cluster slurm: {error}; describe a worker's job under jobqueue.slurm in ~/.config/dask/jobqueue.yaml "
             "(docs/hpc.md)"
         ) from error
+
+
+def _require_accepted(script: str) -> None:
+    """Ask SLURM about a worker's job first: dask-jobqueue waits for ever for workers whose jobs were refused."""
+    asked = subprocess.run(
+        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    if asked.returncode:
+        raise ConfigError(
+            f"--cluster slurm: a worker's job is refused: {' '.join(asked.stderr.split())}; edit jobqueue.slurm in "
+            "~/.config/dask/jobqueue.yaml (docs/hpc.md)"
+        )
