@@ -107,7 +107,9 @@ def demo(
 def ingest(
     source: Annotated[
         Path,
-        typer.Argument(help="NIfTI, NRRD, MHA, TIFF, OME-TIFF, HDF5, npy or zarr file, or a DICOM folder."),
+        typer.Argument(
+            help="NIfTI, NRRD, MHA, TIFF, OME-TIFF, HDF5, npy or zarr file, a DICOM folder, or one slice as PNG."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="OME-Zarr store to write.", metavar="OUT.zarr")],
     spacing: Triple = None,
@@ -226,7 +228,7 @@ def infer(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. (default: auto)")] = None,
     symmetrise: Annotated[
-        str | None, typer.Option(help="Average over a rotation group: D2, D4 or O. (default: none)")
+        str | None, typer.Option(help="Average over a group: D2, D4, O; C2, C4 for slices. (default: none)")
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Stored type: float32, float16, int16 or int8. (default: float32)")

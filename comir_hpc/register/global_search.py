@@ -22,7 +22,6 @@ from comir_hpc.geometry import FloatArray
 from comir_hpc.register.coarse import Turner, coarsen
 from comir_hpc.register.criteria import Correlator, Criterion, MaskedCorrelation, MutualInformation
 from comir_hpc.register.features import Features
-from comir_hpc.rotations import angle_deg
 from comir_hpc.transforms import Transform
 
 MIN_OVERLAP = 0.4
@@ -59,11 +58,6 @@ class Search:
     overlaps: FloatArray
     moving_centre_mm: FloatArray
     spacing_mm: float
-
-    @property
-    def angles_deg(self) -> FloatArray:
-        """Angle of every rotation, (K,)."""
-        return angle_deg(self.rotations_xyz)
 
     def transform(self, index: int) -> Transform:
         """Fixed to moving, for one rotation at its best shift."""
