@@ -162,8 +162,10 @@ class SymmetricConv(nn.Module):
 
     def kernel(self) -> Tensor:
         """All taps, (O, C, kz, ky, kx)."""
-        # A product, whose gradient is one too; indexing would add up tap by tap.
-        return (self.weight @ self.orbits).unflatten(-1, self.kernel_size)
+        # A product, whose gradient is one too; indexing would add up tap by tap. Channels come last in memory, as in
+        # the maps: otherwise the convolution copies those.
+        taps_OTC = self.orbits.T @ self.weight.transpose(1, 2)
+        return taps_OTC.unflatten(1, self.kernel_size).permute(0, 4, 1, 2, 3)
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
