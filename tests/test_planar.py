@@ -341,6 +341,9 @@ def test_the_thickness_of_a_slice_does_not_matter_to_an_encoder(tmp_path: Path) 
     run = write_run(tmp_path / "run")
     with pytest.raises(VolumeError, match=r"thin\.zarr is a single slice.*trained on volumes"):
         load_encoder(run, "one", device="cpu").require_fitting(thin)
+    names = {"fixed_modality": "one", "moving_modality": "two", "out": tmp_path / "out"}
+    with pytest.raises(VolumeError, match="trained on volumes"):
+        plan_register(RegisterSettings(fixed=thin.path, moving=thin.path, model=run, **names))
 
 
 def slices_on_disk(folder: Path, spacing=(5.0, 2.0, 2.0), count=3) -> list[dict[str, Path]]:

@@ -193,6 +193,7 @@ def _open_side(settings: RegisterSettings, role: Role) -> Side:
         precision=settings.precision,
         symmetrise=settings.symmetrise,
     )
+    encoder.require_fitting(volume)
     return Side(role, volume, volume, encoder)
 
 
