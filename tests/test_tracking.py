@@ -386,6 +386,20 @@ def test_a_hanging_server_holds_nothing_up_and_sync_sends_it_later(runs, hanging
     assert sync(folder, f"sqlite:///{runs}/mlflow.db").points == 0
 
 
+def test_a_run_that_left_mlflow_alone_is_sent_with_its_settings(runs):
+    folder = runs / "offline"
+    tracker = open_tracker(FILE_ONLY, folder, {"seed": 7})
+    tracker.log(1, {"loss": 1})
+    tracker.finish()
+    (folder / "config.yaml").write_text("seed: 7\ntracking: {experiment: far away}\n", encoding="utf-8")
+    (folder / "model.json").write_text("{}", encoding="utf-8")
+    assert sync(folder).files == 2
+    client, run = in_mlflow(runs, "offline")
+    assert run.data.params == {"seed": "7", "tracking.experiment": "far away"}
+    assert client.get_experiment(run.info.experiment_id).name == "far away"
+    assert run.info.status == "FINISHED"
+
+
 def test_a_mirror_that_never_returns_is_left_behind(tmp_path, monkeypatch, caplog):
     release = threading.Event()
 

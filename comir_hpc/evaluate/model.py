@@ -307,6 +307,9 @@ def _border(
 
 def _on_patches(subject: Subject) -> dict[str, Any]:
     """What `train` wrote into model.json when it ended, of this checkpoint and on these volumes."""
+    written = next(iter(subject.encoders.values())).reference
+    if subject.own and "retrieval" in written:
+        return written
     sampling = subject.settings.sampling.model_copy(update={"level": subject.level})
     specimens = prepare_specimens([list(subject.volumes.values())], sampling)
     sampler = PatchSampler(specimens, sampling, subject.trained_group, subject.settings.seed, augment=False)

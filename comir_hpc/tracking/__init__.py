@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from comir_hpc.config import TrackingSettings
 from comir_hpc.errors import CheckpointError, ComirError
 from comir_hpc.tracking.mirror import Mirror
@@ -230,7 +232,7 @@ def sync(run_dir: Path, uri: str | None = None) -> Synced:
     rows = read_metrics(run_dir)
     if not rows:
         raise ComirError(f"{run_dir / METRICS_FILE} is missing or empty; expected a folder that train wrote")
-    state = read_state(run_dir)
+    state = read_state(run_dir) or _state_without_mlflow(run_dir, rows)
     target = Target.of(run_dir, uri or state.get("mlflow") or "auto", state)
     measured = read_diagnostics(run_dir)
     try:
@@ -243,6 +245,20 @@ def sync(run_dir: Path, uri: str | None = None) -> Synced:
             f"MLflow at {target.shown} cannot be reached ({target.brief(error)}); check the address and send again"
         ) from error
     return Synced(target.shown, run.run_id, points, sent)
+
+
+def _state_without_mlflow(run_dir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a run that was told to leave MLflow alone would have noted for it."""
+    path = run_dir / "config.yaml"
+    record = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    settings = record if isinstance(record, dict) else {}
+    tracking = settings.get("tracking") or {}
+    return {
+        **{key: tracking[key] for key in ("experiment", "checkpoint_mib") if key in tracking},
+        "params": flatten(settings),
+        "status": "finished" if (run_dir / "model.json").is_file() else "running",
+        "started": rows[0].get("time", time.time()),
+    }
 
 
 def send_diagnostics(run_dir: Path) -> str | None:
