@@ -41,6 +41,11 @@ _SHUFFLES: dict[Shuffle, int] = {
 }
 _CODEC: Literal["zstd"] = "zstd"
 _LEVEL = 3
+_ABOUT_THE_RUN = (
+    "predicted",
+    "needed",
+    "measured",
+)  # entries of the metadata that say nothing about the voxels
 _WORTH_SLOWER = 0.9  # bitshuffle compresses two to four times faster than the others: they must save a tenth
 
 
@@ -60,8 +65,11 @@ class Intensity:
 
     def normalise(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """Values of any shape and dtype as float32 with zero mean and unit variance over the foreground."""
-        clipped = np.clip(values.astype(np.float32, copy=False), self.low, self.high)
-        return ((clipped - np.float32(self.mean)) / np.float32(self.std)).astype(np.float32, copy=False)
+        result = values.astype(np.float32)
+        np.clip(result, self.low, self.high, out=result)
+        result -= np.float32(self.mean)
+        result /= np.float32(self.std)
+        return result
 
     def foreground(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Where the values belong to the specimen, same shape."""
@@ -87,6 +95,7 @@ class Volume:
         self.grid = Grid.from_dict(attributes["comir"]["grid"])
         self._arrays = _level_arrays(path, group, attributes)
         self._shards = [_shards(path, array) for array in self._arrays]
+        self._quantised: dict[str, list[float]] | None = attributes["comir"].get("quantised")
 
     # ------------------------------------------------------------------ making and opening
 
@@ -102,6 +111,7 @@ class Volume:
         chunk: int | Sequence[int] = 64,
         shard: int | Sequence[int] = 256,
         shuffle: Shuffle = "bitshuffle",
+        scale: Sequence[float] | None = None,
         metadata: dict[str, Any] | None = None,
         overwrite: bool = False,
     ) -> Volume:
@@ -115,6 +125,8 @@ class Volume:
             Voxels (z, y, x) of the unit of reading and of the unit of writing; clipped to the volume.
         shuffle : str
             Filter before compression, see `best_shuffle`.
+        scale : sequence of float, optional
+            Of each channel: what is written are integers, what `read` gives is these times the scale, float32.
         metadata : dict, optional
             Further entries of the `comir` namespace, JSON-ready.
         overwrite : bool
@@ -140,6 +152,8 @@ class Volume:
             "version": __version__,
             "complete": False,
         }
+        if scale is not None:
+            comir["quantised"] = {"scale": [float(s) for s in scale], "offset": [0.0] * channels}
         group.attrs["comir"] = {**(metadata or {}), **comir}
         group.attrs["ome"] = _ome_metadata(path.name, grid, [(1, 1, 1)], kind)
         return cls(path, group)
@@ -177,7 +191,12 @@ class Volume:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the stored values."""
+        """Type of the values that `read` gives: the stored one, or float32 where integers stand for it."""
+        return np.dtype(np.float32) if self._quantised else self.stored_dtype
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Type of the values on disk, which `write` takes."""
         return np.dtype(self._arrays[0].dtype)
 
     @property
@@ -250,7 +269,8 @@ class Volume:
 
     def fingerprint(self) -> str:
         """Digest that changes when the content may have changed: metadata, and every file's size and time."""
-        digest = hashlib.sha256(json.dumps(self.metadata, sort_keys=True).encode())
+        said = {key: value for key, value in self.metadata.items() if key not in _ABOUT_THE_RUN}
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         for file in sorted(self.path.rglob("*")):
             if file.is_file() and file.name != "zarr.json":
                 stat = file.stat()
@@ -260,13 +280,26 @@ class Volume:
     # ------------------------------------------------------------------ voxels
 
     def read(self, box: Box | None = None, *, level: int = 0) -> NDArray[Any]:
-        """Voxels of `box` (the whole level when none is given) as (c, z, y, x).
+        """Voxels of `box` (the whole level when none is given) as (c, z, y, x) of `dtype`.
 
         Raises
         ------
         VolumeError
             If the box leaves the volume, or a shard of it is damaged.
         """
+        values = self.read_stored(box, level=level)
+        if self._quantised is None:
+            return values
+        result = values.astype(np.float32)
+        for channel, scale, offset in zip(
+            result, self._quantised["scale"], self._quantised["offset"], strict=True
+        ):
+            channel *= np.float32(scale)
+            channel += np.float32(offset)
+        return result
+
+    def read_stored(self, box: Box | None = None, *, level: int = 0) -> NDArray[Any]:
+        """Values as they are on disk, of `stored_dtype`; otherwise as `read`."""
         array = self._arrays[level]
         whole = Box((0, 0, 0), _zyx(array.shape))
         box = whole if box is None else box
@@ -280,7 +313,7 @@ class Volume:
             ) from error
 
     def write(self, box: Box, values: NDArray[Any], *, level: int = 0) -> None:
-        """Write (c, z, y, x) values of the volume's dtype into a box that is a whole number of shards.
+        """Write (c, z, y, x) values of `stored_dtype` into a box that is a whole number of shards.
 
         Raises
         ------
@@ -299,9 +332,9 @@ class Volume:
             raise VolumeError(
                 f"{self.path}: values of shape {values.shape}, expected {(self.num_channels, *box.shape)} (c, z, y, x)"
             )
-        if values.dtype != self.dtype:
+        if values.dtype != self.stored_dtype:
             raise VolumeError(
-                f"{self.path}: values are {values.dtype}, the volume is {self.dtype}; convert them first"
+                f"{self.path}: values are {values.dtype}, the volume is {self.stored_dtype}; convert them first"
             )
         self._shards[level].write((slice(0, self.num_channels), *box.slices), values)
 
@@ -343,7 +376,7 @@ class Volume:
             if name in self._group:
                 del self._group[name]
             _create_level(
-                self._group, level, (self.num_channels, *shape), self.dtype, chunks, shards, shuffle
+                self._group, level, (self.num_channels, *shape), self.stored_dtype, chunks, shards, shuffle
             )
             self._arrays = [*self._arrays[:level], self._group[name]]  # type: ignore[list-item]
             self._shards = [*self._shards[:level], Shards(self.path / name)]
@@ -361,7 +394,7 @@ class Volume:
     ) -> None:
         below = Box((0, 0, 0), _zyx(self._arrays[level - 1].shape))
         for block in plan_blocks(_zyx(self._arrays[level].shape), shards):
-            values = np.empty((self.num_channels, *block.write.shape), dtype=self.dtype)
+            values = np.empty((self.num_channels, *block.write.shape), dtype=self.stored_dtype)
             # A row of chunks at a time: the finer voxels under a whole shard are eight times as many.
             for layer in plan_blocks(block.write.shape, (*self.chunk_zyx[:2], block.write.shape[2])):
                 target = layer.write.shifted(block.write.start)
@@ -373,7 +406,7 @@ class Volume:
                     _zyx([a * s for a, s in zip(target.start, step, strict=True)]),
                     _zyx([b * s for b, s in zip(target.stop, step, strict=True)]),
                 ).intersect(below)
-                fine = self.read(source, level=level - 1)
+                fine = self.read_stored(source, level=level - 1)
                 values[(slice(None), *layer.write.slices)] = downsample(fine, step, labels=kind == "labels")
             self.write(block.write, values, level=level)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,52 @@ def test_float16_halves_the_store_and_keeps_the_values(folder: Path, tmp_path: P
     half, full = Volume.open(tmp_path / "half.zarr").read(), Volume.open(folder / "reference.zarr").read()
     assert half.dtype == np.float16
     np.testing.assert_array_equal(half, full.astype(np.float16))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_integers_are_read_back_as_multiples_of_their_scale(folder: Path, tmp_path: Path, dtype: str) -> None:
+    for number in (2, 1):
+        infer(settings(folder, tmp_path / "parts.zarr", dtype=dtype, part=(number, 2)))
+    result = infer(settings(folder, tmp_path / "out.zarr", dtype=dtype))
+    out, full = Volume.open(result.path), Volume.open(folder / "reference.zarr")
+    (scale,) = out.metadata["quantised"]["scale"]
+    assert (out.stored_dtype, out.dtype, out.read().dtype) == (np.dtype(dtype), np.float32, np.float32)
+    assert out.metadata["measured"]["clipped_values"] == 0
+    np.testing.assert_allclose(out.read(), full.read(), atol=0.5001 * scale)
+    assert scale < 2 * np.abs(full.read()).max() / np.iinfo(dtype).max
+    assert ((out.read_stored() == 0) >= (full.read() == 0)).all()
+    assert stored(tmp_path / "parts.zarr") == stored(result.path)
+    coarse = np.abs(out.read(level=1) - full.read(level=1)).max()
+    assert coarse <= 1.001 * scale
+
+
+def test_what_was_expected_stands_beside_what_was_needed(folder: Path, tmp_path: Path) -> None:
+    result = infer(settings(folder, tmp_path / "out.zarr"))
+    kept = Volume.open(result.path).metadata
+    assert kept["predicted"]["blocks"] == kept["needed"]["blocks"] == result.blocks
+    assert kept["needed"]["peak_bytes"] > 0
+    assert kept["needed"]["num_bytes"] > 0
+    assert kept["needed"]["files"] <= kept["predicted"]["files"]
+    assert re.search(rf"\n{result.blocks} blocks \({result.blocks} expected\) in .* files", result.summary)
+    assert "expected" not in infer(settings(folder, tmp_path / "out.zarr")).summary
+
+
+def test_a_source_that_changes_meanwhile_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "one.zarr", tmp_path / "one.zarr")
+    made = settings(folder, tmp_path / "out.zarr", zarr=tmp_path / "one.zarr")
+
+    def disturb(what: str, done: int, total: int) -> None:
+        if done == 1:
+            os.utime(next(f for f in (tmp_path / "one.zarr" / "0" / "c").rglob("*") if f.is_file()), (1, 1))
+
+    with pytest.raises(VolumeError, match=r"one\.zarr changed while it was read; .*--overwrite"):
+        infer(made, progress=disturb)
+    with pytest.raises(VolumeError, match="incomplete"):
+        Volume.open(made.out)
+    with pytest.raises(VolumeError, match="source_fingerprint"):
+        infer(made)
+    infer(made.model_copy(update={"overwrite": True}))
+    np.testing.assert_array_equal(Volume.open(made.out).read(), Volume.open(folder / "reference.zarr").read())
 
 
 def test_background_is_skipped_and_not_stored(folder: Path, tmp_path: Path) -> None:

@@ -50,7 +50,12 @@ def settings(source: Path, out: Path, **more: Any) -> IngestSettings:
 
 
 def files_of(store: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(store)): f.read_bytes() for f in sorted(store.rglob("*")) if f.is_file()}
+    """Every file, without what the metadata say about the run that wrote it."""
+    found = {str(f.relative_to(store)): f.read_bytes() for f in sorted(store.rglob("*")) if f.is_file()}
+    record = json.loads(found["zarr.json"])
+    for key in ("predicted", "needed"):
+        record["attributes"]["comir"].pop(key, None)
+    return {**found, "zarr.json": json.dumps(record).encode()}
 
 
 # ---------------------------------------------------------------------- what it writes
@@ -76,7 +81,7 @@ def test_voxels_grid_and_dtype(tmp_path: Path, suffix: str, dtype: str) -> None:
     assert volume.grid == result.grid
     assert volume.grid.agrees_with(GRID)
     assert (result.blocks, result.skipped) == (2 * 2 * 2, 0)
-    assert result.num_bytes == sum(map(len, files_of(tmp_path / "scan.zarr").values()))
+    assert result.num_bytes == sum(f.stat().st_size for f in result.path.rglob("*") if f.is_file())
     assert [volume.level_factors(n) for n in range(volume.num_levels)] == [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
 
 
@@ -438,6 +443,49 @@ def test_really_full_disk(tmp_path: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
     assert ingest(task).skipped > 0
     np.testing.assert_array_equal(Volume.open(task.out).read()[0], values)
+
+
+def test_read_only_target(tmp_path: Path, small_disk: Path) -> None:
+    task = settings(write(tmp_path / "scan.mha", image()), small_disk / "v.zarr", shard=16)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(VolumeError, match=r"v\.zarr.* cannot be made \(Read-only file system\)"):
+        ingest(task)
+
+
+def test_what_was_expected_stands_beside_what_was_needed(tmp_path: Path) -> None:
+    result = ingest(settings(write(tmp_path / "scan.mha", image()), tmp_path / "v.zarr", shard=16))
+    kept = Volume.open(result.path).metadata
+    assert kept["predicted"]["blocks"] == kept["needed"]["blocks"] == result.blocks
+    assert kept["needed"]["num_bytes"] <= kept["predicted"]["num_bytes"]
+    assert kept["needed"]["files"] <= kept["predicted"]["files"]
+    assert "expected" in result.summary
+
+
+def test_tiles_along_z_are_one_volume(tmp_path: Path) -> None:
+    values, folder = image(), tmp_path / "tiles"
+    folder.mkdir()
+    for number, (a, b) in enumerate(((0, 9), (9, 10), (10, len(values)))):
+        write(folder / f"tile{9 + number}.mha", values[a:b])
+    result = ingest(settings(folder, tmp_path / "v.zarr", shard=16))
+    np.testing.assert_array_equal(Volume.open(result.path).read()[0], values)
+    assert "3 tiles from tile9.mha to tile11.mha" in result.notes[0]
+
+
+def test_every_row_or_every_so_manieth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are left out by their place in the volume: the same ones for any blocks, the range is that of all."""
+    values = image("uint16")
+    values[1, 2, 3] = 60000
+    source = write(tmp_path / "scan.mha", values)
+    monkeypatch.setattr("comir_hpc.ingest._COUNTED", values.size // 4)
+    found = [
+        Volume.open(ingest(settings(source, tmp_path / f"{shard}.zarr", shard=shard, chunk=8)).path).metadata
+        for shard in (16, 64)
+    ]
+    assert found[0]["intensity"] == found[1]["intensity"]
+    assert found[0]["value_range"][0][1] == 60000
+    monkeypatch.undo()
+    all_of_them = Volume.open(ingest(settings(source, tmp_path / "all.zarr")).path).metadata["intensity"][0]
+    assert found[0]["intensity"][0]["mean"] == pytest.approx(all_of_them["mean"], rel=0.05)
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -355,6 +355,28 @@ def test_tiff_folder_is_ordered_by_number(tmp_path: Path) -> None:
         open_source(tmp_path).read()
 
 
+def test_tiles_along_z(tmp_path: Path) -> None:
+    array = counted((12, 6, 7), "uint16")
+    for name, (a, b) in {"tile2.tif": (0, 5), "tile10.tif": (5, 12)}.items():
+        tifffile.imwrite(tmp_path / name, array[a:b])
+    source = open_source(tmp_path)
+    holds(source, array)
+    assert source.streamed
+    assert "2 tiles from tile2.tif to tile10.tif" in source.notes[-1]
+    before = source.fingerprint()
+    tifffile.imwrite(tmp_path / "tile10.tif", array[5:12] + 1, metadata=None)
+    assert source.fingerprint() != before
+    tifffile.imwrite(tmp_path / "tile10.tif", np.zeros((3, 6, 8), np.uint16))
+    with pytest.raises(
+        VolumeError, match=r"tile10\.tif: its channels, y and x is \(1, 6, 8\), that of .*tile2\.tif"
+    ):
+        open_source(tmp_path)
+    np.save(tmp_path / "other.npy", array)
+    (tmp_path / "tile10.tif").unlink()
+    with pytest.raises(VolumeError, match="nor tiles of one format"):
+        open_source(tmp_path)
+
+
 # ---------------------------------------------------------------------- DICOM
 
 

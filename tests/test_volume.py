@@ -119,6 +119,25 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.read(Box((16, 16, 16), (20, 33, 41))).shape, (1, 4, 17, 25))
 
 
+def test_quantised_values_are_scaled_when_read(tmp_path: Path) -> None:
+    grid = Grid((20, 9, 9), (1.0, 1.0, 1.0))
+    volume = Volume.create(tmp_path / "v.zarr", grid, "int8", channels=2, chunk=8, shard=8, scale=[0.5, 2.0])
+    values = np.random.default_rng(0).integers(-127, 128, (2, *grid.shape_zyx)).astype(np.int8)
+    with pytest.raises(VolumeError, match="values are float32, the volume is int8"):
+        volume.write(grid.box, values.astype(np.float32))
+    volume.write(grid.box, values)
+    assert volume.dtype == np.float32
+    expected = values * np.array([0.5, 2.0], np.float32)[:, None, None, None]
+    np.testing.assert_array_equal(volume.read(), expected)
+    np.testing.assert_array_equal(volume.read_stored(), values)
+    large = Grid((40, 40, 40), (1.0, 1.0, 1.0))
+    other = Volume.create(tmp_path / "w.zarr", large, "int8", chunk=8, shard=16, scale=[0.25])
+    filled_with = np.full((1, 40, 40, 40), 100, np.int8)
+    other.write(large.box, filled_with)
+    other.build_pyramid()
+    assert other.read(level=1).max() == other.read().max() == 25.0
+
+
 # ---------------------------------------------------------------------- opening
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,37 @@ def test_the_plan_agrees_with_what_is_done(folder: Path) -> None:
     assert not (folder / "out.zarr").exists()
     assert plan["blocks"] == warp(made(folder)).blocks
     assert plan["files_at_most"] >= sum(1 for p in (folder / "out.zarr").rglob("*") if p.is_file())
+
+
+def test_what_was_expected_stands_beside_what_was_needed(folder: Path) -> None:
+    volume(folder / "moving.zarr", SMOOTH.astype(np.float32))
+    result = warp(made(folder))
+    kept = Volume.open(result.path).metadata
+    assert kept["predicted"]["blocks"] == kept["needed"]["blocks"] == result.blocks
+    assert kept["needed"]["files"] <= kept["predicted"]["files"]
+    assert "expected" in result.summary
+
+
+def test_a_source_that_changes_meanwhile_is_refused(folder: Path) -> None:
+    source = volume(folder / "moving.zarr", SMOOTH.astype(np.float32))
+
+    def disturb(what: str, done: int, total: int) -> None:
+        os.utime(next(source.shard_files(source.grid.box)), (1, 1))
+
+    with pytest.raises(VolumeError, match=r"moving\.zarr changed while it was read"):
+        warp(made(folder), progress=disturb)
+
+
+def test_a_quantised_volume_is_warped_by_its_values(folder: Path) -> None:
+    volume(folder / "moving.zarr", SMOOTH.astype(np.float32))
+    whole_numbers = np.rint(SMOOTH / 2).astype(np.int16)
+    scaled = Volume.create(folder / "scaled.zarr", MOVING, np.int16, chunk=8, shard=32, scale=[2.0])
+    scaled.write(MOVING.box, whole_numbers[None])
+    scaled.finish()
+    warp(made(folder))
+    found = Volume.open(warp(made(folder, zarr=folder / "scaled.zarr", out=folder / "scaled_out.zarr")).path)
+    np.testing.assert_allclose(found.read(), Volume.open(folder / "out.zarr").read(), atol=1.01)
+    assert found.dtype == np.float32
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(folder: Path) -> None:

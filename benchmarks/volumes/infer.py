@@ -28,8 +28,8 @@ import numpy as np
 SPECIMEN = 96  # radius in voxels of the ball in the volumes of `memory`
 
 
-def make_run(folder: Path) -> Path:
-    """Train two steps of the default network on generated phantoms."""
+def make_run(folder: Path, **settings_changed: object) -> Path:
+    """Train two steps of a network, the default one unless changed, on generated phantoms."""
     from comir_hpc.config import TrainSettings
     from comir_hpc.datasets import phantom_pair
     from comir_hpc.geometry import Grid
@@ -45,6 +45,7 @@ def make_run(folder: Path) -> Path:
         optimiser={"steps": 2},
         sampling={"pairs_per_step": 2},
         tracking={"mlflow": None},
+        **settings_changed,
     )
     train(settings, folder / "run")
     return folder / "run"

@@ -20,6 +20,7 @@ from types import FrameType
 from comir_hpc.cluster.carry import BlockResult, Carrier, Work, pack
 from comir_hpc.cluster.coarse import build_pyramid
 from comir_hpc.cluster.outputs import complete_output, open_output
+from comir_hpc.cluster.prediction import Figures, measured, side_by_side
 from comir_hpc.cluster.processes import Settle, run_in_processes
 from comir_hpc.cluster.scheduler import run_with_dask
 from comir_hpc.errors import StopRequested, VolumeError
@@ -30,12 +31,15 @@ from comir_hpc.volume import Volume
 __all__ = [
     "BlockResult",
     "BlockRun",
+    "Figures",
     "Progress",
     "Work",
     "build_pyramid",
     "complete_output",
+    "measured",
     "open_output",
     "run_blocks",
+    "side_by_side",
 ]
 
 Progress = Callable[[str, int, int], None]

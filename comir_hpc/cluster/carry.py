@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -15,6 +16,7 @@ from comir_hpc.cluster.coarse import CoarseBlocks
 from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
 from comir_hpc.geometry import Block, BlockPlan
 from comir_hpc.ledger import Ledger
+from comir_hpc.memory import peak_bytes
 from comir_hpc.volume import Volume
 
 ATTEMPTS = 2
@@ -31,7 +33,8 @@ class BlockResult:
     values : (c, z, y, x) array
         Of the output volume's dtype, filling the block's written box.
     note : mapping, optional
-        JSON-ready, small; `Ledger.notes` gives them all back, those of an earlier, interrupted run too.
+        JSON-ready, small; seconds of computing and peak memory are added. `Ledger.notes` gives them all back, those of
+        an earlier, interrupted run too.
     """
 
     values: NDArray[Any]
@@ -91,16 +94,23 @@ class Carrier:
 
     def compute(self, index: int) -> BlockResult | str:
         """Return a block's voxels, or why they cannot be had."""
-        return self._twice(index, lambda: self.work(self.plan[index]))
+        start = time.perf_counter()
+        result = self._twice(index, lambda: self.work(self.plan[index]))
+        if isinstance(result, str):
+            return result
+        seconds = round(time.perf_counter() - start, 3)
+        return BlockResult(result.values, {**(result.note or {}), "seconds": seconds})
 
     def store(self, index: int, result: BlockResult) -> str | None:
         """Write and record a block; return why it cannot be, or None."""
         block = self.plan[index]
 
         def write() -> None:
-            with self.ledger.writing(index, self.volume.shard_files(block.write), result.note):
+            note = dict(result.note or {})
+            with self.ledger.writing(index, self.volume.shard_files(block.write), note):
                 self.volume.write(block.write, np.ascontiguousarray(result.values))
                 self.coarse.keep(block, result.values)
+                note["peak_mib"] = -(-peak_bytes() // 2**20)
 
         return self._twice(index, write)
 

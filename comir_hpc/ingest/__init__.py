@@ -18,7 +18,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from comir_hpc.cluster import build_pyramid, complete_output, open_output, run_blocks
+from comir_hpc.cluster import (
+    Figures,
+    build_pyramid,
+    complete_output,
+    measured,
+    open_output,
+    run_blocks,
+    side_by_side,
+)
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ComirError, ConfigError, VolumeError
 from comir_hpc.geometry import Grid
@@ -54,6 +62,8 @@ class IngestResult:
         Of the store on disk.
     notes : tuple of str
         What the file left open and how it was taken.
+    predicted, measured : Figures
+        What this call was expected to need, and what it needed.
     """
 
     path: Path
@@ -63,12 +73,21 @@ class IngestResult:
     missing: int
     seconds: float
     num_bytes: int
+    predicted: Figures
+    measured: Figures
     notes: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> int:
         """Blocks that were done already."""
         return self.blocks - self.computed
+
+    @property
+    def summary(self) -> str:
+        """One line, and one of what was expected beside what was needed."""
+        waiting = f"; {self.missing} blocks wait for other parts" if self.missing else ""
+        line = f"{self.path}: {self.grid}, {self.seconds:.1f} s{waiting}"
+        return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
 
 
 def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> IngestResult:
@@ -166,10 +185,12 @@ def _ingest(source: Source, settings: IngestSettings, progress: Progress | None)
             float(volume.metadata["centre"]), ledger.folder / f"histograms-{ledger.fingerprint}",
             settings.kind == "image", max(1, math.prod(job.grid.shape_zyx) // _COUNTED), source,
         )  # fmt: skip
-        if len(ledger.done()) < len(job.plan) or settings.verify:
+        part, done = job.plan.part(*settings.part), ledger.done()
+        if len(done) < len(job.plan) or settings.verify:
             require_memory(job)
+        predicted = job.prediction(len(set(part) - done.keys()))
         ran = run_blocks(
-            job.plan, job.plan.part(*settings.part), work, ledger, workers=job.workers, cluster=settings.cluster,
+            job.plan, part, work, ledger, workers=job.workers, cluster=settings.cluster,
             verify=settings.verify, progress=progress, what=f"ingest {settings.out.name}",
         )  # fmt: skip
         if ran.computed:
@@ -185,9 +206,14 @@ def _ingest(source: Source, settings: IngestSettings, progress: Progress | None)
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
             raise VolumeError(f"{error}; {_room(job)}") from error
         raise
+    seconds = time.perf_counter() - start
+    actual = measured(settings.out, ledger, blocks=ran.computed, seconds=seconds, complete=not missing)
+    if ran.computed and not missing:
+        volume.update_metadata(predicted=predicted.record(), needed=actual.record())
     return IngestResult(
         path=settings.out, grid=job.grid, blocks=ran.blocks, computed=ran.computed, missing=missing,
-        seconds=time.perf_counter() - start, num_bytes=_stored_bytes(settings.out), notes=job.notes,
+        seconds=seconds, num_bytes=_stored_bytes(settings.out), predicted=predicted,
+        measured=actual, notes=job.notes,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from comir_hpc.cluster import Figures
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.geometry import BlockPlan, Box, Grid, Triple, plan_blocks
@@ -90,12 +91,18 @@ class Job:
         return math.prod(core) * self.source.num_channels * self.source.dtype.itemsize
 
     def peak_bytes(self) -> int:
-        """Predicted memory of all processes: each holds its block, and again while it is packed into shards."""
-        return (
-            self.source.load_bytes
-            + (self.workers > 1) * _PROGRAM_BYTES
-            + self.workers * (_PROGRAM_BYTES + 3 * self.block_bytes())
-        )
+        """Predicted memory of all processes."""
+        return (self.workers > 1) * _PROGRAM_BYTES + self.workers * self.process_bytes()
+
+    def process_bytes(self) -> int:
+        """Predicted memory of one: its block, the one that is being written, and what is packed of it."""
+        return self.source.load_bytes + _PROGRAM_BYTES + 3 * self.block_bytes()
+
+    def prediction(self, blocks: int) -> Figures:
+        """What a call should need for `blocks` blocks."""
+        files, num_bytes = self.output_files_and_bytes()
+        seconds = self.calibrate()[0] * blocks / len(self.plan) if self.source.streamed and blocks else None
+        return Figures(blocks, seconds, self.process_bytes(), num_bytes, files)
 
     def allowed_bytes(self) -> int:
         """Memory that may be taken: what is free, or less where the user says so."""

@@ -12,11 +12,13 @@ from comir_hpc.readers.dicom import dicom, dicom_series
 from comir_hpc.readers.itk_files import metaimage, nifti, nrrd
 from comir_hpc.readers.pictures import picture
 from comir_hpc.readers.source import Source, upright
+from comir_hpc.readers.stack import tiles_along_z
 
 __all__ = ["FORMATS", "Source", "in_memory", "open_source"]
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), TIFF and OME-TIFF (.tif, .tiff), " \
-    "HDF5 (.h5, .hdf5), .npy, .zarr, a folder of DICOM or TIFF slices, one slice as .png or .jpg"  # fmt: skip
+    "HDF5 (.h5, .hdf5), .npy, .zarr, a folder of DICOM or TIFF slices or of tiles along z, one slice as .png or " \
+    ".jpg"  # fmt: skip
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _BY_SUFFIX: dict[str, Callable[[Path], Source]] = {
     ".nii": nifti, ".nii.gz": nifti, ".nrrd": nrrd, ".nhdr": nrrd, ".mha": metaimage, ".mhd": metaimage, ".npy": npy,
@@ -51,8 +53,7 @@ def _opened(path: Path, dataset: str | None) -> Source:
         return _folder(path, dataset)
     if path.stat().st_size == 0:
         raise VolumeError(f"{path} is empty (0 bytes); copy or export it again")
-    name = path.name.lower()
-    suffix = next((s for s in (*_BY_SUFFIX, *_BY_SUFFIX_AND_DATASET) if name.endswith(s)), None)
+    suffix = _suffix(path)
     if suffix is None:
         raise VolumeError(f"{path}: unknown format; expected {FORMATS}")
     if suffix in _BY_SUFFIX_AND_DATASET:
@@ -62,6 +63,18 @@ def _opened(path: Path, dataset: str | None) -> Source:
     return _BY_SUFFIX[suffix](path)
 
 
+def _suffix(path: Path) -> str | None:
+    name = path.name.lower()
+    return next((s for s in (*_BY_SUFFIX, *_BY_SUFFIX_AND_DATASET) if name.endswith(s)), None)
+
+
+def _tiles(path: Path) -> list[Path]:
+    """Volumes of one format in a folder, two or more; none where formats are mixed."""
+    found = [f for f in path.iterdir() if f.is_file() and not f.name.startswith(".")]
+    volumes = [f for f in found if _suffix(f) not in (None, ".png", ".jpg", ".jpeg")]
+    return volumes if len(volumes) > 1 and len({_suffix(f) for f in volumes}) == 1 else []
+
+
 def _folder(path: Path, dataset: str | None) -> Source:
     if path.suffix == ".zarr" or any((path / mark).is_file() for mark in _ZARR_MARKS):
         return zarr_array(path, dataset)
@@ -69,10 +82,13 @@ def _folder(path: Path, dataset: str | None) -> Source:
     series = {} if slices else dicom_series(path)
     if series:
         return dicom(path, series, dataset)
-    if slices:
+    if slices and _tiff.num_pages(slices[0]) == 1:
         return _tiff.tiff_folder(path, slices)
+    if tiles := _tiles(path):
+        return tiles_along_z(path, tiles, lambda file: _opened(file, dataset))
     folders = sorted(f.name for f in path.iterdir() if f.is_dir())[:8]
     inside = f"; its folders are {', '.join(folders)}" if folders else ""
     raise VolumeError(
-        f"{path} holds neither DICOM nor TIFF slices, and is no zarr store{inside}; expected {FORMATS}"
+        f"{path} holds neither DICOM nor TIFF slices nor tiles of one format, and is no zarr store{inside}; "
+        f"expected {FORMATS}"
     )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import MM_PER_UNIT, Box, Triple, Vector, unit_name
 from comir_hpc.readers.source import NO_THICKNESS, THICKNESS, RawLayout, Source, reading, shape_of, storable
+from comir_hpc.readers.stack import by_number
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _TIFF_ERROR = tifffile.TiffFileError
@@ -249,6 +250,18 @@ def _segments(keyframe: Any, box: Box) -> list[int]:
 # ---------------------------------------------------------------------- a folder of slices
 
 
+def num_pages(path: Path) -> int:
+    """Pages of a TIFF file: one in a slice, several in a volume.
+
+    Raises
+    ------
+    VolumeError
+        If it cannot be read.
+    """
+    with reading(path, "TIFF slice", _TIFF_ERROR), _quiet(), tifffile.TiffFile(path) as file:
+        return len(file.pages)
+
+
 def tiff_folder(path: Path, files: Sequence[Path]) -> Source:
     """Open a folder of TIFF slices of one size as a volume, in the order of the numbers in their names.
 
@@ -257,7 +270,7 @@ def tiff_folder(path: Path, files: Sequence[Path]) -> Source:
     VolumeError
         If slices differ in size or type.
     """
-    ordered = sorted(files, key=lambda f: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", f.name)])
+    ordered = by_number(files)
     first = ordered[0]
     with reading(first, "TIFF slice", _TIFF_ERROR), tifffile.TiffFile(first) as file:
         page: Any = file.pages[0].keyframe

@@ -11,10 +11,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import BlockResult, build_pyramid, complete_output, open_output, run_blocks
+from comir_hpc.cluster import (
+    BlockResult,
+    Figures,
+    build_pyramid,
+    complete_output,
+    measured,
+    open_output,
+    run_blocks,
+    side_by_side,
+)
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
-from comir_hpc.geometry import Block, Box, Grid, plan_blocks
+from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
@@ -47,6 +56,8 @@ class WarpResult:
         Share of the fixed grid that lies inside the moving volume.
     seconds : float
         Of this call.
+    predicted, measured : Figures or None
+        What this call was expected to need for a volume, and what it needed.
     """
 
     path: Path
@@ -57,6 +68,8 @@ class WarpResult:
     missing: int = 0
     inside: float = 0.0
     seconds: float = 0.0
+    predicted: Figures | None = None
+    measured: Figures | None = None
 
     @property
     def complete(self) -> bool:
@@ -65,18 +78,18 @@ class WarpResult:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """One line, and for a volume one of what was expected beside what was needed."""
         if self.grid is None:
             return f"{self.path}: {self.points} points"
         line = (
             f"{self.path}: {self.grid}, {self.inside:.0%} of it inside the moving volume; {self.computed} blocks "
             f"({self.blocks - self.computed} were done) in {self.seconds:.1f} s"
         )
-        if self.complete:
-            return line
-        return (
-            f"{line}; {self.missing} blocks of other parts are missing, whichever part is last completes it"
-        )
+        if not self.complete:
+            line += f"; {self.missing} blocks of other parts are missing, whichever part is last completes it"
+        if self.computed and self.predicted and self.measured:
+            line += f"\n{side_by_side(self.predicted, self.measured)}"
+        return line
 
 
 def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpResult:
@@ -116,6 +129,7 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
         settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=parts
     )
     plan = plan_blocks(out.grid.shape_zyx, out.shard_zyx)
+    predicted = _prediction(job, plan, len(set(plan.part(number, parts)) - ledger.done().keys()))
     ran = run_blocks(
         plan, plan.part(number, parts), _Work(job), ledger,
         workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
@@ -129,9 +143,13 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
         out.finish()
 
     missing = complete_output(out, plan, ledger, finish, parts=parts)
+    seconds = time.perf_counter() - start
+    actual = measured(settings.out, ledger, blocks=ran.computed, seconds=seconds, complete=not missing)
+    if ran.computed and not missing:
+        out.update_metadata(predicted=predicted.record(), needed=actual.record())
     return WarpResult(
         settings.out, grid=out.grid, blocks=ran.blocks, computed=ran.computed, missing=missing, inside=job.inside,
-        seconds=time.perf_counter() - start,
+        seconds=seconds, predicted=predicted, measured=actual,
     )  # fmt: skip
 
 
@@ -153,17 +171,7 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
     _, shard = chunk_and_shard(job.fixed.shape_zyx, settings.chunk, settings.shard)
     plan = plan_blocks(job.fixed.shape_zyx, shard)
     part = plan.part(*settings.part)
-    probe = _part_of(plan[len(plan) // 2].write)
-    start = time.perf_counter()
-    job.resampler(probe)
-    per_voxel = (time.perf_counter() - start) / probe.size
-    voxel = job.moving.num_channels * job.moving.dtype.itemsize
-    shapes = [job.fixed.downsampled(factors).shape_zyx for factors in planned_levels(job.fixed)]
-    files = sum(
-        1
-        + job.moving.num_channels * len(plan_blocks(s, chunk_and_shard(s, settings.chunk, settings.shard)[1]))
-        for s in shapes
-    )
+    predicted = _prediction(job, plan, len(part))
     return {
         "moving": f"{settings.zarr}: {job.moving.grid}",
         "grid": str(job.fixed),
@@ -173,16 +181,34 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
         "block": " x ".join(map(str, plan.core_zyx)),
         "blocks_of_this_part": len(part),
         "workers": settings.workers,
-        "peak_memory": in_words(
-            settings.workers * (peak_bytes() + _WORKING_BYTES + 3 * voxel * math.prod(shard))
-        ),
+        "peak_memory": in_words(settings.workers * predicted.peak_bytes),
         "available_memory": in_words(available_bytes()),
-        "disk_at_most": in_words(voxel * sum(map(math.prod, shapes))),
-        "files_at_most": 1 + files,
-        "seconds": round(
-            per_voxel * math.prod(job.fixed.shape_zyx) * len(part) / len(plan) / settings.workers, 1
-        ),
+        "disk_at_most": in_words(predicted.num_bytes or 0),
+        "files_at_most": predicted.files,
+        "seconds": round(predicted.seconds or 0.0, 1),
     }
+
+
+def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
+    """What a call should need for `blocks` blocks; a piece of the middle one is resampled to tell the time."""
+    settings, fixed = job.settings, job.fixed
+    probe = _part_of(plan[len(plan) // 2].write)
+    start = time.perf_counter()
+    job.resampler(probe)
+    per_voxel = (time.perf_counter() - start) / probe.size
+    voxel = job.moving.num_channels * job.moving.dtype.itemsize
+    shapes = [fixed.downsampled(factors).shape_zyx for factors in planned_levels(fixed)]
+    shards = [chunk_and_shard(shape, settings.chunk, settings.shard)[1] for shape in shapes]
+    files = sum(
+        1 + job.moving.num_channels * len(plan_blocks(n, s)) for n, s in zip(shapes, shards, strict=True)
+    )
+    return Figures(
+        blocks=blocks,
+        seconds=per_voxel * math.prod(fixed.shape_zyx) * blocks / len(plan) / settings.workers,
+        peak_bytes=peak_bytes() + _WORKING_BYTES + 3 * voxel * math.prod(shards[0]),
+        num_bytes=voxel * sum(map(math.prod, shapes)),
+        files=1 + files,
+    )
 
 
 def _wants_points(settings: WarpSettings) -> bool:

@@ -52,7 +52,12 @@ class NormalisedReader:
     def __call__(self, box: Box) -> Array:
         """Normalised values (c, z, y, x) of a box inside the level."""
         values = self.volume.read(box, level=self.level)
-        return np.stack([i.normalise(channel) for i, channel in zip(self._intensities, values, strict=True)])
+        result = np.empty(values.shape, dtype=np.float32)
+        for c, z in np.ndindex(
+            *values.shape[:2]
+        ):  # a slice at a time: nothing else of the size of the box is held
+            result[c, z] = self._intensities[c].normalise(values[c, z])
+        return result
 
     @property
     def background(self) -> Array:
@@ -278,36 +283,39 @@ class Sweep:
 
     def encode(self, core: Box) -> Array:
         """Representation (l, *core.shape), float32, of the next box."""
-        reach = Box(core.start, (*core.stop[:2], self._reach(core.stop[2])))
-        total = np.zeros((self.encoder.latent_channels, *reach.shape), dtype=np.float32)
+        face = Box((*core.start[:2], core.stop[2]), (*core.stop[:2], self._reach(core.stop[2])))
+        # Two arrays, so that neither is ever copied: the box itself, and what its windows reach behind its face.
+        channels, width = self.encoder.latent_channels, core.shape[2]
+        inside = np.zeros((channels, *core.shape), dtype=np.float32)
+        behind = np.zeros((channels, *face.shape), dtype=np.float32)
         first_x = None
         if self._left is not None:
-            before, left = self._left
+            (before, left), self._left = self._left, None
             if before.start == core.start and before.stop[:2] == core.stop[:2]:
                 first_x = core.start[2]
-                total[..., : left.shape[-1]] = left
+                inside[..., : left.shape[-1]] = left[..., :width]
+                behind[..., : max(0, left.shape[-1] - width)] = left[..., width:]
+            del left
         todo = list(self.windows.touching(core, first_x=first_x))
         if todo:
-            self._accumulate(todo, reach, total)
-        width = core.shape[2]
-        face = Box((*core.start[:2], core.stop[2]), reach.stop)
-        self._left = face, total[..., width:].copy()
-        return np.ascontiguousarray(total[..., :width])
+            self._accumulate(todo, ((core, inside), (face, behind)))
+        self._left = face, behind
+        return inside
 
     def _reach(self, stop: int) -> int:
         """How far along x the windows that touch a box ending at `stop` reach."""
         return min(self.windows.shape_zyx[2], stop + self.windows.window_zyx[2])
 
-    def _accumulate(self, todo: list[Window], reach: Box, total: Array) -> None:
+    def _accumulate(self, todo: list[Window], totals: tuple[tuple[Box, Array], ...]) -> None:
         for window, encoded in self._encoded(todo):
-            part = window.box.intersect(reach)
-            z, y, x = (
-                profile[cut]
-                for profile, cut in zip(self.windows.weights(window), part.slices_in(window.box), strict=True)
-            )
-            weight = z[:, None, None] * y[:, None] * x
-            values = encoded[(slice(None), *part.slices_in(window.box))]
-            total[(slice(None), *part.slices_in(reach))] += values * weight
+            for box, total in totals:
+                part = window.box.intersect(box)
+                cuts = part.slices_in(window.box)
+                z, y, x = (
+                    profile[cut] for profile, cut in zip(self.windows.weights(window), cuts, strict=True)
+                )
+                weight = z[:, None, None] * y[:, None] * x
+                total[(slice(None), *part.slices_in(box))] += encoded[(slice(None), *cuts)] * weight
 
     def _encoded(self, todo: list[Window]) -> Iterator[Cut]:
         """Windows with specimen in them and their representations (l, z, y, x), in the order given."""
@@ -335,20 +343,21 @@ class Sweep:
             Box((*r.start[:2], max(r.start[2], seen)), r.stop)
             for r, seen in zip(regions, stops, strict=False)
         ]
-        values = None
+        # One buffer for all steps: what the last step has left of a region moves to its front, in place.
+        deepest = max(region.shape[2] for region in regions)
+        buffer = np.empty((self.encoder.in_channels, *regions[0].shape[:2], deepest), dtype=np.float32)
+        before = 0
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._read, fresh[0])
             for number, (step, region) in enumerate(zip(steps, regions, strict=True)):
                 read = ahead.result()
                 if number + 1 < len(steps):
                     ahead = reader.submit(self._read, fresh[number + 1])
-                # What the last step has left of this region, and what was new.
-                kept = region.shape[2] - read.shape[3]
-                values = (
-                    read
-                    if values is None
-                    else np.concatenate((values[..., values.shape[3] - kept :], read), 3)
-                )
+                depth, kept = region.shape[2], region.shape[2] - read.shape[3]
+                buffer[..., :kept] = buffer[..., before - kept : before]
+                buffer[..., kept:depth] = read
+                before, values = depth, buffer[..., :depth]
+                del read
                 for window in step:
                     yield window, region, values
 
@@ -366,4 +375,5 @@ class Sweep:
         inside = window.box.intersect(region)
         cut = values[(slice(None), *inside.slices_in(region))]
         over = [(0, w - n) for w, n in zip(self.windows.window_zyx, inside.shape, strict=True)]
-        return np.pad(cut, [(0, 0), *over], mode="reflect") if any(o for _, o in over) else cut
+        # A copy: windows wait for their evaluation while the buffer moves on.
+        return np.pad(cut, [(0, 0), *over], mode="reflect") if any(o for _, o in over) else cut.copy()

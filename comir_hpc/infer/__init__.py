@@ -1,0 +1,211 @@
+"""A volume in, its representation out: from zarr to zarr, window by window, block by block.
+
+The result depends on volume, model and windows only, not on how the work was split or how often it was stopped
+(`windows` says why); done-ness and the writing of whole shards are `cluster`'s. What is decided here is which level of
+the pyramid is read, how large a block is, what is kept in the metadata, and when the volume is complete.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comir_hpc.cluster import (
+    Figures,
+    build_pyramid,
+    complete_output,
+    measured,
+    open_output,
+    run_blocks,
+    side_by_side,
+)
+from comir_hpc.config import InferSettings
+from comir_hpc.geometry import BlockPlan, Grid, plan_blocks
+from comir_hpc.infer.job import Job, Work, core_of
+from comir_hpc.infer.prediction import block_bytes, calibrate, evaluations, output_files_and_bytes, prediction
+from comir_hpc.ledger import Ledger, fingerprint
+from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.seams import seam_figure
+from comir_hpc.volume import Volume, chunk_and_shard
+from comir_hpc.windows import WindowGrid
+
+__all__ = ["InferResult", "infer", "plan_infer"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class InferResult:
+    """What `infer` did.
+
+    Attributes
+    ----------
+    path : Path
+        The representation.
+    grid : Grid
+        Of the pyramid level that was read.
+    level : int
+        That level.
+    blocks, computed, missing : int
+        Blocks of this part; those it computed; those of all parts that are still to be done.
+    seconds, peak_mib : float
+        Of this call; the memory is this process's.
+    seam : dict or None
+        Mean jump between voxels across the borders of blocks and of windows, over that beside them; about 1 where
+        nothing is to be seen. None until the last block is done.
+    predicted, measured : Figures
+        What this call was expected to need, and what it needed.
+    """
+
+    path: Path
+    grid: Grid
+    level: int
+    blocks: int
+    computed: int
+    missing: int
+    seconds: float
+    peak_mib: float
+    seam: dict[str, float | None] | None
+    predicted: Figures
+    measured: Figures
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part is done and the volume can be used."""
+        return self.missing == 0
+
+    @property
+    def summary(self) -> str:
+        """One line, and one of what was expected beside what was needed."""
+        skipped = f" ({self.blocks - self.computed} were done)" if self.computed < self.blocks else ""
+        line = f"{self.path}: {self.grid}; {self.computed} blocks{skipped} in {self.seconds:.1f} s"
+        if not self.complete:
+            return f"{line}; {self.missing} blocks of other parts are missing, whichever part is last completes it"
+        ratio = (self.seam or {}).get("windows")
+        line = f"{line}; jump across window borders {ratio:.2f} of that inside" if ratio is not None else line
+        return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
+
+
+def infer(settings: InferSettings, *, progress: Progress | None = None) -> InferResult:
+    """Encode one modality's volume with a trained network.
+
+    Read is the pyramid level whose spacing is nearest to that of the training. Running it again skips finished blocks;
+    with ``settings.part`` it does one part of them, and whichever part is the last completes the volume.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        ``progress(what, done, total)``.
+
+    Raises
+    ------
+    VolumeError
+        If the volume has other channels or another spacing than the model, or changes while it is read; if the
+        output exists and was made from something else; if blocks fail or the disk is full.
+    CheckpointError
+        If the model is missing, unfinished, damaged or has no such modality.
+    ConfigError
+        If the window does not fit the network.
+    StopRequested
+        After SIGTERM or SIGUSR2; the same call goes on.
+    """
+    start = time.perf_counter()
+    job = Job.of(settings)
+    ledger = Ledger(settings.out, fingerprint(**job.record))
+    number, parts = settings.part
+    out = open_output(
+        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=parts
+    )
+    plan = job.plan(out)
+    predicted = prediction(job, plan, len(set(plan.part(number, parts)) - ledger.done().keys()))
+    ran = run_blocks(
+        plan, plan.part(number, parts), Work(job), ledger,
+        workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
+        progress=progress, what=f"infer {settings.out.name}",
+    )  # fmt: skip
+    if ran.computed:
+        job.require_unchanged()
+    missing = complete_output(out, plan, ledger, lambda: _finish(out, job, plan, ledger), parts=parts)
+    seconds = time.perf_counter() - start
+    actual = measured(settings.out, ledger, blocks=ran.computed, seconds=seconds, complete=not missing)
+    if ran.computed and not missing:
+        out.update_metadata(predicted=predicted.record(), needed=actual.record())
+    return InferResult(
+        path=settings.out, grid=out.grid, level=job.level, blocks=ran.blocks, computed=ran.computed, missing=missing,
+        seconds=seconds, peak_mib=peak_bytes() / 2**20,
+        seam=None if missing else Volume.open(settings.out).metadata.get("seam"), predicted=predicted, measured=actual,
+    )  # fmt: skip
+
+
+def plan_infer(settings: InferSettings) -> dict[str, Any]:
+    """What `infer` would do and need; one window a thread is evaluated to tell the time.
+
+    Raises
+    ------
+    VolumeError, CheckpointError, ConfigError
+        As `infer`, before it writes.
+    """
+    job = Job.of(settings)
+    shape = job.windows.shape_zyx
+    _, shard = chunk_and_shard(shape, settings.chunk, settings.shard)
+    plan = plan_blocks(shape, shard, core_zyx=core_of(settings, shape, shard))
+    part = plan.part(*settings.part)
+    in_all = evaluations(job.windows, plan)
+    per_window = calibrate(job)
+    files, num_bytes = output_files_and_bytes(job, settings)
+    share = len(part) / len(plan)
+    return {
+        "source": str(settings.zarr),
+        "level": job.level,
+        "grid": str(job.grid),
+        "model": f"{settings.model}, {settings.modality}, step {job.encoder.step}",
+        "precision": f"{job.encoder.precision} on {job.encoder.device}",
+        "windows": len(job.windows),
+        "window": " x ".join(map(str, job.windows.window_zyx)),
+        "evaluations_at_most": in_all,
+        "blocks": len(plan),
+        "block": " x ".join(map(str, plan.core_zyx)),
+        "blocks_of_this_part": len(part),
+        "workers": settings.workers,
+        "peak_memory": in_words(settings.workers * (peak_bytes() + block_bytes(job, plan))),
+        "available_memory": in_words(available_bytes()),
+        "disk_at_most": in_words(num_bytes),
+        "files_at_most": files,
+        "seconds_a_window": round(per_window, 4),
+        "seconds_at_most": round(in_all * share * per_window, 1),
+    }
+
+
+def _finish(out: Volume, job: Job, plan: BlockPlan, ledger: Ledger) -> None:
+    notes = list(ledger.notes().values())
+    ranges = np.array([note["range"] for note in notes])
+    build_pyramid(out, plan, ledger)
+    out.finish(
+        seam=seam_figure(out, {"blocks": _block_faces(plan), "windows": _window_faces(job.windows)}),
+        value_range=np.stack([ranges[..., 0].min(axis=0), ranges[..., 1].max(axis=0)], axis=1).tolist(),
+        measured={
+            "block_seconds": round(sum(note["seconds"] for note in notes), 3),
+            "peak_mib": max(note["peak_mib"] for note in notes),
+            "windows": sum(note["windows"] for note in notes),
+            "empty_windows": sum(note["empty"] for note in notes),
+            "clipped_values": sum(note.get("clipped", 0) for note in notes),
+        },
+    )
+
+
+def _block_faces(plan: BlockPlan) -> tuple[list[int], list[int], list[int]]:
+    z, y, x = (list(range(c, n, c)) for c, n in zip(plan.core_zyx, plan.shape_zyx, strict=True))
+    return z, y, x
+
+
+def _window_faces(windows: WindowGrid) -> tuple[list[int], list[int], list[int]]:
+    z, y, x = (
+        sorted({p for s in starts for p in (s, s + w) if 0 < p < n})
+        for starts, w, n in zip(windows.starts, windows.window_zyx, windows.shape_zyx, strict=True)
+    )
+    return z, y, x
