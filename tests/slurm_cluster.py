@@ -195,7 +195,10 @@ class SlurmCluster:
 
     @contextlib.contextmanager
     def frozen(self, job: str) -> Iterator[list[int]]:
-        """Keep a job's processes where they are, so that nothing depends on how fast this machine is."""
+        """Keep a job's processes where they are, so that nothing depends on how fast this machine is.
+
+        SLURM lets a stopped process continue when it sends it a signal.
+        """
         found = self.processes(job)
         for pid in found:
             os.kill(pid, signal.SIGSTOP)
@@ -308,13 +311,6 @@ _ENDED = {
     "BOOT_FAIL",
     "DEADLINE",
 }
-
-
-def has_pending(pid: int, number: signal.Signals) -> bool:
-    """Whether a signal waits for a process that is frozen."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    masks = [int(mask, 16) for mask in re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)", status, flags=re.M)]
-    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def _cgroup_configuration() -> str:
