@@ -180,7 +180,8 @@ def test_a_model_is_measured_and_shown(measured: Path) -> None:
     for one in record["modalities"].values():
         errors = one["equivariance"]["errors"]
         assert errors[0] == 0
-        assert one["equivariance"]["worst"] == max(errors) == errors[one["equivariance"]["worst_element"]] > 0
+        assert one["equivariance"]["worst"] == max(errors) == errors[one["equivariance"]["worst_element"]]
+        assert one["so3"]["worst"] > 1e-4  # resampled about axes off the grid
         assert one["so3"]["angles_deg"] == [90, 180]
         assert np.array(one["so3"]["errors"]).shape == (2, 3)
     assert record["bias"]["voxels"] >= 0
@@ -204,8 +205,8 @@ def test_an_earlier_checkpoint_is_measured_with_its_own_weights(measured: Path) 
     assert found.record["bias"] is None
     assert "no registration of the aligned pair (not asked for)" in found.summary
     assert read_record(measured, 3)["step"] == 3
-    other = found.record["modalities"]["one"]["equivariance"]["worst"]
-    assert other != before["modalities"]["one"]["equivariance"]["worst"]
+    other = found.record["modalities"]["one"]["so3"]["mean"]
+    assert other != pytest.approx(before["modalities"]["one"]["so3"]["mean"], rel=1e-3)
     assert read_record(measured, 7) == before
 
 

@@ -81,7 +81,8 @@ def test_the_newest_checkpoint_is_shown_and_all_are_compared() -> None:
     assert shown is not None
     assert shown["step"] == 400
     values = {number.label: number.value for number in shown["numbers"]}
-    assert values["Aligned pair ends off by"] == "0.118 voxel, 0.05°"
+    assert values["Registration bias"] == "0.118 voxel"
+    assert "and 0.05°" in shown["numbers"][0].note
     assert values["Equivariance error, t2w"] == "0.12"
     assert not [label for label in values if "rank" in label]
     assert [chart.title for chart in shown["charts"]] == [

@@ -174,6 +174,20 @@ def test_the_load_of_this_machine_has_the_names_that_mlflow_shows(tmp_path):
     assert values["system/network_receive_megabytes"] >= 0
 
 
+def test_an_interface_that_goes_away_takes_nothing_back(tmp_path, monkeypatch):
+    counts = iter([5_000_000, 7_000_000, 1_000_000, 2_000_000])
+
+    def count() -> SimpleNamespace:
+        number = next(counts)
+        return SimpleNamespace(bytes_recv=number, bytes_sent=2 * number)
+
+    monkeypatch.setattr("psutil.net_io_counters", count)
+    load = SystemLoad(tmp_path)
+    seen = [load.read() for _ in range(3)]
+    assert [values["system/network_receive_megabytes"] for values in seen] == [2, 2, 3]
+    assert [values["system/network_transmit_megabytes"] for values in seen] == [4, 4, 6]
+
+
 def test_gpus_are_read_as_far_as_they_tell(tmp_path, monkeypatch):
     class FakeError(Exception):
         pass

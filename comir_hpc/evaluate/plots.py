@@ -72,7 +72,9 @@ def _over_angles(axes: Axes, record: Mapping[str, Any]) -> None:
         axes.plot(
             curve["angles_deg"], floor, ":", color=colour, linewidth=1.2, label=f"{name}, resampling at most"
         )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # room for the legend
+    axes.set_xlim(0, 185)
+    axes.set_xticks(range(0, 181, 30))
     axes.set_title("Equivariance error, any angle", fontsize=10)
     axes.set_xlabel("rotation, degrees (mean and range over axes)")
     axes.legend(frameon=False, fontsize=8)

@@ -175,6 +175,7 @@ def bands(
     name : str
         Unique in the page.
     x : sequence of A float
+        Degrees.
     series : mapping of str to ((A, K), (A,))
         Values, of which the mean is drawn as a line and the range as a band, and the floor, dotted.
     label : str
@@ -191,6 +192,8 @@ def bands(
             )
             axes.plot(x, floor, color=colour, linewidth=1.2, linestyle=(0, (1, 2)))
         axes.set_ylim(bottom=0)
+        axes.set_xlim(0, 185)
+        axes.set_xticks(range(0, 181, 30))
         axes.set_xlabel(label)
         _legend(axes)
         _plain(axes)

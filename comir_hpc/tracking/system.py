@@ -76,7 +76,7 @@ class SystemLoad:
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
         self._process = psutil.Process()
-        self._network = psutil.net_io_counters()
+        self._network, self._received, self._sent = psutil.net_io_counters(), 0, 0
         self._gpus = _Gpus()
         # The first reading has nothing to compare with and is always 0.
         psutil.cpu_percent()
@@ -112,9 +112,13 @@ class SystemLoad:
         now, before = psutil.net_io_counters(), self._network
         if now is None or before is None:
             return {}
+        # An interface that goes away takes its counts with it: a sum that falls is a new start.
+        self._received += max(0, now.bytes_recv - before.bytes_recv)
+        self._sent += max(0, now.bytes_sent - before.bytes_sent)
+        self._network = now
         return {
-            "network_receive_megabytes": (now.bytes_recv - before.bytes_recv) / _MB,
-            "network_transmit_megabytes": (now.bytes_sent - before.bytes_sent) / _MB,
+            "network_receive_megabytes": self._received / _MB,
+            "network_transmit_megabytes": self._sent / _MB,
         }
 
 
