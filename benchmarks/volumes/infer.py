@@ -1,13 +1,17 @@
-"""What `infer` promises about volumes larger than memory, measured: resume after kills, and memory against size.
+r"""What `infer` promises about volumes larger than memory, measured: resume after kills, and memory against size.
 
     export OMP_NUM_THREADS=1
     python benchmarks/volumes/infer.py resume --kills 20 --out benchmarks/volumes/infer_resume.csv
-    python benchmarks/volumes/infer.py memory --sides 256 512 1024 --out benchmarks/volumes/infer_memory.csv
+    python benchmarks/volumes/infer.py memory --sides 256 512 1024 --out benchmarks/volumes/infer_memory.csv \
+        --figure benchmarks/volumes/infer_memory.png
+    python benchmarks/volumes/infer.py parts --side 256 --out benchmarks/volumes/infer_parts.csv
 
 `resume` kills the same command with SIGKILL at a random moment, again and again, until it has been killed as often as
 asked and has then finished, and compares every file with those of an undisturbed run. `memory` encodes volumes whose
-specimen has the same size in all of them, so that only the volume grows. The weights are those of two training steps:
-what they are does not matter here.
+specimen has the same size in all of them, so that only the volume grows. `parts` runs the same work as one process and
+as two, started together; where the cores are shared with others, processor seconds say what the wall clock cannot:
+the longer part over the one process is the time that two free cores would take. The weights are those of two training
+steps: what they are does not matter here.
 """
 
 from __future__ import annotations
@@ -24,8 +28,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-
-SPECIMEN = 96  # radius in voxels of the ball in the volumes of `memory`
 
 
 def make_run(folder: Path, **settings_changed: object) -> Path:
@@ -51,7 +53,7 @@ def make_run(folder: Path, **settings_changed: object) -> Path:
     return folder / "run"
 
 
-def ball(path: Path, side: int) -> Path:
+def ball(path: Path, side: int, radius: int = 96) -> Path:
     """Write a volume of side^3 with a ball of noise in its middle, block by block."""
     from comir_hpc.geometry import Grid, plan_blocks
     from comir_hpc.volume import Volume
@@ -61,7 +63,7 @@ def ball(path: Path, side: int) -> Path:
         z, y, x = (
             np.arange(a, b) - side / 2 for a, b in zip(block.write.start, block.write.stop, strict=True)
         )
-        inside = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2 < SPECIMEN**2
+        inside = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2 < radius**2
         noise = np.random.default_rng(block.index).integers(500, 1500, inside.shape)
         volume.write(block.write, np.where(inside, noise, 0).astype(np.uint16)[None])
     statistics = {"low": 500.0, "high": 1500.0, "mean": 1000.0, "std": 290.0, "foreground_above": 100.0}
@@ -76,8 +78,18 @@ def encode(source: Path, run: Path, out: Path, **options: object) -> None:
     from comir_hpc.memory import peak_bytes
 
     settings = InferSettings(zarr=source, model=run, modality="one", out=out, device="cpu", **options)
+    begun = time.process_time()
     result = infer(settings, progress=lambda what, done, total: print(f"{done}/{total}", flush=True))
-    print(json.dumps({"seconds": result.seconds, "peak_mib": peak_bytes() / 2**20, "seam": result.seam}))
+    print(
+        json.dumps(
+            {
+                "seconds": result.seconds,
+                "cpu_seconds": time.process_time() - begun,
+                "peak_mib": peak_bytes() / 2**20,
+                "seam": result.seam,
+            }
+        )
+    )
 
 
 def start(source: Path, run: Path, out: Path, **options: object) -> subprocess.Popen[str]:
@@ -124,11 +136,60 @@ def resume(folder: Path, kills: int) -> list[dict[str, object]]:
     return rows
 
 
-def memory(folder: Path, sides: list[int]) -> list[dict[str, object]]:
+def parts(folder: Path, side: int, widths: list[int]) -> list[dict[str, object]]:
+    """One process, then two that do half of the blocks each."""
+    from brains import brains
+
+    from comir_hpc.geometry import Grid
+    from comir_hpc.ingest import ingest_array
+
+    run = make_run(folder, network={"widths": tuple(widths)})
+    source = folder / "brains.zarr"
+    ingest_array(brains((side,) * 3), Grid((side,) * 3, (1.0, 1.0, 1.0)), source)
+    rows: list[dict[str, object]] = []
+    for count in (1, 2):
+        begun, out = time.perf_counter(), folder / f"out{count}.zarr"
+        options = {"skip_background": False, "shard": 64, "core": 64}
+        running = [start(source, run, out, part=[n + 1, count], **options) for n in range(count)]
+        measured = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
+        rows.append(
+            {
+                "side": side,
+                "widths": " ".join(map(str, widths)),
+                "processes": count,
+                "seconds": round(time.perf_counter() - begun, 1),
+                "longest_part_cpu_seconds": round(max(m["cpu_seconds"] for m in measured), 1),
+                "all_cpu_seconds": round(sum(m["cpu_seconds"] for m in measured), 1),
+                "byte_equal": stored(out) == stored(folder / "out1.zarr"),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def draw(rows: list[dict[str, object]], path: Path) -> None:
+    """Peak memory against the number of voxels."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+    axes.plot([row["side"] for row in rows], [row["peak_mib"] for row in rows], "o-")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([row["side"] for row in rows], [f"{row['side']}³" for row in rows])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("voxels")
+    axes.set_ylabel("peak memory, MiB")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def memory(folder: Path, sides: list[int], radius: int) -> list[dict[str, object]]:
     """Encode balls in volumes of several sizes."""
     run, rows = make_run(folder), []
     for side in sides:
-        source = ball(folder / f"ball{side}.zarr", side)
+        source = ball(folder / f"ball{side}.zarr", side, radius)
         begun = time.perf_counter()
         process = start(source, run, folder / f"out{side}.zarr")
         output, _ = process.communicate()
@@ -163,15 +224,25 @@ def main() -> None:
     two.add_argument("--kills", type=int, default=20)
     three = verbs.add_parser("memory")
     three.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024])
-    for verb in (two, three):
+    three.add_argument("--radius", type=int, default=96, help="of the specimen, voxels")
+    three.add_argument("--figure", type=Path)
+    four = verbs.add_parser("parts")
+    four.add_argument("--side", type=int, default=256)
+    four.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 64])
+    for verb in (two, three, four):
         verb.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     if given.verb == "encode":
         return encode(given.source, given.model, given.out, **given.options)
     with tempfile.TemporaryDirectory() as folder:
-        rows = (
-            resume(Path(folder), given.kills) if given.verb == "resume" else memory(Path(folder), given.sides)
-        )
+        act = {
+            "resume": lambda: resume(Path(folder), given.kills),
+            "memory": lambda: memory(Path(folder), given.sides, given.radius),
+            "parts": lambda: parts(Path(folder), given.side, given.widths),
+        }
+        rows = act[given.verb]()
+    if given.verb == "memory" and given.figure:
+        draw(rows, given.figure)
     with given.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
