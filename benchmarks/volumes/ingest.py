@@ -99,9 +99,15 @@ def prepare(work: Path, shape: tuple[int, int, int], names: list[str]) -> None:
 def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Take turns; medians, and ratios to the write of the same turn."""
     prepare(given.work, tuple(given.shape), given.names)
-    store, rows = given.work / "store.zarr", []
+    store, kept = given.work / "store.zarr", given.work / "rows.jsonl"  # a stopped comparison goes on
+    rows = (
+        [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
+    )
+    before = {(row["repeat"], row["name"]) for row in rows}
     for repeat in range(given.repeats):
         for name in given.names:
+            if (repeat, name) in before:
+                continue
             shutil.rmtree(store, ignore_errors=True)
             shutil.rmtree(f"{store}.ledger", ignore_errors=True)
             command = [sys.executable, __file__, "one", name, str(given.work)]
@@ -109,6 +115,8 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
             rows.append({"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
             print(done.stdout, flush=True)
     shutil.rmtree(store, ignore_errors=True)
     table, shard_mib = [], SHARD**3 * 2 / 2**20
