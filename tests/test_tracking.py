@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +34,7 @@ from comir_hpc.tracking import (
     open_tracker,
     read_metrics,
     read_system,
+    remote,
     send_diagnostics,
     sync,
 )
@@ -535,3 +538,23 @@ def test_two_runs_stand_side_by_side_on_the_mlflow_page(runs, mlflow_pages):
     source, _ = page_source(f"{url}/{run}", budget_ms=20000)
     assert "optimiser.learning_rate" in source
     assert "agreement" in source
+
+
+def test_a_database_appears_whole_and_never_over_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is killed while its first seconds make the database must not leave a half."""
+    path, link, tables = tmp_path / "mlflow.db", os.link, []
+
+    def watched(spare: Path, target: Path) -> None:
+        assert not path.exists()
+        with closing(sqlite3.connect(spare)) as database:
+            tables.extend(row[0] for row in database.execute("select name from sqlite_master"))
+        path.write_bytes(b"another run was first")
+        link(spare, target)
+
+    monkeypatch.setattr(os, "link", watched)
+    remote._make_database(f"sqlite:///{path}")
+    assert {"runs", "metrics", "params"} <= set(tables)
+    assert path.read_bytes() == b"another run was first"
+    assert list(tmp_path.iterdir()) == [path]

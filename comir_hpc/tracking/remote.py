@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,27 @@ class Target:
         return (self.run_dir.parent / "mlflow-artifacts").as_uri()
 
 
+def _make_database(uri: str) -> None:
+    """Make a sqlite database whole or not at all: a job that is preempted in its first seconds leaves no half of one.
+
+    MLflow can neither use nor mend a database whose making was interrupted.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spare = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        MlflowClient(f"sqlite:///{spare}").search_experiments(max_results=1)
+        os.link(spare, path)
+    except FileExistsError:
+        pass  # another run was first
+    finally:
+        spare.unlink(missing_ok=True)
+
+
 class MlflowRun:
     """One run in MLflow, found or made; sends only what it does not hold yet."""
 
@@ -80,6 +102,7 @@ class MlflowRun:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
+        _make_database(target.uri)
         self._client: MlflowClient = MlflowClient(target.uri)
         run = self._find(target) or self._make(target)
         self.run_id: str = run.info.run_id
