@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/training/memory.py --out benchmarks/training/memory.csv
     python benchmarks/training/memory.py --device cuda --out benchmarks/training/memory_gpu.csv
 
-Two encoders of the default network, bf16, two patches or more each (as many as fill two of 64^3). On a GPU the largest cubic
-patch is looked for too. Every row is a process of its own: on a CPU the growth of its
-peak resident memory over a step, on a GPU what the allocator had at most; beside it what `train --dry-run` predicts.
+Two encoders of the default network, bf16, two patches or more each (as many as fill two of 64^3). On a GPU the
+largest cubic patch is looked for too. Every row is a process of its own: on a CPU the growth of its peak resident
+memory over a step, on a GPU what the allocator had at most; beside it what `train --dry-run` predicts.
 """
 
 import argparse
