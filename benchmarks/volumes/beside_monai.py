@@ -4,6 +4,8 @@ r"""`infer` beside MONAI's `sliding_window_inference`: the same network, precisi
     export OMP_NUM_THREADS=1
     python benchmarks/volumes/beside_monai.py compare --work WORK --monai MONAI --side 512 --repeats 1 \
         --out benchmarks/volumes/beside_monai.csv
+    python benchmarks/volumes/beside_monai.py alternate --work WORK --monai MONAI --side 160 --repeats 5 \
+        --out benchmarks/volumes/beside_monai.csv
 
 `equal`: windows of 64, half overlapping, Gaussian weights, bf16, every window evaluated, one block. MONAI has the
 volume in memory and leaves its result there; `infer` reads it from zarr and writes the result, its pyramid and its
@@ -112,8 +114,25 @@ def measure(name: str, work: Path, side: int) -> dict[str, Any]:
     return row
 
 
+def alternate(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """All of it in one process, tool after tool, many short turns: for a machine whose speed changes by the minute."""
+    prepare(given.work, given.side, given.widths)
+    sys.path.insert(0, str(given.monai))
+    rows = []
+    for turn in range(given.repeats + 1):
+        for name in given.runs:
+            act = _monai if name.endswith("MONAI") else _comir
+            wall, cpu, _ = act(given.work, given.side, name.startswith("equal"))
+            if turn:  # the first turn prepares kernels
+                rows.append(
+                    {"repeat": turn, "name": name, "seconds": wall, "cpu_seconds": cpu, "peak_mib": 0.0}
+                )
+                print(rows[-1], flush=True)
+    return rows
+
+
 def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Take turns; medians of seconds, and ratios to MONAI in the same turn."""
+    """Take turns, each a process of its own."""
     prepare(given.work, given.side, given.widths)
     rows = []
     environment = {**os.environ, "PYTHONPATH": str(given.monai)}
@@ -127,6 +146,11 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
             rows.append({"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
             print(done.stdout, flush=True)
+    return rows
+
+
+def medians(given: argparse.Namespace, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line a run: medians of seconds, and ratios to MONAI in the same turn."""
     table = []
     for name in given.runs:
         own = [row for row in rows if row["name"] == name]
@@ -136,14 +160,14 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
             "side": given.side,
             "widths": " ".join(map(str, given.widths)),
             "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-            "repeats": len(own),
+            "turns": f"{len(own)}, {'in one process' if given.verb == 'alternate' else 'a process each'}",
         }
         for key in ("seconds", "cpu_seconds"):
             line[key] = round(statistics.median(row[key] for row in own), 1)
             ratios = [peer[row["repeat"]][key] / row[key] for row in own if row["repeat"] in peer]
             line[f"{key.removesuffix('seconds')}speed_over_monai"] = round(statistics.median(ratios), 3)
         line["voxels_per_cpu_second"] = round(given.side**3 / line["cpu_seconds"])
-        line["peak_mib"] = round(max(row["peak_mib"] for row in own))
+        line["peak_mib"] = round(max(row["peak_mib"] for row in own)) or ""
         line["correlation_with_monai"] = own[0].get("correlation_with_monai", "")
         table.append(line)
     return table
@@ -158,18 +182,20 @@ def main() -> None:
     one.add_argument("work", type=Path)
     one.add_argument("side", type=int)
     many = verbs.add_parser("compare")
-    many.add_argument("--work", type=Path, required=True)
-    many.add_argument("--monai", type=Path, required=True, help="folder that monai was installed into")
-    many.add_argument("--side", type=int, default=512)
-    many.add_argument("--widths", type=int, nargs="+", default=[8, 16])
-    many.add_argument("--repeats", type=int, default=1)
-    many.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS)
-    many.add_argument("--out", type=Path, required=True, help="lines are added to it")
+    short = verbs.add_parser("alternate")
+    for verb in (many, short):
+        verb.add_argument("--work", type=Path, required=True)
+        verb.add_argument("--monai", type=Path, required=True, help="folder that monai was installed into")
+        verb.add_argument("--side", type=int, default=512)
+        verb.add_argument("--widths", type=int, nargs="+", default=[8, 16])
+        verb.add_argument("--repeats", type=int, default=1)
+        verb.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS)
+        verb.add_argument("--out", type=Path, required=True, help="lines are added to it")
     given = parser.parse_args()
     if given.verb == "one":
         print(json.dumps(measure(given.name, given.work, given.side)))
         return
-    table = compare(given)
+    table = medians(given, alternate(given) if given.verb == "alternate" else compare(given))
     fresh = not given.out.exists()
     with given.out.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
