@@ -71,7 +71,7 @@ comir() {
   local command=(comir-hpc) flags status=0 step
   if [ -n "$COMIR_IMAGE" ]; then
     read -ra flags <<< "$COMIR_GPU_FLAG $COMIR_EXEC_FLAGS"
-    command=(apptainer exec "${flags[@]}" ${COMIR_BINDS:+--bind "$COMIR_BINDS"} "$COMIR_IMAGE" comir-hpc)
+    command=(env "PATH=$COMIR_SLURM_DIR/fuse:$PATH" apptainer exec "${flags[@]}" ${COMIR_BINDS:+--bind "$COMIR_BINDS"} "$COMIR_IMAGE" comir-hpc)
   fi
   # Since SLURM 22.05 srun does not take this from sbatch; a task would be bound to one core.
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
