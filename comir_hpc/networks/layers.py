@@ -153,7 +153,8 @@ class SymmetricConv(nn.Module):
         self.kernel_size = kernel_zyx
         self.padding = padding
         # The smallest number among a tap's images names its orbit.
-        _, orbit = tap_permutations(group, kernel_zyx).amin(dim=0).unique(return_inverse=True)
+        first = tap_permutations(group, kernel_zyx).amin(dim=0)
+        orbit = torch.from_numpy(np.unique(first.numpy(), return_inverse=True)[1])
         sizes = orbit.bincount()
         # Every orbit contributes the same variance, together that of He et al. 2015.
         spread = (2 / (in_channels * len(sizes) * sizes)).sqrt()
@@ -165,7 +166,7 @@ class SymmetricConv(nn.Module):
         # A product, whose gradient is one too; indexing would add up tap by tap. Channels come last in memory, as in
         # the maps: otherwise the convolution copies those.
         taps_OTC = self.orbits.T @ self.weight.transpose(1, 2)
-        return taps_OTC.unflatten(1, self.kernel_size).permute(0, 4, 1, 2, 3)
+        return taps_OTC.view(len(taps_OTC), *self.kernel_size, -1).permute(0, 4, 1, 2, 3)
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
