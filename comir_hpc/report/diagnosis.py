@@ -36,10 +36,10 @@ def _numbers(record: Record) -> list[Number]:
     numbers = []
     bias = record.get("bias")
     if bias:
-        off = f"{figure(bias.get('voxels'))} voxel, {figure(bias.get('degrees'))}°"
-        numbers.append(
-            Number("Aligned pair ends off by", off, "registered from the identity, which is right")
+        note = (
+            f"and {figure(bias.get('degrees'))}°: where the aligned pair ends, registered from the identity"
         )
+        numbers.append(Number("Registration bias", f"{figure(bias.get('voxels'))} voxel", note))
     numbers += [
         Number("Agreement", figure(record.get("agreement")), "correlation over the specimen, aligned"),
         Number(
