@@ -204,7 +204,7 @@ def memory(folder: Path, sides: list[int], radius: int) -> list[dict[str, object
                 "peak_mib": round(measured["peak_mib"]),
                 "seconds": round(time.perf_counter() - begun, 1),
                 "seam_blocks": measured["seam"]["blocks"] and round(measured["seam"]["blocks"], 4),
-                "seam_windows": round(measured["seam"]["windows"], 4),
+                "seam_windows": measured["seam"]["windows"] and round(measured["seam"]["windows"], 4),
                 "threads": os.environ.get("OMP_NUM_THREADS", "all"),
             }
         )
