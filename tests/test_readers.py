@@ -679,7 +679,7 @@ def test_missing_and_unknown(tmp_path: Path) -> None:
         open_source(tmp_path / "nothing.nii")
     (tmp_path / "a.gif").write_bytes(b"x")
     with pytest.raises(VolumeError, match=r"a\.gif: unknown format; expected NIfTI"):
-        open_source(tmp_path / "a.jpg")
+        open_source(tmp_path / "a.gif")
     write_itk(tmp_path / "a.mhd", counted())
     (tmp_path / "a.raw").unlink()
     with pytest.raises(VolumeError, match=r"a\.raw, which does not exist"):

@@ -199,7 +199,8 @@ def test_a_volume_smaller_than_the_window_in_every_axis(encoder: Encoder) -> Non
     np.testing.assert_array_equal(found, encoder.evaluate(padded[None])[0][:, :1, :5, :9])
 
 
-def test_averaging_over_the_group_makes_any_network_equivariant(run: Path) -> None:
+def test_averaging_over_the_group_makes_any_network_equivariant(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", kernels="free")
     x = np.random.default_rng(2).standard_normal((1, 1, 8, 8, 8)).astype(np.float32)
     plain = load_encoder(run, "one", device="cpu", precision="fp32")
     averaged = load_encoder(run, "one", device="cpu", precision="fp32", symmetrise="O")
