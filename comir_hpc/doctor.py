@@ -363,7 +363,12 @@ def _slurm() -> list[Check]:
     inside = f"; this is job {job}" if job else ""
     if shutil.which("sbatch") is None:
         return [Check("SLURM", "PASS", "no sbatch here; only submitting jobs needs it" + inside)]
-    return [Check("SLURM", "PASS", _first_line("sbatch", "--version") + inside)]
+    try:
+        return [Check("SLURM", "PASS", _first_line("sbatch", "--version") + inside)]
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr or "").strip().splitlines() or [f"it ended with {error.returncode}"]
+        detail = f"sbatch is installed and finds no cluster ({reason[-1]}){inside}"
+        return [Check("SLURM", "WARN", detail, "only submitting jobs needs it; if you do, set SLURM_CONF")]
 
 
 def _apptainer() -> list[Check]:

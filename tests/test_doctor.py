@@ -127,6 +127,16 @@ def test_missing_packages_are_named(monkeypatch):
     assert (row.status, row.remedy) == ("FAIL", "pip install deepspeed-of-nowhere")
 
 
+def test_slurm_without_a_cluster_is_a_warning(monkeypatch, tmp_path):
+    program = tmp_path / "sbatch"
+    program.write_text("#!/bin/sh\necho no configuration >&2\nexit 1\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (row,) = module._slurm()
+    assert (row.status, "no configuration" in row.detail) == ("WARN", True)
+    assert "SLURM_CONF" in row.remedy
+
+
 def test_a_job_knows_its_number(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     assert "this is job 4711" in module._slurm()[0].detail
