@@ -277,7 +277,7 @@ def test_two_processes_train_as_one(pair: dict[str, Path], whole: Path, tmp_path
     for rank in ranks:
         _, problem = rank.communicate(timeout=300)
         assert rank.returncode == 0, problem.decode()[-3000:]
-    # Sums in another order differ in the last bit, and each step of Adam makes more of it: 3e-6 at first, 1e-2 after six.
+    # Sums in another order differ in the last bit, and Adam's steps make more of it: 3e-6 at first, 2e-2 at the sixth.
     one, two = rows(whole)[:4], rows(run)[:4]
     assert len(two) == 4
     for key in ("loss", "retrieval", "agreement", "gradient_norm", "num_negatives"):
