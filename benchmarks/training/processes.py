@@ -39,16 +39,9 @@ def patches_per_second(work: Path, engine: str, processes: int, steps: int) -> f
     }
     (work / "train.yaml").write_text(yaml.safe_dump(record), encoding="utf-8")
     launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [
-        sys.executable,
-        *launch,
-        "-m",
-        "comir_hpc",
-        "train",
-        str(work / "train.yaml"),
-        "--run",
-        str(run),
-    ]
+    # Without the dashes torchrun takes --run for one of its own options.
+    words = ["-m", "--", "comir_hpc"] if processes > 1 else ["-m", "comir_hpc"]
+    command = [sys.executable, *launch, *words, "train", str(work / "train.yaml"), "--run", str(run)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rates = [row["patches_per_s"] for row in map(json.loads, lines) if "patches_per_s" in row]
