@@ -152,6 +152,7 @@ def main() -> None:
                 row = in_a_process(side, levels, given.device, given.repeats)
                 if row:
                     table.writerow(row)
+                    file.flush()
                     print(row, flush=True)
         if given.device == "cuda":
             for levels in (0, every):
