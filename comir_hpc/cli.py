@@ -598,7 +598,7 @@ def _require_given(wanted: str, options: dict[str, Any]) -> None:
 
 
 def _refuse_given(where: str, options: dict[str, Any]) -> None:
-    given = [name for name, value in options.items() if value]
+    given = [name for name, value in options.items() if value is not None and value != []]
     if given:
         raise ConfigError(f"{', '.join(given)} mean nothing {where}; leave them out")
 

@@ -444,8 +444,7 @@ def so3_grid(count: int) -> FloatArray:
     ConfigError
         If `count` is smaller than 1.
     """
-    if count < 1:
-        raise ConfigError(f"a grid of {count} rotations was asked for; expected at least 1")
+    _require_rotations(count)
     s = np.arange(count) + 0.5
     inner, outer = np.sqrt(s / count), np.sqrt(1 - s / count)
     alpha, beta = 2 * np.pi * s / _PHI, 2 * np.pi * s / _PSI
@@ -465,11 +464,15 @@ def so2_grid(count: int) -> FloatArray:
     ConfigError
         If `count` is smaller than 1.
     """
-    if count < 1:
-        raise ConfigError(f"a grid of {count} rotations was asked for; expected at least 1")
+    _require_rotations(count)
     half = np.pi * np.arange(count) / count
     zeros = np.zeros(count)
     return from_quaternions(np.stack([np.cos(half), zeros, zeros, np.sin(half)], axis=-1))
+
+
+def _require_rotations(count: int) -> None:
+    if count < 1:
+        raise ConfigError(f"a grid of {count} rotations was asked for; expected at least 1")
 
 
 def covering_radius_deg(rotations: ArrayLike) -> float:
