@@ -18,6 +18,7 @@ from comir_hpc.config import EngineSettings, OptimiserSettings
 from comir_hpc.engine.collectives import gather_rows, join_group, synchronise_norms
 from comir_hpc.errors import CheckpointError
 from comir_hpc.launch import DTYPES, Launch, choose_device, choose_precision
+from comir_hpc.memory import keep_freed_memory
 
 
 def learning_rate(settings: OptimiserSettings, step: int) -> float:
@@ -57,6 +58,8 @@ class Engine(ABC):
         self._owns_group = False
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        else:
+            keep_freed_memory()
         if self.world_size > 1:
             self._owns_group = join_group(launch, self.device, settings.timeout_s)
             networks = synchronise_norms(networks, self.device)
