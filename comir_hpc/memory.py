@@ -9,7 +9,7 @@ from pathlib import Path
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number close to 2^63
 
 # Names of malloc.h, for mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def available_bytes() -> int:
@@ -36,13 +36,14 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next allocation, for the rest of the process's life.
 
     glibc hands every large block back to the kernel, which clears its pages again for the next one: of a training
-    step on CPUs that is a seventh to a quarter of the time (docs/architecture.md). Nothing happens where the C
-    library is another one.
+    step on CPUs that is a tenth to a quarter of the time (benchmarks/training/allocator.csv). Threads share one heap:
+    what one has freed the others can use. Nothing happens where the C library is another one.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
+    mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)
 

@@ -21,6 +21,7 @@ from comir_hpc.networks import (
     build_network,
     count_parameters,
     estimate_activation_bytes,
+    fold_norms,
     network_options,
     predict_step,
 )
@@ -519,3 +520,36 @@ def test_parameters_are_counted() -> None:
     convs = 27 * (1 * 4 + 4 * 4 + 8 * 4) + 4 * 4 + 4 * 3
     norms = 2 * 4 * 4
     assert count_parameters(network) == convs + norms
+
+
+# Inference
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("unet", {"kernels": "symmetric", "padding": "replicate", "group": "O"}),
+        ("unet", {"kernels": "free", "padding": "zeros", "residual": True}),
+        ("unet", {"kernels": "free", "padding": "reflect"}),
+        ("unet", {"norm": "channel"}),
+        ("denseunet", {}),
+        ("gunet", {}),
+    ],
+)
+def test_folded_norms_change_no_value(name: str, options: dict[str, object]) -> None:
+    network = small(name, **options)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm3d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(layer.weight, 0.5, 2)
+            nn.init.normal_(layer.bias)
+    network.eval()
+    x = torch.randn(2, 1, 16, 16, 16)
+    with torch.no_grad():
+        expected = network(x)
+        norms = sum(isinstance(layer, nn.BatchNorm3d) for layer in network.modules())
+        fold_norms(network)
+        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
+    left = sum(isinstance(layer, nn.BatchNorm3d) for layer in network.modules())
+    assert left == (0 if name == "unet" else norms)

@@ -14,6 +14,7 @@ from comir_hpc.config import NetworkSettings
 from comir_hpc.errors import ConfigError
 from comir_hpc.networks.cost import StepCost, count_parameters, estimate_activation_bytes, predict_step
 from comir_hpc.networks.denseunet import denseunet
+from comir_hpc.networks.folding import fold_norms
 from comir_hpc.networks.gunet import gunet
 from comir_hpc.networks.hourglass import Network
 from comir_hpc.networks.planning import plan_pooling
@@ -26,6 +27,7 @@ __all__ = [
     "build_network",
     "count_parameters",
     "estimate_activation_bytes",
+    "fold_norms",
     "network_options",
     "plan_pooling",
     "predict_step",

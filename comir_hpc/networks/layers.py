@@ -70,13 +70,15 @@ def pad_border(x_BCZYX: Tensor, kernel_zyx: Triple, padding: Padding) -> Tensor:
         return F.pad(x_BCZYX, both_ends, mode=padding)
 
 
-def correlate(x_BCZYX: Tensor, filters: Tensor, kernel_zyx: Triple, padding: Padding) -> Tensor:
-    """Correlate (B, C, Z, Y, X) with filters (O, C, kz, ky, kx), keeping the shape."""
+def correlate(
+    x_BCZYX: Tensor, filters: Tensor, kernel_zyx: Triple, padding: Padding, bias: Tensor | None = None
+) -> Tensor:
+    """Correlate (B, C, Z, Y, X) with filters (O, C, kz, ky, kx), keeping the shape, and add the bias (O,)."""
     if max(kernel_zyx) == 1:
-        return mix_channels(x_BCZYX, filters)
+        return mix_channels(x_BCZYX, filters, bias)
     if padding == "zeros":
-        return F.conv3d(x_BCZYX, filters, padding=[size // 2 for size in kernel_zyx])
-    return F.conv3d(pad_border(x_BCZYX, kernel_zyx, padding), filters)
+        return F.conv3d(x_BCZYX, filters, bias, padding=[size // 2 for size in kernel_zyx])
+    return F.conv3d(pad_border(x_BCZYX, kernel_zyx, padding), filters, bias)
 
 
 def tap_permutations(group: Group, kernel_zyx: Triple) -> Tensor:

@@ -16,7 +16,8 @@ from comir_hpc.config import Precision
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
 from comir_hpc.geometry import Vector
 from comir_hpc.launch import choose_device, choose_precision
-from comir_hpc.networks import Network, build_network
+from comir_hpc.memory import keep_freed_memory
+from comir_hpc.networks import Network, build_network, fold_norms
 from comir_hpc.rotations import rotation_group
 from comir_hpc.volume import Volume
 from comir_hpc.windows.encoder import Encoder
@@ -91,9 +92,12 @@ def load_encoder(
             "as --modality"
         )
     chosen = choose_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     network = _build(run, record, modality)
     path = run / "model" / f"{modality}.pt"
     _load_weights(network, path, record["network"]["name"])
+    fold_norms(network)
     group = None if symmetrise == "none" else rotation_group(symmetrise)
     if group is not None:
         network.require_group(group)

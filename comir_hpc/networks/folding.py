@@ -1,0 +1,90 @@
+"""What inference need not compute again for every window: norms become part of the convolutions before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from comir_hpc.networks.layers import (
+    BatchNormRelu,
+    ConvBlock,
+    PaddedConv,
+    Padding,
+    SymmetricConv,
+    correlate,
+)
+from comir_hpc.networks.planning import Triple
+from comir_hpc.networks.recompute import Stage
+
+
+class FoldedConv(nn.Module):
+    """A convolution with the running statistics of the norm after it in its filters.
+
+    Parameters
+    ----------
+    filters : (O, C, kz, ky, kx)
+        With shared taps spread out.
+    bias : (O,)
+    padding : str
+        As in `same_conv`.
+    """
+
+    filters: Tensor
+    bias: Tensor
+
+    def __init__(self, filters: Tensor, bias: Tensor, padding: Padding) -> None:
+        super().__init__()
+        kz, ky, kx = filters.shape[2:]
+        self.kernel_size: Triple = (kz, ky, kx)
+        self.padding: Padding = padding
+        self.register_buffer("filters", filters.contiguous(memory_format=torch.channels_last_3d))
+        self.register_buffer("bias", bias)
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
+        return correlate(x_BCZYX, self.filters, self.kernel_size, self.padding, self.bias)
+
+
+@torch.no_grad()
+def fold_norms(network: nn.Module) -> None:
+    """Put every batch norm that follows a plain convolution into it, in place; for evaluation only.
+
+    The values stay the same but for rounding. Group convolutions and norms over channels stay as they are.
+    """
+    for module in network.modules():
+        if isinstance(module, ConvBlock):
+            _fold_chain([stage.layers for stage in module.stages if isinstance(stage, Stage)])
+        elif isinstance(module, nn.Sequential):
+            _fold_chain([module])
+
+
+def _fold_chain(rows: Sequence[nn.Sequential]) -> None:
+    """Fold within layers that are applied one after the other, row by row."""
+    places = [(row, number) for row in rows for number in range(len(row))]
+    for (before, i), (after, j) in pairwise(places):
+        norm = after[j]
+        if isinstance(norm, BatchNormRelu) and norm.copies == 1:
+            folded = _fold(before[i], norm.norm)
+            if folded is not None:
+                before[i] = folded
+                after[j] = nn.ReLU(inplace=True) if norm.relu else nn.Identity()
+
+
+def _fold(conv: nn.Module, norm: nn.BatchNorm3d) -> FoldedConv | None:
+    own: Tensor | None = None
+    padding: Padding
+    if isinstance(conv, SymmetricConv):
+        filters, padding = conv.kernel(), conv.padding
+    elif isinstance(conv, nn.Conv3d):
+        filters, own = conv.weight, conv.bias
+        padding = conv.border if isinstance(conv, PaddedConv) else "zeros"
+    else:
+        return None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    mean = norm.running_mean if own is None else norm.running_mean - own
+    return FoldedConv(filters * scale[:, None, None, None, None], norm.bias - mean * scale, padding)
