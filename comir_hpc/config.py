@@ -288,7 +288,7 @@ class InferSettings(Settings):
     """OME-Zarr store to write."""
     window: Positive = 64
     """Voxels along each side of the sliding window."""
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of the window that neighbours share."""
     blend: Literal["gaussian", "hann", "exact"] = "gaussian"
     """How overlapping windows are put together; exact uses only voxels whose whole receptive field is in the window."""

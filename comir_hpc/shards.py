@@ -37,7 +37,7 @@ class Shards:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        self.path = path.resolve()  # TensorStore refuses ".." within a path
         self._store: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -54,6 +54,16 @@ def test_the_same_bytes_however_the_values_lie_in_memory(volume: Volume, tmp_pat
     assert files(volume.path) == before
 
 
+def test_a_path_may_go_up_and_through_a_link(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "link.zarr").symlink_to(volume.path)
+    monkeypatch.chdir(tmp_path / "below")
+    Volume.open(Path("../v.zarr"), writable=True).write(BOX, noise())
+    np.testing.assert_array_equal(Volume.open(Path("link.zarr"), allow_incomplete=True).read(), noise())
+
+
 def test_an_all_zero_shard_has_no_file(volume: Volume) -> None:
     volume.write(BOX, noise())
     volume.write(BOX, np.zeros((1, *SHAPE), np.uint16))
