@@ -4,8 +4,10 @@
     python benchmarks/training/memory.py --device cuda --out benchmarks/training/memory_gpu.csv
 
 Two encoders of the default network, bf16, two patches or more each (as many as fill two of 64^3). On a GPU the
-largest cubic patch is looked for too. Every row is a process of its own: on a CPU the growth of its peak resident
-memory over a step, on a GPU what the allocator had at most; beside it what `train --dry-run` predicts.
+largest cubic patch is looked for too. The memory of every row is that of a process of its own: on a CPU the growth of
+its peak resident memory over a step, on a GPU what the allocator had at most; beside it what `train --dry-run`
+predicts. The time is taken in another process, in which the rows of one side take turns, with memory managed as in a
+training.
 """
 
 import argparse
@@ -16,18 +18,21 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from comir_hpc.config import NetworkSettings
+from comir_hpc.memory import keep_freed_memory
 from comir_hpc.networks import build_network, network_options, predict_step
 
 COLUMNS = (
-    "side", "patches", "levels_recomputed", "predicted_mib", "measured_mib", "measured_over_predicted", "seconds",
-    "patches_per_s", "tflops", "device",
+    "side", "patches", "levels_recomputed", "predicted_mib", "measured_mib", "measured_over_predicted", "of_no_levels",
+    "seconds", "seconds_of_no_levels", "patches_per_s", "tflops", "device",
 )  # fmt: skip
 
 
@@ -35,48 +40,78 @@ COLUMNS = (
 ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
-def measure(side: int, levels: int, device: str, repeats: int) -> dict:
-    """One row, in this process."""
-    torch.manual_seed(0)
-    settings = NetworkSettings(checkpoint_levels=levels)
-    options = network_options(settings, spacing_zyx=(1, 1, 1), group="O")
-    make = partial(build_network, "unet", in_channels=1, latent_channels=1, **options)
-    networks = nn.ModuleList([make(), make()])
-    patches = max(2, round(2 * (64 / side) ** 3))
-    cost = predict_step(networks[0], (side, side, side), patches, torch.bfloat16)
-    predicted = cost.kept_bytes + cost.peak_bytes  # both run forward before one runs backward
-    networks.to(device)
+class Training:
+    """Two encoders, and a step of them."""
 
-    def step(size: int) -> float:
-        images = torch.randn(patches, 1, size, size, size, device=device)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        begun = time.perf_counter() if device == "cuda" else time.process_time()
-        with torch.autocast(device, dtype=torch.bfloat16):
-            maps = [network(images) for network in networks]
+    def __init__(self, side: int, levels: int, device: str) -> None:
+        torch.manual_seed(0)
+        settings = NetworkSettings(checkpoint_levels=levels)
+        options = network_options(settings, spacing_zyx=(1, 1, 1), group="O")
+        make = partial(build_network, "unet", in_channels=1, latent_channels=1, **options)
+        self.networks = nn.ModuleList([make(), make()])
+        self.side, self.device = side, device
+        self.patches = max(2, round(2 * (64 / side) ** 3))
+        self.cost = predict_step(self.networks[0], (side, side, side), self.patches, torch.bfloat16)
+        self.networks.to(device)
+
+    def step(self) -> float:
+        """Its seconds, of the processor where the device is one."""
+        images = torch.randn(self.patches, 1, self.side, self.side, self.side, device=self.device)
+        begun = _now(self.device)
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            maps = [network(images) for network in self.networks]
         torch.stack([one.float().sum() for one in maps]).sum().backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() if device == "cuda" else time.process_time()) - begun
+        spent = _now(self.device) - begun
+        self.networks.zero_grad(set_to_none=True)
+        return spent
 
-    step(side)  # libraries load, and keep workspaces
-    networks.zero_grad(set_to_none=True)
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def measure(side: int, levels: int, device: str) -> dict:
+    """Memory of one row, in this process."""
+    training = Training(side, levels, device)
+    # Both run forward before one runs backward.
+    predicted = training.cost.kept_bytes + training.cost.peak_bytes
+    training.step()  # libraries load, and keep workspaces
     before = _in_use(device)
-    first = step(side)
+    training.step()
     measured = _peak(device) - before
-    seconds = statistics.median([step(side) for _ in range(repeats)]) if repeats else first
     return {
         "side": side,
-        "patches": patches,
+        "patches": training.patches,
         "levels_recomputed": levels,
         "predicted_mib": round(predicted / 2**20),
         "measured_mib": round(measured / 2**20),
         "measured_over_predicted": round(measured / predicted, 3),
-        "seconds": round(seconds, 3),
-        "patches_per_s": round(2 * patches / seconds, 3),
-        "tflops": round(2 * cost.flops / seconds / 1e12, 3),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu, processor seconds",
     }
+
+
+def measure_time(side: int, levels: list[int], device: str, repeats: int) -> list[dict]:
+    """Seconds of a step for several numbers of levels, which take turns."""
+    if device == "cpu":
+        keep_freed_memory()
+    trainings = [Training(side, number, device) for number in levels]
+    spent = [[training.step() for training in trainings] for _ in range(repeats + 1)][1:]
+    rows = []
+    for training, seconds in zip(trainings, zip(*spent, strict=True), strict=True):
+        ratios = [own / first[0] for own, first in zip(seconds, spent, strict=True)]
+        middle = statistics.median(seconds)
+        rows.append(
+            {
+                "seconds": round(middle, 3),
+                "seconds_of_no_levels": round(statistics.median(ratios), 3),
+                "patches_per_s": round(2 * training.patches / middle, 3),
+                "tflops": round(2 * training.cost.flops / middle / 1e12, 3),
+            }
+        )
+    return rows
 
 
 def _in_use(device: str) -> int:
@@ -98,21 +133,11 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(key))
 
 
-def in_a_process(side: int, levels: int, device: str, repeats: int) -> dict | None:
-    """One row, or None if it does not fit into memory."""
-    command = [
-        sys.executable,
-        __file__,
-        "--one",
-        str(side),
-        str(levels),
-        "--device",
-        device,
-        "--repeats",
-        str(repeats),
-    ]
+def in_a_process(words: list[object], device: str, environment: Mapping[str, str] = os.environ) -> Any:
+    """What a child prints, or None if it does not fit into memory."""
+    command = [sys.executable, __file__, *map(str, words), "--device", device]
     done = subprocess.run(
-        command, capture_output=True, text=True, encoding="utf-8", check=False, env=ENVIRONMENT
+        command, capture_output=True, text=True, encoding="utf-8", check=False, env=environment
     )
     if "OutOfMemoryError" in done.stderr:
         return None
@@ -121,12 +146,27 @@ def in_a_process(side: int, levels: int, device: str, repeats: int) -> dict | No
     return json.loads(done.stdout)
 
 
+def rows_of(side: int, levels: list[int], device: str, repeats: int) -> Iterator[dict]:
+    """Memory and time of one patch side."""
+    found = {n: in_a_process(["--one", side, n], device, ENVIRONMENT) for n in levels}
+    fitting = [n for n in levels if found[n]]
+    words = ["--time", side, *fitting, "--repeats", repeats]
+    times = in_a_process(words, device) if repeats and fitting else None
+    for number, n in enumerate(fitting):
+        row = found[n] | (times[number] if times else {})
+        if found[0]:
+            row["of_no_levels"] = round(row["measured_mib"] / found[0]["measured_mib"], 3)
+        else:
+            row.pop("seconds_of_no_levels", None)
+        yield row
+
+
 def largest(levels: int, device: str) -> dict | None:
     """The row of the largest cubic patch, in steps of 16 voxels."""
     best, side = None, 128
-    while row := in_a_process(side, levels, device, 0):
+    while row := in_a_process(["--one", side, levels], device, ENVIRONMENT):
         best, side = row, side + 32
-    return in_a_process(side - 16, levels, device, 0) or best
+    return in_a_process(["--one", side - 16, levels], device, ENVIRONMENT) or best
 
 
 def main() -> None:
@@ -139,21 +179,23 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 48, 64, 96, 128])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--time", type=int, nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(*given.one, given.device, given.repeats)))
+        print(json.dumps(measure(*given.one, given.device)))
+        return
+    if given.time:
+        print(json.dumps(measure_time(given.time[0], given.time[1:], given.device, given.repeats)))
         return
     every = len(NetworkSettings().widths)
     with given.out.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         for side in given.sides:
-            for levels in (0, 1, every):
-                row = in_a_process(side, levels, given.device, given.repeats)
-                if row:
-                    table.writerow(row)
-                    file.flush()
-                    print(row, flush=True)
+            for row in rows_of(side, [0, 1, 2, every], given.device, given.repeats):
+                table.writerow(row)
+                file.flush()
+                print(row, flush=True)
         if given.device == "cuda":
             for levels in (0, every):
                 row = largest(levels, given.device)
