@@ -32,11 +32,12 @@ __all__ = [
     "BlockResult",
     "BlockRun",
     "Figures",
+    "Filled",
     "Progress",
     "Work",
     "build_pyramid",
     "complete_output",
-    "measured",
+    "fill_output",
     "open_output",
     "run_blocks",
     "side_by_side",
@@ -59,6 +60,28 @@ class BlockRun:
     def skipped(self) -> int:
         """Blocks that were done already."""
         return self.blocks - self.computed
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What one call of `fill_output` did.
+
+    Attributes
+    ----------
+    blocks, computed, missing : int
+        Blocks of this part; those it computed; those of all parts that are still to be done.
+    seconds : float
+        Since `begun`.
+    predicted, measured : Figures
+        What the call was expected to need, and what it needed.
+    """
+
+    blocks: int
+    computed: int
+    missing: int
+    seconds: float
+    predicted: Figures
+    measured: Figures
 
 
 @dataclass
@@ -139,6 +162,55 @@ def run_blocks(
                 _run_here(Carrier(plan, work, ledger), todo, stop, settle)
         _report(plan, outcome, len(wanted), stop)
     return BlockRun(len(wanted), len(todo), time.monotonic() - start)
+
+
+def fill_output(
+    out: Volume,
+    plan: BlockPlan,
+    work: Work,
+    ledger: Ledger,
+    *,
+    part: tuple[int, int],
+    predict: Callable[[int], Figures],
+    require_unchanged: Callable[[], None],
+    finish: Callable[[], None],
+    begun: float,
+    workers: int = 1,
+    cluster: str | None = None,
+    verify: bool = False,
+    progress: Progress | None = None,
+    what: str = "blocks",
+) -> Filled:
+    """Do one part of the blocks of an output, and complete it if they were the last: what all stages end with.
+
+    Parameters
+    ----------
+    part : (i, n)
+        Part i of n.
+    predict : callable
+        What so many blocks are expected to need; kept in the metadata beside what they needed.
+    require_unchanged : callable
+        Raises if what was read is not what it was in the beginning; called when blocks were computed.
+    finish : callable
+        See `complete_output`.
+    begun : float
+        ``time.perf_counter()`` of the beginning.
+    workers, cluster, verify, progress, what
+        See `run_blocks`, which says what is raised.
+    """
+    indices = plan.part(*part)
+    predicted = predict(len(set(indices) - ledger.done().keys()))
+    ran = run_blocks(
+        plan, indices, work, ledger, workers=workers, cluster=cluster, verify=verify, progress=progress, what=what
+    )  # fmt: skip
+    if ran.computed:
+        require_unchanged()
+    missing = complete_output(out, plan, ledger, finish, parts=part[1])
+    seconds = time.perf_counter() - begun
+    actual = measured(ledger.store, ledger, blocks=ran.computed, seconds=seconds, complete=not missing)
+    if ran.computed and not missing:
+        out.update_metadata(predicted=predicted.record(), needed=actual.record())
+    return Filled(ran.blocks, ran.computed, missing, seconds, predicted, actual)
 
 
 def _reopen(store: Path) -> None:

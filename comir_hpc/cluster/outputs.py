@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,10 +60,13 @@ def open_output(
             # By one rename, so that a stop here leaves the old store whole or gone, not in pieces.
             path.replace(_new_folder(ledger) / "replaced")
         ledger.clear()
-        spare = _new_folder(ledger) / path.name
-        make(spare).update_metadata(fingerprint=ledger.fingerprint, made_from=_plain(record))
-        spare.replace(path)
-        spare.parent.rmdir()
+        folder = _new_folder(ledger)
+        spare = folder / path.name
+        try:
+            make(spare).update_metadata(fingerprint=ledger.fingerprint, made_from=_plain(record))
+            spare.replace(path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return Volume.open(path, writable=True)
 
 

@@ -15,15 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from comir_hpc.cluster import (
-    Figures,
-    build_pyramid,
-    complete_output,
-    measured,
-    open_output,
-    run_blocks,
-    side_by_side,
-)
+from comir_hpc.cluster import Figures, build_pyramid, fill_output, open_output, side_by_side
 from comir_hpc.config import InferSettings
 from comir_hpc.geometry import BlockPlan, Grid, plan_blocks
 from comir_hpc.infer.job import Job, Work, core_of
@@ -117,28 +109,19 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
     start = time.perf_counter()
     job = Job.of(settings)
     ledger = Ledger(settings.out, fingerprint(**job.record))
-    number, parts = settings.part
     out = open_output(
-        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=parts
-    )
+        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=settings.part[1]
+    )  # fmt: skip
     plan = job.plan(out)
-    predicted = prediction(job, plan, len(set(plan.part(number, parts)) - ledger.done().keys()))
-    ran = run_blocks(
-        plan, plan.part(number, parts), Work(job), ledger,
+    filled = fill_output(
+        out, plan, Work(job), ledger, part=settings.part, predict=lambda blocks: prediction(job, plan, blocks),
+        require_unchanged=job.require_unchanged, finish=lambda: _finish(out, job, plan, ledger), begun=start,
         workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
         progress=progress, what=f"infer {settings.out.name}",
     )  # fmt: skip
-    if ran.computed:
-        job.require_unchanged()
-    missing = complete_output(out, plan, ledger, lambda: _finish(out, job, plan, ledger), parts=parts)
-    seconds = time.perf_counter() - start
-    actual = measured(settings.out, ledger, blocks=ran.computed, seconds=seconds, complete=not missing)
-    if ran.computed and not missing:
-        out.update_metadata(predicted=predicted.record(), needed=actual.record())
+    seam = None if filled.missing else Volume.open(settings.out).metadata.get("seam")
     return InferResult(
-        path=settings.out, grid=out.grid, level=job.level, blocks=ran.blocks, computed=ran.computed, missing=missing,
-        seconds=seconds, peak_mib=peak_bytes() / 2**20,
-        seam=None if missing else Volume.open(settings.out).metadata.get("seam"), predicted=predicted, measured=actual,
+        path=settings.out, grid=out.grid, level=job.level, peak_mib=peak_bytes() / 2**20, seam=seam, **vars(filled)
     )  # fmt: skip
 
 

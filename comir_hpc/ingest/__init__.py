@@ -18,15 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from comir_hpc.cluster import (
-    Figures,
-    build_pyramid,
-    complete_output,
-    measured,
-    open_output,
-    run_blocks,
-    side_by_side,
-)
+from comir_hpc.cluster import Figures, build_pyramid, fill_output, open_output, side_by_side
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ComirError, ConfigError, VolumeError
 from comir_hpc.geometry import Grid
@@ -185,19 +177,15 @@ def _ingest(source: Source, settings: IngestSettings, progress: Progress | None)
             float(volume.metadata["centre"]), ledger.folder / f"histograms-{ledger.fingerprint}",
             settings.kind == "image", max(1, math.prod(job.grid.shape_zyx) // _COUNTED), source,
         )  # fmt: skip
-        part, done = job.plan.part(*settings.part), ledger.done()
-        if len(done) < len(job.plan) or settings.verify:
+        if len(ledger.done()) < len(job.plan) or settings.verify:
             require_memory(job)
-        predicted = job.prediction(len(set(part) - done.keys()))
-        ran = run_blocks(
-            job.plan, part, work, ledger, workers=job.workers, cluster=settings.cluster,
-            verify=settings.verify, progress=progress, what=f"ingest {settings.out.name}",
+        filled = fill_output(
+            volume, job.plan, work, ledger, part=settings.part, predict=job.prediction,
+            require_unchanged=lambda: require_unchanged(source, job.source_fingerprint),
+            finish=lambda: _finish(volume, job, work), begun=start,
+            workers=job.workers, cluster=settings.cluster, verify=settings.verify,
+            progress=progress, what=f"ingest {settings.out.name}",
         )  # fmt: skip
-        if ran.computed:
-            require_unchanged(source, job.source_fingerprint)
-        missing = complete_output(
-            volume, job.plan, ledger, lambda: _finish(volume, job, work), parts=settings.part[1]
-        )
     except OSError as error:
         if isinstance(error, ComirError):  # a request to stop is an InterruptedError, and so an OSError
             raise
@@ -206,15 +194,13 @@ def _ingest(source: Source, settings: IngestSettings, progress: Progress | None)
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
             raise VolumeError(f"{error}; {_room(job)}") from error
         raise
-    seconds = time.perf_counter() - start
-    actual = measured(settings.out, ledger, blocks=ran.computed, seconds=seconds, complete=not missing)
-    if ran.computed and not missing:
-        volume.update_metadata(predicted=predicted.record(), needed=actual.record())
     return IngestResult(
-        path=settings.out, grid=job.grid, blocks=ran.blocks, computed=ran.computed, missing=missing,
-        seconds=seconds, num_bytes=_stored_bytes(settings.out), predicted=predicted,
-        measured=actual, notes=job.notes,
-    )  # fmt: skip
+        path=settings.out,
+        grid=job.grid,
+        num_bytes=_stored_bytes(settings.out),
+        notes=job.notes,
+        **vars(filled),
+    )
 
 
 def _open_output(job: Job, ledger: Ledger) -> Volume:

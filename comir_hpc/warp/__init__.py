@@ -11,16 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import (
-    BlockResult,
-    Figures,
-    build_pyramid,
-    complete_output,
-    measured,
-    open_output,
-    run_blocks,
-    side_by_side,
-)
+from comir_hpc.cluster import BlockResult, Figures, build_pyramid, fill_output, open_output, side_by_side
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
@@ -124,33 +115,22 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
         return WarpResult(settings.out, points=count, seconds=time.perf_counter() - start)
     job = _Job(settings)
     ledger = Ledger(settings.out, fingerprint(**job.record))
-    number, parts = settings.part
     out = open_output(
-        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=parts
-    )
-    plan = plan_blocks(out.grid.shape_zyx, out.shard_zyx)
-    predicted = _prediction(job, plan, len(set(plan.part(number, parts)) - ledger.done().keys()))
-    ran = run_blocks(
-        plan, plan.part(number, parts), _Work(job), ledger,
-        workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
-        progress=progress, what=f"warp {settings.out.name}",
+        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=settings.part[1]
     )  # fmt: skip
-    if ran.computed:
-        job.require_unchanged()
+    plan = plan_blocks(out.grid.shape_zyx, out.shard_zyx)
 
     def finish() -> None:
         build_pyramid(out, plan, ledger)
         out.finish()
 
-    missing = complete_output(out, plan, ledger, finish, parts=parts)
-    seconds = time.perf_counter() - start
-    actual = measured(settings.out, ledger, blocks=ran.computed, seconds=seconds, complete=not missing)
-    if ran.computed and not missing:
-        out.update_metadata(predicted=predicted.record(), needed=actual.record())
-    return WarpResult(
-        settings.out, grid=out.grid, blocks=ran.blocks, computed=ran.computed, missing=missing, inside=job.inside,
-        seconds=seconds, predicted=predicted, measured=actual,
+    filled = fill_output(
+        out, plan, _Work(job), ledger, part=settings.part, predict=lambda blocks: _prediction(job, plan, blocks),
+        require_unchanged=job.require_unchanged, finish=finish, begun=start,
+        workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
+        progress=progress, what=f"warp {settings.out.name}",
     )  # fmt: skip
+    return WarpResult(settings.out, grid=out.grid, inside=job.inside, **vars(filled))
 
 
 def plan_warp(settings: WarpSettings) -> dict[str, Any]:
