@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,11 @@ def _finish(out: Volume, job: Job, plan: BlockPlan, ledger: Ledger) -> None:
     ranges = np.array([note["range"] for note in notes])
     build_pyramid(out, plan, ledger)
     out.finish(
-        seam=seam_figure(out, {"blocks": _block_faces(plan), "windows": _window_faces(job.windows)}),
+        seam=seam_figure(
+            out,
+            {"blocks": _block_faces(plan), "windows": _window_faces(job.windows)},
+            job.encoder.network.total_stride_zyx,
+        ),
         value_range=np.stack([ranges[..., 0].min(axis=0), ranges[..., 1].max(axis=0)], axis=1).tolist(),
         measured={
             "block_seconds": round(sum(note["seconds"] for note in notes), 3),
@@ -187,8 +192,12 @@ def _block_faces(plan: BlockPlan) -> tuple[list[int], list[int], list[int]]:
 
 
 def _window_faces(windows: WindowGrid) -> tuple[list[int], list[int], list[int]]:
+    """Where windows begin and end, and the middles of their overlaps, where one takes over from the other."""
     z, y, x = (
-        sorted({p for s in starts for p in (s, s + w) if 0 < p < n})
+        sorted(
+            {p for s in starts for p in (s, s + w) if 0 < p < n}
+            | {(before + w + after) // 2 for before, after in pairwise(starts)}
+        )
         for starts, w, n in zip(windows.starts, windows.window_zyx, windows.shape_zyx, strict=True)
     )
     return z, y, x
