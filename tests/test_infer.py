@@ -289,6 +289,12 @@ def test_the_plan_agrees_with_what_is_done(folder: Path, tmp_path: Path) -> None
     assert part["blocks_of_this_part"] < plan["blocks"]
 
 
+def test_a_read_only_target_is_one_sentence(folder: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(VolumeError, match=r"out\.zarr.* cannot be made \(Read-only file system\)"):
+        infer(settings(folder, small_disk / "out.zarr"))
+
+
 def test_the_seam_figure_sees_a_seam(folder: Path, tmp_path: Path) -> None:
     ramp = np.broadcast_to(np.arange(40, dtype=np.float32), (40, 40, 40)).copy()
     faces = {"blocks": ([], [], [20])}

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -419,20 +418,6 @@ def test_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
             ingest(task)
     assert ingest(task).skipped == 12
     np.testing.assert_array_equal(Volume.open(task.out).read()[0], image())
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 160 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(place)], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("no right to mount a small file system here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_really_full_disk(tmp_path: Path, small_disk: Path) -> None:

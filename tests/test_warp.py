@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,13 @@ def test_a_quantised_volume_is_warped_by_its_values(folder: Path) -> None:
     found = Volume.open(warp(made(folder, zarr=folder / "scaled.zarr", out=folder / "scaled_out.zarr")).path)
     np.testing.assert_allclose(found.read(), Volume.open(folder / "out.zarr").read(), atol=1.01)
     assert found.dtype == np.float32
+
+
+def test_a_read_only_target_is_one_sentence(folder: Path, small_disk: Path) -> None:
+    volume(folder / "moving.zarr", SMOOTH)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(VolumeError, match=r"out\.zarr.* cannot be made \(Read-only file system\)"):
+        warp(made(folder, out=small_disk / "out.zarr"))
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(folder: Path) -> None:
