@@ -215,7 +215,7 @@ def test_averaging_over_the_group_makes_any_network_equivariant(tmp_path: Path) 
 def test_windows_without_specimen_are_left_out_and_specimen_does_not_notice(encoder: Encoder) -> None:
     image = np.zeros((1, 16, 16, 96), dtype=np.float32)
     image[..., 2:14] = np.random.default_rng(3).uniform(1, 2, (1, 16, 16, 12))
-    windows = encoder.windows(image.shape[1:], window=16)
+    windows = encoder.windows(image.shape[1:], window=16, overlap=0.5)
     whole = Box((0, 0, 0), image.shape[1:])
     every = encoder.encode(_reader(image), windows, whole)
     sweep = Sweep(encoder, _reader(image), windows, background=np.array([0.5], dtype=np.float32))
