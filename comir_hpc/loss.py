@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from operator import itemgetter
 
 import numpy as np
 import torch
@@ -382,17 +381,23 @@ def _sort(value: Tensor, eligible: Tensor, local: slice) -> tuple[Tensor, Tensor
 
 def _displaced(anchors: Maps, moved: Sequence[Maps], critic: str, needed: float) -> tuple[Tensor, Tensor]:
     """Scores (P, n, K) of anchors (M, n, L, V) with displaced partners, and whether the two share enough voxels."""
-    modalities = range(len(anchors.values))
-    first = [anchors.apply(itemgetter(a)) for a in modalities]
+    first = _by_modality(anchors)
+    second = [_by_modality(one) for one in moved]
     values, common = [], []
-    for a, b in itertools.permutations(modalities, 2):
-        for second in moved:
-            sums = partners(first[a], second.apply(itemgetter(b)), critic)
+    for a, b in itertools.permutations(range(len(first)), 2):
+        for one in second:
+            sums = partners(first[a], one[b], critic)
             values.append(score(sums, critic))
             common.append((sums.count >= needed).expand(values[-1].shape))
     shape = (-1, len(moved), len(values[0]))
     value, seen = torch.stack(values).reshape(shape), torch.stack(common).reshape(shape)
     return value.transpose(1, 2), seen.transpose(1, 2)
+
+
+def _by_modality(maps: Maps) -> list[Maps]:
+    """Maps (M, ...) one by one. Taken apart at once: the gradient of an index is a whole tensor of zeros, each time."""
+    valid = [None] * len(maps.values) if maps.valid is None else maps.valid.unbind()
+    return [Maps(*one) for one in zip(maps.values.unbind(), valid, strict=True)]
 
 
 def _meeting(flat: Maps, needed: float) -> Tensor:
