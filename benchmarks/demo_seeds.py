@@ -35,10 +35,10 @@ def run_demo(work: Path, train_seed: int, seed: int, displacement: str) -> dict:
     seconds = time.perf_counter() - start
     if os.waitstatus_to_exitcode(status) not in (0, 1):  # 1: the verdict is FAIL, which is a result
         raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    summary = json.loads((out / "result.json").read_text())
-    comir = json.loads((out / "registration" / "result.json").read_text())
-    information = json.loads((out / "mutual_information" / "result.json").read_text())
-    truth = json.loads((out / "truth" / "transform.json").read_text())
+    summary = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    comir = json.loads((out / "registration" / "result.json").read_text(encoding="utf-8"))
+    information = json.loads((out / "mutual_information" / "result.json").read_text(encoding="utf-8"))
+    truth = json.loads((out / "truth" / "transform.json").read_text(encoding="utf-8"))
     return {
         "train_seed": train_seed,
         "seed": seed,
@@ -74,15 +74,15 @@ def main() -> None:
     cases += [(train, seed, "so3") for train in (1, 2) for seed in range(options.seeds_more)]
     done = set()
     if options.out.exists():
-        with options.out.open() as file:
+        with options.out.open(encoding="utf-8") as file:
             done = {(int(r["train_seed"]), int(r["seed"]), r["displacement"]) for r in csv.DictReader(file)}
     else:
-        options.out.write_text(",".join(COLUMNS) + "\n")
+        options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     for case in cases:
         if case in done:
             continue
         row = run_demo(options.work, *case)
-        with options.out.open("a", newline="") as file:
+        with options.out.open("a", newline="", encoding="utf-8") as file:
             values = [f"{row[c]:.4g}" if isinstance(row[c], float) else row[c] for c in COLUMNS]
             csv.writer(file, lineterminator="\n").writerow(values)
         print(row, flush=True)
