@@ -211,10 +211,10 @@ def infer(
     modality: Annotated[str, typer.Option(help="Which encoder of the run.")],
     out: Annotated[Path, typer.Option(help="OME-Zarr store to write.")],
     window: Annotated[
-        int | None, typer.Option(help="Voxels a side of the sliding window. (default: 80)")
+        int | None, typer.Option(help="Voxels a side of the sliding window. (default: 64)")
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option(help="Share that neighbouring windows share. (default: 0.2)")
+        float | None, typer.Option(help="Share that neighbouring windows share. (default: 0.25)")
     ] = None,
     blend: Annotated[
         str | None,

@@ -286,9 +286,9 @@ class InferSettings(Settings):
     """Which encoder of the run."""
     out: Path
     """OME-Zarr store to write."""
-    window: Positive = 80
+    window: Positive = 64
     """Voxels along each side of the sliding window."""
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of the window that neighbours share."""
     blend: Literal["gaussian", "hann", "exact"] = "gaussian"
     """How overlapping windows are put together; exact uses only voxels whose whole receptive field is in the window."""

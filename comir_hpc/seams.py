@@ -11,6 +11,7 @@ from comir_hpc.volume import Volume
 
 _PLANES = 6  # looked at along each axis and for each kind of border
 _PERIODS = 3  # compared with, on each side of a border
+_FLAT = 0.1  # of the mean jump: where less is near, nothing is compared
 _SIDE = 256  # voxels of a plane looked at along each side
 
 
@@ -40,17 +41,21 @@ def seam_figure(
 
 
 def _ratio(volume: Volume, positions: Sequence[Sequence[int]], period_zyx: Triple) -> float | None:
-    across = near = 0.0
+    across, near = [np.zeros(0)], [np.zeros(0)]
     for axis, borders in enumerate(positions):
         reach = _PERIODS * period_zyx[axis]
         inside = [p for p in borders if reach < p < volume.grid.shape_zyx[axis] - reach]
         for p in inside[:: max(1, -(-len(inside) // _PLANES))]:
             values = volume.read(_around(volume.grid.shape_zyx, axis, p, reach)).astype(np.float64)
             jumps = np.moveaxis(np.abs(np.diff(values, axis=axis + 1)), axis + 1, 0)[:: period_zyx[axis]]
-            means = jumps.mean(axis=(1, 2, 3))
-            across += float(means[_PERIODS])
-            near += float(np.delete(means, _PERIODS).mean())
-    return across / near if near > 0 else None
+            across.append(jumps[_PERIODS].ravel())
+            near.append(np.delete(jumps, _PERIODS, axis=0).mean(axis=0).ravel())
+    jump, beside = np.concatenate(across), np.concatenate(near)
+    if not beside.any():
+        return None
+    # Where windows without specimen are left out, the flat background ends in a step, which is no seam in a specimen.
+    varied = beside > _FLAT * beside.mean()
+    return float(jump[varied].sum() / beside[varied].sum())
 
 
 def _around(shape: Triple, axis: int, position: int, reach: int) -> Box:

@@ -10,7 +10,7 @@ r"""`infer` beside MONAI's `sliding_window_inference`: the same network, precisi
 `equal`: windows of 64, half overlapping, Gaussian weights, bf16, every window evaluated, one block. MONAI has the
 volume in memory and leaves its result there; `infer` reads it from zarr and writes the result, its pyramid and its
 ledger. `default`: each tool's own defaults. MONAI: overlap 0.25, constant weights, fp32, batches of 4, and windows of
-64, for which it has no default. Ours: windows of 80 with a fifth of overlap, which is as many voxels, Gaussian, bf16
+64, for which it has no default. Ours: the same windows and overlap, Gaussian, bf16
 where the processor multiplies it, windows without specimen left out, blocks of 256 x 256 x 128. Every
 measurement is a process of its own, and they take turns. The network is small (`--widths`), so that the windows of
 512^3 are done in minutes: with a larger one, what is around it matters less.

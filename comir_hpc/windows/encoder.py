@@ -132,7 +132,7 @@ class Encoder:
         }
 
     def windows(
-        self, shape_zyx: Triple, *, window: int = 80, overlap: float = 0.2, blend: Blend = "gaussian"
+        self, shape_zyx: Triple, *, window: int = 64, overlap: float = 0.25, blend: Blend = "gaussian"
     ) -> WindowGrid:
         """Windows over a volume of this shape; see `plan_windows`."""
         return plan_windows(
@@ -186,8 +186,8 @@ class Encoder:
         volume: Volume,
         level: int,
         *,
-        window: int = 80,
-        overlap: float = 0.2,
+        window: int = 64,
+        overlap: float = 0.25,
         blend: Blend = "gaussian",
         batch: int = 1,
         skip_background: bool = True,
