@@ -34,6 +34,9 @@ def _existing_part(part: tuple[int, int]) -> tuple[int, int]:
 
 Part = Annotated[tuple[Positive, Positive], AfterValidator(_existing_part)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+# Sliding windows, where nobody says otherwise: voxels a side, and the share that neighbours have in common.
+WINDOW = 64
+OVERLAP = 0.25
 GroupName = Literal["auto", "trivial", "D2", "D4", "O", "C2", "C4"]
 
 
@@ -286,9 +289,9 @@ class InferSettings(Settings):
     """Which encoder of the run."""
     out: Path
     """OME-Zarr store to write."""
-    window: Positive = 64
+    window: Positive = WINDOW
     """Voxels along each side of the sliding window."""
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    overlap: Annotated[float, Field(ge=0, lt=1)] = OVERLAP
     """Share of the window that neighbours share."""
     blend: Literal["gaussian", "hann", "exact"] = "gaussian"
     """How overlapping windows are put together; exact uses only voxels whose whole receptive field is in the window."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,30 @@ def test_the_tightest_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "proc/self/cgroup").write_text(line + "\n", encoding="utf-8")
     monkeypatch.setattr(memory, "Path", lambda place: tmp_path / str(place).lstrip("/"))
     assert memory._cgroup_bytes() == 5000 - 3000 + 700
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="acts on glibc only")
+@pytest.mark.parametrize(("keep", "fewer"), [(True, True), (False, False)])
+def test_kept_memory_is_not_cleared_again(keep: bool, fewer: bool) -> None:
+    """64 MiB, above every threshold of glibc, taken and given back twice: the second time without page faults."""
+    code = f"""
+        import ctypes, resource
+        from comir_hpc.memory import keep_freed_memory
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        if {keep}:
+            keep_freed_memory()
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            block = libc.malloc(64 << 20)
+            ctypes.memset(block, 1, 64 << 20)
+            libc.free(block)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        first, second = faults(), faults()
+        print(second < first / 10)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(fewer)

@@ -1,19 +1,19 @@
 r"""`infer` beside MONAI's `sliding_window_inference`: the same network, precision, windows, overlap and blending.
 
     pip install --no-deps --target MONAI monai
-    export OMP_NUM_THREADS=1
-    python benchmarks/volumes/beside_monai.py compare --work WORK --monai MONAI --side 512 --repeats 1 \
-        --out benchmarks/volumes/beside_monai.csv
-    python benchmarks/volumes/beside_monai.py alternate --work WORK --monai MONAI --side 160 --repeats 5 \
-        --out benchmarks/volumes/beside_monai.csv
+    equal=(--work SMALL --runs "equal, MONAI" "equal, comir-hpc")
+    default=(--work LARGE --widths 16 32 64 64 --runs "default, MONAI" "default, comir-hpc")
+    to=(--monai MONAI --out benchmarks/volumes/beside_monai.csv)
+    OMP_NUM_THREADS=1 python benchmarks/volumes/beside_monai.py compare "${equal[@]}" "${to[@]}"
+    python benchmarks/volumes/beside_monai.py compare "${equal[@]}" "${to[@]}"
+    python benchmarks/volumes/beside_monai.py compare "${default[@]}" "${to[@]}"
 
 `equal`: windows of 64, half overlapping, Gaussian weights, bf16, every window evaluated, one block. MONAI has the
 volume in memory and leaves its result there; `infer` reads it from zarr and writes the result, its pyramid and its
 ledger. `default`: each tool's own defaults. MONAI: overlap 0.25, constant weights, fp32, batches of 4, and windows of
-64, for which it has no default. Ours: the same windows and overlap, Gaussian, bf16
-where the processor multiplies it, windows without specimen left out, blocks of 256 x 256 x 128. Every
-measurement is a process of its own, and they take turns. The network is small (`--widths`), so that the windows of
-512^3 are done in minutes: with a larger one, what is around it matters less.
+64, for which it has no default. Ours: the same windows and overlap, Gaussian, bf16 where the processor multiplies it,
+windows without specimen left out, blocks of 256 x 256 x 128. In `compare` every measurement is a process of its own,
+and they take turns. A small network (`--widths`) shows what is around it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from comir_hpc.config import Precision
+from comir_hpc.config import OVERLAP, WINDOW, Precision
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, Triple, Vector
 from comir_hpc.launch import DTYPES
@@ -132,7 +132,7 @@ class Encoder:
         }
 
     def windows(
-        self, shape_zyx: Triple, *, window: int = 64, overlap: float = 0.25, blend: Blend = "gaussian"
+        self, shape_zyx: Triple, *, window: int = WINDOW, overlap: float = OVERLAP, blend: Blend = "gaussian"
     ) -> WindowGrid:
         """Windows over a volume of this shape; see `plan_windows`."""
         return plan_windows(
@@ -186,8 +186,8 @@ class Encoder:
         volume: Volume,
         level: int,
         *,
-        window: int = 64,
-        overlap: float = 0.25,
+        window: int = WINDOW,
+        overlap: float = OVERLAP,
         blend: Blend = "gaussian",
         batch: int = 1,
         skip_background: bool = True,
