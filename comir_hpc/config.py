@@ -310,7 +310,7 @@ class InferSettings(Settings):
     shard: Positive = 128
     """Voxels along each side of a stored shard."""
     core: Positive | None = None
-    """Voxels along each side of a block of work, a multiple of the shard; 2 x 2 x 1 shards when not given."""
+    """Voxels along each side of a block of work, a multiple of the shard; up to 2 x 2 x 2 shards when not given."""
     symmetrise: Literal["none", "D2", "D4", "O", "C2", "C4"] = "none"
     """Average over the rotations of this group: exact equivariance for as many passes as it has elements."""
     verify: bool = False

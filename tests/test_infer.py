@@ -20,11 +20,13 @@ from trained_run import write_run
 
 from comir_hpc.config import InferSettings, validate
 from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
+from comir_hpc.geometry import Triple
 from comir_hpc.infer import infer, plan_infer
+from comir_hpc.infer.job import core_of
 from comir_hpc.ledger import Ledger
 from comir_hpc.seams import seam_figure
-from comir_hpc.volume import Volume
-from comir_hpc.windows import load_encoder
+from comir_hpc.volume import Volume, chunk_and_shard
+from comir_hpc.windows import load_encoder, plan_windows
 
 Folder = Path
 
@@ -287,6 +289,27 @@ def test_the_plan_agrees_with_what_is_done(folder: Path, tmp_path: Path) -> None
     assert plan["seconds_a_window"] > 0
     part = plan_infer(settings(folder, tmp_path / "out.zarr", part=(2, 3)))
     assert part["blocks_of_this_part"] < plan["blocks"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "core"),
+    [
+        ((256, 256, 256), 1, (256, 256, 256)),
+        ((512, 512, 512), 1, (256, 256, 256)),
+        ((512, 512, 512), 64, (128, 128, 128)),  # a block for everyone
+        ((256, 256, 256), 2, (256, 256, 128)),  # cut where nothing is evaluated twice
+        ((100, 1000, 4000), 1, (128, 256, 256)),
+        ((1, 3000, 3000), 2, (1, 256, 256)),
+    ],
+)
+def test_blocks_are_laid_so_that_the_work_is_done_first(
+    folder: Path, shape: Triple, processes: int, core: Triple
+) -> None:
+    windows = plan_windows(
+        shape, window=64, overlap=0.25, blend="gaussian", total_stride_zyx=(8, 8, 8), halo_zyx=(56, 56, 56)
+    )
+    _, shard = chunk_and_shard(shape, 64, 128)
+    assert core_of(settings(folder, "out.zarr", part=(1, processes)), windows, shard) == core
 
 
 def test_a_read_only_target_is_one_sentence(folder: Path, small_disk: Path) -> None:

@@ -25,7 +25,8 @@ from comir_hpc.networks import (
     network_options,
     predict_step,
 )
-from comir_hpc.networks.layers import Padding, SymmetricConv, same_conv
+from comir_hpc.networks.borders import Padding, pad_border
+from comir_hpc.networks.layers import SymmetricConv, same_conv
 from comir_hpc.networks.planning import Triple, plan_pooling, receptive_halo
 from comir_hpc.rotations import act, rotation_group
 
@@ -410,6 +411,27 @@ def test_a_constant_image_shows_no_border(padding: str) -> None:
     assert rough.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (5, 1, 3)])
+def test_maps_joined_and_continued_in_one_are_torchs_two_steps(kernel: Triple) -> None:
+    torch.manual_seed(0)
+    parts = [
+        torch.randn(2, channels, 4, 5, 3, dtype=torch.float64, requires_grad=True) for channels in (3, 1)
+    ]
+    ends = [size // 2 for size in reversed(kernel) for _ in range(2)]
+    expected = nn.functional.pad(torch.cat(parts, dim=1), ends, mode="replicate")
+    padded = pad_border(parts, kernel, "replicate")
+    assert torch.equal(padded, expected)
+    weights = torch.randn_like(expected)
+    found = torch.autograd.grad((padded * weights).sum(), parts)
+    wanted = torch.autograd.grad((expected * weights).sum(), parts)
+    assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
+
+
+def test_maps_of_two_kinds_are_joined_in_the_finer_one() -> None:
+    half, single = torch.randn(1, 2, 4, 4, 4).bfloat16(), torch.randn(1, 1, 4, 4, 4)
+    assert pad_border([half, single], (3, 3, 3), "replicate").dtype == torch.float32
+
+
 def test_a_map_too_small_to_be_mirrored_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"(?s)reflect.*\(1, 1, 1\).*replicate"):
         small("unet", padding="reflect")(torch.zeros(2, 1, 4, 4, 4))
@@ -523,6 +545,21 @@ def test_parameters_are_counted() -> None:
 
 
 # Inference
+
+
+@pytest.mark.parametrize("padding", ["zeros", "replicate"])
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_kernels_chosen_for_inference_change_no_value(
+    padding: str, precision: torch.dtype, tolerance: float
+) -> None:
+    # One small map: torch chooses other kernels for it when it trains.
+    network = small("unet", padding=padding).eval()
+    x = torch.randn(1, 1, 16, 16, 16)
+    with torch.autocast("cpu", dtype=precision, enabled=precision is not torch.float32):
+        trained = network(x).detach()
+        with torch.no_grad():
+            inferred = network(x)
+    assert (inferred - trained).abs().max() < tolerance * trained.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,35 @@ def test_boxes_in_a_row_along_x_evaluate_every_window_once(encoder: Encoder, ima
     assert sweep.evaluated == len(windows)
 
 
+@pytest.mark.parametrize("blend", ["gaussian", "exact"])
+def test_rows_that_follow_each_other_along_y_evaluate_every_window_once(
+    encoder: Encoder, image: np.ndarray, blend: str
+) -> None:
+    windows = encoder.windows(SHAPE, window=24, blend=blend)
+    sweep = Sweep(encoder, _reader(image), windows)
+    for block in plan_blocks(SHAPE, (SHAPE[0], 5, 11)):  # a window reaches over several rows
+        sweep.encode(block.write)
+    assert sweep.evaluated == len(windows)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 20_000, 1 << 30])
+def test_blocks_in_any_order_and_with_any_room_give_the_same_bits(
+    encoder: Encoder, image: np.ndarray, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comir_hpc.windows.encoder._KEPT_BYTES", kept_bytes)
+    windows = encoder.windows(SHAPE, window=16, overlap=0.5)
+    whole = encoder.encode(_reader(image), windows, Box((0, 0, 0), SHAPE))
+    plan = plan_blocks(SHAPE, (16, 13, 15))
+    everything = list(range(len(plan)))
+    random = np.random.default_rng(0)
+    for order in (everything, everything[::-1], everything[::2], random.permutation(everything).tolist()):
+        sweep = Sweep(encoder, _reader(image), windows)
+        for index in order:
+            box = plan[index].write
+            np.testing.assert_array_equal(sweep.encode(box), whole[(slice(None), *box.slices)])
+            assert sum(kept.values.nbytes for kept in sweep._kept.values()) <= kept_bytes
+
+
 def test_threads_change_no_bit(encoder: Encoder, image: np.ndarray) -> None:
     windows = encoder.windows(SHAPE, window=24)
     before = torch.get_num_threads()

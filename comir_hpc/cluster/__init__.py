@@ -235,6 +235,7 @@ def _run_here(carrier: Carrier, todo: Sequence[int], stop: threading.Event, sett
                 settle(index, result)
             else:
                 writing = index, writer.submit(carrier.store, index, result)
+            del result  # the writer drops it when it is written
         if writing is not None:
             settle(writing[0], writing[1].result())
 

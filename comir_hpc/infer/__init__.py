@@ -137,7 +137,7 @@ def plan_infer(settings: InferSettings) -> dict[str, Any]:
     job = Job.of(settings)
     shape = job.windows.shape_zyx
     _, shard = chunk_and_shard(shape, settings.chunk, settings.shard)
-    plan = plan_blocks(shape, shard, core_zyx=core_of(settings, shape, shard))
+    plan = plan_blocks(shape, shard, core_zyx=core_of(settings, job.windows, shard))
     part = plan.part(*settings.part)
     in_all = evaluations(job.windows, plan)
     per_window = calibrate(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from comir_hpc.config import InferSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Triple, plan_blocks
 from comir_hpc.volume import Volume, chunk_and_shard
-from comir_hpc.windows import Encoder, NormalisedReader, Sweep, load_encoder, nearest_level
+from comir_hpc.windows import Encoder, NormalisedReader, Sweep, WindowGrid, load_encoder, nearest_level
 
-# Shards of a block along z, y, x. Windows at its faces along z and y are evaluated by both neighbours, so longer is
-# faster and takes more memory; along x a sweep hands them on.
-_CORE_SHARDS = (2, 2, 1)
+# Shards of a block along z, y, x, at most: longer blocks evaluate fewer windows twice and take more memory.
+_CORE_SHARDS = (2, 2, 2)
 _SAMPLED = 24  # windows that the scale of a quantised representation is taken from
 _COARSE = 1 << 20  # voxels of a level that may be read at once to see where specimen is
 _HEADROOM = 1.25  # of the largest value in them
@@ -89,7 +89,7 @@ class Job:
             },
             "model": {"run": str(settings.model.resolve()), **self.encoder.identity()},
             # Whoever begins decides on the blocks: parts and reruns must agree on their numbers.
-            "core_zyx": list(core_of(settings, self.grid.shape_zyx, shard)),
+            "core_zyx": list(core_of(settings, self.windows, shard)),
         }
         integers = np.dtype(settings.dtype).kind == "i"
         return Volume.create(
@@ -117,12 +117,26 @@ class Job:
             )
 
 
-def core_of(settings: InferSettings, shape: Triple, shard: Triple) -> Triple:
-    """Voxels of a block along z, y, x."""
+def core_of(settings: InferSettings, windows: WindowGrid, shard: Triple) -> Triple:
+    """Voxels of a block along z, y, x: of those of up to 2 x 2 x 2 shards, the one with which the work is done first.
+
+    Windows across faces along z and y are evaluated by both neighbours, a sweep along x hands them on; and as many
+    blocks as there are processes are done at a time.
+    """
     if settings.core is not None:
         return (settings.core,) * 3
-    z, y, x = [s if s >= n else k * s for k, s, n in zip(_CORE_SHARDS, shard, shape, strict=True)]
-    return z, y, x
+    processes = settings.workers * settings.part[1]
+    counts = [-(-n // s) for n, s in zip(windows.shape_zyx, shard, strict=True)]
+
+    def cost(shards: tuple[int, ...]) -> tuple[float, int]:
+        z, y, _ = (windows.positions(axis, k * shard[axis]) for axis, k in enumerate(shards))
+        blocks = math.prod(-(-n // k) for n, k in zip(counts, shards, strict=True))
+        return z * y * math.ceil(blocks / processes) / blocks, blocks
+
+    z, y, x = min(
+        product(*(range(1, min(n, k) + 1) for n, k in zip(counts, _CORE_SHARDS, strict=True))), key=cost
+    )
+    return z * shard[0], y * shard[1], x * shard[2]
 
 
 class Work:

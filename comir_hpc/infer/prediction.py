@@ -22,13 +22,7 @@ _WORTH_CALIBRATING = 20
 
 def evaluations(windows: WindowGrid, plan: BlockPlan) -> int:
     """Windows evaluated in all, those at faces between rows of blocks several times."""
-    z, y, _ = (
-        sum(
-            sum(a < min(b + c, n) and a + w > b for a in starts)
-            for b in range(0, n, c)
-        )
-        for starts, w, n, c in zip(windows.starts, windows.window_zyx, plan.shape_zyx, plan.core_zyx, strict=True)
-    )  # fmt: skip
+    z, y = (windows.positions(axis, plan.core_zyx[axis]) for axis in (0, 1))
     return z * y * len(windows.starts[2])
 
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from comir_hpc.networks.borders import Padding
 from comir_hpc.networks.layers import (
     BatchNormRelu,
     ConvBlock,
     PaddedConv,
-    Padding,
     SymmetricConv,
     correlate,
 )
@@ -40,12 +40,13 @@ class FoldedConv(nn.Module):
         kz, ky, kx = filters.shape[2:]
         self.kernel_size: Triple = (kz, ky, kx)
         self.padding: Padding = padding
+        self.joins = True
         self.register_buffer("filters", filters.contiguous(memory_format=torch.channels_last_3d))
         self.register_buffer("bias", bias)
 
-    def forward(self, x_BCZYX: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
-        return correlate(x_BCZYX, self.filters, self.kernel_size, self.padding, self.bias)
+    def forward(self, *parts_BCZYX: Tensor) -> Tensor:
+        """(B, C, Z, Y, X), possibly in parts, to (B, O, Z, Y, X)."""
+        return correlate(parts_BCZYX, self.filters, self.kernel_size, self.padding, self.bias)
 
 
 @torch.no_grad()

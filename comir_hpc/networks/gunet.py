@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from comir_hpc.networks.borders import Padding
 from comir_hpc.networks.hourglass import Hourglass, conv_hourglass
 from comir_hpc.networks.layers import (
     Norm,
-    Padding,
     correlate,
     norm_maker,
     require_choice,
@@ -70,7 +70,7 @@ class LiftingConv(nn.Module):
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         """Correlate (B, C, Z, Y, X) with every orientation."""
-        return correlate(x_BCZYX, self.filters(), self.kernel_size, self.padding)
+        return correlate((x_BCZYX,), self.filters(), self.kernel_size, self.padding)
 
 
 class GroupConv(nn.Module):
@@ -113,7 +113,7 @@ class GroupConv(nn.Module):
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         """Correlate (B, G*C, Z, Y, X) with the bank."""
-        return correlate(x_BCZYX, self.filters(), self.kernel_size, self.padding)
+        return correlate((x_BCZYX,), self.filters(), self.kernel_size, self.padding)
 
 
 class GroupMean(nn.Module):

@@ -20,18 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comir_hpc.errors import ConfigError
+from comir_hpc.networks.borders import Padding, pad_border
 from comir_hpc.networks.planning import Triple
-from comir_hpc.networks.recompute import Parts, Stage, join_copies, split_copies
+from comir_hpc.networks.recompute import Parts, Stage, join_copies, merge_channels, split_copies
 from comir_hpc.rotations import Group
 
 Norm = Literal["batch", "channel"]
-Padding = Literal["zeros", "replicate", "reflect"]
 ConvMaker = Callable[[int, int, Triple], nn.Module]
 """Makes a convolution from input channels, output channels and kernel size (z, y, x)."""
 NormMaker = Callable[..., nn.Module]
 """Makes a norm from the number of channels; ``relu=False`` leaves the activation out."""
 
 _POINT: Triple = (1, 1, 1)
+_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def require_choice(value: str, choices: Any, what: str) -> None:
@@ -46,39 +47,38 @@ def mix_channels(x_BCZYX: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
     torch on CPU has no channels_last_3d kernel for it in fp32, copies the map and returns another layout.
     """
+    if _inferring_on_cpu(x_BCZYX) and torch.is_autocast_enabled("cpu"):
+        return F.conv3d(
+            x_BCZYX, weight, bias
+        )  # in bf16 it has one, twice as fast as a product with few columns
     return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
 
-def pad_border(x_BCZYX: Tensor, kernel_zyx: Triple, padding: Padding) -> Tensor:
-    """Continue a map by the kernel's radius with its border voxels (replicate) or its mirror image (reflect).
-
-    Raises
-    ------
-    ConfigError
-        If a side is too short to be mirrored.
-    """
-    radii = [size // 2 for size in kernel_zyx]
-    sides = tuple(x_BCZYX.shape[2:])
-    if padding == "reflect" and any(side <= radius for side, radius in zip(sides, radii, strict=True)):
-        raise ConfigError(
-            f"padding is reflect, but a coarse level has only {sides} voxels (z, y, x) to mirror; use larger "
-            "patches, or padding replicate"
-        )
-    both_ends = [radius for radius in reversed(radii) for _ in range(2)]
-    # CPU autocast would turn the map into fp32.
-    with torch.autocast(x_BCZYX.device.type, enabled=False):
-        return F.pad(x_BCZYX, both_ends, mode=padding)
-
-
 def correlate(
-    x_BCZYX: Tensor, filters: Tensor, kernel_zyx: Triple, padding: Padding, bias: Tensor | None = None
+    parts_BCZYX: Parts, filters: Tensor, kernel_zyx: Triple, padding: Padding, bias: Tensor | None = None
 ) -> Tensor:
-    """Correlate (B, C, Z, Y, X) with filters (O, C, kz, ky, kx), keeping the shape, and add the bias (O,)."""
+    """Correlate (B, C, Z, Y, X), possibly in parts, with filters (O, C, kz, ky, kx), and add the bias (O,).
+
+    The shape is kept; `same_conv` says what padding is.
+    """
     if max(kernel_zyx) == 1:
-        return mix_channels(x_BCZYX, filters, bias)
+        return mix_channels(merge_channels(parts_BCZYX), filters, bias)
     if padding == "zeros":
-        return F.conv3d(x_BCZYX, filters, bias, padding=[size // 2 for size in kernel_zyx])
-    return F.conv3d(pad_border(x_BCZYX, kernel_zyx, padding), filters, bias)
+        return _convolve(merge_channels(parts_BCZYX), filters, bias, [size // 2 for size in kernel_zyx])
+    return _convolve(pad_border(parts_BCZYX, kernel_zyx, padding), filters, bias, [0, 0, 0])
+
+
+def _convolve(x_BCZYX: Tensor, filters: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
+    fp32 = x_BCZYX.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if fp32 and len(x_BCZYX) == 1 and _inferring_on_cpu(x_BCZYX):
+        # Such a map, if it is small, torch gives to a kernel of its own, which is up to ten times slower than oneDNN's
+        # and returns another layout.
+        return torch.mkldnn_convolution(x_BCZYX, filters, bias, padding, [1, 1, 1], [1, 1, 1], 1)
+    return F.conv3d(x_BCZYX, filters, bias, padding=padding)
+
+
+def _inferring_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and _ONEDNN
 
 
 def tap_permutations(group: Group, kernel_zyx: Triple) -> Tensor:
@@ -117,12 +117,13 @@ class PaddedConv(nn.Conv3d):
         self, in_channels: int, out_channels: int, kernel_zyx: Triple, padding: Padding, bias: bool
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_zyx, bias=bias)
-        self.border = padding
+        self.border: Padding = padding
+        self.joins = True
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
+    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
+        """(B, C, Z, Y, X), possibly in parts, to (B, O, Z, Y, X)."""
         kernel = (self.kernel_size[0], self.kernel_size[1], self.kernel_size[2])
-        return F.conv3d(pad_border(input, kernel, self.border), self.weight, self.bias)
+        return correlate((input, *others), self.weight, kernel, self.border, self.bias)
 
 
 class SymmetricConv(nn.Module):
@@ -154,6 +155,7 @@ class SymmetricConv(nn.Module):
         require_choice(padding, Padding, "padding")
         self.kernel_size = kernel_zyx
         self.padding = padding
+        self.joins = True
         # The smallest number among a tap's images names its orbit.
         first = tap_permutations(group, kernel_zyx).amin(dim=0)
         orbit = torch.from_numpy(np.unique(first.numpy(), return_inverse=True)[1])
@@ -170,9 +172,9 @@ class SymmetricConv(nn.Module):
         taps_OTC = self.orbits.T @ self.weight.transpose(1, 2)
         return taps_OTC.view(len(taps_OTC), *self.kernel_size, -1).permute(0, 4, 1, 2, 3)
 
-    def forward(self, x_BCZYX: Tensor) -> Tensor:
-        """(B, C, Z, Y, X) to (B, O, Z, Y, X)."""
-        return correlate(x_BCZYX, self.kernel(), self.kernel_size, self.padding)
+    def forward(self, *parts_BCZYX: Tensor) -> Tensor:
+        """(B, C, Z, Y, X), possibly in parts, to (B, O, Z, Y, X)."""
+        return correlate(parts_BCZYX, self.kernel(), self.kernel_size, self.padding)
 
 
 class PointConv(nn.Conv3d):

@@ -102,19 +102,24 @@ class Stage(nn.Module):
 
 
 class _Merged(nn.Sequential):
+    """Joins the parts and applies the layers; a first one that `joins` gets them as they are."""
+
     def __init__(self, *layers: nn.Module, copies: int, grow: nn.Module | None) -> None:
         super().__init__(*layers)
         self.copies = copies
         self.grow = [grow] if grow is not None else []
 
     def forward(self, *parts_BCZYX: Tensor) -> Tensor:
-        x_BCZYX = self._merge(*parts_BCZYX)
-        for layer in self:
+        first, *rest = self
+        x_BCZYX = self._joined(first, *parts_BCZYX)
+        for layer in rest:
             x_BCZYX = layer(x_BCZYX)
         return x_BCZYX
 
-    def _merge(self, *parts_BCZYX: Tensor) -> Tensor:
+    def _joined(self, first: nn.Module, *parts_BCZYX: Tensor) -> Tensor:
         *others, last = parts_BCZYX
         for grow in self.grow:
             last = grow(last)
-        return merge_channels([*others, last], self.copies)
+        joins = self.copies == 1 and getattr(first, "joins", False)
+        y: Tensor = first(*others, last) if joins else first(merge_channels([*others, last], self.copies))
+        return y

@@ -58,7 +58,7 @@ class _MeanPool(torch.autograd.Function):
     def forward(ctx: Any, x_BCZYX: Tensor, factors: Triple) -> Tensor:
         ctx.factors = factors
         x_BZYXC = x_BCZYX.permute(0, 2, 3, 4, 1)
-        for dim in (3, 2, 1):
+        for dim in (1, 2, 3):  # the longest runs of memory first
             if factors[dim - 1] == 2:
                 x_BZYXC = _halve(x_BZYXC, dim)
         return x_BZYXC.mul_(1 / math.prod(factors)).permute(0, 4, 1, 2, 3)

@@ -30,6 +30,8 @@ from comir_hpc.volume import Intensity, Volume
 from comir_hpc.windows.evaluation import Cut, in_batches, on_threads
 from comir_hpc.windows.grid import Blend, Window, WindowGrid, plan_windows
 
+_KEPT_BYTES = 40 << 20  # of windows across a face along y, for the next row of blocks
+
 Array = NDArray[np.float32]
 Read = Callable[[Box], Array]
 
@@ -255,11 +257,21 @@ class Encoder:
         return total / len(group)
 
 
-class Sweep:
-    """Encodes boxes one after another and hands the windows that two neighbours along x share from one to the next.
+@dataclass(frozen=True)
+class _Kept:
+    """Values (l, z, y, x) of a window, in a box of it, for the row of blocks that begins there along z and y."""
 
-    A box that follows the last one along x begins with the sums that those windows left behind the last one's face;
-    any other box begins at zero. Either way its voxels see the same additions in the same order.
+    row: tuple[int, int]
+    box: Box
+    values: Array
+
+
+class Sweep:
+    """Encodes boxes one after another, and hands what two neighbours along x or y share from one to the next.
+
+    A box that follows the last one along x begins with the sums that windows left behind the last one's face; any other
+    box begins at zero. Of windows across a face along y the values beyond it are kept, while there is room, until the
+    row behind that face asks for them. Either way a voxel sees the same additions in the same order.
 
     Parameters
     ----------
@@ -280,6 +292,7 @@ class Sweep:
         self.background, self.batch = background, batch
         self.evaluated = self.skipped = 0
         self._left: tuple[Box, Array] | None = None
+        self._kept: dict[Triple, _Kept] = {}
 
     def encode(self, core: Box) -> Array:
         """Representation (l, *core.shape), float32, of the next box."""
@@ -296,9 +309,13 @@ class Sweep:
                 inside[..., : left.shape[-1]] = left[..., :width]
                 behind[..., : max(0, left.shape[-1] - width)] = left[..., width:]
             del left
+        # What was kept for other rows than this box's and the next nobody will ask for.
+        rows = [(core.start[0], y) for y in (core.start[1], core.stop[1])]
+        self._kept = {place: kept for place, kept in self._kept.items() if kept.row in rows}
         todo = list(self.windows.touching(core, first_x=first_x))
-        if todo:
-            self._accumulate(todo, ((core, inside), (face, behind)))
+        for window, box, values in self._encoded(todo, core):
+            self._add(window, box, values, ((core, inside), (face, behind)))
+            self._keep(window, box, values, core)
         self._left = face, behind
         return inside
 
@@ -306,19 +323,44 @@ class Sweep:
         """How far along x the windows that touch a box ending at `stop` reach."""
         return min(self.windows.shape_zyx[2], stop + self.windows.window_zyx[2])
 
-    def _accumulate(self, todo: list[Window], totals: tuple[tuple[Box, Array], ...]) -> None:
-        for window, encoded in self._encoded(todo):
-            for box, total in totals:
-                part = window.box.intersect(box)
-                cuts = part.slices_in(window.box)
-                z, y, x = (
-                    profile[cut] for profile, cut in zip(self.windows.weights(window), cuts, strict=True)
-                )
-                weight = z[:, None, None] * y[:, None] * x
-                total[(slice(None), *part.slices_in(box))] += encoded[(slice(None), *cuts)] * weight
+    def _add(self, window: Window, box: Box, values: Array, totals: tuple[tuple[Box, Array], ...]) -> None:
+        for place, total in totals:
+            part = box.intersect(place)
+            cuts = part.slices_in(window.box)
+            z, y, x = (profile[cut] for profile, cut in zip(self.windows.weights(window), cuts, strict=True))
+            weight = z[:, None, None] * y[:, None] * x
+            total[(slice(None), *part.slices_in(place))] += (
+                values[(slice(None), *part.slices_in(box))] * weight
+            )
 
-    def _encoded(self, todo: list[Window]) -> Iterator[Cut]:
-        """Windows with specimen in them and their representations (l, z, y, x), in the order given."""
+    def _keep(self, window: Window, box: Box, values: Array, core: Box) -> None:
+        """Keep what a window counts for behind the face of `core` along y."""
+        start, stop = (core.start[0], core.stop[1], box.start[2]), (core.stop[0], *box.stop[1:])
+        beyond = Box(start, stop).intersect(box)
+        counts = self.windows.weights(window)[1][beyond.slices_in(window.box)[1]].any()
+        part = values[(slice(None), *beyond.slices_in(box))]
+        if counts and part.nbytes + sum(kept.values.nbytes for kept in self._kept.values()) <= _KEPT_BYTES:
+            self._kept[window.place_zyx] = _Kept(start[:2], beyond, part.copy())
+
+    def _is_kept(self, window: Window, core: Box) -> bool:
+        kept = self._kept.get(window.place_zyx)
+        return kept is not None and kept.row == core.start[:2]
+
+    def _encoded(self, todo: list[Window], core: Box) -> Iterator[tuple[Window, Box, Array]]:
+        """Windows with specimen in them, and their values (l, z, y, x) in a box of them, in the order given."""
+        fresh = self._evaluated([window for window in todo if not self._is_kept(window, core)])
+        ahead = next(fresh, None)
+        for window in todo:
+            if self._is_kept(window, core):
+                kept = self._kept.pop(window.place_zyx)
+                yield window, kept.box, kept.values
+            elif ahead is not None and ahead[0] is window:
+                yield window, window.box, ahead[1]
+                ahead = next(fresh, None)
+
+    def _evaluated(self, todo: list[Window]) -> Iterator[Cut]:
+        if not todo:
+            return
         cuts = self._occupied(todo)
         if self.encoder.device.type == "cpu":
             yield from on_threads(self.encoder.evaluate, cuts)
@@ -337,7 +379,11 @@ class Sweep:
     def _read_along_x(self, todo: list[Window]) -> Iterator[tuple[Window, Box, Array]]:
         """Windows with what is in memory around them: one window deep along x, the next step read meanwhile."""
         steps = [list(group) for _, group in groupby(todo, key=lambda window: window.box.start[2])]
-        regions = [self._region(step) for step in steps]
+        z, y = ((min(w.box.start[a] for w in todo), max(w.box.stop[a] for w in todo)) for a in (0, 1))
+        whole = Box((0, 0, 0), self.windows.shape_zyx)
+        regions = [
+            Box((z[0], y[0], w.box.start[2]), (z[1], y[1], w.box.stop[2])).intersect(whole) for w, *_ in steps
+        ]
         stops = [regions[0].start[2], *(region.stop[2] for region in regions)]
         fresh = [
             Box((*r.start[:2], max(r.start[2], seen)), r.stop)
@@ -360,11 +406,6 @@ class Sweep:
                 del read
                 for window in step:
                     yield window, region, values
-
-    def _region(self, step: list[Window]) -> Box:
-        """Everything inside the volume that windows of one step along x see."""
-        first, last = step[0].box, step[-1].box
-        return Box(first.start, last.stop).intersect(Box((0, 0, 0), self.windows.shape_zyx))
 
     def _read(self, box: Box) -> Array:
         if box.size == 0:

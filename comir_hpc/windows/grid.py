@@ -81,6 +81,11 @@ class WindowGrid:
                     for ky in y:
                         yield self._window((kz, ky, kx))
 
+    def positions(self, axis: int, core: int) -> int:
+        """Window positions along an axis, those on a face between blocks of `core` voxels counted for both blocks."""
+        starts = range(0, self.shape_zyx[axis], core)
+        return sum(lo < start + core and hi > start for lo, hi in self._spans[axis] for start in starts)
+
     def weights(self, window: Window) -> tuple[Profile, Profile, Profile]:
         """Weight of a window along z, y, x; their product over all windows sums to one at every voxel."""
         z, y, x = (profiles[k] for profiles, k in zip(self._profiles, window.place_zyx, strict=True))

@@ -1,0 +1,91 @@
+"""What lies beyond a map's border, and maps joined while it is filled in.
+
+Axes: B batch, C channels, Z Y X space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from comir_hpc.errors import ConfigError
+from comir_hpc.networks.planning import Triple
+from comir_hpc.networks.recompute import merge_channels
+
+Padding = Literal["zeros", "replicate", "reflect"]
+
+
+def pad_border(parts_BCZYX: Sequence[Tensor], kernel_zyx: Triple, padding: Padding) -> Tensor:
+    """Concatenate maps along the channels and continue them beyond the border by the kernel's radius.
+
+    Parameters
+    ----------
+    parts_BCZYX : sequence of (B, ., Z, Y, X)
+        Of one shape but for the channels.
+    kernel_zyx : three int
+        Odd sizes.
+    padding : str
+        With the border voxels (replicate) or the mirror image (reflect).
+
+    Raises
+    ------
+    ConfigError
+        If a side is too short to be mirrored.
+    """
+    radii = (kernel_zyx[0] // 2, kernel_zyx[1] // 2, kernel_zyx[2] // 2)
+    if padding == "replicate" and len({part.dtype for part in parts_BCZYX}) == 1:
+        padded: Tensor = _Replicated.apply(radii, *parts_BCZYX)  # type: ignore[no-untyped-call]
+        return padded
+    x_BCZYX = merge_channels(parts_BCZYX)
+    sides = tuple(x_BCZYX.shape[2:])
+    if padding == "reflect" and any(side <= radius for side, radius in zip(sides, radii, strict=True)):
+        raise ConfigError(
+            f"padding is reflect, but a coarse level has only {sides} voxels (z, y, x) to mirror; use larger "
+            "patches, or padding replicate"
+        )
+    # CPU autocast would turn the map into fp32.
+    with torch.autocast(x_BCZYX.device.type, enabled=False):
+        return F.pad(x_BCZYX, _both_ends(radii), mode=padding)
+
+
+class _Replicated(torch.autograd.Function):
+    """Maps joined and padded in one copy; the backward pass needs nothing but their shapes (torch keeps the map)."""
+
+    @staticmethod
+    def forward(ctx: Any, radii: Triple, *parts_BCZYX: Tensor) -> Tensor:
+        first = parts_BCZYX[0]
+        ctx.radii, ctx.sides = radii, first.shape[2:]
+        ctx.channels = [part.shape[1] for part in parts_BCZYX]
+        axes = list(zip((2, 3, 4), radii, ctx.sides, strict=True))
+        padded = torch.empty(
+            (len(first), sum(ctx.channels), *(side + 2 * radius for _, radius, side in axes)),
+            dtype=first.dtype,
+            device=first.device,
+            memory_format=torch.channels_last_3d,
+        )
+        inside = padded
+        for dim, radius, side in axes:
+            inside = inside.narrow(dim, radius, side)
+        for place, part in zip(inside.split_with_sizes(ctx.channels, dim=1), parts_BCZYX, strict=True):
+            place.copy_(part)
+        for dim, radius, side in axes:
+            if radius:
+                padded.narrow(dim, 0, radius).copy_(padded.narrow(dim, radius, 1))
+                padded.narrow(dim, radius + side, radius).copy_(padded.narrow(dim, radius + side - 1, 1))
+        return padded
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCZYX: Tensor) -> tuple[Tensor | None, ...]:
+        shape = grad_BCZYX.new_empty(()).expand(*grad_BCZYX.shape[:2], *ctx.sides)
+        folded: Tensor = torch.ops.aten.replication_pad3d_backward(grad_BCZYX, shape, _both_ends(ctx.radii))
+        return None, *folded.split_with_sizes(ctx.channels, dim=1)
+
+
+def _both_ends(radii: Triple) -> list[int]:
+    return [radius for radius in reversed(radii) for _ in range(2)]
