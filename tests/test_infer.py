@@ -327,6 +327,13 @@ def test_the_seam_figure_sees_a_seam(folder: Path, tmp_path: Path) -> None:
     broken = Volume.open(store(tmp_path / "broken.zarr", ramp))
     assert seam_figure(broken, faces) == {"blocks": pytest.approx(5.0)}
     assert seam_figure(broken, {"windows": ([], [7], [])}) == {"windows": None}
+    # A small specimen in much background: its few borders are among those looked at.
+    line = np.zeros(1000, dtype=np.float32)
+    line[480:530] = 100 + np.arange(50) + 4 * (np.arange(50) >= 20) + 4 * (np.arange(50) >= 30)
+    sparse = Volume.open(store(tmp_path / "sparse.zarr", np.broadcast_to(line, (8, 8, 1000)).copy()))
+    assert seam_figure(
+        sparse, {"windows": ([], [], [*range(50, 500, 50), 500, 510, *range(550, 1000, 50)])}
+    ) == {"windows": pytest.approx(5.0)}
     result = infer(settings(folder, "reference.zarr"))
     assert result.seam is not None
     assert 0.5 < result.seam["windows"] < 2
