@@ -23,8 +23,8 @@ def seam_figure(
     """Mean jump between neighbouring voxels across borders, over that between neighbours near them.
 
     A few planes spread over what is not zero are read, not all of it. A network that reduces its maps 8-fold has a
-    pattern of 8 voxels, and windows lie on that grid: what is compared lies one to three whole periods before and behind
-    a border.
+    pattern of 8 voxels, and windows lie on that grid: what is compared lies one to three whole periods before and
+    behind a border.
 
     Parameters
     ----------
