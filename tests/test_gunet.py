@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,42 @@ def test_group_convolution_is_its_definition(name: str) -> None:
             weight = layer.weight.detach()[(slice(None), slice(None), relative, *tap)]
             want += weight @ fields[(h, slice(None), *(np.array(v) + u))]
         torch.testing.assert_close(got[(g, slice(None), *v)], want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def escnn() -> dict[str, np.ndarray]:
+    """What reference/escnn_filters.py made with escnn, its channels in the order of our rotations."""
+    with np.load(Path(__file__).parent / "reference/escnn_filters.npz") as kept:
+        found = dict(kept)
+    # escnn's array axes are its coordinates z, y, -x (or all of them the other way round, which is the same here).
+    axes = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    turns = axes @ found.pop("rotations_xyz") @ axes.T
+    group = rotation_group("O")
+    order = [int(np.argmin(np.abs(turns - g).max(axis=(1, 2)))) for g in group.matrices]
+    assert sorted(order) == list(range(24))
+    ours = {
+        "image": found["image"],
+        "lifting": found["lifting"][order],
+        "group": found["group"][order][:, order],
+    }
+    return {**ours, "lifted": found["lifted"][:, order], "convolved": found["convolved"][:, order]}
+
+
+def test_escnns_filters_are_ours(escnn: dict[str, np.ndarray]) -> None:
+    group = rotation_group("O")
+    one = int(np.argmin(np.abs(group.matrices - np.eye(3)).max(axis=(1, 2))))
+    lifting, between = LiftingConv(1, 1, (3, 3, 3), group), GroupConv(1, 1, (3, 3, 3), group)
+    with torch.no_grad():
+        # The filters of the identity are the base filters; all others must follow from them.
+        lifting.weight.copy_(torch.from_numpy(escnn["lifting"][one][None]))
+        between.weight.copy_(torch.from_numpy(escnn["group"][one][None, None]))
+        np.testing.assert_allclose(lifting.filters(), escnn["lifting"], atol=1e-6)
+        np.testing.assert_allclose(between.filters(), escnn["group"], atol=1e-6)
+        assert escnn["group"].std() > 1e-3
+        lifted = lifting(torch.from_numpy(escnn["image"]))[..., 1:-1, 1:-1, 1:-1]
+        np.testing.assert_allclose(lifted, escnn["lifted"], atol=1e-5)
+        convolved = between(lifted)[..., 1:-1, 1:-1, 1:-1]
+        np.testing.assert_allclose(convolved, escnn["convolved"], atol=1e-5)
 
 
 def test_gradient_reaches_the_base_filters() -> None:
