@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TypedDict, Unpack
 
 from comir_hpc.cluster.carry import BlockResult, Carrier, Work, pack
 from comir_hpc.cluster.coarse import build_pyramid
@@ -90,6 +91,16 @@ class _Outcome:
 
     failed: dict[int, str] = field(default_factory=dict)
     done: int = 0
+
+
+class Running(TypedDict, total=False):
+    """How blocks are done; `run_blocks` says what each of these means."""
+
+    workers: int
+    cluster: str | None
+    verify: bool
+    progress: Progress | None
+    what: str
 
 
 def run_blocks(
@@ -175,11 +186,7 @@ def fill_output(
     require_unchanged: Callable[[], None],
     finish: Callable[[], None],
     begun: float,
-    workers: int = 1,
-    cluster: str | None = None,
-    verify: bool = False,
-    progress: Progress | None = None,
-    what: str = "blocks",
+    **running: Unpack[Running],
 ) -> Filled:
     """Do one part of the blocks of an output, and complete it if they were the last: what all stages end with.
 
@@ -195,14 +202,12 @@ def fill_output(
         See `complete_output`.
     begun : float
         ``time.perf_counter()`` of the beginning.
-    workers, cluster, verify, progress, what
+    **running
         See `run_blocks`, which says what is raised.
     """
     indices = plan.part(*part)
     predicted = predict(len(set(indices) - ledger.done().keys()))
-    ran = run_blocks(
-        plan, indices, work, ledger, workers=workers, cluster=cluster, verify=verify, progress=progress, what=what
-    )  # fmt: skip
+    ran = run_blocks(plan, indices, work, ledger, **running)
     if ran.computed:
         require_unchanged()
     missing = complete_output(out, plan, ledger, finish, parts=part[1])
