@@ -23,16 +23,16 @@ from comir_hpc.config import IngestSettings
 from comir_hpc.datasets import embedded_volume
 from comir_hpc.ingest import ingest
 
-PAIRS = 16  # a process
 
-
-def start(work: Path, run: Path, engine: str, processes: int, steps: int) -> subprocess.Popen[bytes]:
+def start(
+    work: Path, run: Path, engine: str, processes: int, pairs: int, steps: int
+) -> subprocess.Popen[bytes]:
     """Start a training of some steps."""
     shutil.rmtree(run, ignore_errors=True)
     record = {
         "modalities": ["t1w", "t2w"],
         "pairs": [{name: str(work / f"{name}.zarr") for name in ("t1w", "t2w")}],
-        "sampling": {"pairs_per_step": PAIRS * processes},
+        "sampling": {"pairs_per_step": pairs * processes},
         "optimiser": {"steps": steps},
         "engine": {"name": engine},
         "tracking": {"mlflow": None, "log_every": 2, "picture_every": 10 * steps},
@@ -51,10 +51,12 @@ def start(work: Path, run: Path, engine: str, processes: int, steps: int) -> sub
     )
 
 
-def patches_per_second(work: Path, engine: str, processes: int, trainings: int, steps: int) -> float:
+def patches_per_second(
+    work: Path, engine: str, processes: int, trainings: int, pairs: int, steps: int
+) -> float:
     """Train for some steps; the rate of all trainings together after the first steps."""
     runs = [work / f"run{number}" for number in range(trainings)]
-    started = [start(work, run, engine, processes, steps) for run in runs]
+    started = [start(work, run, engine, processes, pairs, steps) for run in runs]
     if any([one.wait() for one in started]):
         raise SystemExit(f"training failed; see {runs}")
     total = 0.0
@@ -81,6 +83,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[16], help="a process")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
@@ -88,19 +91,19 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     for name in ("t1w", "t2w"):
         ingest(IngestSettings(source=embedded_volume(name), out=given.work / f"{name}.zarr"))
-    rates: dict[str, list[float]] = {case: [] for case in CASES}
+    rates: dict[tuple[str, int], list[float]] = {(case, pairs): [] for pairs in given.pairs for case in CASES}
     for _ in range(given.rounds):
-        for case, words in CASES.items():
-            rates[case].append(patches_per_second(given.work, *words, given.steps))
-            print(case, rates[case], flush=True)
+        for (case, pairs), found in rates.items():
+            found.append(patches_per_second(given.work, *CASES[case], pairs, given.steps))
+            print(case, pairs, found, flush=True)
     with given.out.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["case", "pairs_a_process", "patches_per_s", "against_one", "rounds", "cores"])
-        for case in CASES:
-            one = rates["one process, DeepSpeed" if "DeepSpeed" in case else "one process"]
-            ratio = statistics.median(a / b for a, b in zip(rates[case], one, strict=True))
-            rate = statistics.median(rates[case])
-            table.writerow([case, PAIRS, f"{rate:.2f}", f"{ratio:.3f}", given.rounds, os.cpu_count()])
+        for (case, pairs), found in rates.items():
+            one = rates["one process, DeepSpeed" if "DeepSpeed" in case else "one process", pairs]
+            ratio = statistics.median(a / b for a, b in zip(found, one, strict=True))
+            rate = statistics.median(found)
+            table.writerow([case, pairs, f"{rate:.2f}", f"{ratio:.3f}", given.rounds, os.cpu_count()])
 
 
 if __name__ == "__main__":

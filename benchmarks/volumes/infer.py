@@ -4,7 +4,7 @@ r"""What `infer` promises about volumes larger than memory, measured: resume aft
     python benchmarks/volumes/infer.py resume --kills 20 --out benchmarks/volumes/infer_resume.csv
     python benchmarks/volumes/infer.py memory --sides 256 512 1024 --out benchmarks/volumes/infer_memory.csv \
         --figure benchmarks/volumes/infer_memory.png
-    python benchmarks/volumes/infer.py parts --side 256 --out benchmarks/volumes/infer_parts.csv
+    python benchmarks/volumes/infer.py parts --side 384 --out benchmarks/volumes/infer_parts.csv
 
 `resume` kills the same command with SIGKILL at a random moment, again and again, until it has been killed as often as
 asked and has then finished, and compares every file with those of an undisturbed run. `memory` encodes volumes whose
