@@ -178,6 +178,9 @@ def test_blocks_in_any_order_and_with_any_room_give_the_same_bits(
             box = plan[index].write
             np.testing.assert_array_equal(sweep.encode(box), whole[(slice(None), *box.slices)])
             assert sum(kept.values.nbytes for kept in sweep._kept.values()) <= kept_bytes
+    sweep = Sweep(encoder, _reader(image), windows)
+    for box in (Box((0, 0, 0), (16, 13, 45)), Box((0, 13, 0), (37, 26, 45))):  # the next row is taller
+        np.testing.assert_array_equal(sweep.encode(box), whole[(slice(None), *box.slices)])
 
 
 def test_threads_change_no_bit(encoder: Encoder, image: np.ndarray) -> None:

@@ -120,8 +120,8 @@ class Job:
 def core_of(settings: InferSettings, windows: WindowGrid, shard: Triple) -> Triple:
     """Voxels of a block along z, y, x: of those of up to 2 x 2 x 2 shards, the one with which the work is done first.
 
-    Windows across faces along z and y are evaluated by both neighbours, a sweep along x hands them on; and as many
-    blocks as there are processes are done at a time.
+    Windows across faces along z are evaluated by both neighbours, those along y too if other processes do them; along x
+    they are handed on. As many blocks as there are processes are done at a time.
     """
     if settings.core is not None:
         return (settings.core,) * 3

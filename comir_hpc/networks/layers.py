@@ -48,9 +48,8 @@ def mix_channels(x_BCZYX: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     torch on CPU has no channels_last_3d kernel for it in fp32, copies the map and returns another layout.
     """
     if _inferring_on_cpu(x_BCZYX) and torch.is_autocast_enabled("cpu"):
-        return F.conv3d(
-            x_BCZYX, weight, bias
-        )  # in bf16 it has one, twice as fast as a product with few columns
+        # In bf16 it has one, twice as fast as a product with few columns.
+        return F.conv3d(x_BCZYX, weight, bias)
     return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
 

@@ -259,9 +259,9 @@ class Encoder:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Values (l, z, y, x) of a window, in a box of it, for the row of blocks that begins there along z and y."""
+    """Values (l, z, y, x) of a window, in a box of it, for a row of blocks: its start and stop in z, start in y."""
 
-    row: tuple[int, int]
+    row: Triple
     box: Box
     values: Array
 
@@ -310,7 +310,7 @@ class Sweep:
                 behind[..., : max(0, left.shape[-1] - width)] = left[..., width:]
             del left
         # What was kept for other rows than this box's and the next nobody will ask for.
-        rows = [(core.start[0], y) for y in (core.start[1], core.stop[1])]
+        rows = [(core.start[0], core.stop[0], y) for y in (core.start[1], core.stop[1])]
         self._kept = {place: kept for place, kept in self._kept.items() if kept.row in rows}
         todo = list(self.windows.touching(core, first_x=first_x))
         for window, box, values in self._encoded(todo, core):
@@ -340,11 +340,12 @@ class Sweep:
         counts = self.windows.weights(window)[1][beyond.slices_in(window.box)[1]].any()
         part = values[(slice(None), *beyond.slices_in(box))]
         if counts and part.nbytes + sum(kept.values.nbytes for kept in self._kept.values()) <= _KEPT_BYTES:
-            self._kept[window.place_zyx] = _Kept(start[:2], beyond, part.copy())
+            row = core.start[0], core.stop[0], core.stop[1]
+            self._kept[window.place_zyx] = _Kept(row, beyond, part.copy())
 
     def _is_kept(self, window: Window, core: Box) -> bool:
         kept = self._kept.get(window.place_zyx)
-        return kept is not None and kept.row == core.start[:2]
+        return kept is not None and kept.row == (core.start[0], core.stop[0], core.start[1])
 
     def _encoded(self, todo: list[Window], core: Box) -> Iterator[tuple[Window, Box, Array]]:
         """Windows with specimen in them, and their values (l, z, y, x) in a box of them, in the order given."""
