@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: demo test test-slurm test-container lint types layers check lock mlflow clean
+.PHONY: demo test test-slurm test-container test-peers lint types layers check lock mlflow clean
 
 demo: $(VENV)/installed
 	$(BIN)/comir-hpc demo --out $(OUT) --seed $(SEED)
@@ -22,6 +22,11 @@ test-slurm: $(VENV)/installed-dev
 test-container: $(VENV)/installed-dev
 	tests/install_apptainer.sh
 	$(BIN)/python -m pytest tests/test_container.py
+
+# In a folder of their own: they ask for an older numpy.
+test-peers: $(VENV)/installed-dev
+	$(BIN)/pip install -q --target $(VENV)/peers 'itk-elastix>=0.23' 'antspyx>=0.5'
+	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers tests/test_transforms.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
