@@ -108,7 +108,7 @@ def resume(folder: Path, kills: int) -> list[dict[str, object]]:
     """Kill, run again, compare."""
     run, rng = make_run(folder), np.random.default_rng(0)
     options = {"window": 16, "chunk": 8, "shard": 16, "core": 16, "precision": "fp32"}
-    source = folder / "one.zarr"
+    source = ball(folder / "ball.zarr", side=160, radius=110)
     reference, out = folder / "reference.zarr", folder / "out.zarr"
     start(source, run, reference, **options).communicate()
     rows: list[dict[str, object]] = []
