@@ -1,10 +1,12 @@
 """Patches a second with two processes against one, at equal batch a process and one thread each.
 
-    python benchmarks/training/processes.py --work WORKDIR --out benchmarks/training/processes.csv
+    out=benchmarks/training/processes.csv
+    python benchmarks/training/processes.py --work WORKDIR --out $out
+    python benchmarks/training/processes.py --work WORKDIR --out $out --norm channel --rounds 2
 
 `comir-hpc train` on the embedded pair, in turns, for a few steps, of which the first are left out. It needs a machine
 on which nothing else runs: each process waits for the other sixty times a step, at every norm. "two that share
-nothing" are two trainings of their own, started together: what the machine allows.
+nothing" are two trainings of their own, started together: what the machine allows. Rows are added to the table.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from comir_hpc.ingest import ingest
 
 
 def start(
-    work: Path, run: Path, engine: str, processes: int, pairs: int, steps: int
+    work: Path, run: Path, engine: str, processes: int, pairs: int, norm: str, steps: int
 ) -> subprocess.Popen[bytes]:
     """Start a training of some steps."""
     shutil.rmtree(run, ignore_errors=True)
@@ -33,6 +35,7 @@ def start(
         "modalities": ["t1w", "t2w"],
         "pairs": [{name: str(work / f"{name}.zarr") for name in ("t1w", "t2w")}],
         "sampling": {"pairs_per_step": pairs * processes},
+        "network": {"norm": norm},
         "optimiser": {"steps": steps},
         "engine": {"name": engine},
         "tracking": {"mlflow": None, "log_every": 2, "picture_every": 10 * steps},
@@ -52,11 +55,11 @@ def start(
 
 
 def patches_per_second(
-    work: Path, engine: str, processes: int, trainings: int, pairs: int, steps: int
+    work: Path, engine: str, processes: int, trainings: int, pairs: int, norm: str, steps: int
 ) -> float:
     """Train for some steps; the rate of all trainings together after the first steps."""
     runs = [work / f"run{number}" for number in range(trainings)]
-    started = [start(work, run, engine, processes, pairs, steps) for run in runs]
+    started = [start(work, run, engine, processes, pairs, norm, steps) for run in runs]
     if any([one.wait() for one in started]):
         raise SystemExit(f"training failed; see {runs}")
     total = 0.0
@@ -84,6 +87,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, nargs="+", default=[16], help="a process")
+    parser.add_argument("--norm", default="batch")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
@@ -94,16 +98,22 @@ def main() -> None:
     rates: dict[tuple[str, int], list[float]] = {(case, pairs): [] for pairs in given.pairs for case in CASES}
     for _ in range(given.rounds):
         for (case, pairs), found in rates.items():
-            found.append(patches_per_second(given.work, *CASES[case], pairs, given.steps))
+            found.append(patches_per_second(given.work, *CASES[case], pairs, given.norm, given.steps))
             print(case, pairs, found, flush=True)
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["case", "pairs_a_process", "patches_per_s", "against_one", "rounds", "cores"])
+    new = not given.out.is_file()
+    with given.out.open("a", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        if new:
+            table.writerow(
+                ["case", "norm", "pairs_a_process", "patches_per_s", "against_one", "rounds", "cores"]
+            )
         for (case, pairs), found in rates.items():
             one = rates["one process, DeepSpeed" if "DeepSpeed" in case else "one process", pairs]
             ratio = statistics.median(a / b for a, b in zip(found, one, strict=True))
             rate = statistics.median(found)
-            table.writerow([case, pairs, f"{rate:.2f}", f"{ratio:.3f}", given.rounds, os.cpu_count()])
+            table.writerow(
+                [case, given.norm, pairs, f"{rate:.2f}", f"{ratio:.3f}", given.rounds, os.cpu_count()]
+            )
 
 
 if __name__ == "__main__":
