@@ -68,9 +68,7 @@ class _Replicated(torch.autograd.Function):
             device=first.device,
             memory_format=torch.channels_last_3d,
         )
-        inside = padded
-        for dim, radius, side in axes:
-            inside = inside.narrow(dim, radius, side)
+        inside = _inside(padded, radii, ctx.sides)
         for place, part in zip(inside.split_with_sizes(ctx.channels, dim=1), parts_BCZYX, strict=True):
             place.copy_(part)
         for dim, radius, side in axes:
@@ -82,9 +80,17 @@ class _Replicated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCZYX: Tensor) -> tuple[Tensor | None, ...]:
-        shape = grad_BCZYX.new_empty(()).expand(*grad_BCZYX.shape[:2], *ctx.sides)
-        folded: Tensor = torch.ops.aten.replication_pad3d_backward(grad_BCZYX, shape, _both_ends(ctx.radii))
+        grad_BCZYX = grad_BCZYX.contiguous(memory_format=torch.channels_last_3d)
+        # Of the map torch wants the shape, and the layout, in which it returns the gradient: another would be copied.
+        like = _inside(grad_BCZYX, ctx.radii, ctx.sides)
+        folded: Tensor = torch.ops.aten.replication_pad3d_backward(grad_BCZYX, like, _both_ends(ctx.radii))
         return None, *folded.split_with_sizes(ctx.channels, dim=1)
+
+
+def _inside(padded_BCZYX: Tensor, radii: Sequence[int], sides: Sequence[int]) -> Tensor:
+    for dim, radius, side in zip((2, 3, 4), radii, sides, strict=True):
+        padded_BCZYX = padded_BCZYX.narrow(dim, radius, side)
+    return padded_BCZYX
 
 
 def _both_ends(radii: Triple) -> list[int]:
