@@ -261,11 +261,35 @@ def all_pairs(u: Maps, v: Maps, critic: str) -> PairSums:
         if critic != "correlation":
             return sums
         return sums.centred(u.values.sum(dim=2).T[:, :, None], v.values.sum(dim=2).T[:, None])
-    mask_u, mask_v = u.valid[:, 0].to(cross.dtype), v.valid[:, 0].to(cross.dtype)
-    sums = PairSums(mask_u @ mask_v.T, channels, cross, u.energy_map @ mask_v.T, mask_u @ v.energy_map.T)
+    within_u, within_v = _Within(u.valid, cross.dtype), _Within(v.valid, cross.dtype)
+    over_v = within_v.sums(u.energy_map)
+    over_u = over_v if u is v else within_u.sums(v.energy_map)
+    sums = PairSums(within_v.sums(u.valid[:, 0].to(cross.dtype)), channels, cross, over_v, over_u.T)
     if critic != "correlation":
         return sums
-    return sums.centred(u.values.transpose(0, 1) @ mask_v.T, mask_u @ v.values.permute(1, 2, 0))
+    over_v = within_v.sums(u.values.transpose(0, 1))
+    over_u = over_v if u is v else within_u.sums(v.values.transpose(0, 1))
+    return sums.centred(over_v, over_u.transpose(1, 2))
+
+
+class _Within:
+    """Sums of many maps over the voxels of many masks, bool (B, 1, V)."""
+
+    def __init__(self, valid: Tensor, dtype: torch.dtype) -> None:
+        masks = valid[:, 0]
+        self._column: Tensor | None = None
+        if valid.device.type == "cpu":  # a GPU would have to be waited for
+            # Masks that leave nothing out share one column, the first; most do.
+            partial = ~masks.all(dim=-1)
+            if not partial.all():
+                self._column = torch.where(partial, partial.cumsum(dim=0), 0)
+                masks = torch.cat([torch.ones_like(masks[:1]), masks[partial]])
+        self._columns = masks.to(dtype)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Sums of (..., A, V), zero outside the rows' own masks, over every mask: (..., A, B)."""
+        sums = rows @ self._columns.T
+        return sums if self._column is None else sums.index_select(-1, self._column)
 
 
 def partners(u: Maps, v: Maps, critic: str) -> PairSums:
@@ -274,8 +298,8 @@ def partners(u: Maps, v: Maps, critic: str) -> PairSums:
     if u.valid is None or v.valid is None:
         count = u.values.new_tensor(float(voxels))
     else:
-        joint = u.valid & v.valid
-        count = joint.sum(dim=(1, 2)).to(u.values.dtype)
+        joint = (u.valid & v.valid).to(u.values.dtype)
+        count = joint.sum(dim=(1, 2))
         u, v = (Maps(one.values * joint, None) for one in (u, v))
     cross = torch.linalg.vecdot(u.values.flatten(1), v.values.flatten(1))
     sums = PairSums(count, channels, cross, u.energy, v.energy)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -281,11 +282,8 @@ def _contest(
     margin = [max((abs(shift[axis]) for shift in shifts_zyx), default=0) for axis in range(3)]
     _require_room(shape, margin, settings.subcrops)
     each = prepare(maps, masks, settings.critic)
-    whole = Maps(
-        torch.stack([one.values for one in each]), None if masks is None else torch.stack(list(masks))
-    )
-    cut = partial(_cut, margin=margin, pieces=settings.subcrops)
-    flat = whole.apply(partial(cut, shift=(0, 0, 0)))
+    crop = partial(_crop, margin=margin, pieces=settings.subcrops)
+    flat = _stack([crop(one, [(0, 0, 0)])[0] for one in each])
     num_samples = flat.values.shape[1]
     if num_samples < 2 and not shifts_zyx:
         raise ConfigError(_NO_NEGATIVES)
@@ -297,9 +295,9 @@ def _contest(
     rivals = _rivals(num_samples, local, ignore, pieces, value.device)
     positive, negative, eligible = _sort(value, common & rivals[None, :, None], local)
     if shifts_zyx:
-        here = whole.apply(lambda x: x[:, slice(*rows)])
-        moved = [here.apply(partial(cut, shift=shift)) for shift in shifts_zyx]
-        value, common = _displaced(flat.apply(lambda x: x[:, local]), moved, settings.critic, needed)
+        here = [one.apply(lambda x: x[slice(*rows)]) for one in each]
+        crops = partial(crop, shifts_zyx=[(0, 0, 0), *shifts_zyx])
+        value, common = _displaced(here, crops, settings.critic, needed)
         negative, eligible = torch.cat([negative, value], dim=-1), torch.cat([eligible, common], dim=-1)
     meeting = _meeting(flat, needed)
     usable = meeting[:, local] & eligible.any(dim=-1)
@@ -317,23 +315,58 @@ def _require_room(shape_zyx: Sequence[int], margin_zyx: Sequence[int], pieces: i
             )
 
 
-def _cut(maps: Tensor, shift: Sequence[int], margin: Sequence[int], pieces: int) -> Tensor:
-    """Flat sub-crops (M, N p^3, C, V) of (M, N, C, Z, Y, X), cropped by a margin around a shifted centre.
+def _crop(maps: Maps, shifts_zyx: Sequence[ShiftZYX], margin: Sequence[int], pieces: int) -> list[Maps]:
+    """For each shift the flat sub-crops (N p^3, L, V) of (N, L, Z, Y, X), cropped by a margin around the moved centre.
 
     Voxels that do not divide are left off at the end; an axis of one voxel stays whole.
     """
-    parts = [pieces if side > 1 else 1 for side in maps.shape[-3:]]
-    sizes = [(side - 2 * m) // p for side, m, p in zip(maps.shape[-3:], margin, parts, strict=True)]
-    pads: list[int] = []
-    for axis in (2, 1, 0):
-        start = margin[axis] + shift[axis]
-        pads += [-start, start + parts[axis] * sizes[axis] - maps.shape[axis - 3]]
-    if any(pads):
-        # A negative pad crops in one step, of which the gradient is one pass; slicing takes three of each.
-        maps = F.pad(maps, pads)
-    (pz, py, px), (sz, sy, sx) = parts, sizes
-    split = maps.reshape(*maps.shape[:3], pz, sz, py, sy, px, sx).permute(0, 1, 3, 5, 7, 2, 4, 6, 8)
-    return split.flatten(-3).flatten(1, 4)
+    starts = [[m + s for m, s in zip(margin, shift, strict=True)] for shift in shifts_zyx]
+    views = [partial(_crop_view, start=start, margin=margin, pieces=pieces) for start in starts]
+    values = _Crops.apply(maps.values, views)  # type: ignore[no-untyped-call]
+    valid = [None] * len(values) if maps.valid is None else [_flat(view(maps.valid)) for view in views]
+    return [Maps(*one) for one in zip(values, valid, strict=True)]
+
+
+def _crop_view(maps: Tensor, start: Sequence[int], margin: Sequence[int], pieces: int) -> Tensor:
+    """Sub-crops (N, pz, py, px, C, z, y, x) of (N, C, Z, Y, X) from a corner on, without a copy."""
+    for number, (side, m, first) in enumerate(zip(maps.shape[-3:], margin, start, strict=True)):
+        parts = pieces if side > 1 else 1
+        size = (side - 2 * m) // parts
+        axis = 2 + 2 * number  # of the axes before it, each is two by now
+        maps = maps.narrow(axis, first, parts * size).unflatten(axis, (parts, size))  # type: ignore[no-untyped-call]
+    return maps.permute(0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def _flat(view: Tensor) -> Tensor:
+    return view.flatten(-3).flatten(0, 3)
+
+
+class _Crops(torch.autograd.Function):
+    """Flat crops by many views of the same maps; one copy each, and one addition each in the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, views: Sequence[Callable[[Tensor], Tensor]]) -> tuple[Tensor, ...]:
+        ctx.views, ctx.shape = views, maps.shape
+        return tuple(_flat(view(maps)) for view in views)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        covered = grads[0].numel() == math.prod(ctx.shape)
+        total = (torch.empty if covered else torch.zeros)(
+            ctx.shape, dtype=grads[0].dtype, device=grads[0].device
+        )
+        for number, (view, grad) in enumerate(zip(ctx.views, grads, strict=True)):
+            place = view(total)
+            if number:
+                place += grad.reshape(place.shape)
+            else:
+                place.copy_(grad.reshape(place.shape))
+        return total, None
+
+
+def _stack(maps: Sequence[Maps]) -> Maps:
+    valid = [one.valid for one in maps if one.valid is not None]
+    return Maps(torch.stack([one.values for one in maps]), torch.stack(valid) if valid else None)
 
 
 def _table(flat: Maps, local: slice, critic: str, needed: float) -> tuple[Tensor, Tensor]:
@@ -379,25 +412,47 @@ def _sort(value: Tensor, eligible: Tensor, local: slice) -> tuple[Tensor, Tensor
     return positive, negative, allowed
 
 
-def _displaced(anchors: Maps, moved: Sequence[Maps], critic: str, needed: float) -> tuple[Tensor, Tensor]:
-    """Scores (P, n, K) of anchors (M, n, L, V) with displaced partners, and whether the two share enough voxels."""
-    first = _by_modality(anchors)
-    second = [_by_modality(one) for one in moved]
+def _displaced(
+    here: Sequence[Maps], crops: Callable[[Maps], list[Maps]], critic: str, needed: float
+) -> tuple[Tensor, Tensor]:
+    """Scores (P, n, K) of anchors with displaced partners, and whether the two share enough voxels.
+
+    `here` are M maps (N, L, Z, Y, X); `crops` makes the anchors of one, and then its displaced partners.
+    """
+    parts, place = _by_validity(here)
+    scored = [_against_displaced(part, crops, critic, needed) for part in parts]
+    value, seen = (torch.cat(some, dim=1) for some in zip(*scored, strict=True))
+    order = torch.arange(value.shape[1], device=place.device).reshape(len(place), -1)[place].flatten()
+    return value.index_select(1, order), seen.index_select(1, order)
+
+
+def _by_validity(here: Sequence[Maps]) -> tuple[list[Sequence[Maps]], Tensor]:
+    """Samples that are valid throughout, without masks, then the others; and where among these each sample is."""
+    values, masks = [one.values for one in here], [one.valid for one in here if one.valid is not None]
+    everyone = torch.arange(len(values[0]), device=values[0].device)
+    if not masks or masks[0].device.type != "cpu":  # a GPU would have to be waited for
+        return [here], everyone
+    whole = torch.stack([mask.flatten(1).all(dim=1) for mask in masks]).all(dim=0)
+    first, rest = everyone[whole], everyone[~whole]
+    parts: list[Sequence[Maps]] = []
+    if len(first):
+        parts.append([Maps(one[first], None) for one in values])
+    if len(rest):
+        parts.append([one.apply(lambda x: x[rest]) for one in here])
+    return parts, torch.cat([first, rest]).argsort()
+
+
+def _against_displaced(
+    here: Sequence[Maps], crops: Callable[[Maps], list[Maps]], critic: str, needed: float
+) -> tuple[Tensor, Tensor]:
+    each = [crops(one) for one in here]
     values, common = [], []
-    for a, b in itertools.permutations(range(len(first)), 2):
-        for one in second:
-            sums = partners(first[a], one[b], critic)
-            values.append(score(sums, critic))
-            common.append((sums.count >= needed).expand(values[-1].shape))
-    shape = (-1, len(moved), len(values[0]))
-    value, seen = torch.stack(values).reshape(shape), torch.stack(common).reshape(shape)
-    return value.transpose(1, 2), seen.transpose(1, 2)
-
-
-def _by_modality(maps: Maps) -> list[Maps]:
-    """Maps (M, ...) one by one. Taken apart at once: the gradient of an index is a whole tensor of zeros, each time."""
-    valid = [None] * len(maps.values) if maps.valid is None else maps.valid.unbind()
-    return [Maps(*one) for one in zip(maps.values.unbind(), valid, strict=True)]
+    for (anchors, *_), (_, *moved) in itertools.permutations(each, 2):
+        sums = [partners(anchors, one, critic) for one in moved]
+        values.append(torch.stack([score(one, critic) for one in sums], dim=-1))
+        enough = [(one.count >= needed).expand(len(anchors.values)) for one in sums]
+        common.append(torch.stack(enough, dim=-1))
+    return torch.stack(values), torch.stack(common)
 
 
 def _meeting(flat: Maps, needed: float) -> Tensor:

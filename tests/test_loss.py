@@ -379,7 +379,8 @@ def test_no_tensor_is_larger_than_the_maps(critic: str, masked: bool) -> None:
     masks = draw_masks(2, 16, shape=shape[1:]) if masked else None
     with Largest() as seen:
         contrastive_loss(maps, settings(critic=critic), masks=masks, shifts_zyx=((1, 0, 2),)).loss.backward()
-    assert seen.elements == 2 * 16 * 8**3  # difference maps of all pairs would be 32 times as many
+    # Difference maps of all pairs would be 32 times as many.
+    assert 16 * 8**3 <= seen.elements <= 2 * 16 * 8**3
 
 
 def test_drawn_shifts_are_distinct_in_range_and_of_even_length() -> None:

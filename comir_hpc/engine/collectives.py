@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from comir_hpc.engine.abreast import of_all_ranks
 from comir_hpc.errors import ConfigError
 from comir_hpc.launch import Launch
 
@@ -36,16 +37,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)
-        return total.tensor_split(dist.get_world_size())[dist.get_rank()]
-
-
-def _of_all_ranks(values: Tensor) -> Tensor:
-    """Every rank's values, stacked (K, ...), without gradient: with gloo faster than a sum of so few numbers."""
-    every = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, values)
-    return torch.stack(every)
+        own = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(own, grad.contiguous())
+        return torch.stack(own.tensor_split(dist.get_world_size())).sum(dim=0)
 
 
 class _Normalise(torch.autograd.Function):
@@ -62,7 +56,7 @@ class _Normalise(torch.autograd.Function):
         buffers = torch.zeros_like(weight), torch.ones_like(weight)
         own = torch.stack(torch.ops.aten.batch_norm_update_stats(x_BCZYX, *buffers, 0.0))
         # Every rank holds equally many voxels, so means may be averaged.
-        means, variances = _of_all_ranks(own).unbind(dim=1)
+        means, variances = of_all_ranks(own).unbind(dim=1)
         mean = means.mean(dim=0)
         variance = (variances + (means - mean).square()).mean(dim=0)
         ctx.save_for_backward(x_BCZYX, weight, mean, variance)
@@ -78,7 +72,7 @@ class _Normalise(torch.autograd.Function):
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grads[0], x, weight, mean, variance, mean, scale, False, ctx.eps, [True, True, True]
         )
-        sums = _of_all_ranks(torch.stack([grad_weight, grad_bias])).sum(dim=0)
+        sums = of_all_ranks(torch.stack([grad_weight, grad_bias])).sum(dim=0)
         num_voxels = x.numel() // x.shape[1] * dist.get_world_size()
         slope, offset = -weight * scale * sums / num_voxels
         grad_x.add_(F.batch_norm(x, mean, variance, slope, offset, eps=ctx.eps))

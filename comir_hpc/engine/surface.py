@@ -7,6 +7,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from torch import Tensor, nn
 
 from comir_hpc.checkpoints import read_checkpoint, write_checkpoint
 from comir_hpc.config import EngineSettings, OptimiserSettings
-from comir_hpc.engine.collectives import gather_rows, join_group, synchronise_norms
+from comir_hpc.engine.abreast import Abreast, encode_abreast
+from comir_hpc.engine.collectives import (
+    SynchronisedBatchNorm,
+    gather_rows,
+    join_group,
+    synchronise_norms,
+)
 from comir_hpc.errors import CheckpointError
 from comir_hpc.launch import DTYPES, Launch, choose_device, choose_precision
 from comir_hpc.memory import keep_freed_memory
@@ -67,7 +74,15 @@ class Engine(ABC):
             self._owns_group = join_group(launch, self.device, settings.timeout_s)
             networks = synchronise_norms(networks, self.device)
         self.networks = networks.to(self.device)
-        self._encoders = _Encoders(self.networks, self.device.type, DTYPES[self.precision])
+        abreast = Abreast(len(networks)) if self._norms_meet() else None
+        self._encoders = _Encoders(self.networks, self.device.type, DTYPES[self.precision], abreast)
+
+    def _norms_meet(self) -> bool:
+        """Whether networks run abreast. With recomputation not: two levels at once would take the memory it saves."""
+        layers = list(self.networks.modules())
+        return any(isinstance(one, SynchronisedBatchNorm) for one in layers) and not any(
+            getattr(one, "recompute", False) for one in layers
+        )
 
     # ------------------------------------------------------------------ a step
 
@@ -219,17 +234,26 @@ class Engine(ABC):
 class _Encoders(nn.Module):
     """All encoders as one module, so that a wrapper sees one forward pass a step."""
 
-    def __init__(self, networks: nn.ModuleDict, device_type: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, networks: nn.ModuleDict, device_type: str, dtype: torch.dtype, abreast: Abreast | None
+    ) -> None:
         super().__init__()
         self.networks = networks
         self.device_type = device_type
         self.dtype = dtype
+        self.abreast = abreast
 
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        networks = list(self.networks.values())
+        jobs = [partial(self._encode, one, image) for one, image in zip(networks, images, strict=True)]
+        if self.abreast is not None and self.training:
+            return encode_abreast(self.abreast, networks, jobs)
+        return tuple(job() for job in jobs)
+
+    def _encode(self, network: nn.Module, image: Tensor) -> Tensor:
         with torch.autocast(self.device_type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
-            pairs = zip(self.networks.values(), images, strict=True)
-            maps = [network(image) for network, image in pairs]
-        return tuple(one.float() for one in maps)
+            encoded: Tensor = network(image)
+        return encoded.float()
 
 
 def _require_same_architecture(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from comir_hpc import __version__
 from comir_hpc.checkpoints import checkpoint_path, read_newest, write_file
 from comir_hpc.config import TrainSettings, dump
 from comir_hpc.engine import Engine, make_engine
+from comir_hpc.launch import choose_device, read_launch
+from comir_hpc.memory import keep_freed_memory
 from comir_hpc.patches import PatchSampler
 from comir_hpc.reference import reference_figures
 from comir_hpc.specimens import Specimen, prepare_specimens
@@ -98,6 +101,8 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
     start = time.perf_counter()
     settings = _with_absolute_paths(settings)
     check_settings(settings)
+    if choose_device(settings.engine.device, read_launch(os.environ)).type == "cpu":
+        keep_freed_memory()  # before anything starts a thread, which would get a heap of its own
     found = read_newest(run / "checkpoints")
     state, path, notes = found or (None, None, [])
     model = _read_model(settings, run)
