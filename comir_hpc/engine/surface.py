@@ -74,10 +74,10 @@ class Engine(ABC):
             self._owns_group = join_group(launch, self.device, settings.timeout_s)
             networks = synchronise_norms(networks, self.device)
         self.networks = networks.to(self.device)
-        abreast = Abreast(len(networks)) if self._norms_meet() else None
+        abreast = Abreast(len(networks)) if self._run_abreast() else None
         self._encoders = _Encoders(self.networks, self.device.type, DTYPES[self.precision], abreast)
 
-    def _norms_meet(self) -> bool:
+    def _run_abreast(self) -> bool:
         """Whether networks run abreast. With recomputation not: two levels at once would take the memory it saves."""
         layers = list(self.networks.modules())
         return any(isinstance(one, SynchronisedBatchNorm) for one in layers) and not any(
