@@ -1,11 +1,10 @@
 """Patches a second with two processes against one, at equal batch a process and one thread each.
 
     out=benchmarks/training/processes.csv
-    python benchmarks/training/processes.py --work WORKDIR --out $out
-    python benchmarks/training/processes.py --work WORKDIR --out $out --norm channel --rounds 2
+    python benchmarks/training/processes.py --work WORKDIR --out $out --rounds 5
 
 `comir-hpc train` on the embedded pair, in turns, for a few steps, of which the first are left out. It needs a machine
-on which nothing else runs: each process waits for the other sixty times a step, at every norm. "two that share
+on which nothing else runs: each process waits for the other thirty times a step, at every norm. "two that share
 nothing" are two trainings of their own, started together: what the machine allows. Rows are added to the table.
 """
 
