@@ -3,7 +3,7 @@
 Batch norms over all ranks meet the other ranks twice a layer, and at each meeting everyone waits for the slowest. The
 networks of a step do not depend on each other: each runs in a thread of its own, one at a time and in a fixed order,
 until it needs the other ranks; when all do, they are asked once. Results are those of one network after another, to
-the bit. What it saves: docs/hpc.md.
+the bit. What it saves: docs/log.md.
 """
 
 from __future__ import annotations
@@ -121,8 +121,25 @@ def encode_abreast(
 ) -> tuple[Tensor, ...]:
     """Maps of all networks, whose forward and backward passes run side by side (collective).
 
-    Each of `jobs` computes one map by the network of the same place. Wrappers see one node, which hands all weights
-    their gradients at the end, so that their order is the same on every rank.
+    Wrappers see one node of autograd, which hands all weights their gradients at the end, so that their order is the
+    same on every rank.
+
+    Parameters
+    ----------
+    abreast : Abreast
+        For as many networks.
+    networks : sequence of M modules
+        Whose weights get gradients.
+    jobs : sequence of M callables
+        Each computes one float32 map (n, l, z, y, x) by the network of the same place.
+
+    Returns
+    -------
+    M maps
+
+    Raises
+    ------
+    Whatever a job or an exchange raises; the other jobs end with it.
     """
     if not torch.is_grad_enabled():
         return tuple(abreast.run(jobs))
@@ -132,6 +149,8 @@ def encode_abreast(
 
 
 class _Encode(torch.autograd.Function):
+    """All forward passes, then all backward passes; each keeps a graph of its own between the two."""
+
     @staticmethod
     def forward(ctx: Any, abreast: Abreast, jobs: Any, weights: Any, *_: Tensor) -> tuple[Tensor, ...]:
         ctx.abreast, ctx.weights = abreast, weights
