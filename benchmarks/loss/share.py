@@ -2,7 +2,8 @@
 
 The networks run forward and backward on two patches a modality under bf16 autocast, and the figure is scaled to the
 batch, which would not fit into memory at 64 patches of 64^3; their time is linear in patches. The loss is timed on the
-whole batch. Each is the median of its repetitions, after one that is not counted. The committed table:
+whole batch. Where a share of the patches is partial, a quarter of each lies beyond the volume, as of about half of the
+patches of the demo. Each is the median of its repetitions, after one that is not counted. The committed table:
 
     OMP_NUM_THREADS=1 python benchmarks/loss/share.py --out benchmarks/loss/share.csv
 """
@@ -26,7 +27,7 @@ from comir_hpc.networks import build_network, network_options
 
 CASES = ((12, 32), (64, 64))  # the demo's step, and the one that the bar of 5 % names
 FIELDS = (
-    *("patches", "side", "displacements", "networks_s", "loss_s"),
+    *("patches", "side", "displacements", "partial", "networks_s", "loss_s"),
     *("loss_share_percent", "added_percent", "threads", "torch"),
 )
 
@@ -55,14 +56,20 @@ def time_networks(patches: int, side: int, repeats: int) -> float:
     return processor_seconds(work, repeats) / len(images) * 2 * patches
 
 
-def time_loss(patches: int, side: int, displacements: int, repeats: int) -> float:
-    """Forward and backward passes of the loss with its default settings."""
+def time_loss(patches: int, side: int, displacements: int, repeats: int, partial: float = 0.0) -> float:
+    """Forward and backward passes of the loss with its default settings; `partial` is a share of the patches."""
     settings = LossSettings(displacement_negatives=displacements)
     shifts = draw_shifts(np.random.default_rng(0), settings, (side,) * 3)
     maps = [torch.randn(patches, 1, side, side, side, requires_grad=True) for _ in range(2)]
 
+    masks = None
+    if partial:
+        valid = torch.ones(patches, 1, side, side, side, dtype=torch.bool)
+        valid[: round(partial * patches), :, : side // 4] = False
+        masks = [valid] * 2
+
     def work() -> None:
-        torch.autograd.grad(contrastive_loss(maps, settings, shifts_zyx=shifts).loss, maps)
+        torch.autograd.grad(contrastive_loss(maps, settings, masks=masks, shifts_zyx=shifts).loss, maps)
 
     return processor_seconds(work, repeats)
 
@@ -81,11 +88,20 @@ def main() -> None:
     for patches, side in CASES:
         networks = time_networks(patches, side, given.repeats)
         plain = time_loss(patches, side, 0, given.repeats)
-        for displacements in (0, LossSettings().displacement_negatives):
-            loss = time_loss(patches, side, displacements, given.repeats) if displacements else plain
+        default = LossSettings().displacement_negatives
+        for displacements, partial in ((0, 0.0), (default, 0.0), (default, 0.5)):
+            loss = time_loss(patches, side, displacements, given.repeats, partial) if displacements else plain
             share, added = 100 * loss / (networks + loss), 100 * (loss - plain) / (networks + plain)
             figures = (round(networks, 3), round(loss, 4), round(share, 2), round(added, 2))
-            values = (patches, side, displacements, *figures, torch.get_num_threads(), torch.__version__)
+            values = (
+                patches,
+                side,
+                displacements,
+                partial,
+                *figures,
+                torch.get_num_threads(),
+                torch.__version__,
+            )
             rows.append(dict(zip(FIELDS, values, strict=True)))
             print(rows[-1], flush=True)
     with given.out.open("w", newline="", encoding="utf-8") as file:
