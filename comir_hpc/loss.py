@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +32,8 @@ from comir_hpc.critics import (
     require_shapes,
     score,
 )
+from comir_hpc.crops import ShiftZYX, crop, require_room
 from comir_hpc.errors import ConfigError
-
-ShiftZYX = tuple[int, int, int]
 
 BOUNDS = ("infonce", "jsd", "nwj")
 
@@ -104,7 +102,7 @@ def check(settings: LossSettings, num_samples: int, patch_zyx: Sequence[int]) ->
     if shortest > longest:
         raise ConfigError(f"displacement_voxels is ({shortest}, {longest}); expected the smaller one first")
     reach = longest if settings.displacement_negatives else 0
-    _require_room(patch_zyx, [reach if side > 1 else 0 for side in patch_zyx], settings.subcrops)
+    require_room(patch_zyx, [reach if side > 1 else 0 for side in patch_zyx], settings.subcrops)
     pieces = settings.subcrops ** sum(side > 1 for side in patch_zyx)
     if num_samples * pieces < 2 and not settings.displacement_negatives:
         raise ConfigError(_NO_NEGATIVES)
@@ -280,10 +278,10 @@ def _contest(
     """Score everything against everything, then sort the scores by the part they play."""
     shape = tuple(maps[0].shape[-3:])
     margin = [max((abs(shift[axis]) for shift in shifts_zyx), default=0) for axis in range(3)]
-    _require_room(shape, margin, settings.subcrops)
+    require_room(shape, margin, settings.subcrops)
     each = prepare(maps, masks, settings.critic)
-    crop = partial(_crop, margin=margin, pieces=settings.subcrops)
-    flat = _stack([crop(one, [(0, 0, 0)])[0] for one in each])
+    cut = partial(crop, margin=margin, pieces=settings.subcrops)
+    flat = _stack([cut(one, [(0, 0, 0)])[0] for one in each])
     num_samples = flat.values.shape[1]
     if num_samples < 2 and not shifts_zyx:
         raise ConfigError(_NO_NEGATIVES)
@@ -296,72 +294,13 @@ def _contest(
     positive, negative, eligible = _sort(value, common & rivals[None, :, None], local)
     if shifts_zyx:
         here = [one.apply(lambda x: x[slice(*rows)]) for one in each]
-        crops = partial(crop, shifts_zyx=[(0, 0, 0), *shifts_zyx])
+        crops = partial(cut, shifts_zyx=[(0, 0, 0), *shifts_zyx])
         value, common = _displaced(here, crops, settings.critic, needed)
         negative, eligible = torch.cat([negative, value], dim=-1), torch.cat([eligible, common], dim=-1)
     meeting = _meeting(flat, needed)
     usable = meeting[:, local] & eligible.any(dim=-1)
     share = num_samples / (local.stop - local.start) / meeting.sum().to(value.dtype)
     return _Contest(positive, negative, eligible, usable, share)
-
-
-def _require_room(shape_zyx: Sequence[int], margin_zyx: Sequence[int], pieces: int) -> None:
-    for side, margin in zip(shape_zyx, margin_zyx, strict=True):
-        if side - 2 * margin < (pieces if side > 1 else 1):
-            raise ConfigError(
-                f"displacements of up to {tuple(margin_zyx)} voxels (z, y, x) to either side and {pieces} sub-crops "
-                f"an axis do not fit into patches of {tuple(shape_zyx)} voxels; use larger patches, smaller "
-                "displacement_voxels or fewer subcrops"
-            )
-
-
-def _crop(maps: Maps, shifts_zyx: Sequence[ShiftZYX], margin: Sequence[int], pieces: int) -> list[Maps]:
-    """For each shift the flat sub-crops (N p^3, L, V) of (N, L, Z, Y, X), cropped by a margin around the moved centre.
-
-    Voxels that do not divide are left off at the end; an axis of one voxel stays whole.
-    """
-    starts = [[m + s for m, s in zip(margin, shift, strict=True)] for shift in shifts_zyx]
-    views = [partial(_crop_view, start=start, margin=margin, pieces=pieces) for start in starts]
-    values = _Crops.apply(maps.values, views)  # type: ignore[no-untyped-call]
-    valid = [None] * len(values) if maps.valid is None else [_flat(view(maps.valid)) for view in views]
-    return [Maps(*one) for one in zip(values, valid, strict=True)]
-
-
-def _crop_view(maps: Tensor, start: Sequence[int], margin: Sequence[int], pieces: int) -> Tensor:
-    """Sub-crops (N, pz, py, px, C, z, y, x) of (N, C, Z, Y, X) from a corner on, without a copy."""
-    for number, (side, m, first) in enumerate(zip(maps.shape[-3:], margin, start, strict=True)):
-        parts = pieces if side > 1 else 1
-        size = (side - 2 * m) // parts
-        axis = 2 + 2 * number  # of the axes before it, each is two by now
-        maps = maps.narrow(axis, first, parts * size).unflatten(axis, (parts, size))  # type: ignore[no-untyped-call]
-    return maps.permute(0, 2, 4, 6, 1, 3, 5, 7)
-
-
-def _flat(view: Tensor) -> Tensor:
-    return view.flatten(-3).flatten(0, 3)
-
-
-class _Crops(torch.autograd.Function):
-    """Flat crops by many views of the same maps; one copy each, and one addition each in the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, views: Sequence[Callable[[Tensor], Tensor]]) -> tuple[Tensor, ...]:
-        ctx.views, ctx.shape = views, maps.shape
-        return tuple(_flat(view(maps)) for view in views)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        covered = grads[0].numel() == math.prod(ctx.shape)
-        total = (torch.empty if covered else torch.zeros)(
-            ctx.shape, dtype=grads[0].dtype, device=grads[0].device
-        )
-        for number, (view, grad) in enumerate(zip(ctx.views, grads, strict=True)):
-            place = view(total)
-            if number:
-                place += grad.reshape(place.shape)
-            else:
-                place.copy_(grad.reshape(place.shape))
-        return total, None
 
 
 def _stack(maps: Sequence[Maps]) -> Maps:
