@@ -93,6 +93,7 @@ def left_alone(slurm: SlurmCluster, folder: Path) -> Path:
     slurm.wait(job, completed, 300)
     log = log_of(folder, job)
     assert f"{run}: {STEPS} steps" in log, log
+    assert "Warning" not in log, log
     return run
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +25,14 @@ class TorchEngine(Engine):
         super().__init__(settings, networks, optimiser, launch)
         self._wrapped: nn.Module = self._encoders
         if self.world_size > 1:
-            # Synchronised norms keep the buffers equal on all ranks: nothing to broadcast.
+            for weight in self.networks.parameters():
+                weight.register_hook(partial(_with_strides, weight.stride()))  # type: ignore[no-untyped-call]
+            # Synchronised norms keep the buffers equal on all ranks: nothing to broadcast. Torch 2.13 renamed it.
+            accepted = inspect.signature(DistributedDataParallel).parameters
+            buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self._wrapped = DistributedDataParallel(self._encoders, device_ids=ids, broadcast_buffers=False)
+            options: dict[str, Any] = {"device_ids": ids, buffers: False}
+            self._wrapped = DistributedDataParallel(self._encoders, **options)
         self.optimiser = adamw(self.networks, optimiser)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
@@ -58,6 +65,14 @@ class TorchEngine(Engine):
 
     def _load_optimiser_state(self, state: dict[str, dict[str, Tensor]]) -> None:
         load_moments(self.networks, self.optimiser, state)
+
+
+def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """Strides of the weight, those of axes of length 1 too: DistributedDataParallel warns of any other."""
+    if gradient.stride() == strides:
+        return gradient
+    laid_out = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
+    return laid_out.copy_(gradient)
 
 
 def adamw(networks: nn.ModuleDict, settings: OptimiserSettings) -> torch.optim.AdamW:

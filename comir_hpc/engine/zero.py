@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,6 +161,8 @@ def _import_deepspeed(launch: Launch, device: torch.device) -> Any:
             "or use engine.name torch"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # It calls by its old name what torch 2.13 renamed; no user can mend that.
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
     if device.type == "cpu":
         # Its shared-memory collective is compiled at start (a minute, and a stale lock hangs); gloo serves.
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
