@@ -141,7 +141,13 @@ class SlurmCluster:
         """What SLURM's commands need to find this cluster, and jobs to find our command; no trace of another one."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "COMIR_"))}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return {**kept, "SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
+        # A rank that a test aborts because it hangs says where.
+        return {
+            **kept,
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": path,
+            "PYTHONFAULTHANDLER": "1",
+        }
 
     def run(self, *command: str, check: bool = True, **environment: str) -> str:
         """Output of one of SLURM's commands."""
@@ -169,9 +175,33 @@ class SlurmCluster:
             last.update(self.job(number))
             return done(last) or last["JobState"] in _ENDED
 
-        _wait_until(reached, seconds, lambda: f"job {number} is {last['JobState']}")
-        assert done(last), f"job {number} ended as {last['JobState']}, exit code {last['ExitCode']}"
+        _wait_until(reached, seconds, lambda: f"{self._stuck(number)}\njob {number} is {last['JobState']}")
+        ended = f"job {number} ended as {last['JobState']}, exit code {last['ExitCode']}"
+        assert done(last), f"{self._log(number)}\n{ended}"
         return last
+
+    def _stuck(self, number: str) -> str:
+        """Of a job that does not get on: its processes, all logs, and where each rank is in Python; ends the ranks."""
+        mine = {f"SLURM_CONF={self.folder}/slurm.conf".encode(), f"SLURM_JOB_ID={number}".encode()}
+        lines = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                name, state = re.findall(
+                    r"(?:Name|State):\s*(\S+)", (path / "status").read_text(encoding="utf-8")
+                )
+                if state == "Z" or mine <= set((path / "environ").read_bytes().split(b"\0")):
+                    command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    lines.append(f"{path.name} {state} {name} {command[:200]}")
+        for pid in self.processes(number):
+            os.kill(pid, signal.SIGABRT)
+        time.sleep(2)  # their last words
+        return "\n".join([*lines, *self.logs(), self._log(number)])
+
+    def _log(self, number: str) -> str:
+        """The end of what a job printed."""
+        path = Path(self.job(number).get("StdOut", ""))
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "no log"
+        return "\n".join(text.splitlines()[-200:])
 
     def processes(self, job: str, rank: int | None = None) -> list[int]:
         """Process numbers of the `comir-hpc` of a job's step, of all its tasks or of one."""

@@ -143,7 +143,7 @@ def test_training_in_the_image_on_two_nodes_stops_and_goes_on(
     with slurm.frozen(job) as ranks:
         assert len(ranks) == 2
         slurm.run("scancel", "--signal=USR2", job)
-    slurm.wait(job, lambda found: found["Restarts"] == "1", 120)
+    slurm.wait(job, lambda found: found["Restarts"] == "1", 300)
     assert last_step() < STEPS, "the job was done before it could be stopped"
     slurm.wait(job, lambda found: found["JobState"] == "COMPLETED", 300)
     assert [row["step"] for row in read_metrics(run)] == list(range(1, STEPS + 1))
