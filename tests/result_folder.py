@@ -184,6 +184,7 @@ def write_result_folder(root: Path, verdict: str = "PASS") -> Path:
             "tre_voxels": float(error.mean() / 2),
             "tre_median_mm": float(np.median(error)),
             "tre_p95_mm": float(np.percentile(error, 95)),
+            "rotation_error_deg": 0.4 if verdict == "PASS" else 14.0,
         },
         "baseline": {"name": "mutual information, same global search", "tre_mm": 1.9, "tre_voxels": 0.95},
         "notes": ["The demo trains and tests on one specimen: a demonstration, not a benchmark."],

@@ -55,6 +55,14 @@ def test_result_has_the_keys_that_scripts_rely_on(done: tuple[Path, DemoResult])
     assert "no benchmark" in record["note"]
 
 
+def test_both_methods_are_in_the_result_with_the_same_errors(done: tuple[Path, DemoResult]) -> None:
+    out, result = done
+    record = json.loads((out / "registration" / "result.json").read_text(encoding="utf-8"))
+    assert record["baseline"].keys() - {"name"} == record["truth"].keys() - {"matrix_lps_mm"}
+    assert record["baseline"]["tre_voxels"] == result.mi_tre_voxels
+    assert record["truth"]["tre_voxels"] == result.tre_voxels
+
+
 def test_every_product_is_there(done: tuple[Path, DemoResult]) -> None:
     out, _ = done
     for name in ("transform.tfm", "transform.json", "result.json", "report.html", "panels.npz", "search.npz"):

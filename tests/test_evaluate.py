@@ -21,6 +21,7 @@ from comir_hpc.evaluate import (
     evaluate,
     open_subject,
     plan_diagnosis,
+    read_result,
     registration_bias,
     specimen_points,
     target_registration_error,
@@ -92,12 +93,25 @@ def test_methods_side_by_side(tmp_path: Path) -> None:
     assert near.tre_mm == pytest.approx(0.3)
     assert near.tre_voxels == pytest.approx(0.3)  # the finest spacing is 1 mm
     assert far.tre_mm == far.tre_p95_mm == pytest.approx(50)
+    assert near.rotation_error_deg == far.rotation_error_deg == 0
     assert (near.success, far.success) == (True, False)  # 2 % of the mean side of 23.3 mm is 0.47 mm
     assert near.seconds == 3.0
     assert (tmp_path / "table.csv").read_text(encoding="utf-8").count("\n") == 3
     assert json.loads((folders[0] / "result.json").read_text(encoding="utf-8"))["truth"][
         "tre_mm"
     ] == pytest.approx(0.3)
+
+
+def test_the_rotation_s_error_is_the_angle_between_the_two_whatever_the_shift(tmp_path: Path) -> None:
+    def about_z(degrees: float) -> Transform:
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        return Transform.rigid([[c, -s, 0], [s, c, 0], [0, 0, 1]], (7 * degrees, 0, 0), (0, 0, 0))
+
+    save_transform(about_z(170), tmp_path / "truth", {})
+    folder = write_registration(tmp_path / "r", make_volume(tmp_path / "v.zarr"), about_z(-175))
+    (row,) = evaluate([folder], tmp_path / "truth" / "transform.tfm").rows
+    assert row.rotation_error_deg == pytest.approx(15)
+    assert read_result(folder)["truth"]["rotation_error_deg"] == pytest.approx(15)
 
 
 def test_points_from_a_file(tmp_path: Path) -> None:

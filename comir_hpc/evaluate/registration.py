@@ -15,6 +15,7 @@ import numpy as np
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.geometry import FloatArray, Grid
 from comir_hpc.points import read_point_table
+from comir_hpc.rotations import angle_deg
 from comir_hpc.transforms import Transform, load_transform
 from comir_hpc.volume import Volume
 
@@ -26,7 +27,8 @@ _NUM_POINTS = 2000
 class Evaluation:
     """How far one registration is from the truth.
 
-    Errors are distances between where the found and the true transform put the same fixed points.
+    Errors are distances between where the found and the true transform put the same fixed points; the rotation's is
+    the angle from the true rotation to the found one, without scale and shear.
     """
 
     result: str
@@ -38,6 +40,7 @@ class Evaluation:
     tre_median_mm: float
     tre_p95_mm: float
     tre_voxels: float
+    rotation_error_deg: float
     success: bool
     seconds: float
 
@@ -117,13 +120,14 @@ def evaluate(
         targets = read_point_table(points).points_mm if points else specimen_points(Volume.open(fixed))
         found = Transform(np.asarray(record["matrix_lps_mm"]))
         error = target_registration_error(found, true, targets)
-        rows.append(_evaluation(folder, record, error, grid))
+        turned = float(angle_deg(found.rotation_xyz.T @ true.rotation_xyz))
+        rows.append(_evaluation(folder, record, error, turned, grid))
         record["truth"] = {
             "matrix_lps_mm": true.matrix_mm.tolist(),
             **{
                 k: v
                 for k, v in asdict(rows[-1]).items()
-                if k.startswith("tre") or k in ("num_points", "success")
+                if k.startswith("tre") or k in ("num_points", "rotation_error_deg", "success")
             },
         }
         write_result(folder, record)
@@ -156,7 +160,9 @@ def write_result(folder: Path, record: dict[str, Any]) -> None:
     partial.replace(folder / "result.json")
 
 
-def _evaluation(folder: Path, record: dict[str, Any], error_mm: FloatArray, grid: Grid) -> Evaluation:
+def _evaluation(
+    folder: Path, record: dict[str, Any], error_mm: FloatArray, rotation_error_deg: float, grid: Grid
+) -> Evaluation:
     mean = float(error_mm.mean())
     return Evaluation(
         result=str(folder),
@@ -168,6 +174,7 @@ def _evaluation(folder: Path, record: dict[str, Any], error_mm: FloatArray, grid
         tre_median_mm=float(np.median(error_mm)),
         tre_p95_mm=float(np.percentile(error_mm, 95)),
         tre_voxels=mean / grid.finest_mm,
+        rotation_error_deg=rotation_error_deg,
         success=bool(mean <= SUCCESS_SHARE * grid.mean_side_mm),
         seconds=float(sum(record["timings_s"].values())),
     )

@@ -72,7 +72,7 @@ def _registration(contents: Contents, result: dict[str, Any]) -> dict[str, Any]:
         "advice": _advice(verdict, result),
         "notes": result.get("notes") or [],
         "numbers": _numbers(result, found, centre),
-        "errors": _errors(result, found),
+        "errors": _errors(result),
         "planes": [] if contents.panels is None else plane_pictures(contents.panels, direction),
         "landscape": _landscape(contents, found, candidates, fixed_grid),
         "candidates": candidates,
@@ -149,24 +149,20 @@ def _numbers(result: Mapping[str, Any], found: Transform, centre_mm: Any) -> lis
     return numbers
 
 
-def _errors(result: Mapping[str, Any], found: Transform) -> list[dict[str, str]]:
+def _errors(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """Rows of the table of errors against a known truth; none where no truth is known."""
     truth, baseline = result.get("truth"), result.get("baseline")
     if not truth:
         return []
-    row = {"method": "this registration"} | _error_row(truth)
-    if "matrix_lps_mm" in truth:
-        true = Transform(np.asarray(truth["matrix_lps_mm"], dtype=np.float64))
-        row["rotation"] = f"{float(angle_deg(found.rotation_xyz.T @ true.rotation_xyz)):.2f}"
-    rows = [row]
+    rows = [{"method": "this registration"} | _error_row(truth)]
     if baseline:
-        rows.append({"method": str(baseline.get("name", "baseline")), "rotation": "–"} | _error_row(baseline))
+        rows.append({"method": str(baseline.get("name", "baseline"))} | _error_row(baseline))
     return rows
 
 
 def _error_row(record: Mapping[str, Any]) -> dict[str, str]:
-    keys = ("tre_mm", "tre_voxels", "tre_median_mm", "tre_p95_mm")
-    return {"rotation": "–"} | {key: figure(record.get(key)) for key in keys}
+    keys = ("tre_mm", "tre_voxels", "tre_median_mm", "tre_p95_mm", "rotation_error_deg")
+    return {key: figure(record.get(key)) for key in keys}
 
 
 def _candidates(result: Mapping[str, Any], found: Transform, centre_mm: Any) -> list[dict[str, Any]]:
