@@ -76,6 +76,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
     shutil.rmtree(folder / "wheels")
+    os.sync()  # else the first checkpoint that is flushed to disk waits for gigabytes that the build left behind
     return folder / "comir.sif"
 
 
