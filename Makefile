@@ -47,6 +47,7 @@ lock: $(VENV)/bin/python
 
 mlflow: $(VENV)/installed
 	$(BIN)/pip install -q -e '.[mlflow]'
+	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri sqlite:///$(abspath $(OUT))/mlflow.db
 
