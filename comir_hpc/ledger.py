@@ -275,7 +275,7 @@ class Ledger:
 
 
 def _read_journal(path: Path) -> Iterator[Entry]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
             files = tuple(ShardFile(*file) for file in record.pop("files", ()))
