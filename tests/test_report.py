@@ -375,6 +375,21 @@ def test_the_map_shows_the_best_score_near_each_direction():
     assert best.shape == (len(latitude), len(longitude))
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((6e-6, 9e-6), {"6e\u221206", "9e\u221206"}),
+        ((2e6, 5e6), {"2e+06", "5e+06"}),
+        ((0.2, 0.8), {"0.2", "0.8"}),
+    ],
+)
+def test_the_ticks_of_a_curve_are_its_values_whatever_their_size(values, expected):
+    svg = charts.curve("one", [1, 2], values)
+    words = set(re.findall(r">([^<>]+)</text>", svg))
+    assert expected <= words
+    assert not words & {"1e\u22126", "1e6"}  # a common power of ten has no room
+
+
 def test_drawings_take_the_page_s_colour():
     svg = charts.curve("one", [1, 2, 3], [3, 2, 1], reference=(3.1, "chance, 3.10"))
     assert "currentColor" in svg

@@ -234,6 +234,9 @@ def _plain(axes: Axes) -> None:
     axes.grid(visible=True, color="#888888", alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
+    if not 1e-3 <= max(map(abs, axes.get_ylim())) < 1e5:
+        # Matplotlib writes a common power of ten above the axes, outside of the drawing.
+        axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _svg(name: str, draw: Callable[[Figure], None], width: float, height: float) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def draw_picture(
-    path: Path, images: Sequence[Tensor], maps: Sequence[Tensor], modalities: Sequence[str], title: str
+    path: Path, images: Sequence[Tensor], maps: Sequence[Tensor], modalities: Sequence[str], step: int
 ) -> None:
     """Write a PNG of middle slices: a row a modality and one for its representation, a column a patch.
 
@@ -40,7 +40,7 @@ def draw_picture(
             place.set_xticks([])
             place.set_yticks([])
         axes[row, 0].set_title(name, loc="left", fontsize=8)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(f"step {step}, middle slices, {columns} of {len(images[0])} patches", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     spare = path.with_name(f".{path.name}.part")
     figure.savefig(spare, format="png")

@@ -250,13 +250,7 @@ class Loop:
             return
         path = self.run / "pictures" / f"step-{done:08d}.png"
         images = [act_each(one, turns) for one, turns in zip(sample.images, sample.undo, strict=True)]
-        draw_picture(
-            path,
-            images,
-            maps,
-            self.settings.modalities,
-            f"step {done}, middle slices of {len(images[0])} patches",
-        )
+        draw_picture(path, images, maps, self.settings.modalities, done)
         self.tracker.picture(done, path)
 
     def _save_if_due(self, done: int, stop: threading.Event) -> None:
