@@ -134,9 +134,7 @@ def ingest(
         float | None, typer.Option(help="Memory that may be used, GiB; otherwise what is free.")
     ] = None,
     part: Part = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check what is done already, and redo what is damaged.")
-    ] = False,
+    verify: Verify = False,
     workers: Workers = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,

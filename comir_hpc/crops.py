@@ -20,7 +20,22 @@ ShiftZYX = tuple[int, int, int]
 
 
 def require_room(shape_zyx: Sequence[int], margin_zyx: Sequence[int], pieces: int) -> None:
-    """Refuse patches that are too small for the largest displacement to either side and `pieces` an axis."""
+    """Refuse patches that are too small for the largest displacement to either side and the sub-crops.
+
+    Parameters
+    ----------
+    shape_zyx : three int
+        Voxels of a patch.
+    margin_zyx : three int
+        Voxels of the largest displacement along each axis.
+    pieces : int
+        Sub-crops an axis; one along an axis of a single voxel.
+
+    Raises
+    ------
+    ConfigError
+        If less than a voxel a sub-crop is left along an axis.
+    """
     for side, margin in zip(shape_zyx, margin_zyx, strict=True):
         if side - 2 * margin < (pieces if side > 1 else 1):
             raise ConfigError(
@@ -31,9 +46,24 @@ def require_room(shape_zyx: Sequence[int], margin_zyx: Sequence[int], pieces: in
 
 
 def crop(maps: Maps, shifts_zyx: Sequence[ShiftZYX], margin: Sequence[int], pieces: int) -> list[Maps]:
-    """For each shift the flat sub-crops (N p^3, L, V) of (N, L, Z, Y, X), cropped by a margin around the moved centre.
+    """Cut maps into flat sub-crops, once for each shift of the centre.
 
-    Voxels that do not divide are left off at the end; an axis of one voxel stays whole.
+    Parameters
+    ----------
+    maps : Maps
+        (N, L, Z, Y, X), and masks (N, 1, Z, Y, X) or none.
+    shifts_zyx : sequence of (dz, dy, dx), voxels
+        Where the centre of the cropped box is moved to, at most by the margin.
+    margin : three int
+        Voxels left off to either side along z, y, x, so that boxes of all shifts are of one size.
+    pieces : int
+        Sub-crops an axis, p; `require_room` says whether they fit. Voxels that do not divide are left off at the
+        end; an axis of one voxel stays whole.
+
+    Returns
+    -------
+    list of Maps
+        (N p^3, L, V) for each shift, in the maps' dtype.
     """
     starts = [[m + s for m, s in zip(margin, shift, strict=True)] for shift in shifts_zyx]
     views = [partial(_view, start=start, margin=margin, pieces=pieces) for start in starts]

@@ -275,7 +275,7 @@ class Ledger:
 
 
 def _read_journal(path: Path) -> Iterator[Entry]:
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in path.read_bytes().split(b"\n"):
         try:
             record = json.loads(line)
             files = tuple(ShardFile(*file) for file in record.pop("files", ()))

@@ -19,7 +19,9 @@ def draw_picture(
     ----------
     images, maps : sequences of M tensors (n, c, z, y, x) and (n, l, z, y, x)
         Group elements undone; the first channel of each is drawn, the representations of all modalities on one grey
-        scale so that they can be compared.
+        scale so that they can be compared. At most six patches.
+    step : int
+        Of the training; for the title.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
