@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from comir_hpc.errors import ConfigError
-from comir_hpc.rotations import rotation_group
+from comir_hpc.groups import rotation_group
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

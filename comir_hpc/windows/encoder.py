@@ -23,9 +23,9 @@ from torch import Tensor
 from comir_hpc.config import OVERLAP, WINDOW, Precision
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, Triple, Vector
+from comir_hpc.groups import Group, act
 from comir_hpc.launch import DTYPES
 from comir_hpc.networks import Network
-from comir_hpc.rotations import Group, act
 from comir_hpc.volume import Intensity, Volume
 from comir_hpc.windows.evaluation import Cut, in_batches, on_threads
 from comir_hpc.windows.grid import Blend, Window, WindowGrid, plan_windows

@@ -15,10 +15,10 @@ from torch import Tensor
 from comir_hpc.config import Precision
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
 from comir_hpc.geometry import Vector
+from comir_hpc.groups import rotation_group
 from comir_hpc.launch import choose_device, choose_precision
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.networks import Network, build_network, fold_norms
-from comir_hpc.rotations import rotation_group
 from comir_hpc.volume import Volume
 from comir_hpc.windows.encoder import Encoder
 
