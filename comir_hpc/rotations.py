@@ -6,15 +6,10 @@ world axes: a turn about z by +90 degrees carries x onto y. Derivations: docs/th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from comir_hpc.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 FloatArray = NDArray[np.float64]
 
