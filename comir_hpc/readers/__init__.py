@@ -22,8 +22,8 @@ from comir_hpc.readers.stack import tiles_along_z
 __all__ = ["FORMATS", "Source", "in_memory", "open_source"]
 
 FORMATS = "NIfTI and Analyze (.nii, .nii.gz, .hdr and .img), MGH (.mgh, .mgz), NRRD (.nrrd, .nhdr), MetaImage (.mha, " \
-    ".mhd), TIFF and OME-TIFF (.tif, .tiff), HDF5 (.h5, .hdf5), .npy, .zarr, a folder of DICOM or TIFF slices or of tiles along z, one slice as .png or " \
-    ".jpg"  # fmt: skip
+    ".mhd), TIFF and OME-TIFF (.tif, .tiff), HDF5 (.h5, .hdf5), .npy, .zarr, a folder of DICOM or TIFF slices or of " \
+    "tiles along z, one slice as .png or .jpg"  # fmt: skip
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _BY_SUFFIX: dict[str, Callable[[Path], Source]] = {
     ".nii": nifti, ".nii.gz": nifti, **dict.fromkeys((".hdr", ".img", ".hdr.gz", ".img.gz"), pair),

@@ -21,7 +21,7 @@ from comir_hpc.errors import VolumeError
 from comir_hpc.readers.nifti import header_block, layout_of, magic_of, nifti_from, rescaled
 from comir_hpc.readers.packed import gunzip_or_read
 from comir_hpc.readers.paths import sibling
-from comir_hpc.readers.placement import placement
+from comir_hpc.readers.placement import placement_ras
 from comir_hpc.readers.raw import shape_of
 from comir_hpc.readers.source import NO_THICKNESS, THICKNESS, Source, reading, storable
 
@@ -66,7 +66,7 @@ def _analyze(path: Path, header: Path, voxels: Path, block: bytes) -> Source:
     matrix = voxels.with_name(stem[: -len(".img")] + ".mat")
     spm = matrix.read_bytes() if matrix.is_file() else b""
     with reading(path, kind, HeaderDataError, ImageFileError), LoggingOutputSuppressor():
-        image: Any = nibabel.Spm2AnalyzeImage.from_file_map(
+        image: Any = nibabel.Spm2AnalyzeImage.from_file_map(  # type: ignore[no-untyped-call]
             {
                 "header": FileHolder(fileobj=BytesIO(size)),
                 "image": FileHolder(filename=str(voxels)),
@@ -79,12 +79,9 @@ def _analyze(path: Path, header: Path, voxels: Path, block: bytes) -> Source:
         affine = np.asarray(image.affine, dtype=np.float64)
         slope, intercept = float(proxy.slope), float(proxy.inter)
         pixdim = np.asarray(image.header["pixdim"], dtype=np.float64)[1:4]
-        said = bytes(
-            np.asarray(nibabel.AnalyzeHeader(size, image.header.endianness, check=False)["vox_units"]).item()
-        )
-    ras = np.diag([-1.0, -1.0, 1.0])
+        said = size[56:60]  # vox_units
     czyx = shape_of(layout.shape, layout.axes)
-    place = placement(ras @ affine[:3, :3], ras @ affine[:3, 3], czyx[1:], path)
+    place = placement_ras(affine, czyx[1:], path)
     read, load_bytes, trailing = gunzip_or_read(path, layout)
     dtype, read = rescaled(dtype, read, slope, intercept)
     good = np.isfinite(pixdim[: len(shape)]) & (pixdim[: len(shape)] != 0)

@@ -131,10 +131,18 @@ def place_of(
     found = placement(columns, origin, size[::-1], path)
     lengths = np.where(missing, spacing, found.spacing_zyx[::-1])
     # Directions written in decimals are 1e-7 off; the spacing is meant as it stands.
+    turned = "".join(a for a, s in zip("xyz", spacing, strict=True) if s < 0)
+    notes = (
+        (
+            f"{path.name}: its spacing is negative along {', '.join(turned)}: the axis is turned round, as ITK does",
+        )
+        if turned
+        else ()
+    )
     as_written = np.abs(spacing) * mm[0]
     lengths = np.where(np.isclose(lengths, as_written, rtol=1e-6, atol=0), as_written, lengths)
     x, y, z = (float(v) for v in lengths)
-    return Placement((z, y, x), found.origin_xyz, found.direction, found.notes)
+    return Placement((z, y, x), found.origin_xyz, found.direction, (*notes, *found.notes))
 
 
 def itk_source(path: Path, kind: str, own: Header) -> Source:
@@ -178,8 +186,8 @@ def _unit(path: Path, own: Header) -> tuple[str | None, tuple[float, float, floa
     names = [known_unit({u}) for u in own.units]
     if None in names:
         raise VolumeError(
-            f"{path}: the units of its axes are {', '.join(own.units)} (x, y, z), of which not all are known lengths; write "
-            "one unit for all of them into the header"
+            f"{path}: the units of its axes are {', '.join(own.units)} (x, y, z), of which not all are known lengths; "
+            "write one unit for all of them into the header"
         )
     factors = [MM_PER_UNIT[n] for n in (*names, names[-1])[:3] if n]
     return "millimeter", (factors[0], factors[1], factors[2]), (

@@ -75,8 +75,8 @@ def _require_sizes(path: Path, fields: dict[str, str]) -> None:
     whole = axes.isdigit() and all(re.fullmatch(r"\d+", s) for s in sizes)
     if not whole or not 1 <= int(axes) <= 10 or len(sizes) != int(axes) or min(map(int, sizes)) < 1:
         raise VolumeError(
-            f"{path}: NDims {axes!r} and DimSize {' '.join(sizes[:12])!r} do not fit; expected three axes and a size above 0 "
-            "for each; the header is damaged: export it again"
+            f"{path}: NDims {axes!r} and DimSize {' '.join(sizes[:12])!r} do not fit; expected three axes and a size "
+            "above 0 for each; the header is damaged: export it again"
         )
 
 
@@ -91,7 +91,7 @@ def _value_notes(path: Path, fields: dict[str, str]) -> tuple[str, ...]:
     if float(slope) == 1 and float(offset) == 0:
         return ()
     return (
-        f"{path.name}: ElementToIntensityFunctionSlope {slope} and Offset {offset} are not applied to the values, as in ITK",
+        f"{path.name}: ElementToIntensityFunctionSlope {slope} and Offset {offset} are not applied, as in ITK",
     )
 
 

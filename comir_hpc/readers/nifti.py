@@ -111,7 +111,7 @@ def _header(block: bytes, magic: bytes) -> Any:
     size = _MAGIC[magic]
     for order, endianness in (("little", "<"), ("big", ">")):
         if int.from_bytes(block[:4], order) == size:  # type: ignore[arg-type]
-            kind = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
+            kind: Any = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
             return kind(block[:size].ljust(size, b"\0"), endianness=endianness, check=False)
     raise HeaderDataError(f"header size {int.from_bytes(block[:4], 'little')}, expected {size}")
 

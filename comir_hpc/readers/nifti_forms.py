@@ -82,13 +82,13 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
     if sform is not None and not known:
         qform = None  # its sizes are those of pixdim
     code = int(header["sform_code"])
-    chosen, choice = _chosen(sform, qform, shape_zyx, path.name, code)
+    chosen, choice = _chosen(sform, qform, shape_zyx, path.name, code, unit)
     notes += said
     if chosen is None:
         if sform is None and int(header["qform_code"]) > 0:
             raise VolumeError(
-                f"{path}: its qform is no rotation (quaternion {_numbers(header, 'quatern_b', 'quatern_c', 'quatern_d')}) and "
-                "there is no sform: set one right in the file or export it again"
+                f"{path}: its qform is no rotation (quaternion b, c, d {_quaternion(header)}) and"
+                " there is no sform: set one right in the file or export it again"
             )
         chosen = _Form("pixdim", _LPS * pixdim, np.zeros(3))
         choice = (
@@ -164,7 +164,7 @@ def _qform(header: Any, pixdim: NDArray[np.float64]) -> _Form | None:
 
 
 def _chosen(
-    sform: _Form | None, qform: _Form | None, shape_zyx: Sequence[int], name: str, code: int
+    sform: _Form | None, qform: _Form | None, shape_zyx: Sequence[int], name: str, code: int, unit: str
 ) -> tuple[_Form | None, str]:
     """The form that counts, and a note where another one says something else."""
     if sform is None or qform is None:
@@ -179,7 +179,8 @@ def _chosen(
     taken = sform if code == 1 and _perpendicular(sform) else qform
     sheared = "" if _perpendicular(sform) else ", whose axes are sheared,"
     return taken, (
-        f"{name}: sform (code {code}){sheared} and qform disagree by up to {apart:.3g}; the {taken.name} is used, as ITK does"
+        f"{name}: sform (code {code}){sheared} and qform disagree by up to {apart:.3g} {unit}; "
+        f"the {taken.name} is used, as ITK does"
     )
 
 
@@ -202,13 +203,13 @@ def _method_3(
     if apart.max() <= UNSEEN_VOX:
         return lengths_zyx, ""
     return lengths_zyx, (
-        f"{name}: voxels are {_listed(lengths_zyx)} by the sform and {_listed((z, y, x))} by pixdim (z, y, x); the sform's "
-        "are used, as NIfTI says (method 3); ITK's tools take pixdim"
+        f"{name}: voxels are {_listed(lengths_zyx)} by the sform and {_listed((z, y, x))} by pixdim (z, y, x); the "
+        "sform's are used, as NIfTI says (method 3); ITK's tools take pixdim"
     )
 
 
-def _numbers(header: Any, *names: str) -> list[float]:
-    return [round(float(header[name]), 4) for name in names]
+def _quaternion(header: Any) -> list[float]:
+    return [round(float(header[f"quatern_{letter}"]), 4) for letter in "bcd"]
 
 
 def _listed(values: Sequence[float] | NDArray[np.float64]) -> str:

@@ -67,7 +67,8 @@ def nrrd(path: Path) -> Source:
     return itk_source(
         path, "NRRD",
         Header(layout, spaced=spaced, units=_units(fields, spatial),
-               gain=_GAIN.get(fields.get("encoding", "").lower(), DEFLATE_GAIN), data=data, files=files, notes=notes, renamed=renamed),
+               gain=_GAIN.get(fields.get("encoding", "").lower(), DEFLATE_GAIN), data=data, files=files, notes=notes,
+               renamed=renamed),
     )  # fmt: skip
 
 

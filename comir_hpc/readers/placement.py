@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Matrix, Vector
@@ -46,9 +46,7 @@ class Placement:
     notes: tuple[str, ...] = ()
 
 
-def placement(
-    columns: NDArray[np.float64], origin: Sequence[float], shape_zyx: Sequence[int], path: Path
-) -> Placement:
+def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], path: Path) -> Placement:
     """Nearest placement with perpendicular axes.
 
     The directions are those of the closest orthonormal matrix (polar decomposition of the unit columns). Where the
@@ -70,7 +68,8 @@ def placement(
     VolumeError
         If a number is not finite, the axes span no volume, or a voxel would move by more than `LARGEST_VOX`.
     """
-    columns, start = np.asarray(columns, dtype=np.float64), np.asarray(origin, dtype=np.float64)
+    columns = np.asarray(columns, dtype=np.float64)
+    start = np.asarray(origin, dtype=np.float64)
     lengths = np.linalg.norm(columns, axis=0)
     if not (np.isfinite(columns).all() and np.isfinite(start).all()):
         raise VolumeError(
@@ -81,8 +80,8 @@ def placement(
     # 1e-3: below it the axes are not sheared but the same; an affine with three directions is needed to know the third.
     if abs(np.linalg.det(unit_columns)) < 1e-3:
         raise VolumeError(
-            f"{path}: its axes {_rounded(columns)} (columns x, y, z) do not span a volume; set the orientation right in "
-            "the file or export it again"
+            f"{path}: its axes {_rounded(columns)} (columns x, y, z) do not span a volume; set the orientation right "
+            "in the file or export it again"
         )
     left, _, right = np.linalg.svd(unit_columns)
     direction = left @ right
@@ -91,9 +90,9 @@ def placement(
     notes: tuple[str, ...] = ()
     if moved > LARGEST_VOX:
         raise VolumeError(
-            f"{path}: its axes are sheared by up to {_shear_degrees(unit_columns):.3g} degrees; perpendicular ones would "
-            f"move voxels by up to {moved:.3g} voxels (at most {LARGEST_VOX} is taken): resample it on a grid with "
-            "perpendicular axes first"
+            f"{path}: its axes are sheared by up to {_shear_degrees(unit_columns):.3g} degrees; perpendicular ones "
+            f"would move voxels by up to {moved:.3g} voxels (at most {LARGEST_VOX} is taken): resample it on a grid "
+            "with perpendicular axes first"
         )
     if moved > UNSEEN_VOX:
         start = start + (columns - direction * lengths) @ middle
@@ -109,6 +108,18 @@ def placement(
         (rows[0], rows[1], rows[2]),
         notes,
     )
+
+
+def placement_ras(affine: ArrayLike, shape_zyx: Sequence[int], path: Path) -> Placement:
+    """`placement` of a 4 x 4 affine of nibabel's: index (x, y, z) to a world that grows right, front and up.
+
+    Raises
+    ------
+    VolumeError
+        As `placement`.
+    """
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=np.float64)
+    return placement(lps[:3, :3], lps[:3, 3], shape_zyx, path)
 
 
 def _largest_displacement(

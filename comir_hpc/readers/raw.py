@@ -91,7 +91,7 @@ class RawLayout:
         if more <= 0:
             return ()
         return (
-            f"{path.name}: {more} bytes follow the {self.num_bytes} of its voxels in {self.file.name}; they are not read",
+            f"{path.name}: {more} bytes follow the {self.num_bytes} of its voxels in {self.file.name} and are not read",
         )
 
     def read(self, box: Box) -> NDArray[Any]:
