@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import MM_PER_UNIT, Box, Matrix, Vector
-from comir_hpc.readers.packed import require_possible
+from comir_hpc.readers.packed import Form, require_possible, unpacked
 from comir_hpc.readers.placement import Placement, placement
 from comir_hpc.readers.raw import RawLayout, cut, shape_of
 from comir_hpc.readers.source import NO_THICKNESS, THICKNESS, Source, known_unit, reading, storable
@@ -35,7 +35,11 @@ class Header:
     Attributes
     ----------
     layout : RawLayout, optional
-        Where the voxels lie; None when only ITK can unpack them.
+        Where the voxels lie in the file, or in what it unpacks to; None when only ITK can unpack them.
+    form : str, optional
+        How the voxels are packed; None where they are raw.
+    start : int
+        Byte of the file at which what is packed begins.
     spaced : bool
         Whether the file names a spacing.
     units : sequence of str
@@ -60,6 +64,8 @@ class Header:
     files: Sequence[Path]
     notes: tuple[str, ...] = ()
     renamed: tuple[str, ...] = ()
+    form: Form | None = None
+    start: int = 0
 
 
 def itk_header(path: Path, kind: str) -> sitk.ImageFileReader:
@@ -182,7 +188,9 @@ def _unit(path: Path, own: Header) -> tuple[str | None, tuple[float, float, floa
     if not own.units:
         return "millimeter", same, (f"{path.name}: {_MM_BY_CONVENTION}",) if own.spaced else ()
     if len(set(own.units)) == 1:
-        return known_unit(own.units), same, ()
+        unit = known_unit(own.units)
+        note = f"{path.name}: its numbers are in {unit}; ITK's tools take them as millimetres"
+        return unit, same, (note,) if unit and unit != "millimeter" else ()
     names = [known_unit({u}) for u in own.units]
     if None in names:
         raise VolumeError(
@@ -217,6 +225,8 @@ def _raw_or_loaded(
         and shape_of(layout.shape, layout.axes) == shape
         and layout.dtype.newbyteorder("=") == dtype
     ):
+        if own.form:
+            return (*unpacked(path, layout, own.form, own.start), own.renamed)
         layout.check_length(path)
         return layout.read, 0, (*own.renamed, *layout.trailing(path))
     if own.renamed:

@@ -20,6 +20,7 @@ _TYPES = {
     "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
 }  # fmt: skip
 _LOCAL = ("LOCAL", "Local", "local")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _NO_UNIT = ("", "?", "UNKNOWN")
 
 
@@ -34,6 +35,7 @@ def metaimage(path: Path) -> Source:
     with reading(path, "MetaImage"):
         fields, length = _fields(path)
         _require_sizes(path, fields)
+        _require_numbers(path, fields)
         name, notes = fields["ElementDataFile"], _value_notes(path, fields)
         renamed: tuple[str, ...] = ()
         data: tuple[Path, ...] = (path,)
@@ -43,14 +45,14 @@ def metaimage(path: Path) -> Source:
         elif name not in _LOCAL:
             file, renamed = named_file(path, name)
             data, files = (file,), (path, file)
-        layout = _layout(fields, length, data[0], local=name in _LOCAL) if data else None
+        layout, start = _layout(fields, length, data[0], local=name in _LOCAL) if data else (None, 0)
     unit = fields.get("DistanceUnits", "")
     packed = _yes(fields, "CompressedData")
     return itk_source(
         path, "MetaImage",
         Header(layout, spaced="ElementSpacing" in fields or "ElementSize" in fields,
                units=() if unit in _NO_UNIT else (unit,), gain=DEFLATE_GAIN if packed else 1, data=data, files=files,
-               notes=notes, renamed=renamed),
+               notes=notes, renamed=renamed, form="zlib" if packed else None, start=start),
     )  # fmt: skip
 
 
@@ -80,6 +82,22 @@ def _require_sizes(path: Path, fields: dict[str, str]) -> None:
         )
 
 
+def _require_numbers(path: Path, fields: dict[str, str]) -> None:
+    """Refuse places and directions that are no numbers, or too few: MetaIO takes what it finds, and 0 for the rest."""
+    axes = int(fields["NDims"])
+    counts = dict.fromkeys(
+        ("Offset", "Position", "Origin", "ElementSpacing", "ElementSize", "ElementOrigin"), axes
+    )
+    counts |= dict.fromkeys(("TransformMatrix", "Rotation", "Orientation", "ElementDirection"), axes * axes)
+    for name, count in counts.items():
+        words = fields.get(name, "0 " * count).split()
+        if len(words) < count or not all(_NUMBER.fullmatch(word) for word in words[:count]):
+            raise VolumeError(
+                f"{path}: {name} is {fields[name][:80]!r}, expected {count} numbers; the header is damaged: "
+                "export it again"
+            )
+
+
 def _yes(fields: dict[str, str], name: str, default: str = "False") -> bool:
     return fields.get(name, default)[:1] in ("T", "t", "1")
 
@@ -95,20 +113,21 @@ def _value_notes(path: Path, fields: dict[str, str]) -> tuple[str, ...]:
     )
 
 
-def _layout(fields: dict[str, str], length: int, file: Path, *, local: bool) -> RawLayout | None:
-    """Where the voxels lie, or None when only ITK can unpack them."""
+def _layout(fields: dict[str, str], length: int, file: Path, *, local: bool) -> tuple[RawLayout | None, int]:
+    """Where the voxels lie (None when only ITK can unpack them), and where the packed stream begins."""
     code, skip = _TYPES.get(fields.get("ElementType", "")), int(fields.get("HeaderSize", "0"))
     shape = tuple(int(n) for n in fields["DimSize"].split())[::-1]
-    if code is None or _yes(fields, "CompressedData") or not _yes(fields, "BinaryData", "True"):
-        return None
-    if len(shape) not in (2, 3):
-        return None
+    packed = _yes(fields, "CompressedData")
+    if code is None or not _yes(fields, "BinaryData", "True") or len(shape) not in (2, 3):
+        return None, 0
+    if packed and skip < 0:
+        return None, 0
     channels = int(fields.get("ElementNumberOfChannels", "1"))
     order = "BinaryDataByteOrderMSB" if "BinaryDataByteOrderMSB" in fields else "ElementByteOrderMSB"
     axes, kind = "zyx"[-len(shape) :], np.dtype((">" if _yes(fields, order) else "<") + code)
     offset = skip if skip > 0 else length if local else 0
-    layout = RawLayout(file, offset, kind, (*shape, channels) if channels > 1 else shape,
+    layout = RawLayout(file, 0 if packed else offset, kind, (*shape, channels) if channels > 1 else shape,
                        axes + "c" if channels > 1 else axes)  # fmt: skip
     if skip == -1:  # the voxels are the end of the file
-        return replace(layout, offset=file.stat().st_size - layout.num_bytes)
-    return layout
+        return replace(layout, offset=file.stat().st_size - layout.num_bytes), 0
+    return layout, offset

@@ -83,7 +83,7 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
         qform = None  # its sizes are those of pixdim
     code = int(header["sform_code"])
     chosen, choice = _chosen(sform, qform, shape_zyx, path.name, code, unit)
-    notes += said
+    notes += said + _code_notes(header, path.name)
     if chosen is None:
         if sform is None and int(header["qform_code"]) > 0:
             raise VolumeError(
@@ -104,6 +104,17 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
         # A sign was ignored already, and said.
         notes += [note] if note else []
     return NiftiPlace(spacing, place.origin_xyz, place.direction, unit, (*notes, *place.notes))
+
+
+def _code_notes(header: Any, name: str) -> list[str]:
+    """Notes on codes of forms that NIfTI does not have."""
+    codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
+    return [
+        f"{name}: {form}_code {code} is none of NIfTI's (0 to 5); the {form} counts as {'set' if code > 0 else 'not set'}"
+        ", as in ITK"
+        for form, code in codes.items()
+        if not 0 <= code <= 5
+    ]
 
 
 def _unit(header: Any, name: str) -> tuple[str, list[str]]:

@@ -62,13 +62,15 @@ def nrrd(path: Path) -> Source:
             file, renamed = named_file(path, name)
             data, files = (file,), (path, file)
         spatial = _spatial(fields, len(sizes))
-        layout = _layout(fields, sizes, spatial, data[0], 0 if name else length) if data else None
+        packed = fields.get("encoding", "").lower() in ("gzip", "gz")
+        start = 0 if name else length
+        layout = _layout(fields, sizes, spatial, data[0], 0 if packed else start) if data else None
         spaced = _spaced(path, fields, spatial)
     return itk_source(
         path, "NRRD",
         Header(layout, spaced=spaced, units=_units(fields, spatial),
                gain=_GAIN.get(fields.get("encoding", "").lower(), DEFLATE_GAIN), data=data, files=files, notes=notes,
-               renamed=renamed),
+               renamed=renamed, form="gzip" if packed else None, start=start),
     )  # fmt: skip
 
 
@@ -151,7 +153,9 @@ def _layout(
     code = next((c for c, names in _TYPES.items() if fields.get("type", "").lower() in names), None)
     skip = int(fields.get("byte skip", fields.get("byteskip", "0")))
     lines = int(fields.get("line skip", fields.get("lineskip", "0")))
-    if code is None or fields.get("encoding", "").lower() != "raw" or lines:
+    encoding = fields.get("encoding", "").lower()
+    # Bytes are skipped in what is unpacked; from the end of it, only ITK knows how many.
+    if code is None or lines or encoding not in (("raw",) if skip < 0 else ("raw", "gzip", "gz")):
         return None
     if len(sizes) in (2, 3) and all(spatial):
         axes = "zyx"[-len(sizes) :]

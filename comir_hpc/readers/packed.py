@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from comir_hpc.readers.source import reading
 DEFLATE_GAIN = 1032
 """Bytes that one byte of a deflate stream (gzip, zlib, PNG) can stand for at most: 258 for two bits."""
 
+Form = Literal["gzip", "zlib"]
 _STEP = 1 << 24
 
 
@@ -57,31 +59,58 @@ def require_possible(path: Path, num_bytes: int, gain: int = DEFLATE_GAIN) -> No
         )
 
 
-def gunzip(layout: RawLayout) -> NDArray[Any]:
+def unpack(layout: RawLayout, form: Form = "gzip", start: int = 0) -> NDArray[Any]:
     """Unpack straight into the array: one copy of the volume in memory, no more.
 
     The stream is read to its end, since its checksum stands there.
 
+    Parameters
+    ----------
+    layout : RawLayout
+        Where the voxels lie in what the stream unpacks to.
+    form : str
+        ``gzip``, or ``zlib`` (of which either header is taken, as in MetaIO).
+    start : int
+        Byte of the file at which the stream begins.
+
     Raises
     ------
     VolumeError
-        If the stream is damaged, ends too early, or is followed by something else.
+        If the stream is damaged, ends too early, or, of gzip, is followed by something else.
     """
     values = np.empty(layout.shape, dtype=layout.dtype)
     buffer = memoryview(values.reshape(-1).view(np.uint8).data)
-    with reading(layout.file, "gzip-compressed voxels"), gzip.open(layout.file) as file:
-        skipped = file.seek(layout.offset)
-        if skipped < layout.offset:
-            raise EOFError(f"{skipped} bytes, expected voxels from byte {layout.offset} on")
-        done = 0
-        while done < len(buffer):
-            step = file.readinto(buffer[done : done + _STEP])
-            if not step:
-                raise EOFError(f"{done} bytes of voxels, expected {len(buffer)}")
-            done += step
-        while file.read(_STEP):
-            pass
+    with reading(layout.file, f"{form}-compressed voxels"), layout.file.open("rb") as file:
+        file.seek(start)
+        chunks = _gunzipped(file) if form == "gzip" else _inflated(file)
+        ahead, done = layout.offset, 0
+        for chunk in chunks:
+            skipped = min(ahead, len(chunk))
+            ahead -= skipped
+            piece = memoryview(chunk)[skipped : skipped + len(buffer) - done]
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+        if done < len(buffer):
+            raise EOFError(f"{done} bytes of voxels, expected {len(buffer)}")
     return values
+
+
+def _gunzipped(file: BinaryIO) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file) as stream:
+        while chunk := stream.read(_STEP):
+            yield chunk
+
+
+def _inflated(file: BinaryIO) -> Iterator[bytes]:
+    """Pieces of a zlib stream; what follows it is left."""
+    stream = zlib.decompressobj(wbits=47)  # a header of zlib or of gzip
+    waiting = b""
+    while not stream.eof:
+        waiting = waiting or file.read(_STEP)
+        if not waiting:
+            raise EOFError("the compressed stream ends too early")
+        yield stream.decompress(waiting, _STEP)
+        waiting = stream.unconsumed_tail
 
 
 def gunzip_or_read(
@@ -102,11 +131,31 @@ def gunzip_or_read(
     if not is_gzip(layout.file):
         layout.check_length(path)
         return layout.read, 0, layout.trailing(path)
+    return (*unpacked(path, layout), ())
+
+
+def unpacked(
+    path: Path, layout: RawLayout, form: Form = "gzip", start: int = 0
+) -> tuple[Callable[[Box], NDArray[Any]], int]:
+    """How boxes of packed voxels are read, which unpacks them once, and the memory that it holds.
+
+    Parameters
+    ----------
+    path : Path
+        The header's, for errors.
+    layout, form, start
+        As in `unpack`.
+
+    Raises
+    ------
+    VolumeError
+        If the file cannot hold so many voxels.
+    """
     layout.check_possible(path)
     require_possible(layout.file, layout.offset + layout.num_bytes)
 
     @lru_cache(maxsize=1)
-    def unpacked() -> NDArray[Any]:
-        return gunzip(layout)
+    def values() -> NDArray[Any]:
+        return unpack(layout, form, start)
 
-    return (lambda box: cut(unpacked(), layout.axes, box)), layout.num_bytes, ()
+    return (lambda box: cut(values(), layout.axes, box)), layout.num_bytes
