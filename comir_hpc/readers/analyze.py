@@ -89,7 +89,7 @@ def _analyze(path: Path, header: Path, voxels: Path, block: bytes) -> Source:
     return Source(
         path=path, kind=kind, shape=czyx, dtype=dtype, read_box=read,
         files=(header, voxels, *([matrix] if spm else [])),
-        spacing_zyx=spacing if spm or good.all() else None, unit="millimeter",
+        spacing_zyx=spacing if spm or good.all() else None, unit="millimeter", unit_assumed=True,
         origin_xyz=place.origin_xyz, direction=place.direction, load_bytes=load_bytes,
         notes=(*_notes(path, spm, said, pixdim), *place.notes, *trailing,
                *([f"{path.name}: {NO_THICKNESS}"] if len(shape) == 2 else ())),
@@ -104,7 +104,7 @@ def _notes(path: Path, spm: bytes, said: bytes, pixdim: Any) -> list[str]:
         if spm
         else f"{name}: Analyze 7.5 does not say how its axes lie: x is taken to grow to the left, y to the front, z to "
         "the head, with the origin in the header's or the volume's middle, as nibabel does; check left and right",
-        f"{name}: its spacing is taken as millimetres{named}",
+        f"{name}: its numbers are taken as millimetres{named}, unless --unit says another",
     ]
     if (pixdim < 0).any():
         notes.append(f"{name}: pixdim is {pixdim.tolist()} (x, y, z); the signs are ignored, as nibabel does")

@@ -24,7 +24,10 @@ from comir_hpc.readers.placement import Placement, placement
 from comir_hpc.readers.raw import RawLayout, cut, shape_of
 from comir_hpc.readers.source import NO_THICKNESS, THICKNESS, Source, known_unit, reading, storable
 
-_MM_BY_CONVENTION = "the file names no unit of length: its spacing is taken as millimetres, as ITK does"
+_MM_BY_CONVENTION = (
+    "the file names no unit of length: its numbers are taken as millimetres, as ITK does, "
+    "unless --unit says another"
+)
 _IMAGE_IO = {"MetaImage": "MetaImageIO", "NRRD": "NrrdImageIO"}
 
 
@@ -177,6 +180,7 @@ def itk_source(path: Path, kind: str, own: Header) -> Source:
     return Source(
         path=path, kind=kind, shape=shape, dtype=dtype, read_box=read, files=own.files,
         spacing_zyx=place.spacing_zyx if own.spaced else None, unit=unit if own.spaced else None,
+        unit_assumed=not own.units,
         says="" if unit else f"its units are {', '.join(sorted(set(own.units)))}",
         origin_xyz=place.origin_xyz, direction=place.direction, load_bytes=load_bytes, notes=notes,
     )  # fmt: skip
@@ -229,6 +233,11 @@ def _raw_or_loaded(
             return (*unpacked(path, layout, own.form, own.start), own.renamed)
         layout.check_length(path)
         return layout.read, 0, (*own.renamed, *layout.trailing(path))
+    if own.form == "zlib":
+        raise VolumeError(
+            f"{path}: ITK reads {shape} voxels (c, z, y, x) of {dtype} from its header, but its text says others; "
+            "the header is damaged: export it again"
+        )
     if own.renamed:
         raise VolumeError(
             f"{own.renamed[0]}, but its voxels are packed, which only ITK reads: rename it as the header says"

@@ -46,8 +46,12 @@ def metaimage(path: Path) -> Source:
             file, renamed = named_file(path, name)
             data, files = (file,), (path, file)
         layout, start = _layout(fields, length, data[0], local=name in _LOCAL) if data else (None, 0)
-    unit = fields.get("DistanceUnits", "")
-    packed = _yes(fields, "CompressedData")
+    unit, packed = fields.get("DistanceUnits", ""), _yes(fields, "CompressedData")
+    if packed and layout is None:  # ITK gives what was in memory where such a stream is torn
+        raise VolumeError(
+            f"{path}: compressed voxels of type {fields.get('ElementType')} in {name} are not read; write it without "
+            "compression, in one file"
+        )
     return itk_source(
         path, "MetaImage",
         Header(layout, spaced="ElementSpacing" in fields or "ElementSize" in fields,

@@ -86,6 +86,8 @@ def nifti_from(path: Path, block: bytes, data: Path, files: tuple[Path, ...]) ->
         offset = int(header["vox_offset"]) or first
         if offset < first:
             raise HeaderDataError(f"voxels from byte {offset} on, inside the header")
+        if not 1 <= int(header["dim"][0]) <= 7:
+            raise HeaderDataError(f"{int(header['dim'][0])} axes, expected 1 to 7")
         shape = tuple(int(n) for n in header.get_data_shape())
         layout = layout_of(path, data, shape, np.dtype(header.get_data_dtype()), offset)
         dtype = storable(layout.dtype, path)
@@ -100,7 +102,9 @@ def nifti_from(path: Path, block: bytes, data: Path, files: tuple[Path, ...]) ->
     dtype, read = rescaled(dtype, read, slope, intercept)
     return Source(
         path=path, kind=kind, shape=czyx, dtype=dtype, read_box=read, files=files,
-        spacing_zyx=spacing, unit=place.unit, origin_xyz=place.origin_xyz, direction=place.direction,
+        spacing_zyx=spacing, unit=place.unit, unit_assumed=place.unit_assumed,
+        says="" if spacing else f"its pixdim is {np.asarray(header['pixdim'])[1:4].tolist()} (x, y, z)",
+        origin_xyz=place.origin_xyz, direction=place.direction,
         load_bytes=load_bytes, notes=(*notes, *trailing),
     )  # fmt: skip
 

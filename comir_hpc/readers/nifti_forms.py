@@ -37,6 +37,8 @@ class NiftiPlace:
         World (LPS), as in `Grid`.
     unit : str
         The file's, or millimeter where it names none.
+    unit_assumed : bool
+        Whether it names none.
     notes : tuple of str
         What was open or contradictory, and how it was taken.
     """
@@ -45,6 +47,7 @@ class NiftiPlace:
     origin_xyz: Vector
     direction: Matrix
     unit: str
+    unit_assumed: bool
     notes: tuple[str, ...]
 
 
@@ -77,6 +80,7 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
         If the form that counts describes no perpendicular axes, or its numbers are not finite.
     """
     unit, notes = _unit(header, path.name)
+    assumed = bool(notes)
     pixdim, said, known = _pixdim(header, path.name, num_axes)
     sform, qform = _sform(header, num_axes), _qform(header, pixdim)
     if sform is not None and not known:
@@ -103,15 +107,15 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
         spacing, note = _method_3(place.spacing_zyx, pixdim, shape_zyx, path.name)
         # A sign was ignored already, and said.
         notes += [note] if note else []
-    return NiftiPlace(spacing, place.origin_xyz, place.direction, unit, (*notes, *place.notes))
+    return NiftiPlace(spacing, place.origin_xyz, place.direction, unit, assumed, (*notes, *place.notes))
 
 
 def _code_notes(header: Any, name: str) -> list[str]:
     """Notes on codes of forms that NIfTI does not have."""
     codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
     return [
-        f"{name}: {form}_code {code} is none of NIfTI's (0 to 5); the {form} counts as {'set' if code > 0 else 'not set'}"
-        ", as in ITK"
+        f"{name}: {form}_code {code} is none of NIfTI's (0 to 5); the {form} counts as "
+        f"{'set' if code > 0 else 'not set'}, as in ITK"
         for form, code in codes.items()
         if not 0 <= code <= 5
     ]
@@ -123,12 +127,12 @@ def _unit(header: Any, name: str) -> tuple[str, list[str]]:
     if code in _UNITS:
         return _UNITS[code], []
     said = (
-        "names no unit of length" if code == 0 else f"has no unit of length with number {code} (xyzt_units)"
+        "the file names no unit of length"
+        if code == 0
+        else f"NIfTI has no unit of length {code} (xyzt_units)"
     )
     return "millimeter", [
-        f"{name}: the file {said}: its spacing is taken as millimetres, as ITK does"
-        if code == 0
-        else f"{name}: NIfTI {said}: the spacing is taken as millimetres, as ITK does"
+        f"{name}: {said}: its numbers are taken as millimetres, as ITK does, unless --unit says another"
     ]
 
 

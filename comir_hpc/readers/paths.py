@@ -41,7 +41,8 @@ def require_readable(path: Path, expected: str) -> None:
             raise VolumeError(
                 f"{path} is {name}, which cannot be read from any place: write its content to a file first"
             )
-    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+    wanted = os.R_OK | (os.X_OK if stat.S_ISDIR(mode.st_mode) else 0)
+    if not os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids):
         raise VolumeError(
             f"{path} may not be read (permission denied); ask its owner, or copy it where you may"
         )

@@ -16,8 +16,10 @@ from comir_hpc.geometry import Matrix, Vector
 UNSEEN_VOX = 1e-3
 """Displacement in voxels that is rounding: `Grid.agrees_with` sees no difference, and no note is made of it."""
 
+_ROUNDING_VOX = 1e-5  # below it, the file's own origin is kept to the last digit
+
 LARGEST_VOX = 0.5
-"""Displacement in voxels up to which sheared axes are replaced by perpendicular ones.
+"""Displacement, in voxels of the smallest side, up to which sheared axes are replaced by perpendicular ones.
 
 No voxel's centre then leaves its own voxel. It is also the most by which resampling to the nearest voxel of a
 perpendicular grid moves a value, so the remedy for more shear could not do better without blurring.
@@ -86,7 +88,9 @@ def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], p
     left, _, right = np.linalg.svd(unit_columns)
     direction = left @ right
     middle = (np.asarray(shape_zyx[::-1], dtype=np.float64) - 1) / 2
-    moved = _largest_displacement(columns, direction * lengths, middle)
+    # In voxels as `Grid.finest_mm` counts them: of the smallest side along which there is something to see.
+    finest = float(min(lengths[middle > 0], default=lengths.min()))
+    moved = _largest_displacement(columns, direction * lengths, middle) / finest
     notes: tuple[str, ...] = ()
     if moved > LARGEST_VOX:
         raise VolumeError(
@@ -94,8 +98,9 @@ def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], p
             f"would move voxels by up to {moved:.3g} voxels (at most {LARGEST_VOX} is taken): resample it on a grid "
             "with perpendicular axes first"
         )
-    if moved > UNSEEN_VOX:
+    if moved > _ROUNDING_VOX:
         start = start + (columns - direction * lengths) @ middle
+    if moved > UNSEEN_VOX:
         notes = (
             f"{path.name}: its axes are sheared by up to {_shear_degrees(unit_columns):.3g} degrees; the nearest "
             f"perpendicular ones are taken, which moves voxels by up to {moved:.2g} voxels",
@@ -125,10 +130,9 @@ def placement_ras(affine: ArrayLike, shape_zyx: Sequence[int], path: Path) -> Pl
 def _largest_displacement(
     columns: NDArray[np.float64], perpendicular: NDArray[np.float64], middle: NDArray[np.float64]
 ) -> float:
-    """Distance in voxels by which the outermost voxel moves when the middle stays."""
+    """Distance by which the outermost voxel moves when the middle stays."""
     corners = np.asarray(list(itertools.product(*[(-m, m) for m in middle]))).T
-    moved = np.linalg.solve(perpendicular, (columns - perpendicular) @ corners)
-    return float(np.linalg.norm(moved, axis=0).max())
+    return float(np.linalg.norm((columns - perpendicular) @ corners, axis=0).max())
 
 
 def _shear_degrees(unit_columns: NDArray[np.float64]) -> float:

@@ -22,7 +22,7 @@ __all__ = ["RawLayout", "Source", "cut", "shape_of"]
 
 # What the readers' libraries raise on a file that is torn or not what its name says.
 UNREADABLE: tuple[type[Exception], ...] = (
-    OSError, EOFError, ValueError, KeyError, IndexError, TypeError, RuntimeError, NotImplementedError,
+    OSError, EOFError, ValueError, ArithmeticError, KeyError, IndexError, TypeError, RuntimeError, NotImplementedError,
     struct.error, zlib.error,
 )  # fmt: skip
 _SPACING_HELP = "give it with --spacing Z Y X --unit mm (or um, nm, ...)"
@@ -51,6 +51,8 @@ class Source:
         What the content depends on; a folder stands for everything in it.
     spacing_zyx, unit : optional
         As far as the file says them.
+    unit_assumed : bool
+        Whether `unit` is a convention, because the file names none; then another one may be given.
     origin_xyz, direction
         World (LPS) placing in `unit`, as in `Grid`.
     load_bytes : int
@@ -83,6 +85,7 @@ class Source:
     notes: tuple[str, ...] = ()
     digest: str | None = None
     order: Triple = (0, 1, 2)
+    unit_assumed: bool = False
 
     @property
     def shape_zyx(self) -> Triple:
@@ -134,6 +137,8 @@ class Source:
             raise VolumeError(
                 f"{self.path}: no voxel spacing in this {self.kind} file{said}; {_SPACING_HELP}"
             )
+        if spacing is None and unit and self.unit_assumed:
+            own = unit  # all numbers of the file are in the unit that it does not name
         if spacing is None and unit and own and unit != own:
             raise VolumeError(
                 f"{self.path}: its spacing is in {own}, --unit says {unit}; leave --unit out, or replace the "
