@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Matrix, Vector
-from comir_hpc.readers.placement import UNSEEN_VOX, placement
+from comir_hpc.readers.placement import UNSEEN_VOX, placement_ras
 
 _UNITS = {1: "meter", 2: "millimeter", 3: "micrometer"}
 _LPS = np.diag([-1.0, -1.0, 1.0])
@@ -59,6 +59,11 @@ class _Form:
     columns: NDArray[np.float64]
     origin: NDArray[np.float64]
 
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Columns and origin side by side, shape (3, 4)."""
+        return np.column_stack([self.columns, self.origin])
+
 
 def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int) -> NiftiPlace:
     """Read spacing, origin, direction and unit out of a NIfTI-1 or -2 header of nibabel.
@@ -99,7 +104,7 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
             f"{path.name}: neither sform nor qform is set: axes are taken as LPS x, y, z and the origin as 0"
         )
     notes += [choice] if choice else []
-    place = placement(_LPS @ chosen.columns, _LPS @ chosen.origin, shape_zyx, path)
+    place = placement_ras(chosen.affine, shape_zyx, path)
     spacing: Vector | None = place.spacing_zyx
     if chosen.name != "sform" and not known:
         spacing = None

@@ -116,15 +116,15 @@ def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], p
 
 
 def placement_ras(affine: ArrayLike, shape_zyx: Sequence[int], path: Path) -> Placement:
-    """`placement` of a 4 x 4 affine of nibabel's: index (x, y, z) to a world that grows right, front and up.
+    """`placement` of an affine (3 x 4 or 4 x 4) of nibabel's: index (x, y, z) to a world that grows right, front and up.
 
     Raises
     ------
     VolumeError
         As `placement`.
     """
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=np.float64)
-    return placement(lps[:3, :3], lps[:3, 3], shape_zyx, path)
+    lps = np.asarray(affine, dtype=np.float64)[:3] * [[-1.0], [-1.0], [1.0]]
+    return placement(lps[:, :3], lps[:, 3], shape_zyx, path)
 
 
 def _largest_displacement(
