@@ -134,7 +134,16 @@ def test_sheared_sform_gives_way_to_a_good_qform(tmp_path: Path) -> None:
     affine = diagonal(2, 2, 2)
     affine[0, 1] = 0.3
     path = written(
-        tmp_path / "shear_q.nii", affine, qform_code=1, pixdim=[1, 2, 2, 2, 1, 1, 1, 1], qoffset_x=7
+        tmp_path / "shear_q.nii",
+        affine,
+        qform_code=1,
+        pixdim=[1, 2, 2, 2, 1, 1, 1, 1],
+        quatern_b=0,
+        quatern_c=0,
+        quatern_d=0,
+        qoffset_x=7,
+        qoffset_y=0,
+        qoffset_z=0,
     )
     source = open_source(path)
     lies(source, (2, 2, 2), (-7, 0, 0))

@@ -53,13 +53,16 @@ def nrrd(path: Path) -> Source:
                 f"{path}: its sizes are {fields.get('sizes', 'missing')!r}; expected whole numbers above 0"
             )
         name, notes = fields.get("data file") or fields.get("datafile"), _space_notes(path, fields)
-        renamed: tuple[str, ...] = ()
         data: tuple[Path, ...] = (path,)
         files: tuple[Path, ...] = (path,)
         if name and (name.upper().startswith("LIST") or "%" in name):
             data, files = (), (path, path.parent)
         elif name:
             file, renamed = named_file(path, name)
+            if renamed:  # ITK opens it with the header
+                raise VolumeError(
+                    f"{path}: it names the file {name}; {file.name} beside it differs in letters: rename it"
+                )
             data, files = (file,), (path, file)
         spatial = _spatial(fields, len(sizes))
         packed = fields.get("encoding", "").lower() in ("gzip", "gz")
@@ -70,7 +73,7 @@ def nrrd(path: Path) -> Source:
         path, "NRRD",
         Header(layout, spaced=spaced, units=_units(fields, spatial),
                gain=_GAIN.get(fields.get("encoding", "").lower(), DEFLATE_GAIN), data=data, files=files, notes=notes,
-               renamed=renamed, form="gzip" if packed else None, start=start),
+               form="gzip" if packed else None, start=start),
     )  # fmt: skip
 
 

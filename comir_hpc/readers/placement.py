@@ -116,7 +116,7 @@ def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], p
 
 
 def placement_ras(affine: ArrayLike, shape_zyx: Sequence[int], path: Path) -> Placement:
-    """`placement` of an affine (3 x 4 or 4 x 4) of nibabel's: index (x, y, z) to a world that grows right, front and up.
+    """`placement` of an affine (3 x 4 or 4 x 4) of nibabel's: index (x, y, z) to a world right, front, up.
 
     Raises
     ------
