@@ -78,7 +78,8 @@ def _analyze(path: Path, header: Path, voxels: Path, block: bytes) -> Source:
         dtype = storable(layout.dtype, path)
         affine = np.asarray(image.affine, dtype=np.float64)
         slope, intercept = float(proxy.slope), float(proxy.inter)
-        pixdim = np.asarray(image.header["pixdim"], dtype=np.float64)[1:4]
+        # As it stands: nibabel has mended its own copy.
+        pixdim = np.frombuffer(size, f"{image.header.endianness}f4", count=3, offset=80).astype(np.float64)
         said = size[56:60]  # vox_units
     czyx = shape_of(layout.shape, layout.axes)
     place = placement_ras(affine, czyx[1:], path)
