@@ -7,21 +7,28 @@ from pathlib import Path
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.readers import tiff as _tiff
+from comir_hpc.readers.analyze import pair
 from comir_hpc.readers.arrays import hdf5, in_memory, npy, zarr_array
 from comir_hpc.readers.dicom import dicom, dicom_series
-from comir_hpc.readers.itk_files import metaimage, nifti, nrrd
+from comir_hpc.readers.metaimage import metaimage
+from comir_hpc.readers.mgh import mgh
+from comir_hpc.readers.nifti import nifti
+from comir_hpc.readers.nrrd import nrrd
+from comir_hpc.readers.paths import require_readable
 from comir_hpc.readers.pictures import picture
 from comir_hpc.readers.source import Source, upright
 from comir_hpc.readers.stack import tiles_along_z
 
 __all__ = ["FORMATS", "Source", "in_memory", "open_source"]
 
-FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), TIFF and OME-TIFF (.tif, .tiff), " \
-    "HDF5 (.h5, .hdf5), .npy, .zarr, a folder of DICOM or TIFF slices or of tiles along z, one slice as .png or " \
-    ".jpg"  # fmt: skip
+FORMATS = "NIfTI and Analyze (.nii, .nii.gz, .hdr and .img), MGH (.mgh, .mgz), NRRD (.nrrd, .nhdr), MetaImage (.mha, " \
+    ".mhd), TIFF and OME-TIFF (.tif, .tiff), HDF5 (.h5, .hdf5), .npy, .zarr, a folder of DICOM or TIFF slices or of " \
+    "tiles along z, one slice as .png or .jpg"  # fmt: skip
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 _BY_SUFFIX: dict[str, Callable[[Path], Source]] = {
-    ".nii": nifti, ".nii.gz": nifti, ".nrrd": nrrd, ".nhdr": nrrd, ".mha": metaimage, ".mhd": metaimage, ".npy": npy,
+    ".nii": nifti, ".nii.gz": nifti, **dict.fromkeys((".hdr", ".img", ".hdr.gz", ".img.gz"), pair),
+    **dict.fromkeys((".mgh", ".mgz", ".mgh.gz"), mgh), ".nrrd": nrrd, ".nhdr": nrrd, ".mha": metaimage,
+    ".mhd": metaimage, ".npy": npy,
     ".png": picture, ".jpg": picture, ".jpeg": picture,
 }  # fmt: skip
 _BY_SUFFIX_AND_DATASET: dict[str, Callable[[Path, str | None], Source]] = {
@@ -47,12 +54,9 @@ def open_source(path: Path, dataset: str | None = None) -> Source:
 
 
 def _opened(path: Path, dataset: str | None) -> Source:
-    if not path.exists():
-        raise VolumeError(f"{path} does not exist; expected {FORMATS}")
+    require_readable(path, FORMATS)
     if path.is_dir():
         return _folder(path, dataset)
-    if path.stat().st_size == 0:
-        raise VolumeError(f"{path} is empty (0 bytes); copy or export it again")
     suffix = _suffix(path)
     if suffix is None:
         raise VolumeError(f"{path}: unknown format; expected {FORMATS}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from comir_hpc.errors import VolumeError
+from comir_hpc.readers.packed import require_possible
 from comir_hpc.readers.source import Source, cut, reading, shape_of, storable
 
 # Pillow's modes that are arrays of numbers as they are; the others (palettes, CMYK, one bit) become colours or greys.
@@ -21,17 +24,18 @@ def picture(path: Path) -> Source:
 
     Its resolution is not taken: programs write that of a screen or a printer there.
     """
-    with reading(path, "picture", Image.DecompressionBombError), Image.open(path) as image:
-        mode = _mode(image.mode)
-        width, height = image.size
+    width, height, own_mode = _header(path)
+    mode = _mode(own_mode)
     sample = np.asarray(Image.new(mode, (1, 1)))
     axes = "yxc" if sample.ndim == 3 else "yx"
     shape = shape_of((height, width, *sample.shape[2:]), axes)
     dtype = storable(sample.dtype, path)
+    bits = 1 if own_mode == "1" else 8 * dtype.itemsize
+    require_possible(path, width * height * bits // 8)
 
     @lru_cache(maxsize=1)
     def values() -> NDArray[Any]:
-        with Image.open(path) as image:
+        with _open(path) as image:
             return np.asarray(image if image.mode == mode else image.convert(mode))
 
     notes = ("JPEG has changed the values of its pixels",) if path.suffix.lower() != ".png" else ()
@@ -40,6 +44,32 @@ def picture(path: Path) -> Source:
         read_box=lambda box: cut(values(), axes, box), files=(path,),
         load_bytes=2 * int(np.prod(shape)) * dtype.itemsize, notes=tuple(f"{path.name}: {note}" for note in notes),
     )  # fmt: skip
+
+
+def _open(path: Path) -> Image.Image:
+    """Open an image of any size that its file can hold: Pillow's own bound is that of web pages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
+def _header(path: Path) -> tuple[int, int, str]:
+    """Width, height and Pillow's mode.
+
+    Raises
+    ------
+    VolumeError
+        If it is no picture, or larger than Pillow decodes.
+    """
+    with reading(path, "picture"):
+        try:
+            with _open(path) as image:
+                return *image.size, image.mode
+        except Image.DecompressionBombError as error:
+            raise VolumeError(
+                f"{path} claims to be larger than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, the most that is decoded "
+                "at once; save it as TIFF or NRRD"
+            ) from error
 
 
 def _mode(mode: str) -> str:
