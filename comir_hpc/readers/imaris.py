@@ -120,10 +120,12 @@ def _placement(attributes: Any, shape: Triple) -> tuple[Vector | None, str | Non
 
 def _text(attributes: Any, name: str) -> str:
     """An attribute, which Imaris writes as an array of single characters."""
-    value = np.ravel(attributes.get(name, ""))
-    return "".join(v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in value).strip(
-        "\0 "
-    )
+    parts = np.ravel(attributes.get(name, ""))
+    whole = b"".join(p if isinstance(p, bytes) else str(p).encode() for p in parts).strip(b"\0 ")
+    try:
+        return whole.decode()
+    except UnicodeDecodeError:  # the micro sign of Windows
+        return whole.decode("latin-1")
 
 
 def _number(attributes: Any, name: str) -> float | None:

@@ -68,7 +68,7 @@ def _opened_tiff(path: Path, file: tifffile.TiffFile, dataset: str | None, damag
     require_credible_bytes(path, shape, dtype, sum(f.stat().st_size for f in files))
     reader, atom = _reader(path, file, number, shape, axes, bool(damage))
     kind = {"ome": "OME-TIFF", "imagej": "ImageJ TIFF"}.get(series.kind, "TIFF")
-    if found.spacing and found.says:
+    if found.says and not damage:
         notes = (*notes, f"{path.name}: {found.says}")
     return Source(
         path=path, kind=kind, shape=shape_of(shape, axes), dtype=dtype, read_box=reader, files=sorted(files),
