@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Sequence
@@ -113,12 +114,32 @@ def _page_notes(path: Path, file: tifffile.TiffFile, series: Any, damage: str) -
         return (
             f"{path.name}: {damage}; its {len(series.pages)} pages are read as slices in the order of the file",
         )
-    used = sum(len(s.pages) for s in file.series)
-    if file.is_ome and used < len(file.pages):
-        return (
-            f"{path.name}: its OME metadata name {used} of its {len(file.pages)} pages; the others are left out",
+    used, pages = sum(len(s.pages) for s in file.series), len(file.pages)
+    if file.is_ome and used < pages:
+        return (f"{path.name}: its OME metadata name {used} of its {pages} pages; the others are left out",)
+    # A large stack has only one page, and the voxels of all behind it.
+    planes = math.prod(series.shape) // math.prod(series.keyframe.shape)
+    return _imagej_notes(path, file.imagej_metadata or {}, planes, pages) if file.is_imagej else ()
+
+
+def _imagej_notes(path: Path, metadata: dict[str, Any], used: int, pages: int) -> tuple[str, ...]:
+    """Hold ImageJ's numbers of channels, slices and frames against the pages."""
+    images = int(metadata.get("images", 1))
+    counts = {name: int(metadata.get(name, 1)) for name in ("channels", "slices", "frames")}
+    if not counts.keys() & metadata.keys():
+        counts["slices"] = images
+    told = ", ".join(f"{n} {name}" for name, n in counts.items() if n > 1) or "one slice"
+    product = math.prod(counts.values())
+    if product == images == used and pages in (1, images):
+        return ()
+    if counts["channels"] > 1 or counts["frames"] > 1:
+        raise VolumeError(
+            f"{path}: ImageJ's metadata say {told} and {images} images, and it has {pages} pages: their order is not "
+            "known; save the stack again in ImageJ"
         )
-    return ()
+    return (
+        f"{path.name}: ImageJ's metadata say {told} and {images} images, and it has {pages} pages: {used} are read",
+    )
 
 
 def _require_plain_stack(path: Path, file: tifffile.TiffFile, series: Any, damage: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tifffile
@@ -117,9 +117,11 @@ def _imagej(metadata: dict[str, Any], resolution: tuple[float, float] | None, pl
         return Calibration(
             says=f"ImageJ's metadata has {'no slice spacing' if resolution else 'no resolution'}"
         )
-    # ImageJ itself drops the sign: some microscopes write the direction in which their stage moved.
-    depth = abs(depth) if isinstance(depth, int | float) else depth
-    return _named((depth, *resolution), names, name, planar, "ImageJ metadata")
+    if not isinstance(depth, int | float) or depth >= 0:
+        return _named((depth, *resolution), names, name, planar, "ImageJ metadata")
+    # Some programs write the direction in which the stage moved.
+    found = _named((-depth, *resolution), names, name, planar, "ImageJ metadata")
+    return replace(found, says=f"ImageJ's slice spacing is {depth}: its sign is left out, as ImageJ does")
 
 
 def _slide(page: Any, planar: bool) -> Calibration:
