@@ -102,6 +102,17 @@ def test_imagej_counts_that_contradict_the_pages(tmp_path: Path) -> None:
     assert "--spacing" not in str(error.value)
 
 
+def test_a_large_imagej_stack_has_one_page(tmp_path: Path) -> None:
+    """Above 4 GB ImageJ writes the first page only, and the voxels of all slices behind it."""
+    text = "ImageJ=1.54f\nimages=6\nslices=6\nunit=um\nspacing=2.0\n"
+    tifffile.imwrite(tmp_path / "a.tif", ARRAY[0], description=text, metadata=None, resolution=(4, 2))
+    with (tmp_path / "a.tif").open("ab") as file:
+        file.write(ARRAY[1:].tobytes())
+    holds(tmp_path / "a.tif", ARRAY)
+    assert open_source(tmp_path / "a.tif").notes == ()
+    assert open_source(tmp_path / "a.tif").grid().spacing_zyx == (2.0, 0.5, 0.25)
+
+
 # ---------------------------------------------------------------------- OME-XML
 
 
