@@ -260,6 +260,25 @@ def test_slide_scanner(tmp_path: Path) -> None:
     assert (source.grid().spacing_zyx, source.grid().unit) == ((1.0, 0.499, 0.499), "micrometer")
 
 
+def test_zeiss_lsm(tmp_path: Path) -> None:
+    """Pages and thumbnails take turns; sizes are in metres, in a structure of Zeiss's own."""
+    record = np.zeros((), [(name, f"<{kind}") for name, kind in tifffile.TIFF.CZ_LSMINFO])
+    record["MagicNumber"], record["StructureSize"] = 67127628, record.nbytes
+    for name, value in {"X": 24, "Y": 20, "Z": 6, "Channels": 1, "Time": 1}.items():
+        record[f"Dimension{name}"] = value
+    for name, value in {"X": 2.5e-7, "Y": 5e-7, "Z": 2e-6}.items():
+        record[f"VoxelSize{name}"] = value
+    with tifffile.TiffWriter(tmp_path / "a.lsm", byteorder="<") as file:
+        for z, plane in enumerate(ARRAY):
+            tags = [(34412, 1, record.nbytes, record.tobytes(), False)] if z == 0 else []
+            file.write(plane, metadata=None, extratags=tags, contiguous=False)
+            file.write(plane[::4, ::4], metadata=None, subfiletype=1, contiguous=False)
+    holds(tmp_path / "a.lsm", ARRAY)
+    source = open_source(tmp_path / "a.lsm")
+    assert (source.grid().spacing_zyx, source.grid().unit) == ((2.0, 0.5, 0.25), "micrometer")
+    assert any("thumbnails" in note for note in source.notes)
+
+
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib", "tile": (16, 16)}, {"byteorder": ">"}])
 @pytest.mark.parametrize("bigtiff", [False, True])
 def test_plain_stacks(tmp_path: Path, options: dict[str, Any], bigtiff: bool) -> None:

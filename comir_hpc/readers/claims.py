@@ -48,7 +48,7 @@ def require_credible(
     allowed = available_bytes()
     if chunk_bytes > max(allowed, BELIEVED_BYTES):
         raise VolumeError(
-            f"{path} says that it holds {sides} voxels in chunks of {in_words(chunk_bytes)}, and {in_words(allowed)} "
+            f"{path} says that it holds {sides} voxels in chunks of {_size(chunk_bytes)}, and {in_words(allowed)} "
             "of memory are free; check its header, or store it in smaller chunks"
         )
     if claimed <= BELIEVED_BYTES:
@@ -58,7 +58,7 @@ def require_credible(
     found = num_stored(needed)
     if found < needed:
         raise VolumeError(
-            f"{path} says that it holds {sides} voxels ({in_words(claimed)}), and stores {found} of its "
+            f"{path} says that it holds {sides} voxels ({_size(claimed)}), and stores {found} of its "
             f"{num_chunks} chunks; expected at least {needed}: its header is damaged or nothing was written to it"
         )
 
@@ -78,6 +78,11 @@ def require_credible_bytes(
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > BELIEVED_BYTES and claimed > CHUNKS_PER_STORED_ONE * stored_bytes:
         raise VolumeError(
-            f"{path} says that it holds {' x '.join(map(str, shape))} voxels ({in_words(claimed)}) and has "
+            f"{path} says that it holds {' x '.join(map(str, shape))} voxels ({_size(claimed)}) and has "
             f"{in_words(stored_bytes)}; its header is damaged: copy or export it again"
         )
+
+
+def _size(num_bytes: int) -> str:
+    """Bytes in words, of sizes that no machine has as a power of ten."""
+    return in_words(num_bytes) if num_bytes < 1 << 50 else f"{num_bytes:.0e} bytes"

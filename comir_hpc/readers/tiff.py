@@ -69,6 +69,11 @@ def _opened_tiff(path: Path, file: tifffile.TiffFile, dataset: str | None, damag
     require_credible_bytes(path, shape, dtype, sum(f.stat().st_size for f in files))
     reader, atom = _reader(path, file, number, shape, axes, bool(damage))
     kind = {"ome": "OME-TIFF", "imagej": "ImageJ TIFF"}.get(series.kind, "TIFF")
+    if len(file.series) > 1 and dataset is None:
+        notes = (
+            *notes,
+            f"{path.name}: its {len(file.series) - 1} further images are thumbnails, and left out",
+        )
     if found.says and not damage:
         notes = (*notes, f"{path.name}: {found.says}")
     return Source(
@@ -174,8 +179,10 @@ def _series_number(path: Path, file: tifffile.TiffFile, dataset: str | None) -> 
     found = [
         f"{n}: {'x'.join(map(str, s.shape))} {s.axes} {s.name}".strip() for n, s in enumerate(file.series)
     ]
-    if dataset is None and len(found) == 1:
-        return 0
+    # Thumbnails are no images to choose from.
+    full = [n for n, s in enumerate(file.series) if not s.keyframe.is_reduced]
+    if dataset is None and 1 in (len(found), len(full)):
+        return full[0] if len(full) == 1 else 0
     if dataset is None or not dataset.isdigit() or int(dataset) >= len(found):
         asked = "" if dataset is None else f"--dataset {dataset} is none of them; "
         raise VolumeError(
