@@ -23,7 +23,7 @@ from comir_hpc.memory import in_words
 # What the readers' libraries raise on a file that is torn or not what its name says.
 UNREADABLE: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, KeyError, IndexError, TypeError, RuntimeError, NotImplementedError,
-    struct.error, zlib.error,
+    struct.error, zlib.error, ArithmeticError, AttributeError, AssertionError,
 )  # fmt: skip
 _SPACING_HELP = "give it with --spacing Z Y X --unit mm (or um, nm, ...)"
 THICKNESS = 1.0

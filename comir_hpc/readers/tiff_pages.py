@@ -21,7 +21,7 @@ from comir_hpc.readers.source import reading, shape_of
 
 TIFF_ERROR = tifffile.TiffFileError
 # What tifffile raises on OME metadata that lack a size or have a text in its place.
-_BAD_OME = (KeyError, ValueError, IndexError, TypeError, AttributeError)
+_BAD_OME = (KeyError, ValueError, IndexError, TypeError, AttributeError, ArithmeticError)
 
 
 def open_tiff(path: Path) -> tuple[tifffile.TiffFile, str]:
@@ -103,7 +103,7 @@ class Pages:
 
     def read(self, box: Box) -> NDArray[Any]:
         """Voxels of `box` as (c, z, y, x)."""
-        with reading(self.path, f"box {box} of a TIFF volume", TIFF_ERROR):
+        with reading(self.path, f"box {box} of a TIFF volume", TIFF_ERROR), quiet():
             series = _open(self.path, self.plain).series[self.number]
             page_axes = len(series.keyframe.shape)
             leading, inner = self.axes[:-page_axes], self.axes[-page_axes:]
