@@ -137,6 +137,14 @@ def test_element_size_of_the_dataset_comes_before_that_of_the_file(tmp_path: Pat
     assert open_source(tmp_path / "a.h5").grid().spacing_zyx == (2.0, 0.5, 0.25)
 
 
+def test_element_size_of_axes_in_another_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", ARRAY.T, axistags=axistags("xyz"), element_size_um=[2.0, 0.5, 0.25])
+    source = open_source(path)
+    assert source.grid().spacing_zyx == (2.0, 0.5, 0.25)
+    assert any("element size is read as (z, y, x)" in note for note in source.notes)
+    assert open_source(write(tmp_path / "b.h5", ARRAY, element_size_um=[2.0, 0.5, 0.25])).notes == ()
+
+
 def test_element_size_of_a_slice(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", ARRAY[0], element_size_um=[0.5, 0.25])
     assert open_source(path).grid().spacing_zyx == (1.0, 0.5, 0.25)
@@ -308,6 +316,13 @@ def test_claims_of_a_dataset_in_one_piece(tmp_path: Path) -> None:
         file.create_dataset("a", (10**5,) * 3, np.uint8)
     with pytest.raises(VolumeError, match="stores 0 of its"):
         open_source(tmp_path / "a.h5")
+
+
+def test_a_large_dataset_in_one_piece_is_believed(tmp_path: Path) -> None:
+    """2 GiB that are allocated, as a hole in the file."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", (2048, 1024, 1024), np.uint8)[-1, -1, -1] = 7
+    assert open_source(tmp_path / "a.h5").shape == (1, 2048, 1024, 1024)
 
 
 def test_a_part_in_another_file_that_is_missing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Vector
-from comir_hpc.readers.claims import require_credible
+from comir_hpc.readers.claims import require_credible_dataset
 from comir_hpc.readers.lengths import grid_unit, in_one_unit, mm_of
 from comir_hpc.readers.source import Source, storable
 
@@ -59,10 +59,7 @@ def bigdataviewer(path: Path, file: Any, dataset: str | None = None) -> Source:
             f"{path} has no {place}; name a level that exists with --dataset {asked[1]}/{setup}/LEVEL"
         )
     cells = file[place]
-    require_credible(
-        path, cells.shape, cells.dtype, cells.chunks or (1, 1, 1),
-        lambda enough: int(cells.id.get_num_chunks()) if cells.chunks else int(cells.id.get_storage_size() > 0),
-    )  # fmt: skip
+    require_credible_dataset(path, cells)
     signed = cells.dtype == np.int16
     factors = [float(f) for f in file[setup]["resolutions"][level][::-1]]
     spacing, unit, origin, says = _placement(path, int(asked[1][1:]), int(setup[1:]), factors)

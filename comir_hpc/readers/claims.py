@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,28 @@ def require_credible(
             f"{path} says that it holds {sides} voxels ({_size(claimed)}), and stores {found} of its "
             f"{num_chunks} chunks; expected at least {needed}: its header is damaged or nothing was written to it"
         )
+
+
+def require_credible_dataset(path: Path, dataset: Any) -> None:
+    """Refuse an HDF5 dataset that claims more than is stored, by the rule of `require_credible`.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+        One that is made of parts in other files stores nothing itself and is not judged.
+
+    Raises
+    ------
+    VolumeError
+        With what is claimed and what was found.
+    """
+    if dataset.is_virtual:
+        return
+    stored = int(dataset.id.get_num_chunks()) if dataset.chunks else 0
+    if dataset.chunks:
+        require_credible(path, dataset.shape, dataset.dtype, dataset.chunks, lambda _: stored)
+    elif not dataset.id.get_storage_size():  # one piece, there as a whole or not at all
+        require_credible(path, dataset.shape, dataset.dtype, (1,) * dataset.ndim, lambda _: 0)
 
 
 def require_credible_bytes(

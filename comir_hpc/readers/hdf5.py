@@ -16,7 +16,7 @@ from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Vector
 from comir_hpc.readers import bigdataviewer, imaris
 from comir_hpc.readers.choice import listed, only
-from comir_hpc.readers.claims import require_credible
+from comir_hpc.readers.claims import require_credible_dataset
 from comir_hpc.readers.named_axes import axis_letter, named_axes
 from comir_hpc.readers.source import THICKNESS, Source, cut, reading, shape_of, storable
 
@@ -49,7 +49,8 @@ def hdf5(path: Path, dataset: str | None = None) -> Source:
         found = file.get(name)
         if not isinstance(found, h5py.Dataset):
             raise VolumeError(f"{path} has no dataset {name!r}; it holds {listed(_datasets(file))}")
-        require_stored(path, found)
+        _require_parts(path, found)
+        require_credible_dataset(path, found)
         shape = tuple(int(n) for n in found.shape)
         tags = _axistags(path, found)
         labels = [str(tag["key"]) for tag in tags] if tags else [d.label for d in found.dims]
@@ -57,6 +58,11 @@ def hdf5(path: Path, dataset: str | None = None) -> Source:
         dtype = storable(found.dtype, path)
         chunks = shape_of(found.chunks, axes)[1:] if found.chunks else (1, 1, 1)
         spacing, unit, says = _spacing(found, tags)
+        if unit and [a for a in axes if a in "zyx"] != list("zyx"[-(3 if "z" in axes else 2) :]):
+            notes = (
+                *notes,
+                f"{path.name}: its axes are ({', '.join(axes)}); its element size is read as (z, y, x)",
+            )
     return Source(
         path=path, kind="HDF5", shape=shape_of(shape, axes), dtype=dtype,
         read_box=lambda box: read_dataset(path, name, axes, box), files=(path,),
@@ -70,31 +76,9 @@ def read_dataset(path: Path, name: str, axes: str, box: Box) -> NDArray[Any]:
         return cut(file[name], axes, box)
 
 
-def require_stored(path: Path, found: Any) -> None:
-    """Refuse a dataset that claims more than is stored, or whose parts in other files are missing.
-
-    Raises
-    ------
-    VolumeError
-        As `require_credible`, or with the name of a missing file: HDF5 would read zeros in its place.
-    """
-    if found.is_virtual:
-        _require_parts(path, found)
-        return
-    chunk = found.chunks or found.shape
-
-    def num_stored(enough: int) -> int:
-        return int(found.id.get_num_chunks()) if found.chunks else int(found.id.get_storage_size() > 0)
-
-    # Without chunks the voxels lie in one piece, which is never read as a whole: its rows are what counts.
-    if found.chunks or not found.id.get_storage_size():
-        require_credible(
-            path, found.shape, found.dtype, chunk if found.chunks else (1,) * len(chunk), num_stored
-        )
-
-
 def _require_parts(path: Path, found: Any) -> None:
-    for part in found.virtual_sources():
+    """Refuse a dataset made of parts in other files that are missing: HDF5 would read zeros in their place."""
+    for part in found.virtual_sources() if found.is_virtual else ():
         if part.file_name != "." and not (path.parent / part.file_name).is_file():
             raise VolumeError(
                 f"{path}: a part of {found.name} lies in {path.parent / part.file_name}, which does not exist; copy "

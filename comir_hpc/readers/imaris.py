@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Matrix, Triple, Vector
-from comir_hpc.readers.claims import require_credible
+from comir_hpc.readers.claims import require_credible_dataset
 from comir_hpc.readers.lengths import grid_unit, in_one_unit, mm_of
 from comir_hpc.readers.source import Source, storable
 
@@ -93,8 +93,7 @@ def _require_alike(path: Path, shape: Triple, first: Any, channel: Any) -> None:
             f"{path}: {channel.name} is {_shape(path, channel)} {data.dtype}, {first.name} is {shape} "
             f"{first['Data'].dtype}; export channels of one size and type"
         )
-    stored = int(data.id.get_num_chunks()) if data.chunks else int(data.id.get_storage_size() > 0)
-    require_credible(path, data.shape, data.dtype, data.chunks or (1, 1, 1), lambda enough: stored)
+    require_credible_dataset(path, data)
 
 
 def _placement(attributes: Any, shape: Triple) -> tuple[Vector | None, str | None, Vector, Matrix, str]:
