@@ -584,6 +584,9 @@ def test_our_own_volume_keeps_its_direction(tmp_path: Path) -> None:
     grid = Grid(SHAPE, (2.0, 0.5, 0.25), (1.0, 2.0, 3.0), tuple(map(tuple, OBLIQUE.tolist())), "micrometer")
     volume = Volume.create(tmp_path / "v.zarr", grid, "int16", chunk=4, shard=8)
     volume.write(grid.box, counted()[None])
+    with pytest.raises(VolumeError, match=r"v\.zarr is incomplete"):
+        open_source(tmp_path / "v.zarr")
+    volume.finish()
     source = open_source(tmp_path / "v.zarr")
     holds(source, counted())
     assert source.grid() == grid

@@ -302,7 +302,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder: Path) ->
         (ConfigError, "neither is given", {"zarr": None}),
         (ConfigError, "both are given", {"points": points}),
         (ConfigError, "--zarr needs --like", {"like": None}),
-        (ConfigError, "--out is .* which is read", {"out": source.path, "overwrite": True}),
+        (ConfigError, "the output .* is the input .* itself", {"out": source.path, "overwrite": True}),
         (VolumeError, "none.zarr does not exist", {"zarr": folder / "none.zarr"}),
         (RegistrationError, "does not exist", {"transform": folder / "none.tfm"}),
         (RegistrationError, "not a transform that ITK can read", {"transform": folder / "text.tfm"}),

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from comir_hpc.cluster import BlockResult
 from comir_hpc.config import InferSettings
-from comir_hpc.errors import ConfigError, VolumeError
+from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Triple, plan_blocks
+from comir_hpc.host.places import require_apart
 from comir_hpc.volume import Volume, chunk_and_shard
 from comir_hpc.windows import Encoder, NormalisedReader, Sweep, WindowGrid, load_encoder, nearest_level
 
@@ -45,8 +46,7 @@ class Job:
         VolumeError, CheckpointError, ConfigError
             If one of them is missing, or they do not fit each other.
         """
-        if settings.out.resolve() == settings.zarr.resolve():
-            raise ConfigError(f"--out is the volume that is read, {settings.zarr}; choose another name")
+        require_apart(settings.out, settings.zarr)
         volume = Volume.open(settings.zarr)
         encoder = load_encoder(
             settings.model,

@@ -23,6 +23,7 @@ from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ComirError, ConfigError, VolumeError
 from comir_hpc.geometry import Grid
 from comir_hpc.histogram import Histogram, as_record, constant_intensity, intensity_of
+from comir_hpc.host.places import require_apart
 from comir_hpc.ingest.blocks import Work, require_unchanged, typical_value
 from comir_hpc.ingest.job import Job, require_memory
 from comir_hpc.ledger import Ledger
@@ -99,7 +100,7 @@ def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> Ing
         holds NaN or infinite voxels and no `non_finite` value is given; if it must be held in memory and does not
         fit; if another result is at `out`; if the disk is full.
     """
-    return _ingest(open_source(settings.source, settings.dataset), settings, progress)
+    return _ingest(_opened(settings), settings, progress)
 
 
 def ingest_array(
@@ -140,7 +141,7 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
     VolumeError
         As `ingest`, as far as the header tells.
     """
-    job = Job.of(open_source(settings.source, settings.dataset), settings)
+    job = Job.of(_opened(settings), settings)
     files, num_bytes = job.output_files_and_bytes()
     plan = {
         "source": f"{settings.source} ({job.source.kind})",
@@ -164,6 +165,14 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- carrying it out
+
+
+def _opened(settings: IngestSettings) -> Source:
+    # Before anything is read: a folder that holds its own output would never come to rest.
+    require_apart(settings.out, settings.source)
+    source = open_source(settings.source, settings.dataset)
+    require_apart(settings.out, *source.files)  # voxels beside a header, parts in other files
+    return source
 
 
 def _ingest(source: Source, settings: IngestSettings, progress: Progress | None) -> IngestResult:

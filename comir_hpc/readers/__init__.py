@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from comir_hpc.errors import VolumeError
+from comir_hpc.errors import ComirError, VolumeError
 from comir_hpc.readers import tiff as _tiff
 from comir_hpc.readers.analyze import pair
-from comir_hpc.readers.arrays import hdf5, in_memory, npy, zarr_array
 from comir_hpc.readers.dicom import dicom, dicom_series
+from comir_hpc.readers.hdf5 import hdf5
 from comir_hpc.readers.metaimage import metaimage
 from comir_hpc.readers.mgh import mgh
 from comir_hpc.readers.nifti import nifti
+from comir_hpc.readers.npy import in_memory, npy
 from comir_hpc.readers.nrrd import nrrd
 from comir_hpc.readers.paths import require_readable
 from comir_hpc.readers.pictures import picture
 from comir_hpc.readers.source import Source, upright
 from comir_hpc.readers.stack import tiles_along_z
+from comir_hpc.readers.zarr_stores import MARKS, zarr_array
 
 __all__ = ["FORMATS", "Source", "in_memory", "open_source"]
 
-FORMATS = "NIfTI and Analyze (.nii, .nii.gz, .hdr and .img), MGH (.mgh, .mgz), NRRD (.nrrd, .nhdr), MetaImage (.mha, " \
-    ".mhd), TIFF and OME-TIFF (.tif, .tiff), HDF5 (.h5, .hdf5), .npy, .zarr, a folder of DICOM or TIFF slices or of " \
-    "tiles along z, one slice as .png or .jpg"  # fmt: skip
-_ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+FORMATS = "NIfTI and Analyze (.nii, .nii.gz, .hdr and .img), MGH (.mgh, .mgz), NRRD (.nrrd, .nhdr), MetaImage " \
+    "(.mha, .mhd), TIFF and OME-TIFF (.tif, .tiff), HDF5 (.h5, .hdf5), Imaris (.ims), .npy, .zarr, a folder of " \
+    "DICOM or TIFF slices or of tiles along z, one slice as .png or .jpg"  # fmt: skip
 _BY_SUFFIX: dict[str, Callable[[Path], Source]] = {
     ".nii": nifti, ".nii.gz": nifti, **dict.fromkeys((".hdr", ".img", ".hdr.gz", ".img.gz"), pair),
     **dict.fromkeys((".mgh", ".mgz", ".mgh.gz"), mgh), ".nrrd": nrrd, ".nhdr": nrrd, ".mha": metaimage,
@@ -32,8 +33,8 @@ _BY_SUFFIX: dict[str, Callable[[Path], Source]] = {
     ".png": picture, ".jpg": picture, ".jpeg": picture,
 }  # fmt: skip
 _BY_SUFFIX_AND_DATASET: dict[str, Callable[[Path, str | None], Source]] = {
-    **dict.fromkeys(_tiff.SUFFIXES, _tiff.tiff),
-    **dict.fromkeys((".h5", ".hdf5", ".hdf"), hdf5),
+    **dict.fromkeys((*_tiff.SUFFIXES, *_tiff.MICROSCOPES), _tiff.tiff),
+    **dict.fromkeys((".h5", ".hdf5", ".hdf", ".ims"), hdf5),
 }
 
 
@@ -50,7 +51,12 @@ def open_source(path: Path, dataset: str | None = None) -> Source:
     VolumeError
         If nothing is there, the format is unknown, or the header does not describe a volume.
     """
-    return upright(_opened(path, dataset))
+    try:
+        return upright(_opened(path, dataset))
+    except ComirError:
+        raise
+    except OSError as error:  # a folder without permission, a link that leads back to itself
+        raise VolumeError(f"{error.filename or path} cannot be opened ({error.strerror or error})") from error
 
 
 def _opened(path: Path, dataset: str | None) -> Source:
@@ -80,7 +86,7 @@ def _tiles(path: Path) -> list[Path]:
 
 
 def _folder(path: Path, dataset: str | None) -> Source:
-    if path.suffix == ".zarr" or any((path / mark).is_file() for mark in _ZARR_MARKS):
+    if path.suffix == ".zarr" or any((path / mark).is_file() for mark in MARKS):
         return zarr_array(path, dataset)
     slices = [f for f in path.iterdir() if f.suffix.lower() in _tiff.SUFFIXES and not f.name.startswith(".")]
     series = {} if slices else dicom_series(path)

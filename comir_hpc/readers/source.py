@@ -22,8 +22,8 @@ __all__ = ["RawLayout", "Source", "cut", "shape_of"]
 
 # What the readers' libraries raise on a file that is torn or not what its name says.
 UNREADABLE: tuple[type[Exception], ...] = (
-    OSError, EOFError, ValueError, ArithmeticError, KeyError, IndexError, TypeError, RuntimeError, NotImplementedError,
-    struct.error, zlib.error,
+    OSError, EOFError, ValueError, ArithmeticError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+    RuntimeError, NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
 _SPACING_HELP = "give it with --spacing Z Y X --unit mm (or um, nm, ...)"
 THICKNESS = 1.0

@@ -15,6 +15,7 @@ from comir_hpc.cluster import BlockResult, Figures, build_pyramid, fill_output, 
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
+from comir_hpc.host.places import require_apart
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
@@ -218,8 +219,7 @@ class _Job:
     def __init__(self, settings: WarpSettings) -> None:
         assert settings.zarr is not None
         assert settings.like is not None
-        if settings.out.resolve() in (settings.zarr.resolve(), settings.like.resolve()):
-            raise ConfigError(f"--out is {settings.out}, which is read; choose another name")
+        require_apart(settings.out, settings.zarr, settings.like, settings.transform)
         self.settings = settings
         self.moving = Volume.open(settings.zarr)
         self.fixed = Volume.open(settings.like).grid
