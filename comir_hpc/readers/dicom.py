@@ -6,14 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.readers.dicom_header import Frame, is_dicom, read_frames
+from comir_hpc.readers.dicom_header import Frame, read_frames
 from comir_hpc.readers.dicom_order import stacked
 from comir_hpc.readers.dicom_pixels import INVERTED, FrameReader, is_plain, values_of
-from comir_hpc.readers.source import Source, storable
+from comir_hpc.readers.source import Source, reading, storable
 
 __all__ = ["dicom_file", "dicom_images", "dicom_series", "is_dicom"]
 
 Series = dict[str, list[Frame]]
+_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+def is_dicom(path: Path) -> bool:
+    """Say whether a file has DICOM's mark, or a suffix that promises it."""
+    if path.suffix.lower() in _SUFFIXES:
+        return True
+    with reading(path, "file"), path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def dicom_file(path: Path) -> Source:

@@ -20,7 +20,6 @@ from comir_hpc.errors import VolumeError
 from comir_hpc.memory import in_words
 from comir_hpc.readers.source import reading
 
-SUFFIXES = (".dcm", ".dicom", ".ima")
 # What makes two images of one place different, the most telling first; the words are for the error.
 FACETS = {
     "TemporalPositionIdentifier": "time points", "TemporalPositionIndex": "time points",
@@ -33,7 +32,6 @@ FACETS = {
     "AcquisitionNumber": "acquisitions", "AcquisitionTime": "time points",
     "FrameAcquisitionDateTime": "time points", "ContentTime": "time points",
 }  # fmt: skip
-_MARK = b"DICM"
 _UNREADABLE = (InvalidDicomError, AttributeError, ArithmeticError)
 _FRAMES, _SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
 _TAGS = [
@@ -143,14 +141,6 @@ class Frame:
         return self.pixels.file.name + several
 
 
-def is_dicom(path: Path) -> bool:
-    """Say whether a file has DICOM's mark, or a suffix that promises it."""
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    with reading(path, "file"), path.open("rb") as file:
-        return file.read(132)[128:] == _MARK
-
-
 def read_frames(path: Path) -> tuple[Frame, ...]:
     """Read the header of a DICOM file; give its frames in the order of the file.
 
@@ -244,14 +234,26 @@ def _frame(said: dict[str, Any], pixels: Pixels, number: int, *, alone: bool) ->
     slope, intercept, slope_notes = _rescale(said, pixels)
     instance = _one(said.get("InstanceNumber"))
     words = [str(said.get(k, "")).strip() for k in ("Modality", "SeriesDescription")]
+    in_time = next((k for k in ("FrameTime", "FrameTimeVector") if k in said), "")
     return Frame(
-        pixels, number, str(said.get("SeriesInstanceUID", "")), ", ".join(filter(None, words)),
-        None if instance is None else int(instance), position, orientation, spacing,
-        _length(said.get("SliceThickness")), _length(said.get("SpacingBetweenSlices")), _one(said.get("SliceLocation")), slope, intercept,
-        {k: str(said[k]) for k in FACETS if k in said},
-        "" if alone else next((k for k in ("FrameTime", "FrameTimeVector") if k in said), ""),
-        (*spacing_notes, *slope_notes), says,
-    )  # fmt: skip
+        pixels=pixels,
+        number=number,
+        series=str(said.get("SeriesInstanceUID", "")),
+        title=", ".join(filter(None, words)),
+        instance=None if instance is None else int(instance),
+        position=position,
+        orientation=orientation,
+        spacing=spacing,
+        thickness=_length(said.get("SliceThickness")),
+        between=_length(said.get("SpacingBetweenSlices")),
+        location=_one(said.get("SliceLocation")),
+        slope=slope,
+        intercept=intercept,
+        facets={k: str(said[k]) for k in FACETS if k in said},
+        in_time="" if alone else in_time,
+        notes=(*spacing_notes, *slope_notes),
+        says=says,
+    )
 
 
 def _values(parts: Iterable[Dataset]) -> dict[str, Any]:

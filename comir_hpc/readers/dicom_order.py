@@ -64,8 +64,8 @@ def stacked(path: Path, frames: Sequence[Frame]) -> Stack:
         raise VolumeError(
             f"{path}: {lost.name} has no ImagePositionPatient, {placed[0].name} has; export it again"
         )
-    row, column, notes = _plane(path, frames[0], bool(placed))
-    normal = np.cross(row, column)
+    row, column, notes = _plane(path, frames[0])
+    normal: FloatArray = np.cross(row, column)
     ordered, distance, order_notes = (
         _by_position(path, frames, normal) if placed else _by_number(path, frames)
     )
@@ -93,17 +93,17 @@ def stacked(path: Path, frames: Sequence[Frame]) -> Stack:
 
 def _require_alike(path: Path, frames: Sequence[Frame]) -> None:
     first = frames[0]
-    for what, one in {
-        "size (rows, columns, samples)": lambda f: f.pixels.shape,
-        "kind of pixels": lambda f: f.pixels.photometric + " floats" * (f.pixels.kind == "f"),
-    }.items():
-        counts = Counter(map(one, frames))
-        if len(counts) > 1:
-            usual = counts.most_common(1)[0][0]
-            odd, plain = (next(f for f in frames if (one(f) == usual) == same) for same in (False, True))
+    facts: dict[str, list[object]] = {
+        "size (rows, columns, samples)": [f.pixels.shape for f in frames],
+        "kind of pixels": [f.pixels.photometric + " floats" * (f.pixels.kind == "f") for f in frames],
+    }
+    for what, found in facts.items():
+        usual = Counter(found).most_common(1)[0][0]
+        odd = next((k for k, fact in enumerate(found) if fact != usual), None)
+        if odd is not None:
             raise VolumeError(
-                f"{path}: the {what} of {odd.name} is {one(odd)}, that of {plain.name} is {one(plain)}; slices of one "
-                "volume must agree: put the others in a folder of their own"
+                f"{path}: the {what} of {frames[odd].name} is {found[odd]}, that of {frames[found.index(usual)].name} "
+                f"{usual}; slices of one volume must agree: put the others in a folder of their own"
             )
     for frame in frames:
         if not _close(frame.spacing, first.spacing, rtol=1e-3, atol=0.0):
@@ -124,16 +124,12 @@ def _close(one: Sequence[float] | None, two: Sequence[float] | None, *, rtol: fl
     return bool(np.allclose(one, two, rtol=rtol, atol=atol))
 
 
-def _plane(path: Path, frame: Frame, placed: bool) -> tuple[FloatArray, FloatArray, tuple[str, ...]]:
+def _plane(path: Path, frame: Frame) -> tuple[FloatArray, FloatArray, tuple[str, ...]]:
     """Unit vectors along a row and a column, made perpendicular."""
     if frame.orientation is None:
         matrix = np.asarray(IDENTITY)
-        what = "orientation is" if placed else "orientation and place are"
-        missing = (
-            "ImageOrientationPatient" if placed else "ImageOrientationPatient and no ImagePositionPatient"
-        )
-        taken = "axial" if placed else "axial, the first voxel at 0"
-        return matrix[:, 0], matrix[:, 1], (f"the header has no {missing}: {what} taken as {taken}",)
+        note = "the header has no ImageOrientationPatient: the slices are taken as axial, as ITK does"
+        return matrix[:, 0], matrix[:, 1], (note,)
     said = np.asarray(frame.orientation).reshape(2, 3).T
     left, _, right = np.linalg.svd(said, full_matrices=False)
     exact = left @ right
@@ -142,10 +138,7 @@ def _plane(path: Path, frame: Frame, placed: bool) -> tuple[FloatArray, FloatArr
             f"{path}: ImageOrientationPatient of {frame.name} is {frame.orientation}, which are no two perpendicular "
             "directions; export it again"
         )
-    notes = (
-        () if placed else ("the header has no ImagePositionPatient: the first voxel is taken to lie at 0",)
-    )
-    return exact[:, 0], exact[:, 1], notes
+    return exact[:, 0], exact[:, 1], ()
 
 
 # ---------------------------------------------------------------------- by position
@@ -185,7 +178,7 @@ def _by_position(
 
 def _refuse_double(path: Path, ordered: Sequence[Frame], positions: FloatArray, same: FloatArray) -> None:
     """Say what slices at one height are: time points, echoes, copies."""
-    ends = np.flatnonzero(np.append(~same.astype(bool), True)) + 1
+    ends = [k + 1 for k, joined in enumerate([*same, False]) if not joined]
     groups = [ordered[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
     several = max(groups, key=len)
     at = ordered.index(several[0])
@@ -223,8 +216,9 @@ def _difference(frames: Sequence[Frame], keywords: Sequence[str] = tuple(FACETS)
 
 def _by_number(path: Path, frames: Sequence[Frame]) -> tuple[list[Frame], float | None, tuple[str, ...]]:
     """Frames without a position: in the order of the file, or of InstanceNumber."""
+    lost = "no ImagePositionPatient: the first voxel is taken to lie at 0"
     if len(frames) == 1:
-        return list(frames), None, ()
+        return list(frames), None, (lost,)
     in_time = next((f.in_time for f in frames if f.in_time), "")
     if in_time:
         raise VolumeError(
@@ -243,7 +237,7 @@ def _by_number(path: Path, frames: Sequence[Frame]) -> tuple[list[Frame], float 
     return (
         ordered,
         distance,
-        (f"no ImagePositionPatient: the slices are taken in the order of {words} along z",),
+        (f"{lost}, and the slices in the order of {words} along z",),
     )
 
 
@@ -280,6 +274,6 @@ def _require_even_locations(path: Path, ordered: Sequence[Frame]) -> None:
     if abs(steps[worst] - step) > _UNEVEN * abs(step) or step == 0:
         raise VolumeError(
             f"{path}: in the order of InstanceNumber, SliceLocation goes from {known[worst]:g} ({ordered[worst].name}) "
-            f"to {known[worst + 1]:g} ({ordered[worst + 1].name}), elsewhere by {step:g} mm: the slices are out of order, "
-            "missing or double; export the series with ImagePositionPatient"
+            f"to {known[worst + 1]:g} ({ordered[worst + 1].name}), elsewhere by {step:g} mm: the slices are out of "
+            "order, missing or double; export the series with ImagePositionPatient"
         )

@@ -168,5 +168,5 @@ def _array(file: Path) -> NDArray[Any]:
         image = sitk.ReadImage(str(file))
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
-    values = sitk.GetArrayFromImage(image)
+    values: NDArray[Any] = sitk.GetArrayFromImage(image)
     return values if image.GetDimension() > 2 else values[None]

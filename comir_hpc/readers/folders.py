@@ -132,7 +132,7 @@ def _refuse_empty(path: Path, formats: str) -> None:
 
 def _single(path: Path, source: Source, strangers: Sequence[Path]) -> Source:
     beside = {f.resolve() for f in source.files}
-    notes = (f"{source.path.name} is read, the only volume in it",)
+    notes: tuple[str, ...] = (f"{source.path.name} is read, the only volume in it",)
     notes += left_out_note([f for f in strangers if f.resolve() not in beside])
     name = path.resolve().name
     return replace(source, path=path, notes=(*source.notes, *(f"{name}: {note}" for note in notes)))

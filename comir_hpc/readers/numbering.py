@@ -146,15 +146,15 @@ def _ordered(
             f"{path}: {ordered[one].name} and {ordered[two].name} have one number; remove one of them"
         )
     # Where numbers rise together, the one with the fewest gaps counts the slices.
-    column = min(rising, key=lambda k: _gaps(numbers[:, k])[1])
+    column = min(rising, key=lambda k: _gaps(numbers[:, k].tolist())[1])
     _require_place(path, ordered, _word(texts[column], lone=tiles or column > 0))
-    lost, count, step = _gaps(numbers[:, column])
+    lost, count, step = _gaps(numbers[:, column].tolist())
     if count:
         names = ", ".join(_renamed(ordered[0], column, n) for n in lost)
         more = f" and {count - len(lost)} more" if count > len(lost) else ""
         raise VolumeError(
             f"{path}: {names}{more} missing between {ordered[0].name} and {ordered[-1].name}; a gap would shift "
-            "everything behind it: copy the files again, or number them without a gap if nothing is missing"
+            "everything behind it: copy or export the series again"
         )
     return ordered, step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box, FloatArray, Triple
+from comir_hpc.geometry import Box, FloatArray
 from comir_hpc.readers.numbering import NumberedFiles, left_out_note, numbered_files
 from comir_hpc.readers.source import Source
 
 # Formats that have no place for an origin, or whose origin is rarely written: all zeros there say nothing.
 _WITHOUT_PLACE = {"TIFF", "ImageJ TIFF", "OME-TIFF", "npy", "HDF5", "PNG", "JPEG"}
-_AWRY = (
-    0.05  # voxels by which a tile may lie off the grid of the first: origins are written with a few decimals
-)
+# Voxels by which a tile may lie off the grid of the first: origins are written with a few decimals.
+_AWRY = 0.05
 
 
 def tiles(
@@ -27,8 +27,9 @@ def tiles(
 ) -> Source:
     """Volumes of one format in a folder as one volume.
 
-    Where the files say where they lie, they are put there, and must fill a box without gap or overlap. Formats that
-    have no place for it are put one behind the other along z, in the order of the numbers in their names.
+    Where the files say where they lie, they are put there, and must not overlap; holes between them are stored as 0,
+    with a note. Formats that have no place for it are put one behind the other along z, in the order of the numbers
+    in their names.
 
     Parameters
     ----------
@@ -42,7 +43,8 @@ def tiles(
     Raises
     ------
     VolumeError
-        If they differ in channels, type, spacing, unit or direction, or do not fill a box.
+        If they differ in channels, type, spacing, unit or direction, overlap, or leave
+        more of the box around them empty than they fill.
     """
     ordered = sorted(files)
     sources = {file: opened(file) for file in ordered}
@@ -62,7 +64,7 @@ def _by_number(path: Path, found: NumberedFiles, opened: dict[Path, Source]) -> 
         _require_alike(path, sources[0], source)
     starts = np.zeros((len(sources), 3), dtype=np.int64)
     starts[1:, 0] = np.cumsum([s.shape[1] for s in sources])[:-1]
-    return _joined(path, sources, starts, found.notes("tiles"))
+    return _joined(path, sources, _boxes(sources, starts), found.notes("tiles"))
 
 
 def _by_place(path: Path, sources: Sequence[Source], strangers: Sequence[Path]) -> Source:
@@ -75,14 +77,15 @@ def _by_place(path: Path, sources: Sequence[Source], strangers: Sequence[Path]) 
             "write the spacing into the files"
         )
     starts = _starts(path, sources, np.asarray(first.spacing_zyx))
-    starts -= starts.min(axis=0)
     order = sorted(range(len(sources)), key=lambda i: tuple(starts[i]))
-    sources, starts = [sources[i] for i in order], starts[order]
-    _require_filled(path, sources, starts, first.spacing_zyx)
+    sources = [sources[i] for i in order]
+    boxes = _boxes(sources, starts[order])
+    _require_apart(path, sources, boxes)
     names = f"from {sources[0].path.name} to {sources[-1].path.name}"
     axes = [axis for axis, at in zip("zyx", starts.T, strict=True) if np.ptp(at)]
     note = f"{len(sources)} tiles {names}, put along {' and '.join(axes)} where their origins say"
-    return _joined(path, sources, starts, (note, *left_out_note(strangers)))
+    notes = (note, *_hole_note(path, sources, boxes), *left_out_note(strangers))
+    return _joined(path, sources, boxes, notes)
 
 
 def _require_alike(path: Path, first: Source, other: Source, *, placed: bool = False) -> None:
@@ -128,15 +131,13 @@ def _starts(path: Path, sources: Sequence[Source], spacing_zyx: FloatArray) -> N
             f"{path}: {sources[worst].path.name} lies {at} voxels (z, y, x) from {first.path.name}, which is no whole "
             "number: they are not tiles of one grid; put each in a folder of its own"
         )
-    return starts.astype(np.int64)
+    whole: NDArray[np.int64] = starts.astype(np.int64)
+    return whole
 
 
-def _require_filled(
-    path: Path, sources: Sequence[Source], starts: NDArray[np.int64], spacing: Sequence[float]
-) -> None:
-    """Refuse tiles that overlap, and tiles that leave a part of their common box empty."""
-    shapes = np.asarray([s.shape_zyx for s in sources])
-    stops = starts + shapes
+def _require_apart(path: Path, sources: Sequence[Source], boxes: Sequence[Box]) -> None:
+    """Refuse tiles that hold the same place."""
+    starts, stops = np.asarray([b.start for b in boxes]), np.asarray([b.stop for b in boxes])
     for i, source in enumerate(sources):
         common = np.minimum(stops[i], stops[i + 1 :]) - np.maximum(starts[i], starts[i + 1 :])
         over = np.flatnonzero((common > 0).all(axis=1))
@@ -144,46 +145,67 @@ def _require_filled(
             other, size = sources[i + 1 + over[0]], " x ".join(map(str, common[over[0]]))
             raise VolumeError(
                 f"{path}: {source.path.name} and {other.path.name} both hold {size} voxels (z, y, x) of one place; "
-                "tiles must not overlap, and two images of one place (modalities, channels) are two volumes: ingest each file"
+                "tiles must not overlap, and two images of one place (modalities, channels) are two volumes: ingest "
+                "each file"
             )
-    whole, filled = int(np.prod(stops.max(axis=0))), int(shapes.prod(axis=1).sum())
+
+
+def _hole_note(path: Path, sources: Sequence[Source], boxes: Sequence[Box]) -> tuple[str, ...]:
+    """Words about voxels that no tile holds; refused where they are more than those of the tiles."""
+    whole = math.prod(max(b.stop[axis] for b in boxes) for axis in range(3))
+    filled = sum(b.size for b in boxes)
     if filled == whole:
-        return
+        return ()
+    gap = _widest_gap(sources, boxes)
+    if 2 * filled < whole:
+        raise VolumeError(
+            f"{path}: its {len(sources)} tiles hold {filled} of the {whole} voxels of the box around them{gap}; add "
+            "the tiles that are missing, or put some in a folder of their own"
+        )
+    return (f"{whole - filled} of {whole} voxels are in no file and are stored as 0{gap}",)
+
+
+def _widest_gap(sources: Sequence[Source], boxes: Sequence[Box]) -> str:
+    """Where the widest empty layer across the whole volume lies, in words."""
+    widest, words = 0, ""
     for axis, name in enumerate("zyx"):
-        order = np.argsort(starts[:, axis])
-        reached = np.maximum.accumulate(stops[order, axis])
-        gaps = starts[order[1:], axis] - reached[:-1]
-        if (gaps > 0).any():
-            at = int(gaps.argmax())
-            before = int(order[: at + 1][stops[order[: at + 1], axis].argmax()])
-            raise VolumeError(
-                f"{path}: between {sources[before].path.name} and {sources[order[at + 1]].path.name}, {gaps[at]} "
-                f"voxels ({gaps[at] * spacing[axis]:.4g} {sources[0].unit}) along {name} are in no file; add the tile that "
-                "is missing"
-            )
-    raise VolumeError(
-        f"{path}: its {len(sources)} tiles hold {filled} of the {whole} voxels of the box around them; a volume has no "
-        "holes: add the tiles that are missing, or put some in a folder of their own"
-    )
+        order = sorted(range(len(boxes)), key=lambda i: boxes[i].start[axis])
+        last = order[0]
+        for i in order[1:]:
+            gap = boxes[i].start[axis] - boxes[last].stop[axis]
+            if gap > widest:
+                size = gap * (sources[0].spacing_zyx or (1, 1, 1))[axis]
+                widest, words = gap, (
+                    f" (between {sources[last].path.name} and {sources[i].path.name}, {gap} voxels, {size:.4g} "
+                    f"{sources[0].unit}, along {name})"
+                )  # fmt: skip
+            last = max(last, i, key=lambda k: boxes[k].stop[axis])
+    return words
 
 
-def _joined(path: Path, sources: Sequence[Source], starts: NDArray[np.int64], notes: Sequence[str]) -> Source:
-    first = next(s for s, at in zip(sources, starts, strict=True) if not at.any())
-    stops = starts + [s.shape_zyx for s in sources]
-    z, y, x = (int(n) for n in stops.max(axis=0))
-    boxes = [Box(_triple(at), _triple(end)) for at, end in zip(starts.tolist(), stops.tolist(), strict=True)]
+def _joined(path: Path, sources: Sequence[Source], boxes: Sequence[Box], notes: Sequence[str]) -> Source:
+    first = sources[0]
+    # No tile needs to lie at the corner itself.
+    back = np.asarray(boxes[0].start[::-1]) * (first.spacing_zyx or (1.0, 1.0, 1.0))[::-1]
+    ox, oy, oz = (float(v) for v in np.asarray(first.origin_xyz) - np.asarray(first.direction) @ back)
+    z, y, x = (max(box.stop[axis] for box in boxes) for axis in range(3))
     name = path.resolve().name
     return replace(
         first, path=path, kind=f"tiles of {first.kind}", shape=(first.shape[0], z, y, x),
-        read_box=_Tiles(tuple(sources), tuple(boxes)).read, files=tuple(f for s in sources for f in s.files),
+        origin_xyz=(ox, oy, oz), read_box=_Tiles(tuple(sources), tuple(boxes)).read,
+        files=tuple(f for s in sources for f in s.files),
         load_bytes=sum(s.load_bytes for s in sources),
         notes=tuple(dict.fromkeys([*first.notes, *(f"{name}: {note}" for note in notes)])),
     )  # fmt: skip
 
 
-def _triple(values: Sequence[int]) -> Triple:
-    z, y, x = values
-    return z, y, x
+def _boxes(sources: Sequence[Source], starts: NDArray[np.int64]) -> list[Box]:
+    """Where each source lies in the whole, whose first voxel is 0."""
+    starts = starts - starts.min(axis=0)
+    return [
+        Box((int(z), int(y), int(x)), (int(z) + s.shape[1], int(y) + s.shape[2], int(x) + s.shape[3]))
+        for s, (z, y, x) in zip(sources, starts, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -194,7 +216,8 @@ class _Tiles:
     def read(self, box: Box) -> NDArray[Any]:
         """Voxels of `box` as (c, z, y, x)."""
         first = self.sources[0]
-        out = np.empty((first.num_channels, *box.shape), dtype=first.dtype)
+        # Places in no tile stay 0.
+        out = np.zeros((first.num_channels, *box.shape), dtype=first.dtype)
         for source, place in zip(self.sources, self.boxes, strict=True):
             common = place.intersect(box)
             if common.size:

@@ -274,8 +274,8 @@ def tiff_folder(path: Path, found: NumberedFiles) -> Source | None:
     if pages > 1:
         return None
     slices = _Slices(path, found.files, shape, dtype)
-    for file, (_, *fact) in facts.items():
-        slices.require_alike(file, *fact)
+    for file, (_, its_shape, its_dtype) in facts.items():
+        slices.require_alike(file, its_shape, its_dtype)
     with reading(first, "TIFF slice", _TIFF_ERROR), _quiet(), tifffile.TiffFile(first) as opened:
         page: Any = opened.pages[0].keyframe
         axes, atom = "z" + page.axes.lower().replace("s", "c"), _atom(page)
