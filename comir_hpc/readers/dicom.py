@@ -100,7 +100,7 @@ def _source(path: Path, frames: Sequence[Frame], notes: Sequence[str]) -> Source
     rows, columns, _ = first.pixels.shape
     if first.pixels.photometric == INVERTED and first.pixels.kind != "f":
         notes = (*notes, "MONOCHROME1 (small values are bright): its values are turned round, as ITK does")
-    packed = [f.pixels for f in frames if f.pixels.frames > 1 and not is_plain(f.pixels)]
+    packed = [f.pixels for f in frames if f.pixels.frames > 1 and not (is_plain(f.pixels) or f.pixels.by_run)]
     # Of a packed file with several frames, ITK unpacks all; slopes make doubles of them.
     unpacked = max((p.frames * rows * columns * channels * 8 for p in packed), default=0)
     plain = all(is_plain(f.pixels) for f in frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.memory import in_words
@@ -32,7 +33,7 @@ FACETS = {
     "AcquisitionNumber": "acquisitions", "AcquisitionTime": "time points",
     "FrameAcquisitionDateTime": "time points", "ContentTime": "time points",
 }  # fmt: skip
-_UNREADABLE = (InvalidDicomError, AttributeError, ArithmeticError)
+_UNREADABLE = (InvalidDicomError, BytesLengthException, AttributeError, ArithmeticError)
 _FRAMES, _SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
 _TAGS = [
     *FACETS, _FRAMES, _SHARED, "SOPClassUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "InstanceNumber",
@@ -69,6 +70,8 @@ class Pixels:
         ``<`` or ``>``, the byte order.
     packed : bool
         Whether the pixels are compressed, and can only be unpacked by a library.
+    by_run : bool
+        Whether they are compressed by run lengths (RLE), which pydicom unpacks frame by frame.
     """
 
     file: Path
@@ -83,6 +86,7 @@ class Pixels:
     offset: int
     order: str
     packed: bool
+    by_run: bool
 
     @property
     def frame_bytes(self) -> int:
@@ -153,16 +157,26 @@ def read_frames(path: Path) -> tuple[Frame, ...]:
     """
     if path.stat().st_size == 0:
         raise VolumeError(f"{path} is empty (0 bytes); copy or export it again")
-    with warnings.catch_warnings(), reading(path, "DICOM", *_UNREADABLE):
-        warnings.simplefilter("ignore")  # what pydicom objects to and what matters is said in our error
-        with pydicom.config.disable_value_validation(), path.open("rb") as file:
-            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
-            if "Rows" not in header or "Columns" not in header:
-                if "SOPClassUID" in header or "MediaStorageSOPClassUID" in header.file_meta:
-                    return ()
-                raise ValueError("it has neither the mark of DICOM nor an image's size")
-            pixels = _pixels(path, header, file)
-            return _frames(header, pixels) if pixels else ()
+    with reading(path, "DICOM", *_UNREADABLE), _quiet(), path.open("rb") as file:
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+        if "Rows" not in header or "Columns" not in header:
+            if "SOPClassUID" in header or "MediaStorageSOPClassUID" in header.file_meta:
+                return ()
+            raise ValueError("it has neither the mark of DICOM nor an image's size")
+        pixels = _pixels(path, header, file)
+        return _frames(header, pixels) if pixels else ()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep pydicom's warnings off the terminal: what it objects to and what matters is said in our error."""
+    before, pydicom.config.logger.disabled = pydicom.config.logger.disabled, True
+    try:
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        pydicom.config.logger.disabled = before
 
 
 def _pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
@@ -171,7 +185,7 @@ def _pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
     implicit, little = header.original_encoding
     order = "<" if little else ">"
     if syntax == DeflatedExplicitVRLittleEndian:
-        start, length, tag = file.tell(), _UNDEFINED, _PIXEL_DATA
+        start, length, tag = 0, _UNDEFINED, _PIXEL_DATA
     else:
         element = file.read(8)
         if len(element) < 8:
@@ -189,7 +203,7 @@ def _pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
         path, (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1) or 1)),
         int(header.get("NumberOfFrames", 1) or 1), bits, stored, int(header.get("HighBit", stored - 1)), kind,
         str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip(), bool(header.get("PlanarConfiguration", 0)),
-        start, order, length == _UNDEFINED,
+        start, order, length == _UNDEFINED, syntax == RLELossless,
     )  # fmt: skip
     _check_length(pixels, length)
     return pixels

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -249,13 +250,13 @@ def _numbered(path: Path, frames: Sequence[Frame]) -> list[Frame]:
             "the order of the slices; export it again"
         )
     ordered = sorted(frames, key=lambda f: f.instance or 0)
-    steps = np.diff([f.instance or 0 for f in ordered])
-    for one, two, step in zip(ordered[:-1], ordered[1:], steps, strict=True):
+    steps = [(two.instance or 0) - (one.instance or 0) for one, two in pairwise(ordered)]
+    for (one, two), step in zip(pairwise(ordered), steps, strict=True):
         if step == 0:
             raise VolumeError(
                 f"{path}: {one.name} and {two.name} have one InstanceNumber, {one.instance}; export it again"
             )
-        if step != min(steps):
+        if step > min(filter(None, steps)):
             raise VolumeError(
                 f"{path}: a slice is missing between {one.name} (InstanceNumber {one.instance}) and {two.name} "
                 f"({two.instance}); export the series again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom.pixels import pixel_array
 
 from comir_hpc.geometry import Box
 from comir_hpc.readers.dicom_header import Frame, Pixels
@@ -93,12 +95,16 @@ class FrameReader:
             return _cut(_unpacked(frame.pixels)[frame.number], box)
         if is_plain(frame.pixels):
             stored = _stored(frame, box)
+        elif frame.pixels.by_run:  # GDCM refuses some small ones
+            stored = _cut(pixel_array(frame.pixels.file, index=frame.number), box)
         else:
             stored = _cut(_unpacked(frame.pixels)[frame.number], box)
             first = _first_frame(frame, self.frames)
             if (first.slope, first.intercept) != (1, 0):
                 # ITK gives every frame of a file the slope of the first.
                 stored = np.rint((stored.astype(np.float64) - first.intercept) / first.slope)
+        if frame.pixels.photometric == INVERTED and frame.pixels.kind != "f":
+            stored = _turned(stored, frame.pixels)
         if (frame.slope, frame.intercept) == (1, 0):
             return stored
         return stored.astype(np.float64) * frame.slope + frame.intercept
@@ -138,30 +144,42 @@ def _stored(frame: Frame, box: Box) -> NDArray[Any]:
 
 
 def _meant(values: NDArray[Any], pixels: Pixels) -> NDArray[Any]:
-    """Integers without the bits that do not count; of MONOCHROME1 the other way round, as ITK has them."""
+    """Integers without the bits that do not count."""
     unused = pixels.allocated - pixels.stored
-    if unused:
-        values = values << unused >> unused  # keeps the sign of signed ones
-    if pixels.photometric == INVERTED:
-        smallest, largest = pixels.range
-        values = (values ^ values.dtype.type(-1)) if smallest else values.dtype.type(largest) - values
-    return values
+    return values << unused >> unused if unused else values  # keeps the sign of signed ones
+
+
+def _turned(values: NDArray[Any], pixels: Pixels) -> NDArray[Any]:
+    """Stored values of MONOCHROME1 the other way round, as ITK has them."""
+    smallest, largest = pixels.range
+    return (smallest + largest - values.astype(np.int64)).astype(values.dtype)
 
 
 def _unpacked(pixels: Pixels) -> NDArray[Any]:
-    """Every frame of a file as ITK gives it: (frame, y, x) or (frame, y, x, c)."""
+    """Every frame of a file as ITK gives it, not turned round: (frame, y, x) or (frame, y, x, c)."""
     stat = pixels.file.stat()
     if pixels.frames > 1:
-        return _kept(pixels.file, (stat.st_size, stat.st_mtime_ns))
-    return _array(pixels.file)
+        return _kept(pixels, (stat.st_size, stat.st_mtime_ns))
+    return _array(pixels)
 
 
 @lru_cache(maxsize=1)
-def _kept(file: Path, stamp: tuple[int, int]) -> NDArray[Any]:
-    return _array(file)
+def _kept(pixels: Pixels, stamp: tuple[int, int]) -> NDArray[Any]:
+    return _array(pixels)
 
 
-def _array(file: Path) -> NDArray[Any]:
+def _array(pixels: Pixels) -> NDArray[Any]:
+    if pixels.photometric != INVERTED:
+        return _itk_array(pixels.file)
+    # ITK turns round before it applies the slope, and not every file. It is given a copy that does not ask for it.
+    content = pixels.file.read_bytes().replace(INVERTED.encode(), b"MONOCHROME2", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.dcm"
+        copy.write_bytes(content)
+        return _itk_array(copy)
+
+
+def _itk_array(file: Path) -> NDArray[Any]:
     before = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what ITK objects to is said in our error or note
     try:
