@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +14,9 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.memory import in_words
+from comir_hpc.readers.dicom_layout import Pixels, stored_pixels
 from comir_hpc.readers.source import reading
 
 # What makes two images of one place different, the most telling first; the words are for the error.
@@ -38,68 +36,12 @@ _FRAMES, _SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSe
 _TAGS = [
     *FACETS, _FRAMES, _SHARED, "SOPClassUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "InstanceNumber",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness",
-    "SpacingBetweenSlices", "SliceLocation", "GridFrameOffsetVector", "DoseGridScaling", "FrameTime",
-    "FrameTimeVector", "DetectorInformationSequence", "RescaleSlope", "RescaleIntercept", "NumberOfFrames", "Rows",
-    "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "SpacingBetweenSlices", "SliceLocation", "TotalPixelMatrixColumns", "GridFrameOffsetVector", "DoseGridScaling",
+    "FrameTime", "FrameTimeVector", "DetectorInformationSequence", "RescaleSlope", "RescaleIntercept", "NumberOfFrames",
+    "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PhotometricInterpretation", "PlanarConfiguration", "SpecificCharacterSet",
 ]  # fmt: skip
 _WANTED = [k for k in (*_TAGS, "ImagePositionVolume", "ImageOrientationVolume") if not k.endswith("Sequence")]
-_PIXEL_DATA, _FLOAT, _DOUBLE = 0x7FE00010, 0x7FE00008, 0x7FE00009
-_UNDEFINED = 0xFFFFFFFF
-# No coder comes near: a black image of 4096 pixels a side is packed two hundred thousand times.
-_HIGHEST_COMPRESSION = 1_000_000
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How a file stores its frames.
-
-    Attributes
-    ----------
-    shape : three int
-        (rows, columns, samples) of every frame.
-    frames : int
-        Number of frames in the file.
-    allocated, stored, high : int
-        Bits of a sample's container, bits that count, and the highest of these.
-    kind : str
-        ``u`` (unsigned), ``i`` (signed) or ``f`` (floats).
-    offset : int
-        First byte of the pixels in the file.
-    order : str
-        ``<`` or ``>``, the byte order.
-    packed : bool
-        Whether the pixels are compressed, and can only be unpacked by a library.
-    by_run : bool
-        Whether they are compressed by run lengths (RLE), which pydicom unpacks frame by frame.
-    """
-
-    file: Path
-    shape: tuple[int, int, int]
-    frames: int
-    allocated: int
-    stored: int
-    high: int
-    kind: str
-    photometric: str
-    by_plane: bool
-    offset: int
-    order: str
-    packed: bool
-    by_run: bool
-
-    @property
-    def frame_bytes(self) -> int:
-        """Length of one unpacked frame."""
-        rows, columns, samples = self.shape
-        return (rows * columns * samples * self.allocated + 7) // 8
-
-    @property
-    def range(self) -> tuple[int, int]:
-        """Smallest and largest stored value of integers."""
-        if self.kind == "i":
-            return -(1 << self.stored - 1), (1 << self.stored - 1) - 1
-        return 0, (1 << self.stored) - 1
 
 
 @dataclass(frozen=True)
@@ -163,7 +105,7 @@ def read_frames(path: Path) -> tuple[Frame, ...]:
             if "SOPClassUID" in header or "MediaStorageSOPClassUID" in header.file_meta:
                 return ()
             raise ValueError("it has neither the mark of DICOM nor an image's size")
-        pixels = _pixels(path, header, file)
+        pixels = stored_pixels(path, header, file)
         return _frames(header, pixels) if pixels else ()
 
 
@@ -179,55 +121,19 @@ def _quiet() -> Iterator[None]:
         pydicom.config.logger.disabled = before
 
 
-def _pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
-    """How the pixels are stored, checked against the file's length before anything is allocated."""
-    syntax = header.file_meta.get("TransferSyntaxUID", None)
-    implicit, little = header.original_encoding
-    order = "<" if little else ">"
-    if syntax == DeflatedExplicitVRLittleEndian:
-        start, length, tag = 0, _UNDEFINED, _PIXEL_DATA
-    else:
-        element = file.read(8)
-        if len(element) < 8:
-            return None
-        tag = (struct.unpack(f"{order}H", element[:2])[0] << 16) + struct.unpack(f"{order}H", element[2:4])[0]
-        long = not implicit and element[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
-        length = struct.unpack(f"{order}I", file.read(4) if long else element[4:])[0]
-        start = file.tell()
-    bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag, int(header.get("BitsAllocated", 16)))
-    stored = bits if tag != _PIXEL_DATA else int(header.get("BitsStored", None) or bits)
-    kind = "f" if tag != _PIXEL_DATA else "ui"[bool(int(header.get("PixelRepresentation", 0) or 0))]
-    if not 1 <= stored <= bits <= 64:
-        raise ValueError(f"{stored} bits stored of {bits}")
-    pixels = Pixels(
-        path, (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1) or 1)),
-        int(header.get("NumberOfFrames", 1) or 1), bits, stored, int(header.get("HighBit", stored - 1)), kind,
-        str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip(), bool(header.get("PlanarConfiguration", 0)),
-        start, order, length == _UNDEFINED, syntax == RLELossless,
-    )  # fmt: skip
-    _check_length(pixels, length)
-    return pixels
-
-
-def _check_length(pixels: Pixels, length: int) -> None:
-    there = pixels.file.stat().st_size - pixels.offset
-    rows, columns, samples = pixels.shape
-    claimed = pixels.frame_bytes * pixels.frames
-    if min(rows, columns, samples, pixels.frames) < 1:
-        raise ValueError(f"{pixels.frames} frames of {rows} x {columns} pixels with {samples} samples")
-    most = there * _HIGHEST_COMPRESSION if pixels.packed else min(there, length)
-    # Every packed frame begins with eight bytes of its own.
-    if claimed > most or (pixels.packed and pixels.frames * 8 > there):
-        raise VolumeError(
-            f"{pixels.file} is truncated or its header is wrong: {pixels.frames} frames of {rows} x {columns} pixels "
-            f"are {in_words(claimed)}, and there are {in_words(max(there, 0))} for them; copy or export it again"
-        )
-
-
 # ---------------------------------------------------------------------- one frame
 
 
 def _frames(header: Dataset, pixels: Pixels) -> tuple[Frame, ...]:
+    if "MOSAIC" in str(header.get("ImageType", "")):
+        raise VolumeError(
+            f"{pixels.file} is a mosaic: its slices lie beside each other in one image (Siemens); convert it to NIfTI "
+            "with dcm2niix first"
+        )
+    if "TotalPixelMatrixColumns" in header and pixels.frames > 1:
+        raise VolumeError(
+            f"{pixels.file} is a slide whose {pixels.frames} frames are tiles of one plane; export the plane as TIFF"
+        )
     several = header.get(_FRAMES) or ()
     if several and len(several) != pixels.frames:
         raise ValueError(f"{pixels.frames} frames, and {len(several)} are described")

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from comir_hpc.geometry import Box
-from comir_hpc.readers.dicom_header import Frame, Pixels
+from comir_hpc.readers.dicom_header import Frame
+from comir_hpc.readers.dicom_layout import Pixels
 from comir_hpc.readers.itk_files import itk_dtype, itk_header
 from comir_hpc.readers.source import reading
 

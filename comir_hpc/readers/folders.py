@@ -13,7 +13,7 @@ from pathlib import Path
 from comir_hpc.errors import VolumeError
 from comir_hpc.readers.dicom import dicom_images, dicom_series, is_dicom
 from comir_hpc.readers.numbering import left_out_note, listed, numbered_files, series_among
-from comir_hpc.readers.pictures import picture_folder
+from comir_hpc.readers.picture_folder import picture_folder
 from comir_hpc.readers.source import Source, reading
 from comir_hpc.readers.stack import tiles
 from comir_hpc.readers.tiff import SUFFIXES as TIFF_SUFFIXES
@@ -89,15 +89,21 @@ def _of_kind(
 def _kinds(files: Sequence[Path], suffix_of: Callable[[Path], str | None]) -> dict[str, list[Path]]:
     """Image files by their format."""
     kinds: dict[str, list[Path]] = {}
+    names = {f.name.lower() for f in files}
     for file in files:
         suffix = suffix_of(file)
-        # The data of an Analyze header, and not a volume of its own.
-        if suffix is None or (suffix == ".img" and file.with_suffix(".hdr") in files):
+        if suffix is None or _header_of(file, suffix) in names:
             continue
         kinds.setdefault("TIFF" if suffix in TIFF_SUFFIXES else _PICTURES.get(suffix, suffix), []).append(
             file
         )
     return kinds
+
+
+def _header_of(file: Path, suffix: str) -> str:
+    """Name of the header whose voxels a file holds, so that the pair is one volume (Analyze, NIfTI); or nothing."""
+    name = file.name.lower()
+    return name.removesuffix(suffix) + suffix.replace("img", "hdr") if suffix.startswith(".img") else ""
 
 
 def _main_kind(path: Path, kinds: dict[str, list[Path]]) -> str:

@@ -16,8 +16,8 @@ from comir_hpc.geometry import Box, FloatArray
 from comir_hpc.readers.numbering import NumberedFiles, left_out_note, numbered_files
 from comir_hpc.readers.source import Source
 
-# Formats that have no place for an origin, or whose origin is rarely written: all zeros there say nothing.
-_WITHOUT_PLACE = {"TIFF", "ImageJ TIFF", "OME-TIFF", "npy", "HDF5", "PNG", "JPEG"}
+# Formats that always have an origin: all zeros are a place there, and say nothing elsewhere.
+_WITH_PLACE = ("NIfTI", "Analyze", "MGH", "NRRD", "MetaImage", "DICOM")
 # Voxels by which a tile may lie off the grid of the first: origins are written with a few decimals.
 _AWRY = 0.05
 
@@ -51,7 +51,7 @@ def tiles(
     beside = {f.resolve() for s in sources.values() for f in s.files}
     strangers = [f for f in strangers if f.resolve() not in beside]  # the voxels of a header are none
     origins = {s.origin_xyz for s in sources.values()}
-    placeless = all(s.kind in _WITHOUT_PLACE or s.spacing_zyx is None for s in sources.values())
+    placeless = all(not s.kind.startswith(_WITH_PLACE) or s.spacing_zyx is None for s in sources.values())
     if placeless and origins == {(0.0, 0.0, 0.0)}:
         found = numbered_files(path, ordered, tiles=True)
         return _by_number(path, replace(found, left_out=(*found.left_out, *strangers)), sources)
