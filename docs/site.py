@@ -1,7 +1,7 @@
 """Hook of mkdocs: links that leave docs/ lead to the repository, and the start page is the README.
 
-On the repository's pages a document links to `../benchmarks/x.png`; on the site such files do not exist. The documents stay
-as they are, so that both work.
+On the repository's pages a document links to `../benchmarks/x.png`; on the site such files do not exist. The documents
+stay as they are, so that both work.
 """
 
 from __future__ import annotations

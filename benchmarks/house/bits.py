@@ -5,9 +5,9 @@ thread and fixed seeds, and writes one row a result. Run it before and after, an
 
     python benchmarks/house/bits.py benchmarks/house/bits.csv
 
-Another checkout is measured with ``--package FOLDER``, the folder that holds ``comir_hpc``. Only the command line and files of
-open formats are used, so the same script reads every version. Voxels are compared, not the bytes of the store: a checksum or
-another codec may change these.
+Another checkout is measured with ``--package FOLDER``, the folder that holds ``comir_hpc``. Only the command line and
+files of open formats are used, so the same script reads every version. Voxels are compared, not the bytes of the store:
+a checksum or another codec may change these.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box
 from comir_hpc.readers.claims import require_credible_bytes
+from comir_hpc.readers.numbering import NumberedFiles
 from comir_hpc.readers.source import RawLayout, Source, reading, shape_of, storable
-from comir_hpc.readers.stack import by_number
 from comir_hpc.readers.tiff_calibration import calibration as _calibration
 from comir_hpc.readers.tiff_calibration import declared_planes
 from comir_hpc.readers.tiff_pages import TIFF_ERROR as _TIFF_ERROR
@@ -221,41 +220,49 @@ def _volume_axes(path: Path, series: Any) -> tuple[tuple[int, ...], str]:
 # ---------------------------------------------------------------------- a folder of slices
 
 
-def num_pages(path: Path) -> int:
-    """Pages of a TIFF file: one in a slice, several in a volume.
+def tiff_folder(path: Path, found: NumberedFiles) -> Source | None:
+    """Open a folder of TIFF slices of one size as a volume; None if its files hold several pages each.
+
+    Parameters
+    ----------
+    found : NumberedFiles
+        The slices in their order, and what was left out.
 
     Raises
     ------
     VolumeError
-        If it cannot be read.
+        If slices differ in size or type, or some hold several pages and others one.
     """
-    with reading(path, "TIFF slice", _TIFF_ERROR), _quiet(), tifffile.TiffFile(path) as file:
-        return len(file.pages)
-
-
-def tiff_folder(path: Path, files: Sequence[Path]) -> Source:
-    """Open a folder of TIFF slices of one size as a volume, in the order of the numbers in their names.
-
-    Raises
-    ------
-    VolumeError
-        If slices differ in size or type.
-    """
-    ordered = by_number(files)
-    first = ordered[0]
-    with reading(first, "TIFF slice", _TIFF_ERROR), tifffile.TiffFile(first) as file:
-        page: Any = file.pages[0].keyframe
-        axes, shape = "z" + page.axes.lower().replace("s", "c"), (len(ordered), *page.shape)
-        dtype, atom = storable(page.dtype, first), _atom(page)
-        says = _calibration(file, 0, page, planar=False).says
-        if len(file.pages) > 1:
-            raise VolumeError(f"{first} holds {len(file.pages)} pages; expected one slice a file in {path}")
-    slices = _Slices(path, tuple(ordered), tuple(page.shape), dtype)
+    facts = {file: _facts(file) for file in found.files}
+    first, (pages, shape, dtype) = found.files[0], facts[found.files[0]]
+    for file, (count, *_) in facts.items():
+        if (count > 1) != (pages > 1):
+            raise VolumeError(
+                f"{path}: {file.name} holds {count} pages, {first.name} {pages}; expected one slice a file, or a "
+                "volume in every file: put the others in a folder of their own"
+            )
+    if pages > 1:
+        return None
+    slices = _Slices(path, found.files, shape, dtype)
+    for file, (_, its_shape, its_dtype) in facts.items():
+        slices.require_alike(file, its_shape, its_dtype)
+    with reading(first, "TIFF slice", _TIFF_ERROR), _quiet(), tifffile.TiffFile(first) as opened:
+        page: Any = opened.pages[0].keyframe
+        axes, atom = "z" + page.axes.lower().replace("s", "c"), _atom(page)
+        says = _calibration(opened, 0, page, planar=False).says
+    name = path.resolve().name
     return Source(
-        path=path, kind="TIFF slices", shape=shape_of(shape, axes), dtype=dtype, read_box=slices.read, files=(path,),
-        atom_zyx=atom, says=says,
-        notes=(f"{path.name}: {len(ordered)} slices from {first.name} to {ordered[-1].name}, in this order along z",),
+        path=path, kind="TIFF slices", shape=shape_of((len(found.files), *shape), axes), dtype=dtype,
+        read_box=slices.read, files=found.files, atom_zyx=atom, says=says,
+        notes=tuple(f"{name}: {note}" for note in found.notes("slices")),
     )  # fmt: skip
+
+
+def _facts(file: Path) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+    """Number of pages of a TIFF file, and shape and type of the first."""
+    with reading(file, "TIFF slice", _TIFF_ERROR), _quiet(), tifffile.TiffFile(file) as opened:
+        page: Any = opened.pages[0].keyframe
+        return len(opened.pages), tuple(page.shape), storable(page.dtype, file)
 
 
 @dataclass(frozen=True)
@@ -273,11 +280,15 @@ class _Slices:
     def _slice(self, name: Path, box: Box) -> NDArray[Any]:
         with reading(name, "TIFF slice", _TIFF_ERROR), tifffile.TiffFile(name) as file:
             page: Any = file.pages[0].keyframe
-            if tuple(page.shape) != self.page_shape or storable(page.dtype, name) != self.dtype:
-                raise VolumeError(
-                    f"{name} is {page.shape} {page.dtype}, the other slices in {self.path} are "
-                    f"{self.page_shape} {self.dtype}; remove it or export the stack again"
-                )
+            self.require_alike(name, tuple(page.shape), storable(page.dtype, name))
             out = np.zeros((page.samplesperpixel, *box.shape[1:]), dtype=self.dtype)
             read_page(page, box, out)
         return out
+
+    def require_alike(self, name: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Refuse a slice of another size or type than the first."""
+        if (shape, dtype) != (self.page_shape, self.dtype):
+            raise VolumeError(
+                f"{name} is {shape} {dtype}, the other slices in {self.path} are {self.page_shape} {self.dtype}; "
+                "remove it or export the stack again"
+            )
