@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.readers import open_source
@@ -94,22 +96,29 @@ def test_a_header_that_names_its_folder(tmp_path: Path) -> None:
     assert "which is a folder" in refused(tmp_path / "v.mhd")
 
 
-def test_files_and_folders_of_others(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii")
-    (tmp_path / "a.nii").chmod(0)
-    (tmp_path / "closed").mkdir()
-    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "closed" / "b.nii")
-    (tmp_path / "closed").chmod(0)
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A folder that everybody may enter, which those of pytest are not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_files_and_folders_of_others(open_to_all: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4))
+    closed = open_to_all / "closed"
+    closed.mkdir()
+    nibabel.save(image, open_to_all / "a.nii")
+    nibabel.save(image, closed / "b.nii")
+    (open_to_all / "a.nii").chmod(0)
+    closed.chmod(0)
     try:
         with ordinary_user():
-            assert "a.nii may not be read (permission denied)" in refused(tmp_path / "a.nii")
-            assert "closed may not be read (permission denied)" in refused(tmp_path / "closed")
-            assert "permission denied on a folder above it" in refused(tmp_path / "closed" / "b.nii")
+            assert "a.nii may not be read (permission denied)" in refused(open_to_all / "a.nii")
+            assert "closed may not be read (permission denied)" in refused(closed)
+            assert "permission denied on a folder above it" in refused(closed / "b.nii")
     finally:
-        (tmp_path / "closed").chmod(0o700)
+        closed.chmod(0o700)
 
 
 def test_very_long_names(tmp_path: Path) -> None:
@@ -130,3 +139,29 @@ def test_pictures_that_claim_too_much(
     (tmp_path / "p.png").write_bytes(content)
     assert what in refused(tmp_path / "p.png")
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["e.jpg", "e.png"])
+def test_what_a_picture_says_and_nobody_follows_is_said(tmp_path: Path, name: str) -> None:
+    pixels = np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    source = open_source(tmp_path / name)
+    assert source.shape == (1, 1, 48, 64)
+    assert "orientation 6): its pixels are read as stored" in source.notes[-1]
+    Image.fromarray(pixels).save(
+        tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(255 - pixels)]
+    )
+    source = open_source(tmp_path / "a.png")
+    assert source.notes == ("a.png: it holds 2 pictures: the first one is read",)
+    np.testing.assert_array_equal(source.read()[0, 0], pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "I;16"])
+def test_flat_pictures_are_within_their_bound(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (3000, 2000)).save(tmp_path / "flat.png", optimize=True, compress_level=9)
+    assert open_source(tmp_path / "flat.png").shape[-2:] == (2000, 3000)
+    if mode in ("L", "RGB"):
+        Image.new(mode, (3000, 2000)).save(tmp_path / "flat.jpg", quality=1, optimize=True, progressive=True)
+        assert open_source(tmp_path / "flat.jpg").shape[-2:] == (2000, 3000)
