@@ -184,7 +184,7 @@ def test_a_file_system_without_locks_is_accepted_for_a_single_run_only(store: Pa
     def refuse(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("comir_hpc.ledger.fcntl.lockf", refuse)
+    monkeypatch.setattr("comir_hpc.host.locks.fcntl.fcntl", refuse)
     with Ledger(store, "one").exclusive(needed=False):
         pass
     with pytest.raises(VolumeError, match="no file locks"), Ledger(store, "one").exclusive():
