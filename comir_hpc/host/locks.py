@@ -140,7 +140,7 @@ class Permit:
         """
         owner = Owner.read(self.record)
         if owner is None or owner.token != self.token:
-            now = f"it is held by {owner} now" if owner else f"{self.record} was removed"
+            now = f"it is now held by {owner}" if owner else f"{self.record} was removed"
             raise HeldError(
                 f"this process no longer holds the lock of {self.folder}: {now}. What is written so far is kept; run "
                 "the same command again when nobody else writes there"
