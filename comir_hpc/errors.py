@@ -25,5 +25,9 @@ class RegistrationError(ComirError, RuntimeError):
     """A registration that could not be carried out (a poor result is a verdict, not an error)."""
 
 
+class HeldError(ComirError, RuntimeError):
+    """Another process is writing to the same place, and two writers would spoil each other's work."""
+
+
 class StopRequested(ComirError, InterruptedError):
     """The scheduler asked us to stop; the state is saved and the same command resumes it (exit code 85)."""

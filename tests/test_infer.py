@@ -22,7 +22,7 @@ from comir_hpc.config import InferSettings, validate
 from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
 from comir_hpc.geometry import Triple
 from comir_hpc.infer import infer, plan_infer
-from comir_hpc.infer.job import core_of
+from comir_hpc.infer.inputs import core_of
 from comir_hpc.ledger import Ledger
 from comir_hpc.seams import seam_figure
 from comir_hpc.volume import Volume, chunk_and_shard

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import BlockResult, Figures, build_pyramid, fill_output, open_output, side_by_side
+from comir_hpc.cluster import BlockResult, Execution, Figures, Output, carry_out, side_by_side
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
@@ -115,23 +115,8 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
         write_text(settings.out, text, overwrite=settings.overwrite)
         return WarpResult(settings.out, points=count, seconds=time.perf_counter() - start)
     job = _Job(settings)
-    ledger = Ledger(settings.out, fingerprint(**job.record))
-    out = open_output(
-        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=settings.part[1]
-    )  # fmt: skip
-    plan = plan_blocks(out.grid.shape_zyx, out.shard_zyx)
-
-    def finish() -> None:
-        build_pyramid(out, plan, ledger)
-        out.finish()
-
-    filled = fill_output(
-        out, plan, _Work(job), ledger, part=settings.part, predict=lambda blocks: _prediction(job, plan, blocks),
-        require_unchanged=job.require_unchanged, finish=finish, begun=start,
-        workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
-        progress=progress, what=f"warp {settings.out.name}",
-    )  # fmt: skip
-    return WarpResult(settings.out, grid=out.grid, inside=job.inside, **vars(filled))
+    filled = carry_out(job, begun=start, progress=progress)
+    return WarpResult(settings.out, grid=job.fixed, inside=job.inside, **vars(filled))
 
 
 def plan_warp(settings: WarpSettings) -> dict[str, Any]:
@@ -216,6 +201,8 @@ def _part_of(box: Box) -> Box:
 class _Job:
     """Volumes and transform, found to fit each other before anything is written."""
 
+    verb = "warp"
+
     def __init__(self, settings: WarpSettings) -> None:
         assert settings.zarr is not None
         assert settings.like is not None
@@ -255,6 +242,40 @@ class _Job:
     @property
     def resampler(self) -> Resampler:
         return Resampler(self.moving, self.transform, self.fixed, self.interpolation, self.outside)
+
+    @property
+    def out(self) -> Path:
+        return self.settings.out
+
+    @property
+    def execution(self) -> Execution:
+        how = self.settings
+        return Execution(how.part, how.workers, how.cluster, how.verify, how.overwrite)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        settings = self.settings
+        assert settings.zarr is not None
+        assert settings.like is not None
+        given = {"--zarr": settings.zarr, "--transform": settings.transform, "--like": settings.like}
+        return (*(word for name, path in given.items() for word in (name, str(path.resolve()))), "--out")
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.out, fingerprint(**self.record))
+
+    def plan(self, out: Volume) -> BlockPlan:
+        return plan_blocks(out.grid.shape_zyx, out.shard_zyx)
+
+    def work(self, out: Volume) -> _Work:
+        del out
+        return _Work(self)
+
+    def needs(self, plan: BlockPlan, blocks: int) -> Figures:
+        return _prediction(self, plan, blocks)
+
+    def finish(self, output: Output) -> dict[str, Any]:
+        output.build_pyramid()
+        return {}
 
     @cached_property
     def source_fingerprint(self) -> str:
