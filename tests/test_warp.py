@@ -19,7 +19,15 @@ from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Box, Grid, plan_blocks
 from comir_hpc.rotations import rotation_by
-from comir_hpc.transforms import Transform, itk_image, itk_transform, load_transform, save_transform
+from comir_hpc.transforms import (
+    Affine,
+    ItkTransform,
+    Transform,
+    itk_image,
+    itk_transform,
+    load_transform,
+    save_transform,
+)
 from comir_hpc.volume import Volume
 from comir_hpc.warp import plan_warp, warp
 from comir_hpc.warp.resampling import Resampler
@@ -122,12 +130,12 @@ def test_blocks_equal_simpleitk_on_the_whole_volume(
 def test_any_box_of_any_rotation_equals_the_whole(
     moving: Volume, start, size, angle: float, shift: float
 ) -> None:
-    transform = itk_transform(
-        Transform.rigid(rotation_by((1.0, 0.3, -0.5), angle)[::-1, ::-1], (shift, 0, 1), (0, 0, 0))
-    )
+    transform = Affine.rigid(rotation_by((1.0, 0.3, -0.5), angle)[::-1, ::-1], (shift, 0, 1), (0, 0, 0))
     box = Box(start, tuple(a + n for a, n in zip(start, size, strict=True))).intersect(FIXED.box)
     found = Resampler(moving, transform, FIXED, "linear", [0.0])(box)
-    np.testing.assert_allclose(found[0], whole(SMOOTH, transform, sitk.sitkLinear)[box.slices], atol=1e-9)
+    np.testing.assert_allclose(
+        found[0], whole(SMOOTH, itk_transform(transform), sitk.sitkLinear)[box.slices], atol=1e-9
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,17 +144,19 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Volume:
 
 
 def test_only_the_part_that_a_block_needs_is_read(moving: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    resampler = Resampler(moving, sitk.Transform(3, sitk.sitkIdentity), moving.grid, "linear", [0.0])
+    resampler = Resampler(moving, Affine.identity(), moving.grid, "linear", [0.0])
     box = Box((10, 10, 10), (14, 12, 11))
     assert resampler.region(box).contains(box.grown((2, 2, 2)))
     assert box.grown((4, 4, 4)).contains(resampler.region(box))
-    far = Resampler(moving, sitk.TranslationTransform(3, (500.0, 0, 0)), moving.grid, "linear", [7.0])
+    far = Resampler(
+        moving, ItkTransform(sitk.TranslationTransform(3, (500.0, 0, 0))), moving.grid, "linear", [7.0]
+    )
     monkeypatch.setattr(Volume, "read", lambda *_, **__: pytest.fail("nothing of it is needed"))
     assert (far(box) == 7).all()
 
 
 def test_a_block_that_needs_too_much_is_split(moving: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    transform = itk_transform(RIGID)
+    transform = RIGID
     expected = Resampler(moving, transform, FIXED, "linear", [0.0])(FIXED.box)
     sizes: list[int] = []
     read = Volume.read
@@ -305,7 +315,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder: Path) ->
         (ConfigError, "--out is .* which is read", {"out": source.path, "overwrite": True}),
         (VolumeError, "none.zarr does not exist", {"zarr": folder / "none.zarr"}),
         (RegistrationError, "does not exist", {"transform": folder / "none.tfm"}),
-        (RegistrationError, "not a transform that ITK can read", {"transform": folder / "text.tfm"}),
+        (RegistrationError, "text.tfm is a text that is no transform", {"transform": folder / "text.tfm"}),
         (RegistrationError, "2 dimensions, expected 3", {"transform": folder / "flat.tfm"}),
         (RegistrationError, "outside of .*exchanged", {"transform": folder / "far" / "transform.tfm"}),
     ):

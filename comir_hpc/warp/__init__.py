@@ -17,9 +17,10 @@ from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.transforms import read_transform
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
 from comir_hpc.warp.points import carry_points, write_text
-from comir_hpc.warp.resampling import Interpolation, Resampler, read_itk_transform, share_inside
+from comir_hpc.warp.resampling import Interpolation, Resampler, share_inside
 
 __all__ = ["WarpResult", "plan_warp", "warp"]
 
@@ -109,7 +110,7 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     start = time.perf_counter()
     if _wants_points(settings):
         assert settings.points is not None
-        transform = read_itk_transform(settings.transform)
+        transform = read_transform(settings.transform)
         text, count = carry_points(settings.points, transform, settings.direction)
         write_text(settings.out, text, overwrite=settings.overwrite)
         return WarpResult(settings.out, points=count, seconds=time.perf_counter() - start)
@@ -143,9 +144,7 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
     """
     if _wants_points(settings):
         assert settings.points is not None
-        text, count = carry_points(
-            settings.points, read_itk_transform(settings.transform), settings.direction
-        )
+        text, count = carry_points(settings.points, read_transform(settings.transform), settings.direction)
         return {"points": count, "direction": settings.direction, "disk": in_words(len(text))}
     job = _Job(settings)
     _, shard = chunk_and_shard(job.fixed.shape_zyx, settings.chunk, settings.shard)
@@ -223,7 +222,7 @@ class _Job:
         self.settings = settings
         self.moving = Volume.open(settings.zarr)
         self.fixed = Volume.open(settings.like).grid
-        self.transform = read_itk_transform(settings.transform)
+        self.transform = read_transform(settings.transform)
         self.inside = share_inside(self.transform, self.fixed, self.moving.grid)
         if self.inside == 0:
             raise RegistrationError(

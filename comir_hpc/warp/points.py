@@ -8,23 +8,21 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import SimpleITK as sitk
-
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.points import AXES, read_point_table
-from comir_hpc.warp.resampling import apply_itk
+from comir_hpc.transforms import PointMap
 
 Direction = Literal["fixed-to-moving", "moving-to-fixed"]
 
 
-def carry_points(path: Path, transform: sitk.Transform, direction: Direction) -> tuple[str, int]:
+def carry_points(path: Path, transform: PointMap, direction: Direction) -> tuple[str, int]:
     """Carry the points of a file through a transform.
 
     Parameters
     ----------
     path : Path
         CSV of points in the space that `direction` begins with.
-    transform : sitk.Transform
+    transform : PointMap
         Fixed points to moving points.
     direction : {"fixed-to-moving", "moving-to-fixed"}
         Which way; the second needs a transform with an inverse.
@@ -44,7 +42,7 @@ def carry_points(path: Path, transform: sitk.Transform, direction: Direction) ->
     """
     table = read_point_table(path)
     origin, _, target = direction.partition("-to-")
-    moved = apply_itk(_towards(transform, direction), table.points_mm)
+    moved = _towards(transform, direction).apply(table.points_mm)
     given = [f"{origin}_{axis}" for axis in AXES]
     kept = [i for i, name in enumerate(table.columns) if name.lower() not in (*AXES, *given)]
     out = io.StringIO()
@@ -80,15 +78,15 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
         raise VolumeError(f"{path} cannot be written ({error.strerror}); make room or get access") from error
 
 
-def _towards(transform: sitk.Transform, direction: Direction) -> sitk.Transform:
+def _towards(transform: PointMap, direction: Direction) -> PointMap:
     if direction == "fixed-to-moving":
         return transform
     try:
-        return transform.GetInverse()
-    except RuntimeError as error:
+        return transform.inverse()
+    except RegistrationError as error:
         raise RegistrationError(
-            f"this transform ({transform.GetName()}) has no inverse in closed form, so moving points cannot be carried "
-            "to the fixed volume; register the other way round, or use --direction fixed-to-moving"
+            f"{error}, so moving points cannot be carried to the fixed volume; register the other way round, or use "
+            "--direction fixed-to-moving"
         ) from error
 
 
