@@ -34,7 +34,7 @@ other tools can read it too; `itk_on_grid` makes a displacement field of any tra
 """
 
 from comir_hpc.transforms.affine import Affine
-from comir_hpc.transforms.composite import Composite, as_affine, mirrors
+from comir_hpc.transforms.composite import Composite, as_affine, notes_on
 from comir_hpc.transforms.files import (
     DIRECTION,
     FIXED_WORLD,
@@ -77,8 +77,8 @@ __all__ = [
     "itk_text",
     "itk_transform",
     "load_transform",
-    "mirrors",
     "ngff_record",
+    "notes_on",
     "read_transform",
     "save_transform",
 ]

@@ -75,7 +75,12 @@ def as_affine(transform: PointMap) -> Affine | None:
     return reduce(lambda done, step: step.compose(done), linear)
 
 
-def mirrors(transform: PointMap) -> bool:
-    """Whether the linear parts of a transform turn left into right, as a mirror does."""
+def notes_on(transform: PointMap, name: str) -> tuple[str, ...]:
+    """Return what the user should know of a transform that was read from a file of this name."""
     linear = [part for part in transform.parts if isinstance(part, Affine)]
-    return sum(part.determinant < 0 for part in linear) % 2 == 1
+    if sum(part.determinant < 0 for part in linear) % 2 == 0:
+        return transform.notes
+    return (
+        *transform.notes,
+        f"{name}: a reflection (its determinant is negative), which turns left into right",
+    )

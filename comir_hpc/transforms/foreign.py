@@ -52,7 +52,6 @@ _TEXTS: tuple[tuple[str, str, str], ...] = (
         "a table of points",
         "give it with --points, and the transform of register with --transform",
     ),
-    (r"^(?:[^\n,]*,){2}", "a table with commas", f"expected {KNOWN}"),
     (r"^\s*<", "an XML file", f"expected {KNOWN}"),
 )  # fmt: skip
 
@@ -96,6 +95,8 @@ def _folder(path: Path) -> tuple[str, str]:
     inside = path / "transform.tfm"
     if inside.is_file():
         return "a folder", f"give the file in it: {inside}"
+    if path.suffix == ".zarr":
+        return "a volume, no transform", "give it with --zarr or --like"
     return "a folder", f"expected {KNOWN}"
 
 
@@ -110,13 +111,14 @@ def _text(path: Path, head: bytes) -> tuple[str, str]:
     for pattern, kind, remedy in _TEXTS:
         if re.search(pattern, text, re.MULTILINE):
             return kind, remedy.format(name=path.name)
-    return "a text that is no transform", f"expected {KNOWN}"
+    kind = "a table" if path.suffix.lower() in (".csv", ".tsv") else "a text that is no transform"
+    return kind, f"expected {KNOWN}"
 
 
 def _numbers(path: Path, fields: list[list[str]]) -> tuple[str, str]:
     count = sum(map(len, fields))
     if count in (12, 16):
         rows = f"{len(fields)} x {len(fields[0])}" if len(fields) > 1 else f"one row of {count}"
-        remedy = f"{_FROM_FSL.format(name=path.name)}; {_AS_JSON}"
+        remedy = f"{_FROM_FSL.format(name=path.name)}; {_AS_JSON}" if count == 16 else _AS_JSON
         return f"a matrix in text ({rows} numbers) that does not say of which world and direction", remedy
     return f"a text of numbers ({len(fields)} rows), no transform", f"expected {KNOWN}"

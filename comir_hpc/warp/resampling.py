@@ -24,6 +24,8 @@ _METHOD = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubi
 # Moving voxels around the points that are looked up. A cubic spline's coefficients depend on all voxels, by a factor of
 # 0.27 less with each one farther away: 16 leave 1e-9.
 _MARGIN = {"linear": 2, "nearest": 2, "cubic": 16}
+WORKING_BYTES = 512 << 20
+"""Memory for a piece's moving region with ITK's copies of it."""
 _REGION_BYTES = 256 << 20  # of the moving volume read at once; a block that needs more is split
 _BENT_PIECE = 64  # voxels along each side for which the displacement of every voxel is held
 _LATTICE = 16  # points along each axis at which overlap is sampled
