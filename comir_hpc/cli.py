@@ -497,7 +497,10 @@ def _evaluate_results(
                 "out": str(out or "printed"),
             }
         )
-    return typer.echo(run(results, truth, points=points, out=out).text)
+    table = run(results, truth, points=points, out=out)
+    for note in table.notes:
+        typer.echo(f"note: {note}", err=True)
+    return typer.echo(table.text)
 
 
 def _evaluate_model(settings: EvaluateSettings, dry_run: bool) -> None:

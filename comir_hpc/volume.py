@@ -490,7 +490,12 @@ def _create_level(
 
 def _level_arrays(path: Path, group: zarr.Group, attributes: dict[str, Any]) -> list[zarr.Array[Any]]:
     datasets = attributes["ome"]["multiscales"][0]["datasets"]
-    arrays = [group.get(dataset["path"]) for dataset in datasets]
+    try:
+        arrays = [group.get(dataset["path"]) for dataset in datasets]
+    except ValueError as error:  # zarr refuses "." and ".." within a path
+        raise VolumeError(
+            f"{path}: a level of the pyramid lies outside of the store; run the command that wrote it again"
+        ) from error
     if not all(isinstance(a, zarr.Array) for a in arrays):
         raise VolumeError(f"{path}: a level of the pyramid is missing; run the command that wrote it again")
     return arrays  # type: ignore[return-value]

@@ -10,6 +10,7 @@ import errno
 import gzip
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,12 +181,26 @@ def require_free_place(path: Path, *, overwrite: bool) -> None:
             raise VolumeError(f"{path} is a folder; choose another --out")
         if path.exists() and not overwrite:
             raise VolumeError(f"{path} exists; choose another --out, or pass --overwrite")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise VolumeError(f"{path} cannot be written ({error.strerror}); make room or get access") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder in which a file is to lie.
+
+    Raises
+    ------
+    OSError
+        If the file system refuses; also where a file has the folder's name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is no folder") from error
 
 
 def write_file(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
@@ -283,7 +298,10 @@ def _write_itk(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
     try:
         sitk.WriteImage(itk_image(values[0] if len(values) == 1 else values, grid), str(path))
     except RuntimeError as error:
-        raise OSError(errno.EIO, "ITK could not write it") from error
+        written = path.stat().st_size if path.exists() else 0
+        full = shutil.disk_usage(path.parent).free + written < values.nbytes
+        number = errno.ENOSPC if full else errno.EIO
+        raise OSError(number, os.strerror(number)) from error
     # ITK says nothing of a disk that is full.
     if path.stat().st_size < values.nbytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -12,7 +12,7 @@ from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.host import files
 from comir_hpc.points import AXES, read_point_table
 from comir_hpc.transforms import PointMap
-from comir_hpc.warp.files import resolved
+from comir_hpc.warp.files import make_folder, resolved
 
 Direction = Literal["fixed-to-moving", "moving-to-fixed"]
 
@@ -99,7 +99,7 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
             raise VolumeError(
                 f"{path} exists and holds something else; choose another --out, or pass --overwrite"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         files.write_text(path, text)
     except OSError as error:
         raise VolumeError(f"{path} cannot be written ({error.strerror}); make room or get access") from error
