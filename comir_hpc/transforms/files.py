@@ -6,6 +6,8 @@ A file is recognised by its content where that is possible. What is none of thes
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.files import write_json, write_text
@@ -32,6 +35,17 @@ FIXED_WORLD, MOVING_WORLD = "fixed_lps_mm", "moving_lps_mm"
 _NGFF_VERSION = "0.6"
 _ITK_TEXT = "#Insight Transform File"
 _VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR, under which ITK and ANTs keep LPS displacements
+# What nibabel raises on a file that is torn or not what its name says.
+_UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    zlib.error,
+    struct.error,
+)
 _FIELD_COPIES = 2  # of a displacement field in float64, while it is read
 
 
@@ -207,16 +221,17 @@ def _check_itk_text(path: Path) -> None:
 
 
 def _check_itk_hdf5(path: Path) -> bool:
-    with h5py.File(path) as file:
-        group = file.get("TransformGroup")
-        if not isinstance(group, h5py.Group):
-            return False
-        members = [group[name] for name in sorted(group, key=lambda name: (len(name), name))]
-        kinds = [
-            np.ravel(member["TransformType"][()])[0].decode()
-            for member in members
-            if isinstance(member, h5py.Group) and "TransformType" in member
-        ]
+    try:
+        with h5py.File(path) as file:
+            group = file.get("TransformGroup")
+            if not isinstance(group, h5py.Group):
+                return False
+            members = [group[name] for name in sorted(group, key=lambda name: (len(name), name))]
+            kinds = [np.ravel(member["TransformType"][()])[0].decode() for member in members]
+    except (OSError, RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise RegistrationError(
+            f"{path} is an HDF5 file that is damaged or cut off; copy it again"
+        ) from error
     _refuse_a_list(path, kinds)
     return True
 
@@ -248,7 +263,7 @@ def _displacement_field(path: Path) -> ItkTransform | None:
     """
     try:
         header: Any = nibabel.load(path).header
-    except (ImageFileError, ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise RegistrationError(
             f"{path} is a NIfTI file that cannot be read; copy or export it again"
         ) from error
@@ -283,9 +298,14 @@ def _loaded_field(path: Path, shape: tuple[int, ...]) -> ItkTransform:
         "affine part in a file of its own (0GenericAffine.mat), which is not applied here"
     )
     try:
+        # ITK's reader turns what is not finite into zero, which would be "no displacement here".
+        if not np.isfinite(np.asarray(nibabel.load(path).dataobj, dtype=np.float32)).all():
+            raise RegistrationError(
+                f"{path} is a displacement field with numbers that are not finite; write it again"
+            )
         field = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
         return ItkTransform(sitk.DisplacementFieldTransform(field), (note,))
-    except RuntimeError as error:
+    except (RuntimeError, *_UNREADABLE) as error:
         if isinstance(error, RegistrationError):
             raise
         raise RegistrationError(

@@ -104,13 +104,13 @@ def _text(path: Path, head: bytes) -> tuple[str, str]:
     if b"\0" in head:
         return "a file of an unknown kind", f"expected {KNOWN}"
     text = head.decode("utf-8-sig", errors="replace")
+    for pattern, kind, remedy in _TEXTS:
+        if re.search(pattern, text, re.MULTILINE):
+            return kind, remedy.format(name=path.name)
     rows = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "%"))]
     fields = [re.split(r"[\s,;]+", row.strip(" \t,;[]")) for row in rows[:17]]
     if rows and all(_NUMBER.fullmatch(field) for row in fields for field in row):
         return _numbers(path, fields)
-    for pattern, kind, remedy in _TEXTS:
-        if re.search(pattern, text, re.MULTILINE):
-            return kind, remedy.format(name=path.name)
     kind = "a table" if path.suffix.lower() in (".csv", ".tsv") else "a text that is no transform"
     return kind, f"expected {KNOWN}"
 
