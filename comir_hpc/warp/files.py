@@ -242,9 +242,10 @@ def write_file(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
                 if small != spare:
                     small.unlink(missing_ok=True)
     except OSError as error:
-        raise VolumeError(
-            f"{path} cannot be written ({error.strerror or error}); make room or get access"
-        ) from error
+        # Not every library says why it stopped.
+        full = shutil.disk_usage(path.parent).free < values.nbytes
+        reason = os.strerror(errno.ENOSPC) if full else error.strerror or str(error)
+        raise VolumeError(f"{path} cannot be written ({reason}); make room or get access") from error
     return tuple(note.replace(small.name, path.name) for note in notes)
 
 
@@ -298,10 +299,7 @@ def _write_itk(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
     try:
         sitk.WriteImage(itk_image(values[0] if len(values) == 1 else values, grid), str(path))
     except RuntimeError as error:
-        written = path.stat().st_size if path.exists() else 0
-        full = shutil.disk_usage(path.parent).free + written < values.nbytes
-        number = errno.ENOSPC if full else errno.EIO
-        raise OSError(number, os.strerror(number)) from error
+        raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
     # ITK says nothing of a disk that is full.
     if path.stat().st_size < values.nbytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -14,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import Box, FloatArray, Grid
 from comir_hpc.transforms import PointMap, as_affine, itk_image, itk_lattice, itk_on_grid
 from comir_hpc.volume import Volume
@@ -32,13 +33,28 @@ _LATTICE = 16  # points along each axis at which overlap is sampled
 
 
 def share_inside(transform: PointMap, fixed: Grid, moving: Grid) -> float:
-    """Share of the fixed grid, sampled at 4096 points, that the transform sends into the moving grid."""
+    """Share of the fixed grid, sampled at 4096 points, that the transform sends into the moving grid.
+
+    A moving volume that lies between the sampled points is found from its own side, if the transform has an inverse.
+    """
+    share = _share_of(fixed, moving, transform)
+    if share > 0:
+        return share
+    try:
+        seen = _share_of(moving, fixed, transform.inverse())
+    except RegistrationError:
+        return 0.0
+    # Less than one of the sampled points.
+    return seen / _LATTICE**3
+
+
+def _share_of(one: Grid, other: Grid, transform: PointMap) -> float:
     # A single slice is sampled in its middle: it may be thicker than the other.
-    counts = [1 if n == 1 else _LATTICE for n in fixed.shape_zyx]
-    axes = [(np.arange(k) + 0.5) / k * n - 0.5 for k, n in zip(counts, fixed.shape_zyx, strict=True)]
+    counts = [1 if n == 1 else _LATTICE for n in one.shape_zyx]
+    axes = [(np.arange(k) + 0.5) / k * n - 0.5 for k, n in zip(counts, one.shape_zyx, strict=True)]
     lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    index = moving.index_zyx(transform.apply(fixed.world_mm(lattice)))
-    inside = ((index >= -0.5) & (index <= np.asarray(moving.shape_zyx) - 0.5)).all(axis=1)
+    index = other.index_zyx(transform.apply(one.world_mm(lattice)))
+    inside = ((index >= -0.5) & (index <= np.asarray(other.shape_zyx) - 0.5)).all(axis=1)
     return float(inside.mean())
 
 
