@@ -21,7 +21,7 @@ from comir_hpc.geometry import MM_PER_UNIT, FloatArray, unit_name
 
 AXES = ("x", "y", "z")
 # Columns that name a world, as 3D Slicer writes them in tables.
-_WORLDS = {AXES: None, ("r", "a", "s"): "RAS", ("l", "p", "s"): "LPS"}
+_WORLDS: dict[tuple[str, ...], str | None] = {AXES: None, ("r", "a", "s"): "RAS", ("l", "p", "s"): "LPS"}
 _SLICER_CODES = {"0": "RAS", "1": "LPS", "2": "IJK"}
 _NAMED_WORLDS = {"ITK": "LPS", "DICOM": "LPS", "NIFTI": "RAS", **_SLICER_CODES}
 _SYSTEM = re.compile(

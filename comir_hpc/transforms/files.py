@@ -299,7 +299,8 @@ def _loaded_field(path: Path, shape: tuple[int, ...]) -> ItkTransform:
     )
     try:
         # ITK's reader turns what is not finite into zero, which would be "no displacement here".
-        if not np.isfinite(np.asarray(nibabel.load(path).dataobj, dtype=np.float32)).all():
+        stored: Any = nibabel.load(path)
+        if not np.isfinite(np.asarray(stored.dataobj, dtype=np.float32)).all():
             raise RegistrationError(
                 f"{path} is a displacement field with numbers that are not finite; write it again"
             )

@@ -252,7 +252,8 @@ def write_file(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
 def _write_nifti(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
     """Write NIfTI-1 in mm, with one matrix as sform and qform; channels lie along the fourth axis."""
     matrix = nifti_matrix(grid)
-    header = nibabel.Nifti1Header()
+    kind: Any = nibabel.Nifti1Header  # its methods carry no types
+    header = kind()
     header.set_data_dtype(values.dtype)
     header.set_data_shape(values.shape[:0:-1] + ((len(values),) if len(values) > 1 else ()))
     header.set_xyzt_units("mm")
