@@ -349,12 +349,16 @@ def register(
 )
 def warp(
     transform: Annotated[
-        Path, typer.Option(help="transform.tfm of register: fixed points to moving points.")
+        Path, typer.Option(help="transform.tfm of register, or another of ITK: fixed to moving points.")
     ],
-    out: Annotated[Path, typer.Option(help="OME-Zarr store, or CSV for points.")],
+    out: Annotated[
+        Path, typer.Option(help="OME-Zarr store (any size), .nii.gz, .nrrd, .mha or .tif; .csv for points.")
+    ],
     zarr: Annotated[Path | None, typer.Option(help="Moving volume.")] = None,
     like: Annotated[Path | None, typer.Option(help="Volume whose grid the result gets.")] = None,
-    points: Annotated[Path | None, typer.Option(help="CSV with columns x, y, z: world LPS in mm.")] = None,
+    points: Annotated[
+        Path | None, typer.Option(help="CSV with columns x, y, z (LPS in mm), or Slicer's .fcsv.")
+    ] = None,
     direction: Annotated[
         str | None,
         typer.Option(help="Of points: fixed-to-moving or moving-to-fixed. (default: fixed-to-moving)"),
@@ -394,6 +398,8 @@ def warp(
         return _print_plan(plan_warp(settings))
     with _progress() as progress:
         result = run(settings, progress=progress)
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
     return typer.echo(result.summary)
 
 
@@ -491,7 +497,10 @@ def _evaluate_results(
                 "out": str(out or "printed"),
             }
         )
-    return typer.echo(run(results, truth, points=points, out=out).text)
+    table = run(results, truth, points=points, out=out)
+    for note in table.notes:
+        typer.echo(f"note: {note}", err=True)
+    return typer.echo(table.text)
 
 
 def _evaluate_model(settings: EvaluateSettings, dry_run: bool) -> None:

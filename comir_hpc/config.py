@@ -400,7 +400,7 @@ class WarpSettings(Settings):
     direction: Literal["fixed-to-moving", "moving-to-fixed"] = "fixed-to-moving"
     """Which way points are carried."""
     out: Path
-    """OME-Zarr store, or CSV for points."""
+    """OME-Zarr store, a file (.nii, .nii.gz, .nrrd, .mha, .tif), or CSV for points."""
     interpolation: Literal["auto", "linear", "nearest", "cubic"] = "auto"
     """auto is linear for images and nearest for labels."""
     chunk: Positive = 64

@@ -14,6 +14,7 @@ import numpy as np
 
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.geometry import FloatArray, Grid
+from comir_hpc.host.files import write_text
 from comir_hpc.points import read_point_table
 from comir_hpc.rotations import angle_deg
 from comir_hpc.transforms import Transform, load_transform
@@ -47,9 +48,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Table:
-    """Evaluations side by side."""
+    """Evaluations side by side.
+
+    Attributes
+    ----------
+    rows : tuple of Evaluation
+        One for each result.
+    notes : tuple of str
+        What was assumed of the files, for the user to see.
+    """
 
     rows: tuple[Evaluation, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -102,7 +112,7 @@ def evaluate(
     truth : Path
         The true transform, fixed to moving points.
     points : Path, optional
-        CSV of fixed points; otherwise points of the fixed volume's foreground.
+        Table of fixed points (see `read_point_table`); otherwise points of the fixed volume's foreground.
     out : Path, optional
         CSV to write.
 
@@ -112,12 +122,13 @@ def evaluate(
         If a folder has no result.
     """
     true = load_transform(truth)
+    given = read_point_table(points) if points else None
     rows = []
     for folder in results:
         record = read_result(folder)
         grid = Grid.from_dict(record["inputs"]["fixed"]["grid"])
         fixed = Path(record["inputs"]["fixed"]["path"])
-        targets = read_point_table(points).points_mm if points else specimen_points(Volume.open(fixed))
+        targets = given.points_mm if given else specimen_points(Volume.open(fixed))
         found = Transform(np.asarray(record["matrix_lps_mm"]))
         error = target_registration_error(found, true, targets)
         turned = float(angle_deg(found.rotation_xyz.T @ true.rotation_xyz))
@@ -131,10 +142,10 @@ def evaluate(
             },
         }
         write_result(folder, record)
-    table = Table(tuple(rows))
+    table = Table(tuple(rows), given.notes if given else ())
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(table.text + "\n", encoding="utf-8")
+        write_text(out, table.text + "\n")
     return table
 
 
