@@ -75,6 +75,11 @@ class CandidateRecord(Record):
     failure: str | None = None
     matrix_lps_mm: Matrix
 
+    @property
+    def transform(self) -> Transform:
+        """Fixed to moving."""
+        return Transform(self.matrix_lps_mm)  # type: ignore[arg-type]  # which makes an array of it
+
 
 class InputRecord(Record):
     """One of the two volumes.
