@@ -88,12 +88,22 @@ def write_checkpoint(path: Path, record: dict[str, Any]) -> None:
     # torch reports a full disk while it writes its archive as a RuntimeError.
     except (OSError, RuntimeError) as error:
         shutil.rmtree(spare, ignore_errors=True)
-        kept = [p.name for p in list_checkpoints(path.parent)]
         raise CheckpointError(
-            f"{path} cannot be written ({brief(error)}); {_free(path)} free there. "
-            f"{'Intact: ' + ', '.join(kept) if kept else 'There is no earlier checkpoint'}; make room and run the "
-            "same command again: it resumes from there"
+            f"{path} cannot be written ({_refusal(path, error)}); {_free(path)} free there. {_kept(path.parent)}; make "
+            "room and run the same command again: it resumes from there"
         ) from error
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Say why a file cannot be written; torch reports a full disk by a line of its source code."""
+    full = isinstance(error, RuntimeError) and shutil.disk_usage(_place(path)).free < 2**20
+    return "no space left on the disk" if full else brief(error)
+
+
+def _kept(folder: Path) -> str:
+    kept = [p.name for p in list_checkpoints(folder)]
+    more = f" and {len(kept) - 1} before it" if len(kept) > 1 else ""
+    return f"Intact: {kept[0]}{more}" if kept else "There is no earlier checkpoint"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -197,7 +207,8 @@ def write_file(path: Path, content: bytes) -> None:
 def unwritable(path: Path, error: Exception) -> CheckpointError:
     """Say in one line that a file of a run cannot be written, with the free space there."""
     return CheckpointError(
-        f"{path} cannot be written ({brief(error)}); {_free(path)} free there. Make room and run the same command again"
+        f"{path} cannot be written ({_refusal(path, error)}); {_free(path)} free there. Make room and run the same "
+        "command again"
     )
 
 
@@ -207,5 +218,9 @@ def _digest(path: Path) -> str:
 
 
 def _free(path: Path) -> str:
-    place = next(p for p in (path, *path.parents) if p.exists())
-    return f"{shutil.disk_usage(place).free / 2**20:.0f} MiB"
+    return f"{shutil.disk_usage(_place(path)).free / 2**20:.0f} MiB"
+
+
+def _place(path: Path) -> Path:
+    """Give the nearest folder that exists."""
+    return next(p for p in (path, *path.parents) if p.exists())

@@ -116,7 +116,7 @@ def finished(folder: Path, fingerprint: str, overwrite: bool) -> RegisterResult 
     except RegistrationError as error:
         if overwrite:
             return None
-        raise RegistrationError(f"{error}, with another --out or with --overwrite") from error
+        raise RegistrationError(f"{error}; or choose another --out, or pass --overwrite") from error
     needed = [PANELS_FILE, *(TRANSFORM_FILES if found.transform is not None else ())]
     if (
         found.verdict is not None

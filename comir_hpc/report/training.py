@@ -12,9 +12,10 @@ from markupsafe import Markup
 from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents
 from comir_hpc.report.diagnosis import describe_diagnoses
-from comir_hpc.report.panels import Picture, picture_file
+from comir_hpc.report.panels import picture_file
 from comir_hpc.report.wording import Chart, Number, duration, figure, is_number
 from comir_hpc.runs.model import Model, Reference
+from comir_hpc.runs.pictures import Picture
 from comir_hpc.tracking import flatten
 
 Rows = Sequence[Mapping[str, Any]]

@@ -105,7 +105,8 @@ def _specimen_in(plane: Plane) -> NDArray[np.bool_]:
     if not known.any():
         return known
     low, high = plane[known].min(), np.percentile(plane[known], 99.5)
-    return known & (np.nan_to_num(plane) > low + _SPECIMEN_ABOVE * (high - low))
+    inside: NDArray[np.bool_] = known & (np.nan_to_num(plane) > low + _SPECIMEN_ABOVE * (high - low))
+    return inside
 
 
 def _scaled(
