@@ -18,6 +18,7 @@ PLANES = {"axial": "Axial", "coronal": "Coronal", "sagittal": "Sagittal", "slice
 # Index axes (of x, y, z) that run along the rows' and the columns' numbering.
 _ROW_AXIS = {"axial": 1, "coronal": 2, "sagittal": 2, "slice": 1}
 _COLUMN_AXIS = {"axial": 0, "coronal": 0, "sagittal": 1, "slice": 0}
+_Masked = Mapping[tuple[str, str], tuple[Plane, NDArray[np.bool_]]]
 _SIDES = (("fixed",), ("before", "after"))  # slices of one volume
 _SUFFIXES = ("", "_representation")
 
@@ -70,11 +71,15 @@ def oriented(panels: Arrays, name: str, direction: NDArray[np.float64]) -> dict[
 
 
 def shaded(slices: Mapping[str, Mapping[str, Plane]]) -> dict[tuple[str, str], Plane]:
-    """Scale slices to 0 to 1, black to white, each volume on a scale of its own for all planes; 0 without a voxel.
+    """Scale slices to 0 to 1, black to white; each volume has a scale of its own for all planes, 0 without a voxel.
 
-    Two encoders, like two scanners, differ in amplitude and offset: on one common scale the overlay of two
-    representations that agree in all but these is not grey. Black and white are percentiles of the values inside the
-    specimen, because the share of background differs between two volumes.
+    Intensities: black and white are percentiles of the volume's values inside the specimen. The share of background
+    differs between two volumes, so it does not count.
+
+    Representations: two encoders differ in amplitude and offset, so that on one scale the overlay of two that agree is
+    not grey. Each is measured from its own median in units of its own spread inside the specimen; black and white are
+    percentiles of both together in these units. Percentiles of each alone would follow its own rare bright values, and
+    colour all the rest.
 
     Parameters
     ----------
@@ -87,20 +92,29 @@ def shaded(slices: Mapping[str, Mapping[str, Plane]]) -> dict[tuple[str, str], P
     """
     shades: dict[tuple[str, str], Plane] = {}
     for side in _SIDES:
-        for suffix in _SUFFIXES:
-            chosen = {
-                (name, kind): (by_kind[kind + suffix], _specimen_in(by_kind[kind]))
-                for name, by_kind in slices.items()
-                for kind in side
-                if kind + suffix in by_kind
-            }
-            scaled = _scaled(chosen)
-            shades |= {(name, kind + suffix): plane for (name, kind), plane in scaled.items()}
+        chosen = _chosen(slices, side, "")
+        shades |= _between(chosen, *_ends(_values(chosen), chosen))
+    learned = [_chosen(slices, side, "_representation") for side in _SIDES]
+    units = [_in_own_units(chosen) for chosen in learned if chosen]
+    if units:
+        ends = _ends(np.concatenate([_values(chosen) for chosen in units]), units[0])
+        for chosen in units:
+            shades |= _between(chosen, *ends)
     return shades
 
 
+def _chosen(slices: Mapping[str, Mapping[str, Plane]], side: tuple[str, ...], suffix: str) -> _Masked:
+    """Give the slices of one volume, each with where it shows specimen."""
+    return {
+        (name, kind + suffix): (by_kind[kind + suffix], _specimen_in(by_kind[kind]))
+        for name, by_kind in slices.items()
+        for kind in side
+        if kind in by_kind and kind + suffix in by_kind
+    }
+
+
 def _specimen_in(plane: Plane) -> NDArray[np.bool_]:
-    """Where a slice of intensities shows specimen: a little above its darkest value."""
+    """Say where a slice of intensities shows specimen: a little above its darkest value."""
     known = np.isfinite(plane)
     if not known.any():
         return known
@@ -109,16 +123,31 @@ def _specimen_in(plane: Plane) -> NDArray[np.bool_]:
     return inside
 
 
-def _scaled(
-    chosen: Mapping[tuple[str, str], tuple[Plane, NDArray[np.bool_]]],
-) -> dict[tuple[str, str], Plane]:
-    if not chosen:
-        return {}
-    inside = np.concatenate([plane[mask & np.isfinite(plane)] for plane, mask in chosen.values()])
-    low, high = np.percentile(inside, _ROBUST) if len(inside) else (0.0, 0.0)
-    if not high > low:  # nothing varies inside: the background is what it differs from
-        values = np.concatenate([plane[np.isfinite(plane)] for plane, _ in chosen.values()])
-        low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
+def _values(chosen: _Masked) -> Plane:
+    """Give the values inside the specimen, (N,)."""
+    inside = [plane[mask & np.isfinite(plane)] for plane, mask in chosen.values()]
+    return np.concatenate(inside) if inside else np.zeros(0, dtype=np.float32)
+
+
+def _in_own_units(chosen: _Masked) -> _Masked:
+    values = _values(chosen)
+    low, middle, high = np.percentile(values, (5, 50, 95)) if len(values) else (0.0, 0.0, 1.0)
+    spread = high - low if high > low else 1.0
+    return {
+        key: (((plane - middle) / spread).astype(np.float32), mask) for key, (plane, mask) in chosen.items()
+    }
+
+
+def _ends(values: Plane, chosen: _Masked) -> tuple[float, float]:
+    """Give the values that become black and white."""
+    low, high = np.percentile(values, _ROBUST) if len(values) else (0.0, 0.0)
+    if not high > low and chosen:  # nothing varies inside: the background is what it differs from
+        known = np.concatenate([plane[np.isfinite(plane)] for plane, _ in chosen.values()])
+        low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
+    return float(low), float(high)
+
+
+def _between(chosen: _Masked, low: float, high: float) -> dict[tuple[str, str], Plane]:
     width = high - low if high > low else 1.0
     return {
         key: np.nan_to_num(np.clip((plane - low) / width, 0, 1)).astype(np.float32)
