@@ -131,7 +131,7 @@ def _values(chosen: _Masked) -> Plane:
 
 def _in_own_units(chosen: _Masked) -> _Masked:
     values = _values(chosen)
-    low, middle, high = np.percentile(values, (5, 50, 95)) if len(values) else (0.0, 0.0, 1.0)
+    low, middle, high = np.percentile(values, (10, 50, 90)) if len(values) else (0.0, 0.0, 1.0)
     spread = high - low if high > low else 1.0
     return {
         key: (((plane - middle) / spread).astype(np.float32), mask) for key, (plane, mask) in chosen.items()
