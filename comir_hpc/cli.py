@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from comir_hpc import __version__
-from comir_hpc.errors import ComirError, ConfigError, StopRequested
+from comir_hpc.errors import ComirError, ConfigError, StopRequested, UnsavedResult
 
 if TYPE_CHECKING:
     from comir_hpc.config import EvaluateSettings, Settings
@@ -701,6 +701,8 @@ def main() -> None:
         typer.secho(str(stop), fg=typer.colors.YELLOW, err=True)
         sys.exit(EXIT_STOPPED)
     except ComirError as error:
+        if isinstance(error, UnsavedResult):
+            typer.echo(error.content)
         typer.secho(" ".join(str(error).split()), fg=typer.colors.RED, err=True)
         sys.exit(EXIT_REFUSED)
     except KeyboardInterrupt:

@@ -41,6 +41,18 @@ def test_figures_of_encoders_that_pass_the_image_through(sampler: PatchSampler) 
     assert figures == json.loads(json.dumps(figures, allow_nan=False))
 
 
+def test_a_very_small_error_is_kept_in_digits_not_in_decimals(sampler: PatchSampler) -> None:
+    clean = PatchSampler(sampler.specimens, sampler.settings, sampler.group, 0, augment=False)
+
+    def nearly(number: int, images: Tensor) -> Tensor:
+        return images + 3e-3 * torch.linspace(0, 1, 16)
+
+    figures = reference_figures(nearly, clean, ("one", "two"), CPU)
+    error = figures["equivariance"]["one"]
+    assert 0 < error["mean"] <= error["max"] < 5e-5  # four decimals made 0 of it
+    assert error["max"] == float(f"{error['max']:.5g}")
+
+
 def test_maps_that_do_not_vary_are_said_so_in_json(sampler: PatchSampler) -> None:
     clean = PatchSampler(sampler.specimens, sampler.settings, sampler.group, 0, augment=False)
     figures = reference_figures(lambda number, x: x * 0, clean, ("one", "two"), CPU)

@@ -369,7 +369,7 @@ def test_a_damaged_run_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"one\.pt is missing"):
         load_encoder(torn, "one")
     (torn / "model.json").write_text('{"modalities": ["one"', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"model\.json is damaged or of another version"):
+    with pytest.raises(CheckpointError, match=r"model\.json is damaged \(.*train"):
         load_encoder(torn, "one")
     unknown = _damaged(run, tmp_path / "unknown", network={"name": "transformer"})
     with pytest.raises(CheckpointError, match=r"cannot build: unknown network 'transformer'"):

@@ -19,6 +19,7 @@ import torch
 from comir_hpc import __version__
 from comir_hpc.checkpoints import write_file
 from comir_hpc.config import EvaluateSettings
+from comir_hpc.errors import RegistrationError
 from comir_hpc.evaluate.checkpoint import Subject, open_subject
 from comir_hpc.evaluate.cubes import place_cubes, read_cubes
 from comir_hpc.evaluate.measures import (
@@ -36,10 +37,9 @@ from comir_hpc.evaluate.measures import (
     specimen_of,
 )
 from comir_hpc.evaluate.plots import draw_diagnosis
-from comir_hpc.evaluate.registration import read_result, specimen_points
-from comir_hpc.geometry import Grid
+from comir_hpc.evaluate.registration import specimen_points
 from comir_hpc.quality import effective_rank, foreground_agreement
-from comir_hpc.transforms import Transform
+from comir_hpc.runs.result import read_result
 from comir_hpc.volume import Volume
 
 Progress = Callable[[str, int, int], None]
@@ -171,7 +171,12 @@ def diagnose(
         }
     both = torch.from_numpy(masks[0] & masks[1])[:, None]
     patches = figures_on_patches(subject)
-    bias = None if aligned is None else registration_bias(aligned)
+    bias = None
+    if aligned is not None:
+        try:
+            bias = registration_bias(aligned)
+        except RegistrationError as error:
+            bias_missing = str(error)
     record = {
         "version": __version__,
         "run": str(subject.run),
@@ -207,19 +212,22 @@ def registration_bias(folder: Path) -> Bias:
     Raises
     ------
     RegistrationError
-        If there is no result.
+        If there is no result, or it holds no transform.
     """
-    record = read_result(folder)
-    grid = Grid.from_dict(record["inputs"]["fixed"]["grid"])
-    points = specimen_points(Volume.open(record["inputs"]["fixed"]["path"]))
-    found = Transform(np.asarray(record["matrix_lps_mm"]))
+    result = read_result(folder)
+    found, fixed = result.transform, result.inputs.get("fixed")
+    grid = None if fixed is None else fixed.space
+    if found is None or fixed is None or grid is None:
+        reasons = "; ".join(result.reasons) or "its result names no volume and no transform"
+        raise RegistrationError(f"{folder}: the registration of the aligned pair failed ({reasons})")
+    points = specimen_points(Volume.open(fixed.path))
     moved = found.apply(points) - points
     return Bias(
         voxels=float(np.linalg.norm(moved, axis=-1).mean() / grid.finest_mm),
         degrees=float(found.rotation_deg),
         shift_voxels=float(np.linalg.norm(moved.mean(axis=0)) / grid.finest_mm),
-        agreement=record.get("agreement"),
-        verdict=str(record.get("verdict")),
+        agreement=result.agreement,
+        verdict=str(result.verdict),
     )
 
 
