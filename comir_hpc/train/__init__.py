@@ -134,7 +134,7 @@ def _require_trainable(settings: TrainSettings) -> None:
 
 def _is_finished(settings: TrainSettings, run: Path) -> bool:
     model = _read_model(settings, run)
-    return model is not None and bool(model["step"] == settings.optimiser.steps)
+    return model is not None and model.step == settings.optimiser.steps
 
 
 def _train(settings: TrainSettings, run: Path, progress: Progress | None, start: float) -> TrainResult:
