@@ -333,10 +333,18 @@ def test_impossible_sizes(tmp_path: Path, dim: list[int]) -> None:
         open_source(written(tmp_path / "d.nii", diagonal(2, 2, 2), dim=dim))
 
 
-@pytest.mark.parametrize("offset", [np.inf, np.nan, -8, 12, 1e30])
+@pytest.mark.parametrize("offset", [np.inf, np.nan, -8, 12, 352.5, -0.5, 1e30])
 def test_impossible_offsets(tmp_path: Path, offset: float) -> None:
     with pytest.raises(VolumeError, match=r"o\.nii"):
         open_source(written(tmp_path / "o.nii", diagonal(2, 2, 2), vox_offset=offset))
+
+
+@pytest.mark.parametrize("name", ["o.nii", "o.nii.gz"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_offset_means_behind_the_header(tmp_path: Path, version: int, name: str) -> None:
+    source = open_source(written(tmp_path / name, diagonal(2, 2, 2), version=version, vox_offset=0))
+    holds(source)
+    assert f"at byte {352 if version == 1 else 544}" in source.notes[0]
 
 
 @pytest.mark.parametrize("place", [-1, -5, -8, -30])

@@ -65,7 +65,11 @@ def _analyze(path: Path, header: Path, voxels: Path, block: bytes) -> Source:
     stem = voxels.name[:-3] if voxels.name.lower().endswith(".gz") else voxels.name
     matrix = voxels.with_name(stem[: -len(".img")] + ".mat")
     spm = matrix.read_bytes() if matrix.is_file() else b""
-    with reading(path, kind, HeaderDataError, ImageFileError), LoggingOutputSuppressor():
+    with (
+        reading(path, kind, HeaderDataError, ImageFileError),
+        LoggingOutputSuppressor(),
+        np.errstate(all="ignore"),
+    ):
         image: Any = nibabel.Spm2AnalyzeImage.from_file_map(  # type: ignore[no-untyped-call]
             {
                 "header": FileHolder(fileobj=BytesIO(size)),

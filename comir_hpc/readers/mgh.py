@@ -30,7 +30,7 @@ def mgh(path: Path) -> Source:
         If its header is damaged or claims more voxels than the file holds.
     """
     kind = "MGH"
-    with reading(path, kind, HeaderDataError, MGHError):
+    with reading(path, kind, HeaderDataError, MGHError), np.errstate(all="ignore"):
         with opened(path) as file:
             block = file.read(DATA_OFFSET)
         if len(block) < DATA_OFFSET or int.from_bytes(block[:4], "big") != 1:

@@ -79,22 +79,18 @@ def nifti_from(path: Path, block: bytes, data: Path, files: tuple[Path, ...]) ->
         As `nifti`.
     """
     kind, magic = "NIfTI", magic_of(block)
-    with reading(path, kind, HeaderDataError):
+    with reading(path, kind, HeaderDataError), np.errstate(all="ignore"):
         header = _header(block, magic)
-        # A pair has no smallest offset; 0 in a single file means right behind the header.
-        first = 0 if magic.startswith(b"ni") else _SINGLE_DATA[_MAGIC[magic]]
-        offset = int(header["vox_offset"]) or first
-        if offset < first:
-            raise HeaderDataError(f"voxels from byte {offset} on, inside the header")
+        offset, notes = _offset(header, magic, path.name)
         if not 1 <= int(header["dim"][0]) <= 7:
             raise HeaderDataError(f"{int(header['dim'][0])} axes, expected 1 to 7")
         shape = tuple(int(n) for n in header.get_data_shape())
         layout = layout_of(path, data, shape, np.dtype(header.get_data_dtype()), offset)
         dtype = storable(layout.dtype, path)
-        slope, intercept, notes = _scaling(header, layout, path.name)
+        slope, intercept, unscaled = _scaling(header, layout, path.name)
     czyx = shape_of(layout.shape, layout.axes)
     place = nifti_place(header, czyx[1:], path, len(shape))
-    spacing, notes = place.spacing_zyx, (*place.notes, *notes)
+    spacing, notes = place.spacing_zyx, (*place.notes, *notes, *unscaled)
     if len(shape) == 2:
         spacing = None if spacing is None else (THICKNESS, *spacing[1:])
         notes += (f"{path.name}: {NO_THICKNESS}",)
@@ -118,6 +114,20 @@ def _header(block: bytes, magic: bytes) -> Any:
             kind: Any = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
             return kind(block[:size].ljust(size, b"\0"), endianness=endianness, check=False)
     raise HeaderDataError(f"header size {int.from_bytes(block[:4], 'little')}, expected {size}")
+
+
+def _offset(header: Any, magic: bytes, name: str) -> tuple[int, tuple[str, ...]]:
+    """Byte at which the voxels begin, and a note where the header does not say it."""
+    said = float(header["vox_offset"])
+    # A pair has no smallest offset.
+    first = 0 if magic.startswith(b"ni") else _SINGLE_DATA[_MAGIC[magic]]
+    if said == 0 and first:
+        return first, (
+            f"{name}: vox_offset is 0: its voxels are taken to begin behind the header, at byte {first}",
+        )
+    if said != int(said) or said < first:
+        raise HeaderDataError(f"vox_offset {said:g}, expected a whole number of {first} or more")
+    return int(header["vox_offset"]), ()
 
 
 def layout_of(path: Path, data: Path, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> RawLayout:
