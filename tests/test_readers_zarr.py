@@ -175,6 +175,17 @@ def test_one_unit_that_is_missing_is_no_spacing(tmp_path: Path) -> None:
     assert open_source(tmp_path / "b.zarr").grid(unit="um").spacing_zyx == (2.0, 0.5, 0.5)
 
 
+def test_one_unit_that_is_no_length_can_be_given(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.zarr", ARRAY, space("z", "y", "x", unit="pixel"), [scale(2, 0.5, 0.25), shift(1, 2, 3)]
+    )
+    source = open_source(tmp_path / "a.zarr")
+    with pytest.raises(VolumeError, match=r"no unit of length.*the unit of its axes is pixel; .*--unit"):
+        source.grid()
+    grid = source.grid(unit="um")
+    assert (grid.spacing_zyx, grid.origin_xyz) == ((2.0, 0.5, 0.25), (3.0, 2.0, 1.0))
+
+
 # ---------------------------------------------------------------------- versions and layouts
 
 
