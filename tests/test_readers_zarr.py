@@ -143,6 +143,21 @@ def test_plain_arrays_with_named_axes(tmp_path: Path) -> None:
         open_source(tmp_path / "v2.zarr")
 
 
+def test_names_of_an_array_that_contradict_the_metadata(tmp_path: Path) -> None:
+    for names, good in ((("z", "y", "x"), True), (("a", "b", "q"), True), (("x", "y", "z"), False)):
+        path = write(
+            tmp_path / f"{names[0]}.zarr", ARRAY, space("z", "y", "x"), [scale(1, 1, 1)], version="0.5"
+        )
+        record = json.loads((path / "0" / "zarr.json").read_text())
+        record["dimension_names"] = list(names)
+        (path / "0" / "zarr.json").write_text(json.dumps(record))
+        if good:
+            reads(path, ARRAY)
+        else:
+            with pytest.raises(VolumeError, match=r"order the axes \(z, y, x\), its array names them"):
+                open_source(path)
+
+
 # ---------------------------------------------------------------------- claims
 
 
