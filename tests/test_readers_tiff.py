@@ -142,9 +142,22 @@ def reads_with_given_spacing(path: Path, note: str, array: np.ndarray = ARRAY) -
     assert any(note in n for n in source.notes)
 
 
-def test_ome_xml_that_is_not_well_formed(tmp_path: Path) -> None:
-    path = rewrite(ome(tmp_path / "bad.ome.tif", Name="probe"), 'Name="probe"', 'Name="pr&be"')
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "tile": (16, 16)}, {"bigtiff": True}])
+def test_ome_xml_that_is_not_well_formed(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tmp_path / "bad.ome.tif"
+    tifffile.imwrite(
+        path, ARRAY, photometric="minisblack", metadata={"axes": "ZYX", "Name": "probe"}, **options
+    )
+    rewrite(path, 'Name="probe"', 'Name="pr&be"')
     reads_with_given_spacing(path, "not well-formed")
+
+
+def test_ome_xml_that_is_not_well_formed_beside_colours(tmp_path: Path) -> None:
+    colours = (np.stack([ARRAY, ARRAY + 1, ARRAY + 2], -1) % 251).astype(np.uint8)
+    path = tmp_path / "bad.ome.tif"
+    tifffile.imwrite(path, colours, photometric="rgb", metadata={"axes": "ZYXS", "Name": "probe"})
+    rewrite(path, 'Name="probe"', 'Name="pr&be"')
+    reads_with_given_spacing(path, "not well-formed", np.moveaxis(colours, -1, 0))
 
 
 def test_ome_decimal_comma(tmp_path: Path) -> None:

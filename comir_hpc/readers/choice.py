@@ -7,7 +7,7 @@ from pathlib import Path
 
 from comir_hpc.errors import VolumeError
 
-_LISTED = 12
+_LISTED = 8
 Arrays = Mapping[str, tuple[tuple[int, ...], str]]
 
 

@@ -96,9 +96,11 @@ def placement(
         says = says or f"its scale is {list(spacing)} (z, y, x), expected numbers other than 0"
     x, y, z = (turn @ origin).tolist()
     turned: Any = tuple(map(tuple, (turn @ direction + 0.0).tolist()))
+    # Numbers in one unit that is not known need no more than --unit.
+    known = scaled and min(spacing) > 0 and (unit is not None or len({a.unit for a in spatial}) == 1)
     return Placement(
         letters,
-        spacing if scaled and not says else None,
+        spacing if known else None,
         unit,
         (x, y, z),
         turned,
@@ -147,8 +149,8 @@ def _system(
     systems = multiscale.get("coordinateSystems")
     if not systems:
         return multiscale, ()
-    steps = dataset.get("coordinateTransformations") or ({},)
-    target = steps[0].get("output")
+    steps: Sequence[dict[str, Any]] = dataset.get("coordinateTransformations") or ({},)
+    target: Any = steps[0].get("output")
     target = target.get("name") if isinstance(target, dict) else target
     found: dict[str, Any] = next((s for s in systems if s.get("name") == target), systems[0])
     others = [str(s.get("name")) for s in systems if s is not found]
@@ -163,7 +165,7 @@ def _matrix(
     path: Path, multiscale: dict[str, Any], dataset: dict[str, Any], num_axes: int
 ) -> tuple[FloatArray, bool]:
     """From array index to the file's world, (n, n + 1), and whether the file gives a scale at all."""
-    steps = list(dataset.get("coordinateTransformations") or ())
+    steps: list[dict[str, Any]] = list(dataset.get("coordinateTransformations") or ())
     # From 0.6 on those of the image lead on into other coordinate systems.
     if not multiscale.get("coordinateSystems"):
         steps += list(multiscale.get("coordinateTransformations") or ())

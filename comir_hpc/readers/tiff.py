@@ -64,7 +64,7 @@ def _opened_tiff(path: Path, file: tifffile.TiffFile, dataset: str | None, damag
     shape, axes = _volume_axes(path, series)
     dtype = storable(series.dtype, path)
     found = _calibration(file, number, page, planar=shape_of(shape, axes)[1] == 1, damage=damage)
-    files = {path, *(Path(p.parent.filehandle.path) for p in series.pages)}
+    files = {path, *(Path(p.parent.filehandle.path) for p in series.pages if p is not None)}
     require_credible_bytes(path, shape, dtype, sum(f.stat().st_size for f in files))
     reader, atom = _reader(path, file, number, shape, axes, bool(damage))
     kind = {"ome": "OME-TIFF", "imagej": "ImageJ TIFF"}.get(series.kind, "TIFF")
@@ -148,8 +148,10 @@ def _imagej_notes(path: Path, metadata: dict[str, Any], used: int, pages: int) -
 
 def _require_plain_stack(path: Path, file: tifffile.TiffFile, series: Any, damage: str) -> None:
     """Refuse damaged OME metadata whose text speaks of an order that the pages alone do not tell."""
-    planes = declared_planes(file.pages[0].description)
-    several = {axis: n for axis, n in planes.items() if axis in "CT" and n > 1}
+    planes = declared_planes(file.pages.first.description)
+    # Colours that lie in one page are in no order of pages.
+    single = {"C": series.keyframe.samplesperpixel, "T": 1}
+    several = any(n not in (1, single[axis]) for axis, n in planes.items() if axis in single)
     wrong = planes.get("Z") not in (None, len(series.pages))
     if several or wrong or len(file.series) > 1:
         sizes = ", ".join(f"Size{axis} {n}" for axis, n in planes.items()) or "no sizes"

@@ -136,7 +136,7 @@ def _slide(page: Any, planar: bool) -> Calibration:
 
 
 def _ome(file: tifffile.TiffFile, number: int, planar: bool) -> Calibration:
-    images = [e for e in ET.fromstring(file.ome_metadata).iter() if e.tag.rsplit("}")[-1] == "Image"]
+    images = [e for e in ET.fromstring(file.ome_metadata or "").iter() if e.tag.rsplit("}")[-1] == "Image"]
     pixels = [next((p.attrib for p in e.iter() if p.tag.rsplit("}")[-1] == "Pixels"), {}) for e in images]
     if len(images) == 1 or len(images) == len(file.series):
         return _ome_pixels(pixels[number if len(images) > 1 else 0], planar)

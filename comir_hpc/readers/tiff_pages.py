@@ -45,7 +45,7 @@ def open_tiff(path: Path) -> tuple[tifffile.TiffFile, str]:
 
 def _why(file: tifffile.TiffFile) -> str:
     try:
-        ET.fromstring(file.pages[0].description)
+        ET.fromstring(file.pages.first.description)
     except ET.ParseError as error:
         return f"not well-formed XML ({error})"
     return "at odds with its pages"

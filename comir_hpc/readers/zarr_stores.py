@@ -15,7 +15,7 @@ from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Triple
 from comir_hpc.readers.choice import listed, only
 from comir_hpc.readers.claims import require_credible
-from comir_hpc.readers.named_axes import named_axes
+from comir_hpc.readers.named_axes import axis_letter, named_axes
 from comir_hpc.readers.ngff import placement
 from comir_hpc.readers.source import Source, cut, reading, shape_of, storable
 from comir_hpc.volume import Volume, foreign_arrays, foreign_node
@@ -194,18 +194,33 @@ def _plain(path: Path, store: Path, place: str) -> Source:
     if name not in arrays:
         raise VolumeError(f"{path} has no array or image {name!r}; it holds {listed(arrays)}")
     array = _array(path, store, name)
-    # zarr v3 has a place for names, xarray writes them beside v2.
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
-    axes, notes = named_axes([str(n or "") for n in names], array.shape, path, "dimension names")
+    axes, notes = named_axes(_dimension_names(array), array.shape, path, "dimension names")
     return Source(
         path=path, kind="zarr", shape=shape_of(array.shape, axes), dtype=storable(array.dtype, path),
         read_box=_reader(array, axes), files=(path,), atom_zyx=_chunks(array, axes), notes=notes,
     )  # fmt: skip
 
 
+def _dimension_names(array: Any) -> list[str]:
+    """Names that the array itself has: zarr v3 has a place for them, xarray writes them beside v2."""
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
+    return [str(name or "") for name in names]
+
+
+def _require_same_order(path: Path, names: list[str], axes: str) -> None:
+    """Refuse an array whose own names give its spatial axes another order than the image's metadata."""
+    own = dict(enumerate(map(axis_letter, names)))
+    if any(letter in "zyx" and own.get(n) not in (None, "", letter) for n, letter in enumerate(axes)):
+        raise VolumeError(
+            f"{path}: its metadata order the axes ({', '.join(axes)}), its array names them ({', '.join(names)}); "
+            "correct one of them"
+        )
+
+
 def _ome_zarr(path: Path, image: _Image) -> Source:
     array = _array(path, image.store, image.place)
     found = placement(path, image.multiscale, image.dataset, tuple(int(n) for n in array.shape))
+    _require_same_order(path, _dimension_names(array), found.axes)
     labels = "image-label" in image.attributes.get("ome", image.attributes)
     note = f"{path.name}: these are labels: --labels keeps them from being averaged"
     return Source(
