@@ -1,0 +1,117 @@
+"""How a command ends: every way has a line and an exit code, and no traceback is lost or thrown at the user.
+
+0 is done, 1 a refusal or a failure, 2 a command that cannot be understood, 85 stopped on request, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from comir_hpc import __version__
+from comir_hpc.commands.terminal import Terminal
+from comir_hpc.errors import ComirError, StopRequested
+from comir_hpc.host.files import write_text
+
+EXIT_REFUSED, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 85, 130
+INTERRUPTED = "interrupted; the same command continues"
+
+# Typer exports this class's child only, and keeps a copy of click of its own since 0.26.
+_UsageError: Any = typer.BadParameter.__base__
+_LONGEST_CAUSE = 250  # characters of an unexpected error, so that the place of the traceback is never cut
+
+
+def carry_out(action: Callable[[], Any], terminal: Terminal) -> int:
+    """Run a command to its end, say how it ended, and return the exit code.
+
+    Parameters
+    ----------
+    action : callable
+        Runs the command; a returned number is the exit code.
+    terminal : Terminal
+        Where the end is said.
+    """
+    try:
+        code = action()
+    except StopRequested as stop:
+        terminal.stopped(str(stop))
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except _UsageError as error:
+        terminal.refused(_usage(error))
+        return EXIT_USAGE
+    except typer.Abort:
+        terminal.refused("stopped: an answer was needed and the input ended")
+        return EXIT_REFUSED
+    except ComirError as error:
+        _show_traceback(error, terminal)
+        terminal.refused(str(error))
+        return EXIT_REFUSED
+    except Exception as error:  # noqa: BLE001  (the last place where anything can be caught, and it is all said)
+        terminal.refused(_unexpected(error, terminal))
+        return EXIT_REFUSED
+    if code == EXIT_INTERRUPTED:
+        terminal.stopped(INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Any) -> str:
+    """What was wrong with the command, and where its options are listed."""
+    command = error.ctx.command_path if error.ctx else "comir-hpc"
+    return f"{error.format_message()} See `{command} --help`."
+
+
+def _show_traceback(error: BaseException, terminal: Terminal) -> str:
+    """Write the traceback to the log file, and to stderr if COMIR_TRACEBACK=1; return it."""
+    text = "".join(traceback.format_exception(error))
+    terminal.record("traceback", text.rstrip())
+    if os.environ.get("COMIR_TRACEBACK") == "1":
+        typer.echo(text, err=True)
+    return text
+
+
+def _unexpected(error: Exception, terminal: Terminal) -> str:
+    """Keep the traceback of a mistake of ours in a file, and say what happened and where that file is."""
+    text = _show_traceback(error, terminal)
+    cause = " ".join(str(error).split()) or "no message"
+    said = f"unexpected {type(error).__name__}: {cause[:_LONGEST_CAUSE]}"
+    record = (
+        f"comir-hpc {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
+        f"command: {sys.argv!r}\nfolder: {Path.cwd()}\n\n{text}"
+    )
+    name = f"comir-hpc-error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    for folder in _places(terminal):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / name, record)
+        except OSError:
+            continue
+        return f"{said}; the traceback is in {folder / name}, please report it with that file"
+    typer.echo(text, err=True)
+    return f"{said}; please report it with the traceback above, which could be written nowhere"
+
+
+def _places(terminal: Terminal) -> Iterator[Path]:
+    """Folders that may take the traceback: where the command writes, the user's cache, the machine's."""
+    if terminal.output is not None:
+        place = terminal.output
+        inside = place.is_dir() and place.suffix != ".zarr"  # a store holds nothing but voxels
+        folder = place if inside else place.parent
+        if folder.is_dir():
+            yield folder
+    cache = os.environ.get("XDG_CACHE_HOME") or (
+        Path("~/.cache").expanduser() if "HOME" in os.environ else None
+    )
+    if cache:
+        yield Path(cache) / "comir-hpc"
+    yield Path(tempfile.gettempdir())
