@@ -18,19 +18,19 @@ from typing import Any
 import typer
 
 from comir_hpc import __version__
+from comir_hpc.commands.interrupt import EXIT_INTERRUPTED, INTERRUPTED, Interrupt
 from comir_hpc.commands.terminal import Terminal
 from comir_hpc.errors import ComirError, StopRequested
 from comir_hpc.host.files import write_text
 
-EXIT_REFUSED, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 85, 130
-INTERRUPTED = "interrupted; the same command continues"
+EXIT_REFUSED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 85
 
-# Typer exports this class's child only, and keeps a copy of click of its own since 0.26.
-_UsageError: Any = typer.BadParameter.__base__
+# A command that cannot be understood. Typer exports this class's child only; newer ones have a click of their own.
+UsageError: Any = typer.BadParameter.__base__
 _LONGEST_CAUSE = 250  # characters of an unexpected error, so that the place of the traceback is never cut
 
 
-def carry_out(action: Callable[[], Any], terminal: Terminal) -> int:
+def carry_out(action: Callable[[], Any], terminal: Terminal, interrupt: Interrupt) -> int:
     """Run a command to its end, say how it ended, and return the exit code.
 
     Parameters
@@ -39,50 +39,48 @@ def carry_out(action: Callable[[], Any], terminal: Terminal) -> int:
         Runs the command; a returned number is the exit code.
     terminal : Terminal
         Where the end is said.
+    interrupt : Interrupt
+        Knows of Ctrl-C. After it every error is taken for its consequence.
     """
     try:
         code = action()
-    except StopRequested as stop:
-        terminal.stopped(str(stop))
-        return EXIT_STOPPED
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except _UsageError as error:
-        terminal.refused(_usage(error))
-        return EXIT_USAGE
-    except typer.Abort:
-        terminal.refused("stopped: an answer was needed and the input ended")
-        return EXIT_REFUSED
-    except ComirError as error:
-        _show_traceback(error, terminal)
-        terminal.refused(str(error))
-        return EXIT_REFUSED
     except Exception as error:  # noqa: BLE001  (the last place where anything can be caught, and it is all said)
-        terminal.refused(_unexpected(error, terminal))
-        return EXIT_REFUSED
+        _record_traceback(error, terminal)
+        code = EXIT_INTERRUPTED if interrupt.requested else _said(error, terminal)
     if code == EXIT_INTERRUPTED:
         terminal.stopped(INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
-def _usage(error: Any) -> str:
-    """What was wrong with the command, and where its options are listed."""
-    command = error.ctx.command_path if error.ctx else "comir-hpc"
-    return f"{error.format_message()} See `{command} --help`."
+def _said(error: Exception, terminal: Terminal) -> int:
+    """Say what went wrong, as one line; return the exit code."""
+    if isinstance(error, StopRequested):
+        terminal.stopped(str(error))
+        return EXIT_STOPPED
+    if isinstance(error, UsageError):
+        command = error.ctx.command_path if error.ctx else "comir-hpc"
+        terminal.refused(f"{error.format_message()} See `{command} --help`.")
+        return EXIT_USAGE
+    terminal.refused(str(error) if isinstance(error, ComirError) else _unexpected(error, terminal))
+    return EXIT_REFUSED
 
 
-def _show_traceback(error: BaseException, terminal: Terminal) -> str:
-    """Write the traceback to the log file, and to stderr if COMIR_TRACEBACK=1; return it."""
-    text = "".join(traceback.format_exception(error))
-    terminal.record("traceback", text.rstrip())
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _record_traceback(error: Exception, terminal: Terminal) -> None:
+    """Write the traceback to the log file, and to stderr if COMIR_TRACEBACK=1."""
+    terminal.record("traceback", _traceback(error))
     if os.environ.get("COMIR_TRACEBACK") == "1":
-        typer.echo(text, err=True)
-    return text
+        typer.echo(_traceback(error), err=True)
 
 
 def _unexpected(error: Exception, terminal: Terminal) -> str:
     """Keep the traceback of a mistake of ours in a file, and say what happened and where that file is."""
-    text = _show_traceback(error, terminal)
+    text = _traceback(error)
     cause = " ".join(str(error).split()) or "no message"
     said = f"unexpected {type(error).__name__}: {cause[:_LONGEST_CAUSE]}"
     record = (

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from comir_hpc.commands.failure import UsageError
 from comir_hpc.config import OnCommandLine, Settings
 
 PANELS = ("Input", "Method", "Output", "Resources")
@@ -125,7 +126,7 @@ def given(values: Mapping[str, Any], found: Sequence[Choice]) -> dict[str, Any]:
 
     Raises
     ------
-    typer.BadParameter
+    UsageError
         If a setting is given by two names.
     """
     settings = {}
@@ -135,7 +136,7 @@ def given(values: Mapping[str, Any], found: Sequence[Choice]) -> dict[str, Any]:
             option: values[name] for name, option in names.items() if values.get(name) not in (None, [], ())
         }
         if len(said) > 1:
-            raise typer.BadParameter(f"{' and '.join(said)} are names of one option; give it once.")
+            raise UsageError(f"{' and '.join(said)} are names of one option; give it once.")
         for value in said.values():
             settings[choice.name] = value if choice.spelling.value is None else choice.spelling.value
     return settings
@@ -212,9 +213,9 @@ def _option_type(annotation: Any, spelling: OnCommandLine) -> Any:
     if item not in _SIMPLE:
         return None
     if inner[-1] is Ellipsis:
-        return list[item]
+        return types.GenericAlias(list, (item,))
     # A pair such as I/N is written as one word, which a validator of the setting takes apart.
-    return str if "/" in spelling.metavar else tuple[(item,) * len(inner)]
+    return str if "/" in spelling.metavar else types.GenericAlias(tuple, (item,) * len(inner))
 
 
 def _words(annotation: Any) -> tuple[str, ...]:

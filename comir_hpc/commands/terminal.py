@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -51,11 +52,12 @@ class Terminal:
         if log is None:
             return
         try:
-            self._log = log.open("a", encoding="utf-8", errors="backslashreplace")
+            self._log = log.open("a", encoding="utf-8")
         except OSError as error:
             raise ConfigError(
                 f"--log {log} cannot be written ({error.strerror}); name another file"
             ) from error
+        self.record("command", shlex.join(sys.argv))
 
     def result(self, text: str) -> None:
         """Print what was asked for, on stdout, line by line."""
@@ -90,7 +92,8 @@ class Terminal:
         if self._log is None:
             return
         try:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {kind}: {text}\n")
+            lines = "\n".join(map(printable, text.splitlines()))
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {kind}: {lines}\n")
             self._log.flush()
         except OSError as error:
             broken, self._log = self._log, None

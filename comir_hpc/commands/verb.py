@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from comir_hpc.commands.call import Call
+from comir_hpc.commands.failure import UsageError
 from comir_hpc.commands.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Interface:
 
         Raises
         ------
-        typer.BadParameter
+        UsageError
             If settings that can be given by place or as options are given in both ways, or not all.
         """
         from comir_hpc.commands.options import given
@@ -85,7 +86,7 @@ class Interface:
         if sorted([*placed, *(name for name in self.either if name in found)]) != sorted(self.either):
             by_place = " ".join(name.upper() for name in self.either)
             as_options = " ".join(f"--{name} {name.upper()}" for name in self.either)
-            raise typer.BadParameter(f"expected {by_place}, or {as_options}.")
+            raise UsageError(f"expected {by_place}, or {as_options}.")
         return {**found, **placed}
 
 
@@ -97,7 +98,7 @@ class Verb(TyperCommand):
     _made: list[Any] | None = None
 
     @property
-    def params(self) -> list[Any]:  # type: ignore[override]
+    def params(self) -> list[Any]:
         """Arguments and options."""
         if self._made is None:
             self._made = _read_by_typer(self.interface.parameters())
@@ -113,7 +114,7 @@ class Verb(TyperCommand):
         terminal.listen(quiet=bool(ctx.params["quiet"]), log=ctx.params["log"])
         try:
             given = self.interface.given(ctx.params)
-        except typer.BadParameter as error:
+        except UsageError as error:
             error.ctx = ctx
             raise
         terminal.output = next(

@@ -122,8 +122,9 @@ def as_store(path: Path, folder: Path, *, progress: Progress | None = None, tell
         tell(f"ingesting {path} -> {store}")
     folder.mkdir(parents=True, exist_ok=True)
     result = _ingesting(path, store, lambda chosen: ingest(chosen, progress=progress))
-    for note in result.notes if tell is not None else ():
-        tell(note)
+    if tell is not None:
+        for note in result.notes:
+            tell(note)
     return store
 
 
