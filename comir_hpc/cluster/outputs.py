@@ -55,7 +55,7 @@ def open_output(
             if not overwrite:
                 raise VolumeError(
                     f"{path} exists and was made from something else ({_differences(path, record)}); "
-                    "choose another --out, or pass --overwrite"
+                    "choose another name, or pass --overwrite"
                 )
             # By one rename, so that a stop here leaves the old store whole or gone, not in pieces.
             path.replace(_new_folder(ledger) / "replaced")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from comir_hpc.errors import ConfigError
 
 _LONGEST = 80  # characters of a wrong value that an error repeats
+_MOST = 20  # problems that an error names
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ Resource = Annotated[T, OnCommandLine(panel="Resources")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Length = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 SizeZYX = tuple[Positive, Positive, Positive]
 LengthZYX = Annotated[tuple[Length, Length, Length], OnCommandLine(metavar="Z Y X")]
 
@@ -127,9 +129,10 @@ def validate(
     try:
         settings = kind.model_validate(record)
     except ValidationError as error:
-        raise ConfigError(
-            f"{source}: " + "; ".join(_explain(kind, dict(e)) for e in error.errors(include_url=False))
-        ) from error
+        problems = [_explain(kind, dict(e)) for e in error.errors(include_url=False)[:_MOST]]
+        more = error.error_count() - len(problems)
+        said = "; ".join(problems) + (f"; and {more} more" if more else "")
+        raise ConfigError(f"{source}: {said}") from error
     return settings if folder is None else settings.placed_in(folder)
 
 
@@ -153,8 +156,9 @@ def _short(value: Any) -> str:
     """Text of a value, cut: YAML can hold lists that refer to lists a billion times."""
     text = reprlib.Repr()
     text.maxstring = text.maxother = text.maxlong = _LONGEST
+    text.maxlevel = 2
     try:
-        return text.repr(value)
+        return text.repr(value)[: 2 * _LONGEST]
     except ValueError:  # Python refuses to write numbers of more than 4300 digits
         return f"a {type(value).__name__} of many digits"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from comir_hpc.config.base import Input, Output, Settings
+from comir_hpc.config.base import Input, Output, Seed, Settings
 from comir_hpc.config.words import Displacement
 
 
@@ -13,9 +13,9 @@ class DemoSettings(Settings):
 
     out: Output[Path] = Path("demo")
     """Folder for everything that the demo writes."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the displacement, the bias field and the noise."""
-    train_seed: int = 0
+    train_seed: Seed = 0
     """Seed of the training."""
     model: Input[Path | None] = None
     """Trained run that is used instead of a training."""

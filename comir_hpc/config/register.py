@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource
+from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import MemoryLimit, Replacing, Symmetrised
 from comir_hpc.config.words import Initial, Representation, TransformKind
 
@@ -47,7 +47,7 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     """Number of distinct answers of the global search that are refined."""
     search_voxels: Positive = 32
     """Voxels along the longest side of the fixed volume in the global search; twice as many for single slices."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the metric's sampling."""
     max_memory_gib: Annotated[Resource[Length], OnCommandLine(names=("--max-memory-gib", "--max-memory"))] = (
         4.0

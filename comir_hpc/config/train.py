@@ -198,7 +198,7 @@ class TrainSettings(Settings):
     """Names of the modalities, two or more; their order is the order of the encoders."""
     pairs: Annotated[tuple[dict[str, Path], ...], Field(min_length=1)]
     """Aligned specimens: for each, one volume a modality (a store, or any file that ingest reads), all on one grid."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     """Seed of the weights, the patches and their augmentation."""
     network: NetworkSettings = Field(default_factory=NetworkSettings)
     loss: LossSettings = Field(default_factory=LossSettings)

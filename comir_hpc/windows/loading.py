@@ -89,7 +89,7 @@ def load_encoder(
     if modality not in record["modalities"]:
         raise CheckpointError(
             f"{run} has encoders of {', '.join(record['modalities'])}; there is none of {modality!r}: give one of them "
-            "as --modality"
+            "as the modality"
         )
     chosen = choose_device(device)
     if chosen.type == "cpu":
