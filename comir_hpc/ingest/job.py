@@ -214,7 +214,7 @@ class Job:
 
     def allowed_bytes(self) -> int:
         """Memory that may be taken: what is free, or less where the user says so."""
-        limit = self.settings.max_memory
+        limit = self.settings.max_memory_gib
         return available_bytes() if limit is None else min(available_bytes(), int(limit * 2**30))
 
     def output_files_and_bytes(self) -> tuple[int, int]:
@@ -288,7 +288,7 @@ def require_memory(job: Job) -> None:
     needed, allowed = job.peak_bytes(), job.allowed_bytes()
     if needed <= allowed:
         return
-    given = " (--max-memory)" if job.settings.max_memory else ""
+    given = " (--max-memory-gib)" if job.settings.max_memory_gib else ""
     remedy = (
         "use fewer --workers or a smaller --shard"
         if job.source.streamed

@@ -90,7 +90,7 @@ def load_encoder(
     if modality not in model.modalities:
         raise CheckpointError(
             f"{run} has encoders of {', '.join(model.modalities)}; there is none of {modality!r}: give one of them "
-            "as --modality"
+            "as the modality"
         )
     chosen = choose_device(device)
     if chosen.type == "cpu":
