@@ -130,6 +130,12 @@ def ingest(
         float | None,
         typer.Option(help="Value above which a voxel is specimen; found from the histogram otherwise."),
     ] = None,
+    padding: Annotated[
+        str | None,
+        typer.Option(
+            help="Value that fills the border and was never measured, or none. (default: recognised)"
+        ),
+    ] = None,
     max_memory: Annotated[
         float | None, typer.Option(help="Memory that may be used, GiB; otherwise what is free.")
     ] = None,
@@ -154,6 +160,7 @@ def ingest(
         shard=shard,
         non_finite=non_finite,
         foreground_above=foreground_above,
+        padding=padding,
         max_memory=max_memory,
         part=_part(part),
         verify=verify or None,

@@ -72,6 +72,9 @@ class IngestSettings(Settings):
     """Value that replaces NaN and infinite voxels; when not given, they are refused."""
     foreground_above: float | None = None
     """Value above which a voxel belongs to the specimen; found from the histogram when not given."""
+    padding: Literal["auto", "none"] | Annotated[float, Field(allow_inf_nan=False)] = "auto"
+    """Value of voxels that were never measured (the corners around a round field of view), in the unit of the stored
+    values: auto recognises a constant that fills the border, none takes all values as measured."""
     max_memory: Annotated[float, Field(gt=0)] | None = None
     """Memory that may be used, GiB; what is free when not given."""
     part: Part = (1, 1)

@@ -15,6 +15,7 @@ from comir_hpc.cluster import BlockResult
 from comir_hpc.config import InferSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Triple, plan_blocks
+from comir_hpc.padding import Unpadded
 from comir_hpc.volume import Volume, chunk_and_shard
 from comir_hpc.windows import Encoder, NormalisedReader, Sweep, WindowGrid, load_encoder, nearest_level
 
@@ -244,7 +245,7 @@ def coarse_foreground(job: Job) -> NDArray[np.bool_] | None:
     coarsest = job.volume.level_grid(job.volume.num_levels - 1)
     if math.prod(coarsest.shape_zyx) > _COARSE:
         return None
-    values = job.volume.read(level=job.volume.num_levels - 1)
+    values = Unpadded(job.volume).read(level=job.volume.num_levels - 1)
     channels = [job.volume.intensity(c).foreground(channel) for c, channel in enumerate(values)]
     found: NDArray[np.bool_] = np.any(channels, axis=0)
     return found

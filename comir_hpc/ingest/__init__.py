@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -25,8 +25,10 @@ from comir_hpc.geometry import Grid
 from comir_hpc.histogram import Histogram, as_record, constant_intensity, intensity_of
 from comir_hpc.ingest.blocks import Work, require_unchanged, typical_value
 from comir_hpc.ingest.job import Job, require_memory
+from comir_hpc.ingest.padding import recognise
 from comir_hpc.ledger import Ledger
 from comir_hpc.memory import in_words
+from comir_hpc.padding import padding_notes
 from comir_hpc.readers import Source, in_memory, open_source
 from comir_hpc.volume import Kind, Volume, best_shuffle
 
@@ -113,6 +115,7 @@ def ingest_array(
     shard: int = 256,
     non_finite: float | None = None,
     foreground_above: float | None = None,
+    padding: float | Literal["auto", "none"] = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> IngestResult:
@@ -127,7 +130,7 @@ def ingest_array(
         raise ConfigError("kind representation is what `infer` writes; expected image or labels")
     settings = IngestSettings(
         source=Path(name), out=out, kind=kind, chunk=chunk, shard=shard, non_finite=non_finite,
-        foreground_above=foreground_above, overwrite=overwrite,
+        foreground_above=foreground_above, padding=padding, overwrite=overwrite,
     )  # fmt: skip
     return _ingest(in_memory(array, grid, name), settings, progress)
 
@@ -198,7 +201,7 @@ def _ingest(source: Source, settings: IngestSettings, progress: Progress | None)
         path=settings.out,
         grid=job.grid,
         num_bytes=_stored_bytes(settings.out),
-        notes=job.notes,
+        notes=(*job.notes, *padding_notes(volume)),
         **vars(filled),
     )
 
@@ -242,6 +245,8 @@ def _finish(volume: Volume, job: Job, work: Work) -> None:
         # Before the pyramid: what is refused needs none.
         entries = _statistics(histograms, job)
     build_pyramid(volume, job.plan, job.ledger())
+    if work.counted:
+        entries |= _without_padding(volume, histograms, job, entries["intensity"])
     volume.finish(**entries)
     work.forget()
 
@@ -263,6 +268,23 @@ def _statistics(histograms: list[Histogram], job: Job) -> dict[str, Any]:
             raise VolumeError(f"{path}, channel {channel}: {error}") from error
         records.append(as_record(found))
     return {"intensity": records, "value_range": [[h.minimum, h.maximum] for h in histograms]}
+
+
+def _without_padding(
+    volume: Volume, histograms: list[Histogram], job: Job, intensity: list[Any]
+) -> dict[str, Any]:
+    """Entries ``padding`` and ``intensity`` of a volume with padding; none of any other."""
+    settings = job.settings
+    try:
+        found = recognise(volume, histograms, settings.padding, settings.foreground_above)
+    except VolumeError as error:
+        raise VolumeError(f"{settings.source}: {error}") from error
+    if not any(found):
+        return {}
+    return {
+        "padding": [one and one[0].as_record() for one in found],
+        "intensity": [as_record(one[1]) if one else old for one, old in zip(found, intensity, strict=True)],
+    }
 
 
 def _room(job: Job) -> str:

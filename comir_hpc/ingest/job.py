@@ -75,6 +75,8 @@ class Job:
             "source": str(self.source.path if self.source.digest else self.source.path.resolve()),
             "source_size_and_time": self.source_fingerprint,
             "grid": self.grid.as_dict(),
+            # Left out where it is the default, so that stores of before have the same record.
+            **({} if self.settings.padding == "auto" else {"padding": self.settings.padding}),
             **self.settings.model_dump(
                 mode="json", include={"dataset", "kind", "chunk", "shard", "non_finite", "foreground_above"}
             ),
