@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from comir_hpc.config.base import Input, LengthZYX, OnCommandLine, Output
 from comir_hpc.config.shared import Blocks, MemoryLimit, Stored
@@ -30,3 +32,9 @@ class IngestSettings(Blocks, MemoryLimit, Stored):
     """Value that replaces NaN and infinite voxels; when not given, such voxels are refused."""
     foreground_above: Input[float | None] = None
     """Value above which a voxel belongs to the specimen; found from the histogram when not given."""
+    padding: Annotated[
+        Input[Literal["auto", "none"] | Annotated[float, Field(allow_inf_nan=False)]],
+        OnCommandLine(metavar="VALUE"),
+    ] = "auto"
+    """Value of voxels that were never measured, such as the corners around a round field of view, in the unit of the
+    stored values: auto recognises a constant that fills the border, none takes all values as measured."""

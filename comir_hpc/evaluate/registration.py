@@ -14,6 +14,7 @@ import numpy as np
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.geometry import FloatArray, Grid
 from comir_hpc.host.files import write_text
+from comir_hpc.padding import Unpadded
 from comir_hpc.points import read_point_table
 from comir_hpc.rotations import angle_deg
 from comir_hpc.runs.record import brief
@@ -94,7 +95,7 @@ def specimen_points(volume: Volume, count: int = _NUM_POINTS) -> FloatArray:
         (k for k in range(volume.num_levels) if max(volume.level_grid(k).shape_zyx) <= 160),
         volume.num_levels - 1,
     )
-    mask = volume.intensity().foreground(volume.read(level=level)[0])
+    mask = volume.intensity().foreground(Unpadded(volume).read(level=level)[0])
     index = np.argwhere(mask)
     if not len(index):
         raise VolumeError(f"{volume.path} has no foreground; give points with --points")

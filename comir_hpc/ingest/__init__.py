@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -24,8 +24,9 @@ from comir_hpc.geometry import Grid
 from comir_hpc.host.places import require_apart
 from comir_hpc.ingest.job import Job
 from comir_hpc.memory import in_words
+from comir_hpc.padding import padding_notes
 from comir_hpc.readers import Source, in_memory, open_source
-from comir_hpc.volume import Kind
+from comir_hpc.volume import Kind, Volume
 
 __all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest"]
 
@@ -107,6 +108,7 @@ def ingest_array(
     shard: int = 256,
     non_finite: float | None = None,
     foreground_above: float | None = None,
+    padding: float | Literal["auto", "none"] = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> IngestResult:
@@ -121,7 +123,7 @@ def ingest_array(
         raise ConfigError("kind representation is what `infer` writes; expected image or labels")
     settings = IngestSettings(
         source=Path(name), out=out, kind=kind, chunk=chunk, shard=shard, non_finite=non_finite,
-        foreground_above=foreground_above, overwrite=overwrite,
+        foreground_above=foreground_above, padding=padding, overwrite=overwrite,
     )  # fmt: skip
     return _ingest(in_memory(array, grid, name), settings, progress)
 
@@ -185,7 +187,7 @@ def _ingest(source: Source, settings: IngestSettings, progress: Progress | None)
         path=job.out,
         grid=job.grid,
         num_bytes=_stored_bytes(job.out),
-        notes=job.notes,
+        notes=(*job.notes, *padding_notes(Volume.open(job.out, allow_incomplete=True))),
         **vars(filled),
     )
 
