@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,19 +144,8 @@ def test_links_that_lead_back_to_themselves(store: Path, tmp_path: Path) -> None
             ConfigError, match=r"a\.nii.* cannot be reached \(Too many levels of symbolic links\)"
         ):
             ingest(IngestSettings(source=source, out=out))
-    with pytest.raises(VolumeError, match=r"a\.nii cannot be opened \(Too many levels of symbolic links\)"):
+    with pytest.raises(VolumeError, match=r"a\.nii is a symbolic link that leads back to itself"):
         open_source(loop)
     (tmp_path / "c.nii").symlink_to(tmp_path / "gone.nii")
-    with pytest.raises(VolumeError, match=r"c\.nii cannot be opened \(No such file"):
+    with pytest.raises(VolumeError, match=r"c\.nii is a symbolic link to .*gone\.nii, which does not exist"):
         open_source(tmp_path / "c.nii")
-
-
-def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "closed").mkdir()
-
-    def refuse(self: Path) -> None:
-        raise PermissionError(13, "Permission denied", os.fspath(self))
-
-    monkeypatch.setattr(Path, "iterdir", refuse)  # root may read everything
-    with pytest.raises(VolumeError, match=r"closed cannot be opened \(Permission denied\)"):
-        open_source(tmp_path / "closed")
