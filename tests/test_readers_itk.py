@@ -353,3 +353,13 @@ def test_field_names_count_in_their_capitals(tmp_path: Path) -> None:
     path = meta(tmp_path / "m.mha", ElementSpacing=None, elementspacing="9 9 9")
     with pytest.raises(VolumeError, match="no voxel spacing"):
         open_source(path).grid()
+
+
+def test_a_spacing_of_zero_is_asked_for_by_name_and_the_direction_kept(tmp_path: Path) -> None:
+    path = meta(tmp_path / "z.mha", ElementSpacing="1 -2 0", TransformMatrix="0 1 0 1 0 0 0 0 1")
+    with pytest.raises(
+        VolumeError, match=r"z\.mha: spacing \(0\.0, 2\.0, 1\.0\).*not positive.*--spacing Z Y X"
+    ):
+        open_source(path).grid()
+    grid = open_source(path).grid((3, 2, 1))
+    np.testing.assert_array_equal(grid.direction, [[0, -1, 0], [1, 0, 0], [0, 0, 1]])
