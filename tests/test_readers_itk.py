@@ -353,3 +353,35 @@ def test_field_names_count_in_their_capitals(tmp_path: Path) -> None:
     path = meta(tmp_path / "m.mha", ElementSpacing=None, elementspacing="9 9 9")
     with pytest.raises(VolumeError, match="no voxel spacing"):
         open_source(path).grid()
+
+
+def test_a_spacing_of_zero_is_asked_for_by_name_and_the_direction_kept(tmp_path: Path) -> None:
+    path = meta(tmp_path / "z.mha", ElementSpacing="1 -2 0", TransformMatrix="0 1 0 1 0 0 0 0 1")
+    with pytest.raises(
+        VolumeError, match=r"z\.mha: spacing \(0\.0, 2\.0, 1\.0\).*not positive.*--spacing Z Y X"
+    ):
+        open_source(path).grid()
+    grid = open_source(path).grid((3, 2, 1))
+    np.testing.assert_array_equal(grid.direction, [[0, -1, 0], [1, 0, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+@pytest.mark.parametrize("kind", ["list", "vector", "2-vector"])
+@pytest.mark.parametrize("first", [True, False])
+def test_channels_of_nrrd_at_either_end(tmp_path: Path, first: bool, kind: str, encoding: str) -> None:
+    array = np.arange(2 * 5 * 6 * 7, dtype="<i2").reshape(2, 5, 6, 7)
+    stored = (
+        np.moveaxis(array, 0, -1) if first else array
+    )  # the fastest axis of the file is the last of the array
+    vectors, kinds = "(1,0,0) (0,2,0) (0,0,-3)", "domain domain domain"
+    changed: dict[str, str | None] = {
+        "dimension": "4", "sizes": "2 7 6 5" if first else "7 6 5 2", "encoding": encoding,
+        "space directions": f"none {vectors}" if first else f"{vectors} none",
+        "kinds": f"{kind} {kinds}" if first else f"{kinds} {kind}",
+    }  # fmt: skip
+    raw = np.ascontiguousarray(stored).tobytes()
+    path = nrrd(tmp_path / "c.nrrd", gzip.compress(raw) if encoding == "gzip" else raw, changed)
+    source = open_source(path)
+    np.testing.assert_array_equal(source.read(), array)
+    assert source.grid().spacing_zyx == (3, 2, 1)
+    np.testing.assert_array_equal(source.grid().direction, np.diag([1, 1, -1]))

@@ -174,6 +174,17 @@ def test_slightly_sheared_sform_is_read_with_a_note(
     )
 
 
+@pytest.mark.parametrize("flip", [1, -1])
+def test_the_thickness_of_a_slice_may_be_oblique(tmp_path: Path, flip: int) -> None:
+    """A slice out of a tilted stack: its voxels lie where the sform says, its normal is square to it."""
+    affine = diagonal(2, 3, 4 * flip)
+    affine[1, 2] = 1.5
+    source = open_source(written(tmp_path / "slice.nii", affine, array=ARRAY[:1]))
+    grid = source.grid()
+    np.testing.assert_allclose(grid.direction, np.diag([-1, -1, flip]), atol=1e-6)
+    np.testing.assert_allclose(grid.world_mm((0, 23, 19)), (10 - 38, 11 - 69, -12), atol=1e-4)
+
+
 def test_strongly_sheared_sform_is_refused_with_its_numbers(tmp_path: Path) -> None:
     affine = diagonal(2, 2, 2)
     affine[0, 1] = 0.3

@@ -70,21 +70,11 @@ def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], p
     VolumeError
         If a number is not finite, the axes span no volume, or a voxel would move by more than `LARGEST_VOX`.
     """
-    columns = np.asarray(columns, dtype=np.float64)
+    columns = _square_to_slices(np.asarray(columns, dtype=np.float64), shape_zyx)
     start = np.asarray(origin, dtype=np.float64)
+    _require_axes(columns, start, path)
     lengths = np.linalg.norm(columns, axis=0)
-    if not (np.isfinite(columns).all() and np.isfinite(start).all()):
-        raise VolumeError(
-            f"{path}: its orientation holds numbers that are not finite: axes {_rounded(columns)}, origin "
-            f"{_rounded(start)} (x, y, z); set it right in the file or export it again"
-        )
-    unit_columns = columns / np.where(lengths > 0, lengths, 1)
-    # 1e-3: below it the axes are not sheared but the same; an affine with three directions is needed to know the third.
-    if abs(np.linalg.det(unit_columns)) < 1e-3:
-        raise VolumeError(
-            f"{path}: its axes {_rounded(columns)} (columns x, y, z) do not span a volume; set the orientation right "
-            "in the file or export it again"
-        )
+    unit_columns = columns / lengths
     left, _, right = np.linalg.svd(unit_columns)
     direction = left @ right
     middle = (np.asarray(shape_zyx[::-1], dtype=np.float64) - 1) / 2
@@ -113,6 +103,37 @@ def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], p
         (rows[0], rows[1], rows[2]),
         notes,
     )
+
+
+def _require_axes(columns: NDArray[np.float64], start: NDArray[np.float64], path: Path) -> None:
+    """Refuse an affine from which no directions follow."""
+    if not (np.isfinite(columns).all() and np.isfinite(start).all()):
+        raise VolumeError(
+            f"{path}: its orientation holds numbers that are not finite: axes {_rounded(columns)}, origin "
+            f"{_rounded(start)} (x, y, z); set it right in the file or export it again"
+        )
+    lengths = np.linalg.norm(columns, axis=0)
+    # Axes that lie in one plane to 1e-3 are not sheared: one of them is missing.
+    if abs(np.linalg.det(columns / np.where(lengths > 0, lengths, 1))) < 1e-3:
+        raise VolumeError(
+            f"{path}: its axes {_rounded(columns)} (columns x, y, z) do not span a volume; set the orientation right "
+            "in the file or export it again"
+        )
+
+
+def _square_to_slices(columns: NDArray[np.float64], shape_zyx: Sequence[int]) -> NDArray[np.float64]:
+    """Columns whose axis of one voxel is square to the two others: a slice has a thickness, no third direction."""
+    single = [axis for axis, size in enumerate(shape_zyx[::-1]) if size == 1]
+    if len(single) != 1 or not np.isfinite(columns).all():
+        return columns
+    axis = single[0]
+    normal = np.cross(columns[:, (axis + 1) % 3], columns[:, (axis + 2) % 3])
+    long, own = float(np.linalg.norm(normal)), columns[:, axis]
+    if long == 0 or normal @ own == 0:
+        return columns  # refused by what follows
+    square = columns.copy()
+    square[:, axis] = np.sign(normal @ own) * np.linalg.norm(own) / long * normal
+    return square
 
 
 def placement_ras(affine: ArrayLike, shape_zyx: Sequence[int], path: Path) -> Placement:
