@@ -7,6 +7,7 @@ from pathlib import Path
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.readers.dicom_header import Frame, read_frames
+from comir_hpc.readers.dicom_layout import RUNS
 from comir_hpc.readers.dicom_order import stacked
 from comir_hpc.readers.dicom_pixels import INVERTED, FrameReader, is_plain, values_of
 from comir_hpc.readers.source import Source, reading, storable
@@ -100,8 +101,10 @@ def _source(path: Path, frames: Sequence[Frame], notes: Sequence[str]) -> Source
     rows, columns, _ = first.pixels.shape
     if first.pixels.photometric == INVERTED and first.pixels.kind != "f":
         notes = (*notes, "MONOCHROME1 (small values are bright): its values are turned round, as ITK does")
-    packed = [f.pixels for f in frames if f.pixels.frames > 1 and not (is_plain(f.pixels) or f.pixels.by_run)]
-    # Of a packed file with several frames, ITK unpacks all; slopes make doubles of them.
+    packed = [
+        f.pixels for f in frames if f.pixels.frames > 1 and not (is_plain(f.pixels) or f.pixels.coder == RUNS)
+    ]
+    # Of a packed file with several frames, all are unpacked at once; slopes make doubles of them.
     unpacked = max((p.frames * rows * columns * channels * 8 for p in packed), default=0)
     plain = all(is_plain(f.pixels) for f in frames)
     name = path.resolve().name
