@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.uid import AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, RLELossless
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.memory import in_words
@@ -109,6 +109,8 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
         start = file.tell()
     coder = CODEC if length == _UNDEFINED else ""
     coder = {DeflatedExplicitVRLittleEndian: DEFLATED, RLELossless: RUNS}.get(syntax, coder)
+    if coder == CODEC and not (syntax in AllTransferSyntaxes and syntax.is_compressed):
+        raise ValueError(f"pixels of an unknown transfer syntax, {syntax}")
     bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag, int(header.get("BitsAllocated", 16)))
     stored = bits if tag != _PIXEL_DATA else int(header.get("BitsStored", None) or bits)
     kind = "f" if tag != _PIXEL_DATA else "ui"[bool(int(header.get("PixelRepresentation", 0) or 0))]

@@ -13,7 +13,9 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box
@@ -24,6 +26,11 @@ from comir_hpc.readers.source import reading
 
 INVERTED = "MONOCHROME1"
 _PALETTE = "PALETTE COLOR"
+_IMAGE = [
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData",
+    *(f"{c}PaletteColorLookupTable{k}" for c in ("Red", "Green", "Blue") for k in ("Descriptor", "Data")),
+]  # fmt: skip
 _PLAIN = {"MONOCHROME1", "MONOCHROME2", "RGB"}
 
 
@@ -107,21 +114,11 @@ class FrameReader:
             stored = _cut(pixel_array(frame.pixels.file, index=frame.number), box)
         else:
             stored = _cut(_unpacked(frame.pixels)[frame.number], box)
-            first = _first_frame(frame, self.frames)
-            if frame.pixels.coder != DEFLATED and (first.slope, first.intercept) != (1, 0):
-                # ITK gives every frame of a file the slope of the first.
-                stored = np.rint((stored.astype(np.float64) - first.intercept) / first.slope)
         if frame.pixels.photometric == INVERTED and frame.pixels.kind != "f":
             stored = _turned(stored, frame.pixels)
         if (frame.slope, frame.intercept) == (1, 0):
             return stored
         return stored.astype(np.float64) * frame.slope + frame.intercept
-
-
-def _first_frame(frame: Frame, frames: Sequence[Frame]) -> Frame:
-    if frame.number == 0 or frame.pixels.frames == 1:
-        return frame
-    return next(f for f in frames if f.pixels == frame.pixels and f.number == 0)
 
 
 def _cut(values: NDArray[Any], box: Box) -> NDArray[Any]:
@@ -180,15 +177,28 @@ def _array(pixels: Pixels) -> NDArray[Any]:
     if pixels.coder == DEFLATED:  # GDCM believes every length in it, and allocates it
         values: NDArray[Any] = pixel_array(pydicom.dcmread(pixels.file))
         return values if pixels.frames > 1 else values[None]
-    if pixels.photometric != INVERTED:
-        return _itk_array(pixels.file)
-    # ITK turns round before it applies the slope, and not every file. It is given a copy that does not ask for it.
-    content = pixels.file.read_bytes()
-    header = content[: pixels.offset].replace(INVERTED.encode(), b"MONOCHROME2")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.dcm"
-        copy.write_bytes(header + content[pixels.offset :])
+        _bare(pixels).save_as(copy, enforce_file_format=True)
         return _itk_array(copy)
+
+
+def _bare(pixels: Pixels) -> Dataset:
+    """The image of a file and nothing else, for ITK.
+
+    ITK gives every frame the slope of the first, turns some MONOCHROME1 images round, and GDCM allocates whatever
+    length an element claims.
+    """
+    whole, bare = pydicom.dcmread(pixels.file, force=True), Dataset()
+    for keyword in filter(whole.__contains__, _IMAGE):
+        bare[keyword] = whole[keyword]
+    bare.file_meta = FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = whole.file_meta.TransferSyntaxUID
+    bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID = SecondaryCaptureImageStorage
+    bare.file_meta.MediaStorageSOPInstanceUID = bare.SOPInstanceUID = UID("1.2")
+    if pixels.photometric == INVERTED:
+        bare.PhotometricInterpretation = "MONOCHROME2"
+    return bare
 
 
 def _itk_array(file: Path) -> NDArray[Any]:
