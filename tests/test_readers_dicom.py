@@ -437,7 +437,10 @@ def test_two_series_are_named(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match=r"--dataset 7 is none of them"):
         open_source(tmp_path, "7")
     np.testing.assert_array_equal(open_source(tmp_path, "1.2.34").read()[0], phantom() + 1)
-    assert "left out: b000.dcm" not in " ".join(open_source(tmp_path, "1.2.34").notes)
+    assert open_source(tmp_path, "1.2.34").notes == (
+        f"{tmp_path.name}: the DICOM series 1.2.34 is read (MR, 8 slices)",
+        f"{tmp_path.name}: left out: 1 other DICOM series",
+    )
 
 
 # ---------------------------------------------------------------------- without positions
@@ -575,7 +578,10 @@ def test_strangers_beside_a_series_are_named(tmp_path: Path) -> None:
     save(report, tmp_path / "report.dcm")
     source = open_source(tmp_path)
     placed(source, {7.0 + 3 * k: phantom()[k] for k in range(8)})
-    assert source.notes == (f"{tmp_path.name}: left out: preview.tif, readme.txt, report.dcm",)
+    assert source.notes == (
+        f"{tmp_path.name}: the DICOM series 1.2.3 is read (MR, 8 slices)",
+        f"{tmp_path.name}: left out: preview.tif, readme.txt, report.dcm",
+    )
     assert source.fingerprint() == before
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.readers.dicom_header import Frame, read_frames
+from comir_hpc.readers.dicom_layout import RUNS, Pixels
 from comir_hpc.readers.dicom_order import stacked
 from comir_hpc.readers.dicom_pixels import INVERTED, FrameReader, is_plain, values_of
 from comir_hpc.readers.source import Source, reading, storable
@@ -74,7 +75,14 @@ def dicom_series(path: Path, series: Series, dataset: str | None = None, notes: 
     VolumeError
         If there are several series, or the chosen one is no single even stack.
     """
-    return _source(path, series[_chosen(path, series, dataset)], notes)
+    uid = _chosen(path, series, dataset)
+    frames, others = series[uid], len(series) - 1
+    if notes or others:
+        what = ", ".join(filter(None, [frames[0].title, f"{len(frames)} slices"]))
+        notes = (f"the DICOM series {uid} is read ({what})", *notes)
+    if others:
+        notes = (*notes, f"left out: {others} other DICOM series")
+    return _source(path, frames, notes)
 
 
 def _chosen(path: Path, series: Series, dataset: str | None) -> str:
@@ -100,9 +108,11 @@ def _source(path: Path, frames: Sequence[Frame], notes: Sequence[str]) -> Source
     rows, columns, _ = first.pixels.shape
     if first.pixels.photometric == INVERTED and first.pixels.kind != "f":
         notes = (*notes, "MONOCHROME1 (small values are bright): its values are turned round, as ITK does")
-    packed = [f.pixels for f in frames if f.pixels.frames > 1 and not (is_plain(f.pixels) or f.pixels.by_run)]
-    # Of a packed file with several frames, ITK unpacks all; slopes make doubles of them.
-    unpacked = max((p.frames * rows * columns * channels * 8 for p in packed), default=0)
+    packed = [
+        f.pixels for f in frames if f.pixels.frames > 1 and not (is_plain(f.pixels) or f.pixels.coder == RUNS)
+    ]
+    # Of a packed file with several frames, all are unpacked at once; the library and we hold them for a moment.
+    unpacked = max((_unpacked_bytes(p, channels) for p in packed), default=0)
     plain = all(is_plain(f.pixels) for f in frames)
     name = path.resolve().name
     said = dict.fromkeys([*notes, *first.notes, *stack.notes])
@@ -115,3 +125,8 @@ def _source(path: Path, frames: Sequence[Frame], notes: Sequence[str]) -> Source
         load_bytes=unpacked, atom_zyx=(1, 1, 1) if plain else (1, rows, columns), says=stack.says,
         notes=tuple(f"{name}: {note}" for note in said),
     )  # fmt: skip
+
+
+def _unpacked_bytes(pixels: Pixels, channels: int) -> int:
+    frame = pixels.frame_bytes * max(1, channels // pixels.shape[2])
+    return 2 * (pixels.frames * frame + pixels.file.stat().st_size)

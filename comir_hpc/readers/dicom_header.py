@@ -31,7 +31,8 @@ FACETS = {
     "AcquisitionNumber": "acquisitions", "AcquisitionTime": "time points",
     "FrameAcquisitionDateTime": "time points", "ContentTime": "time points",
 }  # fmt: skip
-_UNREADABLE = (InvalidDicomError, BytesLengthException, AttributeError, ArithmeticError)
+# What pydicom raises on a damaged file, besides the builtin errors that every reader expects.
+UNREADABLE = (InvalidDicomError, BytesLengthException, AttributeError, ArithmeticError)
 _FRAMES, _SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
 _TAGS = [
     *FACETS, _FRAMES, _SHARED, "SOPClassUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "InstanceNumber",
@@ -99,7 +100,7 @@ def read_frames(path: Path) -> tuple[Frame, ...]:
     """
     if path.stat().st_size == 0:
         raise VolumeError(f"{path} is empty (0 bytes); copy or export it again")
-    with reading(path, "DICOM", *_UNREADABLE), _quiet(), path.open("rb") as file:
+    with reading(path, "DICOM", *UNREADABLE), quiet(), path.open("rb") as file:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
         if "Rows" not in header or "Columns" not in header:
             if "SOPClassUID" in header or "MediaStorageSOPClassUID" in header.file_meta:
@@ -110,7 +111,7 @@ def read_frames(path: Path) -> tuple[Frame, ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep pydicom's warnings off the terminal: what it objects to and what matters is said in our error."""
     before, pydicom.config.logger.disabled = pydicom.config.logger.disabled, True
     try:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.uid import AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, RLELossless
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.memory import in_words
 
 _PIXEL_DATA, _FLOAT, _DOUBLE = 0x7FE00010, 0x7FE00008, 0x7FE00009
 _UNDEFINED = 0xFFFFFFFF
-# No coder comes near: a black image of 4096 pixels a side is packed two hundred thousand times.
-_HIGHEST_COMPRESSION = 1_000_000
+RUNS, DEFLATED, CODEC = "run lengths", "deflated", "a codec such as JPEG"
+# How many times smaller a coder can make an image. The formats of RLE and deflate set theirs; of JPEG 2000, a black
+# image of 4096 pixels a side is two hundred thousand times smaller.
+_HIGHEST_COMPRESSION = {RUNS: 64, DEFLATED: 1032, CODEC: 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,8 @@ class Pixels:
         First byte of the pixels in the file.
     order : str
         ``<`` or ``>``, the byte order.
-    packed : bool
-        Whether the pixels are compressed, and can only be unpacked by a library.
-    by_run : bool
-        Whether they are compressed by run lengths (RLE), which pydicom unpacks frame by frame.
+    coder : str
+        How the pixels are compressed: `RUNS`, `DEFLATED`, `CODEC`, or empty where they are not.
     """
 
     file: Path
@@ -54,8 +54,7 @@ class Pixels:
     by_plane: bool
     offset: int
     order: str
-    packed: bool
-    by_run: bool
+    coder: str
 
     @property
     def frame_bytes(self) -> int:
@@ -108,6 +107,10 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
         long = not implicit and element[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
         length = struct.unpack(f"{order}I", file.read(4) if long else element[4:])[0]
         start = file.tell()
+    coder = CODEC if length == _UNDEFINED else ""
+    coder = {DeflatedExplicitVRLittleEndian: DEFLATED, RLELossless: RUNS}.get(syntax, coder)
+    if coder == CODEC and not (syntax in AllTransferSyntaxes and syntax.is_compressed):
+        raise ValueError(f"pixels of an unknown transfer syntax, {syntax}")
     bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag, int(header.get("BitsAllocated", 16)))
     stored = bits if tag != _PIXEL_DATA else int(header.get("BitsStored", None) or bits)
     kind = "f" if tag != _PIXEL_DATA else "ui"[bool(int(header.get("PixelRepresentation", 0) or 0))]
@@ -117,7 +120,7 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
         path, (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1) or 1)),
         int(header.get("NumberOfFrames", 1) or 1), bits, stored, int(header.get("HighBit", stored - 1)), kind,
         str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip(), bool(header.get("PlanarConfiguration", 0)),
-        start, order, length == _UNDEFINED, syntax == RLELossless,
+        start, order, coder,
     )  # fmt: skip
     _check_length(pixels, length)
     return pixels
@@ -129,9 +132,9 @@ def _check_length(pixels: Pixels, length: int) -> None:
     claimed = pixels.frame_bytes * pixels.frames
     if min(rows, columns, samples, pixels.frames) < 1:
         raise ValueError(f"{pixels.frames} frames of {rows} x {columns} pixels with {samples} samples")
-    most = there * _HIGHEST_COMPRESSION if pixels.packed else min(there, length)
-    # Every packed frame begins with eight bytes of its own.
-    if claimed > most or (pixels.packed and pixels.frames * 8 > there):
+    most = there * _HIGHEST_COMPRESSION[pixels.coder] if pixels.coder else min(there, length)
+    # Every frame of a codec begins with eight bytes of its own.
+    if claimed > most or (pixels.coder == CODEC and pixels.frames * 8 > there):
         raise VolumeError(
             f"{pixels.file} is truncated or its header is wrong: {pixels.frames} frames of {rows} x {columns} pixels "
             f"are {in_words(claimed)}, and there are {in_words(max(there, 0))} for them; copy or export it again"

@@ -1,4 +1,4 @@
-"""Read the pixels of DICOM frames: straight from the file where they are plain, through ITK where they are packed."""
+"""Read the pixels of DICOM frames: straight from the file where they are plain, by a library where they are packed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 
+from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box
-from comir_hpc.readers.dicom_header import Frame
-from comir_hpc.readers.dicom_layout import Pixels
+from comir_hpc.readers.dicom_header import UNREADABLE, Frame, quiet
+from comir_hpc.readers.dicom_layout import DEFLATED, RUNS, Pixels
 from comir_hpc.readers.itk_files import itk_dtype, itk_header
 from comir_hpc.readers.source import reading
 
 INVERTED = "MONOCHROME1"
+_PALETTE = "PALETTE COLOR"
+_IMAGE = [
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData",
+    *(f"{c}PaletteColorLookupTable{k}" for c in ("Red", "Green", "Blue") for k in ("Descriptor", "Data")),
+]  # fmt: skip
 _PLAIN = {"MONOCHROME1", "MONOCHROME2", "RGB"}
 
 
@@ -28,7 +38,7 @@ def is_plain(pixels: Pixels) -> bool:
     """Say whether the pixels are an array of numbers in the file, so that any rows can be read alone."""
     swapped = pixels.order == ">" and pixels.allocated == 8  # pairs of bytes are exchanged in some of these
     usual = pixels.allocated in (8, 16, 32, 64) and pixels.high == pixels.stored - 1
-    return not pixels.packed and usual and not swapped and pixels.photometric in _PLAIN
+    return not pixels.coder and usual and not swapped and pixels.photometric in _PLAIN
 
 
 def values_of(frames: Sequence[Frame]) -> tuple[np.dtype[Any], int]:
@@ -38,7 +48,11 @@ def values_of(frames: Sequence[Frame]) -> tuple[np.dtype[Any], int]:
     than 16 bits are stored.
     """
     pixels = frames[0].pixels
-    if pixels.photometric == "PALETTE COLOR":
+    if pixels.photometric == _PALETTE:
+        if pixels.coder == DEFLATED:
+            raise VolumeError(
+                f"{pixels.file}: a palette in a deflated DICOM file is not supported; save it as RGB"
+            )
         header = itk_header(pixels.file, "DICOM")
         return itk_dtype(header), int(header.GetNumberOfComponents())
     channels = pixels.shape[2]
@@ -86,35 +100,25 @@ class FrameReader:
         """Voxels of `box` as (c, z, y, x)."""
         out = np.empty((self.channels, *box.shape), dtype=self.dtype)
         for z, frame in enumerate(self.frames[box.start[0] : box.stop[0]]):
-            with reading(frame.pixels.file, "DICOM slice"):
+            with reading(frame.pixels.file, "DICOM slice", *UNREADABLE), quiet():
                 out[:, z] = self._slice(frame, box)
         return out
 
     def _slice(self, frame: Frame, box: Box) -> NDArray[Any]:
         """(c, y, x) of one frame."""
-        if frame.pixels.photometric == "PALETTE COLOR":
+        if frame.pixels.photometric == _PALETTE:
             return _cut(_unpacked(frame.pixels)[frame.number], box)
         if is_plain(frame.pixels):
             stored = _stored(frame, box)
-        elif frame.pixels.by_run:  # GDCM refuses some small ones
+        elif frame.pixels.coder == RUNS:  # GDCM refuses some small ones
             stored = _cut(pixel_array(frame.pixels.file, index=frame.number), box)
         else:
             stored = _cut(_unpacked(frame.pixels)[frame.number], box)
-            first = _first_frame(frame, self.frames)
-            if (first.slope, first.intercept) != (1, 0):
-                # ITK gives every frame of a file the slope of the first.
-                stored = np.rint((stored.astype(np.float64) - first.intercept) / first.slope)
         if frame.pixels.photometric == INVERTED and frame.pixels.kind != "f":
             stored = _turned(stored, frame.pixels)
         if (frame.slope, frame.intercept) == (1, 0):
             return stored
         return stored.astype(np.float64) * frame.slope + frame.intercept
-
-
-def _first_frame(frame: Frame, frames: Sequence[Frame]) -> Frame:
-    if frame.number == 0 or frame.pixels.frames == 1:
-        return frame
-    return next(f for f in frames if f.pixels == frame.pixels and f.number == 0)
 
 
 def _cut(values: NDArray[Any], box: Box) -> NDArray[Any]:
@@ -157,7 +161,7 @@ def _turned(values: NDArray[Any], pixels: Pixels) -> NDArray[Any]:
 
 
 def _unpacked(pixels: Pixels) -> NDArray[Any]:
-    """Every frame of a file as ITK gives it, not turned round: (frame, y, x) or (frame, y, x, c)."""
+    """Every frame of a file as its library gives it, not turned round: (frame, y, x) or (frame, y, x, c)."""
     stat = pixels.file.stat()
     if pixels.frames > 1:
         return _kept(pixels, (stat.st_size, stat.st_mtime_ns))
@@ -170,14 +174,31 @@ def _kept(pixels: Pixels, stamp: tuple[int, int]) -> NDArray[Any]:
 
 
 def _array(pixels: Pixels) -> NDArray[Any]:
-    if pixels.photometric != INVERTED:
-        return _itk_array(pixels.file)
-    # ITK turns round before it applies the slope, and not every file. It is given a copy that does not ask for it.
-    content = pixels.file.read_bytes().replace(INVERTED.encode(), b"MONOCHROME2", 1)
+    if pixels.coder == DEFLATED:  # GDCM believes every length in it, and allocates it
+        values: NDArray[Any] = pixel_array(pydicom.dcmread(pixels.file))
+        return values if pixels.frames > 1 else values[None]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.dcm"
-        copy.write_bytes(content)
+        _bare(pixels).save_as(copy, enforce_file_format=True)
         return _itk_array(copy)
+
+
+def _bare(pixels: Pixels) -> Dataset:
+    """The image of a file and nothing else, for ITK.
+
+    ITK gives every frame the slope of the first, turns some MONOCHROME1 images round, and GDCM allocates whatever
+    length an element claims.
+    """
+    whole, bare = pydicom.dcmread(pixels.file, force=True), Dataset()
+    for keyword in filter(whole.__contains__, _IMAGE):
+        bare[keyword] = whole[keyword]
+    bare.file_meta = FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = whole.file_meta.TransferSyntaxUID
+    bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID = SecondaryCaptureImageStorage
+    bare.file_meta.MediaStorageSOPInstanceUID = bare.SOPInstanceUID = UID("1.2")
+    if pixels.photometric == INVERTED:
+        bare.PhotometricInterpretation = "MONOCHROME2"
+    return bare
 
 
 def _itk_array(file: Path) -> NDArray[Any]:
