@@ -6,15 +6,13 @@ import csv
 import io
 import os
 from pathlib import Path
-from typing import Literal
 
 import SimpleITK as sitk
 
+from comir_hpc.config.words import Direction as Direction
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.points import AXES, read_point_table
 from comir_hpc.warp.resampling import apply_itk
-
-Direction = Literal["fixed-to-moving", "moving-to-fixed"]
 
 
 def carry_points(path: Path, transform: sitk.Transform, direction: Direction) -> tuple[str, int]:

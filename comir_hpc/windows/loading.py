@@ -6,13 +6,14 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from comir_hpc.config import Precision
+from comir_hpc.config.words import Symmetry as Symmetry
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
 from comir_hpc.geometry import Vector
 from comir_hpc.launch import choose_device, choose_precision
@@ -21,8 +22,6 @@ from comir_hpc.networks import Network, build_network, fold_norms
 from comir_hpc.rotations import rotation_group
 from comir_hpc.volume import Volume
 from comir_hpc.windows.encoder import Encoder
-
-Symmetry = Literal["none", "D2", "D4", "O", "C2", "C4"]
 
 _LEVEL_TOLERANCE = 1.5
 
