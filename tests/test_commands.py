@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 
 from comir_hpc import config
 from comir_hpc.commands.app import app
+from comir_hpc.commands.failure import carry_out
+from comir_hpc.commands.interrupt import Interrupt
 from comir_hpc.commands.options import PANELS, choices, option_name
+from comir_hpc.commands.terminal import Terminal
 from comir_hpc.config import OnCommandLine, Settings
 
 VERBS = ("demo", "ingest", "train", "infer", "register", "warp", "evaluate", "report", "sync", "doctor")
@@ -290,12 +293,14 @@ def test_register_takes_its_volumes_by_place_or_as_options(monkeypatch: pytest.M
         ("ingest a b --workers many", "--workers"),
     ],
 )
-def test_usage_errors_are_one_line_and_exit_with_2(words: str, said: str) -> None:
-    done = run(*words.split())
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert said in done.stderr
-    assert "--help" in done.stderr
+def test_usage_errors_are_one_line_and_exit_with_2(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert carry_out(lambda: app(words.split(), standalone_mode=False), Terminal(), Interrupt()) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1, line
+    assert said in line
+    assert "--help" in line
 
 
 @pytest.mark.parametrize("text", ["3", "a/b", "1/", "²/3", "4/3", "0/2"])

@@ -17,7 +17,7 @@ from comir_hpc.config.base import AnySettings
 from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.ingest import ingest, plan_ingest
-from comir_hpc.readers import open_source
+from comir_hpc.readers import Source, open_source
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
@@ -115,8 +115,12 @@ def as_store(path: Path, folder: Path, *, progress: Progress | None = None, tell
     """
     if is_store(path):
         return path
-    store = store_of(path, folder)
+    source = open_source(path)
+    store = _store_of(source, folder)
     if _finished(store):
+        if tell is not None:
+            for note in source.notes:  # what was assumed of the file holds for its store, too
+                tell(note)
         return store
     if tell is not None:
         tell(f"ingesting {path} -> {store}")
@@ -147,8 +151,12 @@ def store_of(path: Path, folder: Path) -> Path:
     VolumeError
         If nothing is there, or the format is unknown.
     """
-    name = path.resolve().name.split(".")[0] or "volume"
-    return folder / f"{name}-{open_source(path).fingerprint()[:_DIGITS]}.zarr"
+    return _store_of(open_source(path), folder)
+
+
+def _store_of(source: Source, folder: Path) -> Path:
+    name = source.path.resolve().name.split(".")[0] or "volume"
+    return folder / f"{name}-{source.fingerprint()[:_DIGITS]}.zarr"
 
 
 def _finished(store: Path) -> bool:

@@ -6,15 +6,13 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from comir_hpc.config.words import Direction as Direction
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.host import files
 from comir_hpc.points import AXES, read_point_table
 from comir_hpc.transforms import PointMap
 from comir_hpc.warp.files import make_folder, resolved
-
-Direction = Literal["fixed-to-moving", "moving-to-fixed"]
 
 
 @dataclass(frozen=True)

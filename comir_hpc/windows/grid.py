@@ -11,15 +11,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from comir_hpc.config.words import Blend as Blend
 from comir_hpc.errors import ConfigError
 from comir_hpc.geometry import Box, Triple
 
-Blend = Literal["gaussian", "hann", "exact"]
 Profile = NDArray[np.float32]
 
 _SPARED = (
