@@ -88,7 +88,7 @@ class WindowGrid:
                         yield self._window((kz, ky, kx))
 
     def positions(self, axis: int, core: int) -> int:
-        """Count the window positions along an axis; one on the face between two blocks of `core` voxels counts twice."""
+        """Count window positions along an axis; one on the face between two blocks of `core` voxels counts twice."""
         starts = range(0, self.shape_zyx[axis], core)
         return sum(lo < start + core and hi > start for lo, hi in self._spans[axis] for start in starts)
 
