@@ -1,4 +1,4 @@
-"""What a registration is given: two volumes, encoders or ready representations, and the level they are compared at."""
+"""Open what a registration is given: two volumes, encoders or ready representations; choose the level to compare."""
 
 from __future__ import annotations
 
@@ -25,27 +25,31 @@ from comir_hpc.windows import Encoder, load_encoder, nearest_level
 Role = Literal["fixed", "moving"]
 
 BYTES_PER_VOXEL = 64
-"""Peak memory of a registration for each voxel of a volume with one channel. Measured for both volumes together, beyond
-the libraries, without the global search: 61 and 71 bytes at 96^3 (intensity, representations), 42 and 47 at 192^3."""
+"""Peak memory of a registration, in bytes for each voxel of a volume with one channel. It was measured for both volumes
+together, without the libraries and the global search: 61 and 71 bytes at 96^3 (intensity, representations), 42 and 47
+at 192^3."""
 OVERHEAD_BYTES = 600 * 2**20
-"""What a registration needs besides: the libraries took 363 MiB, the global search 170 MiB on two threads."""
+"""Memory that a registration needs beside that, in bytes: the libraries took 363 MiB, the global search 170 MiB on two
+threads."""
 _BYTES_PER_CHANNEL = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One of the two volumes, and where what is compared comes from.
+    """One of the two volumes, and where its values to compare come from.
 
     Attributes
     ----------
+    role : str
+        Which of the two it is: ``fixed`` or ``moving``.
     volume : Volume
-        The original: masks and pictures come from it.
+        The original volume. Masks and pictures come from it.
     compared : Volume
         Store whose levels are compared: a representation that `infer` wrote, or the volume itself.
     encoder : Encoder or None
-        Makes the representation here.
+        Encoder that makes the representation here; None if there is nothing to encode.
     level : int
-        Of `compared`.
+        Level of `compared` that is used.
     """
 
     role: Role
@@ -61,23 +65,23 @@ class Side:
 
     @property
     def num_channels(self) -> int:
-        """Channels that are compared."""
+        """Number of channels that are compared."""
         if self.encoder is not None:
             return self.encoder.latent_channels
         return self.compared.num_channels if self.ready else 1
 
     def predicted_bytes(self, level: int) -> float:
-        """Memory that a registration needs for this side at a level."""
+        """Predict the bytes that a registration needs for this volume at a level."""
         voxels = math.prod(self.compared.level_grid(level).shape_zyx)
         return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - 1))
 
     def original_level(self) -> int:
-        """Level of the original volume on the compared grid.
+        """Find the level of the original volume that lies on the compared grid.
 
         Raises
         ------
         VolumeError
-            If there is none.
+            If there is no such level.
         """
         grid = self.compared.level_grid(self.level)
         for level in range(self.volume.num_levels):
@@ -89,7 +93,7 @@ class Side:
         )
 
     def features(self) -> tuple[Features, NDArray[np.float32]]:
-        """What is compared, and the intensity (z, y, x) on the same grid, for pictures."""
+        """Make the features to compare, and the intensity (z, y, x) on the same grid, for pictures."""
         original = self.original_level()
         grid = self.volume.level_grid(original)
         unpadded = Unpadded(self.volume)
@@ -107,16 +111,20 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Both sides with their levels chosen, everything checked that can be without reading voxels.
+    """Both volumes with their levels chosen. All is checked that can be checked without reading voxels.
 
     Attributes
     ----------
+    fixed, moving : Side
+        The two volumes.
     predicted_bytes : float
-        Memory of the whole process.
+        Memory that the whole process will need, in bytes.
     fingerprint : str
-        Of everything that the result depends on.
+        Digest of everything that the result depends on.
     reference : float or None
-        Agreement of the model on its aligned training pair.
+        Agreement of the model on its aligned training pair; None if there is no model.
+    model : Model or None
+        Record of the trained model; None without one.
     """
 
     fixed: Side
@@ -165,7 +173,7 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
 
 
 def _require_one_kind(fixed: Side, moving: Side) -> None:
-    """Refuse a slice with a volume: where in the volume the slice lies is another search than ours."""
+    """Refuse a slice with a volume: to find where in the volume the slice lies would be another search."""
     if fixed.volume.grid.planar == moving.volume.grid.planar:
         return
     one, whole = (fixed, moving) if fixed.volume.grid.planar else (moving, fixed)
@@ -219,7 +227,7 @@ def _open_representation(path: Path, volume: Volume, role: Role) -> Volume:
 
 
 def _require_made_by(store: Volume, run: Path, modality: str) -> None:
-    """Refuse a representation of another encoder: the verdict holds it against this one's reference."""
+    """Refuse a representation of another encoder, because the verdict compares it with this encoder's reference."""
     made_by = store.metadata.get("model") or {}
     weights = weights_path(run, modality)
     if not weights.is_file():
@@ -235,7 +243,10 @@ def _require_made_by(store: Volume, run: Path, modality: str) -> None:
 
 
 def _choose_levels(sides: list[Side], limit_bytes: float) -> list[int]:
-    """Finest levels that fit together; the larger side is coarsened first, so that the spacings come together."""
+    """Choose the finest levels that fit into memory together.
+
+    The larger volume is made coarser first, so that the two spacings come near to each other.
+    """
     levels = [
         0 if side.encoder is None else nearest_level(side.volume, side.encoder.spacing_mm) for side in sides
     ]
@@ -277,7 +288,7 @@ def _model_record(settings: RegisterSettings) -> Model | None:
 
 
 def _fingerprint(settings: RegisterSettings, sides: list[Side]) -> str:
-    """Digest of the inputs' content, the encoders and the settings that matter; not of places or threads."""
+    """Make a digest of the inputs' content, the encoders and the settings that matter, but not of paths or threads."""
     places = {"fixed", "moving", "out", "model", "fixed_representation", "moving_representation"}
     record = {
         "version": __version__,
