@@ -164,7 +164,10 @@ class Work:
 
     @cached_property
     def scale(self) -> NDArray[np.float32] | None:
-        """What one step of a quantised output means, (c, 1, 1, 1), as whoever made it decided."""
+        """Size of one step of a quantised output, for each channel, (c, 1, 1, 1); None if the output is not quantised.
+
+        It is read from the output, since the process that created it has chosen it for all others.
+        """
         kept = Volume.open(self.settings.out, allow_incomplete=True).metadata.get("quantised")
         return np.asarray(kept["scale"], dtype=np.float32)[:, None, None, None] if kept else None
 
