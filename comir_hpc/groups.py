@@ -117,14 +117,14 @@ class Group:
             return 180.0 / len(self.rotations)
         return covering_radius_deg(self.rotations)
 
-    def require_invariant(self, values_zyx: Sequence[float], what: str) -> None:
+    def require_invariant(self, values_zyx: Sequence[float], label: str) -> None:
         """Refuse a per-axis quantity, such as a patch shape or pooling factors, that the group would change.
 
         Parameters
         ----------
         values_zyx : three numbers
             The quantity along each array axis.
-        what : str
+        label : str
             Name of the quantity, for the message.
 
         Raises
@@ -138,7 +138,7 @@ class Group:
                 smaller = ("C2",) if self.is_planar else ("D4", "D2")
                 free = [name for name in smaller if _keeps(_group(name), values_zyx)]
                 raise ConfigError(
-                    f"{what} is {tuple(values_zyx)} along (z, y, x), but group {self.name} carries the axes "
+                    f"{label} is {tuple(values_zyx)} along (z, y, x), but group {self.name} carries the axes "
                     f"{tied} onto each other and needs equal values there; make them equal, "
                     f"or use group {' or '.join([*free, 'trivial'])}"
                 )

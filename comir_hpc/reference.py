@@ -32,7 +32,7 @@ _WATCHED = 4  # patches that are measured again and again during training
 _ELEMENTS = 3  # rotations that are tried on them
 
 
-def reference_figures(
+def reference_metrics(
     encode: Encode, sampler: PatchSampler, modalities: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
     """Measure agreement, retrieval and equivariance on clean patches of the training volumes.
@@ -67,7 +67,7 @@ def reference_figures(
     near = torch.from_numpy(sampler.ignore(draws)).to(device)
     apart = table[~near]
     specimen = batch.valid & specimen_mask(batch.above[0]) & specimen_mask(batch.above[1])
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "patches": _PATCHES,
         "agreement": _number(aligned.mean()),
         "agreement_p5": _number(aligned.quantile(0.05)),
@@ -78,16 +78,16 @@ def reference_figures(
         "shifted": {str(s): _shifted_agreement(encode, sampler, maps[0], s, device) for s in _SHIFTS},
     }
     for key in ("equivariance", "effective_rank", "deviation"):
-        figures[key] = {}
+        metrics[key] = {}
     for number, name in enumerate(modalities):
         errors = equivariance_errors(_of(encode, number), batch.images[number][:_TURNED], sampler.group)
-        figures["equivariance"][name] = {
+        metrics["equivariance"][name] = {
             "mean": _number(errors.mean()),
             "max": _number(errors.max()),
         }
-        figures["effective_rank"][name] = _number(effective_rank(maps[number]))
-        figures["deviation"][name] = _number(maps[number].std())
-    return figures
+        metrics["effective_rank"][name] = _number(effective_rank(maps[number]))
+        metrics["deviation"][name] = _number(maps[number].std())
+    return metrics
 
 
 def _shifted_agreement(
@@ -129,7 +129,7 @@ class Watch:
         chosen = np.unique(np.linspace(0, len(others) - 1, min(_ELEMENTS, len(others))).round().astype(int))
         self._turns = Group(group.name, others[chosen])
 
-    def figures(self, encode: Encode) -> dict[str, float]:
+    def metrics(self, encode: Encode) -> dict[str, float]:
         """Measure the encoders as they are now.
 
         Returns

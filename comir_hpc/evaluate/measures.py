@@ -19,7 +19,7 @@ from comir_hpc.evaluate.checkpoint import Subject
 from comir_hpc.evaluate.cubes import Places, choose_sides, read_cubes
 from comir_hpc.geometry import Triple
 from comir_hpc.patches import PatchSampler
-from comir_hpc.reference import reference_figures
+from comir_hpc.reference import reference_metrics
 from comir_hpc.rotations import angle_deg
 from comir_hpc.specimens import Specimen, prepare_specimens
 from comir_hpc.turning import spread_axes
@@ -117,7 +117,7 @@ def error_at_border(
     return significant(np.square(near - far)[:, kept].mean() / variance) if variance > 0 else None
 
 
-def figures_on_patches(subject: Subject) -> dict[str, Any]:
+def metrics_on_patches(subject: Subject) -> dict[str, Any]:
     """Measure agreement and retrieval on patches, or take what `train` wrote when it ended, if it fits."""
     written = next(iter(subject.encoders.values())).reference
     if subject.own and "retrieval" in written:
@@ -126,7 +126,7 @@ def figures_on_patches(subject: Subject) -> dict[str, Any]:
     specimens = prepare_specimens([list(subject.volumes.values())], sampling)
     sampler = PatchSampler(specimens, sampling, subject.trained_group, subject.settings.seed, augment=False)
     encoders = [encode_singly(encoder) for encoder in subject.encoders.values()]
-    return reference_figures(
+    return reference_metrics(
         lambda number, images: encoders[number](images),
         sampler,
         list(subject.encoders),

@@ -32,8 +32,8 @@ from comir_hpc.evaluate.measures import (
     error_at_border,
     error_over_angles,
     error_over_group,
-    figures_on_patches,
     flat_metrics,
+    metrics_on_patches,
     specimen_of,
 )
 from comir_hpc.evaluate.plots import draw_diagnosis
@@ -171,7 +171,7 @@ def diagnose(
             "border": error_at_border(encode, number, specimen, places, stride),
         }
     both = torch.from_numpy(masks[0] & masks[1])[:, None]
-    patches = figures_on_patches(subject)
+    patches = metrics_on_patches(subject)
     bias = None
     if aligned is not None:
         try:

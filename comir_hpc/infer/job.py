@@ -174,7 +174,7 @@ class Work:
     @cached_property
     def sweep(self) -> Sweep:
         """The windows of this process, in its own copy of the network."""
-        job = self._job or Job.of(self.settings)
+        job = self._job or Job.from_settings(self.settings)
         background = job.reader.background if self.settings.skip_background else None
         return Sweep(job.encoder, job.reader, job.windows, background=background, batch=self.settings.batch)
 

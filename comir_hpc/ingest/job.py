@@ -58,7 +58,7 @@ class Job:
     verb: str = "ingest"
 
     @classmethod
-    def of(cls, source: Source, settings: IngestSettings) -> Job:
+    def from_source(cls, source: Source, settings: IngestSettings) -> Job:
         """Check source and settings against each other.
 
         Raises

@@ -25,7 +25,7 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray
 from comir_hpc.memory import in_words
 from comir_hpc.padding import padding_notes
-from comir_hpc.register.agreement import Comparison
+from comir_hpc.register.agreement import Similarity
 from comir_hpc.register.candidates import FINE, Candidate, Ranking, rank
 from comir_hpc.register.features import Features, one_channel
 from comir_hpc.register.global_search import Search, choose_starts, search
@@ -43,7 +43,7 @@ from comir_hpc.register.outputs import (
     write_result,
 )
 from comir_hpc.register.panels import make_panels
-from comir_hpc.register.plane import Frame
+from comir_hpc.register.plane import SlicePlane
 from comir_hpc.register.refine import Metric, Refiner
 from comir_hpc.register.verdict import Evidence, judge
 from comir_hpc.rotations import reverse_axes, so2_grid, so3_grid
@@ -114,15 +114,15 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     with clock.time("features"):
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
-    frame = Frame.of(fixed.grid, moving.grid)
-    pair = Pair(*frame.laid(fixed, moving), settings)
+    frame = SlicePlane.from_grids(fixed.grid, moving.grid)
+    pair = Pair(*frame.flattened(fixed, moving), settings)
     with clock.time("search"):
         starts, found = _starts(pair, settings, progress)
     try:
         with clock.time("refine"):
             ranking = rank(
                 pair.refiner,
-                pair.comparison,
+                pair.similarity,
                 starts,
                 metric=pair.metric,
                 kind=settings.transform,
@@ -150,7 +150,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     return write_result(settings.out, transform, record, panels, landscape(found, frame))
 
 
-def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: Frame) -> dict[str, Any]:
+def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: SlicePlane) -> dict[str, Any]:
     """Describe the answer and the numbers that the verdict is made from."""
     verdict, reasons = judge(evidence)
     return {
@@ -163,11 +163,11 @@ def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: Frame) -> 
 
 
 def _without_answer(
-    pair: Pair, starts: Sequence[Start], frame: Frame, error: RegistrationError
+    pair: Pair, starts: Sequence[Start], frame: SlicePlane, error: RegistrationError
 ) -> dict[str, Any]:
     """Describe the starts that were tried, and why none of them led to an answer."""
     tried = [
-        Candidate(start, start, score, pair.comparison.at(start), 0.0, failure=FAILED_START)
+        Candidate(start, start, score, pair.similarity.at(start), 0.0, failure=FAILED_START)
         for start, score in starts
     ]
     return {
@@ -238,18 +238,18 @@ class Pair:
         self.learned = settings.representation == "comir"
         self.metric: Metric = "correlation" if self.learned else "information"
         self.threads = settings.threads or len(os.sched_getaffinity(0))
-        self.comparison = Comparison(fixed, moving)
+        self.similarity = Similarity(fixed, moving)
         self.refiner = Refiner(
             *one_channel(fixed, moving), metric=self.metric, seed=settings.seed, threads=self.threads
         )
-        self.points_mm: FloatArray = self.comparison.some_points_mm(_FEW_POINTS)
-        self.side_mm = self.comparison.side_mm(self.points_mm)
+        self.points_mm: FloatArray = self.similarity.some_points_mm(_FEW_POINTS)
+        self.side_mm = self.similarity.side_mm(self.points_mm)
 
     @property
     def metric_name(self) -> str:
         """Name of the score that candidates are ranked by, in words."""
-        what = "correlation of the representations" if self.learned else "normalised mutual information"
-        return f"{what}, times the root of the overlap"
+        name = "correlation of the representations" if self.learned else "normalised mutual information"
+        return f"{name}, times the root of the overlap"
 
 
 def _starts(
@@ -257,7 +257,7 @@ def _starts(
 ) -> tuple[list[Start], Search | None]:
     """Find rough answers with their scores, and the search that they come from (None without a search)."""
     if settings.initial == "identity":
-        if pair.comparison.at(Transform.identity()).overlap == 0:
+        if pair.similarity.at(Transform.identity()).overlap == 0:
             raise RegistrationError(
                 "the specimens do not overlap where the two grids put them, so --initial identity has nowhere to "
                 "start; use --initial global or moments"
@@ -301,7 +301,7 @@ def _centred(pair: Pair) -> Transform:
 def _before(pair: Pair) -> Transform:
     """Find how the pair lay before: as the grids say, or centred if that shows nothing of the moving specimen."""
     as_given = Transform.identity()
-    return as_given if pair.comparison.at(as_given).overlap > 0 else _centred(pair)
+    return as_given if pair.similarity.at(as_given).overlap > 0 else _centred(pair)
 
 
 def _evidence(pair: Pair, ranking: Ranking, inputs: Inputs) -> Evidence:
@@ -334,7 +334,7 @@ def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _notes(frame: Frame, inputs: Inputs) -> dict[str, list[str]]:
+def _notes(frame: SlicePlane, inputs: Inputs) -> dict[str, list[str]]:
     notes = padding_notes(inputs.fixed.volume) + padding_notes(inputs.moving.volume)
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(

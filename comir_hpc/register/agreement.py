@@ -46,7 +46,7 @@ class Agreement:
         return self.correlation * float(np.sqrt(self.overlap))
 
 
-class Comparison:
+class Similarity:
     """Measure one pair of volumes under any number of transforms, always on the same fixed voxels.
 
     Parameters

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.register.agreement import Agreement, Comparison
+from comir_hpc.register.agreement import Agreement, Similarity
 from comir_hpc.register.global_search import MIN_OVERLAP
 from comir_hpc.register.refine import Kind, Level, Metric, Refiner
 from comir_hpc.transforms import Transform
@@ -77,7 +77,7 @@ class Ranking:
 
 def rank(
     refiner: Refiner,
-    comparison: Comparison,
+    similarity: Similarity,
     starts: list[tuple[Transform, float | None]],
     *,
     metric: Metric,
@@ -90,7 +90,7 @@ def rank(
     ----------
     refiner : Refiner
         Refines one answer.
-    comparison : Comparison
+    similarity : Similarity
         Measures one answer.
     starts : list of (transform, score)
         Rough answers, from fixed to moving points, with their score in the search or None.
@@ -111,18 +111,18 @@ def rank(
 
     def improve(candidate: Candidate, levels: tuple[Level, ...], how: Kind = "rigid") -> Candidate:
         nonlocal done
-        improved = _improve(refiner, comparison, candidate, levels, how, metric)
+        improved = _improve(refiner, similarity, candidate, levels, how, metric)
         done += 1
         if progress is not None:
             progress(done, steps)
         return improved
 
-    rough = [_measured(comparison, Candidate(t, t, s, Agreement(0, 0, 0), 0.0), metric) for t, s in starts]
-    ranked = _ordered([improve(c, COARSE) for c in rough], comparison)
+    rough = [_measured(similarity, Candidate(t, t, s, Agreement(0, 0, 0), 0.0), metric) for t, s in starts]
+    ranked = _ordered([improve(c, COARSE) for c in rough], similarity)
     finalists = [next(c for c in ranked if c.answer == n) for n in sorted({c.answer for c in ranked} - {-1})]
     for finalist in finalists[:FINALISTS]:
         ranked[ranked.index(finalist)] = improve(finalist, FINE)
-    ranked = _ordered(ranked, comparison)
+    ranked = _ordered(ranked, similarity)
     if ranked[0].failure is not None:
         reasons = "; ".join(sorted({c.failure for c in ranked if c.failure}))
         raise RegistrationError(
@@ -138,7 +138,7 @@ def rank(
 
 def _improve(
     refiner: Refiner,
-    comparison: Comparison,
+    similarity: Similarity,
     candidate: Candidate,
     levels: tuple[Level, ...],
     kind: Kind,
@@ -150,15 +150,15 @@ def _improve(
         refined = refiner.refine(candidate.transform, levels, kind)
     except RegistrationError:
         return candidate
-    improved = _measured(comparison, replace(candidate, transform=refined.transform), metric)
+    improved = _measured(similarity, replace(candidate, transform=refined.transform), metric)
     # The optimiser compares only a sample of the voxels, and knows nothing of the overlap. From a poor start it may go
     # to a worse place; such a result is not used.
     wandered = improved.failure is not None or improved.score < _KEPT_SHARE * candidate.score
     return candidate if wandered else improved
 
 
-def _measured(comparison: Comparison, candidate: Candidate, metric: Metric) -> Candidate:
-    agreement = comparison.at(candidate.transform)
+def _measured(similarity: Similarity, candidate: Candidate, metric: Metric) -> Candidate:
+    agreement = similarity.at(candidate.transform)
     score = agreement.evidence if metric == "correlation" else agreement.information * agreement.overlap**0.5
     failure = None
     if agreement.overlap < MIN_OVERLAP:
@@ -166,10 +166,10 @@ def _measured(comparison: Comparison, candidate: Candidate, metric: Metric) -> C
     return replace(candidate, agreement=agreement, score=score, failure=failure)
 
 
-def _ordered(candidates: list[Candidate], comparison: Comparison) -> list[Candidate]:
+def _ordered(candidates: list[Candidate], similarity: Similarity) -> list[Candidate]:
     """Sort candidates by score, failed ones last, and number the distinct answers."""
-    points = comparison.some_points_mm(1000)
-    side = comparison.side_mm(points)
+    points = similarity.some_points_mm(1000)
+    side = similarity.side_mm(points)
     ranked = sorted(candidates, key=lambda c: (c.failure is not None, -c.score))
     answers: list[Candidate] = []
     numbered = []

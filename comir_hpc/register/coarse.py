@@ -27,7 +27,7 @@ _BALL_SHARE = 0.98
 
 
 @dataclass(frozen=True, eq=False)
-class Coarse:
+class CoarseFeatures:
     """One volume on an isotropic grid.
 
     Attributes
@@ -64,13 +64,13 @@ class Turner:
 
     Parameters
     ----------
-    moving : Coarse
+    moving : CoarseFeatures
         Moving map on a finer grid than that of the search, because every sample is a trilinear interpolation.
     fixed_frame : (3, 3)
         Steps of the search grid in the world, in mm; they are the columns.
     """
 
-    def __init__(self, moving: Coarse, fixed_frame: FloatArray) -> None:
+    def __init__(self, moving: CoarseFeatures, fixed_frame: FloatArray) -> None:
         spacing = float(np.linalg.norm(fixed_frame[:, -1]))
         self.centre_mm = moving.centroid_mm
         radius = _ball_radius_mm(moving, self.centre_mm)
@@ -104,7 +104,7 @@ class Turner:
         return cubes.reshape(len(maps), *self.shape)
 
 
-def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> Coarse:
+def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> CoarseFeatures:
     """Low-pass features to `spacing_mm` and sample them at ``spacing_mm / finer`` around their mask.
 
     The values are a normalised convolution with the mask as weight, so that nothing from outside the mask is averaged
@@ -140,7 +140,7 @@ def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> Coarse:
     weights = np.clip(sampled[-1], 0, 1)
     values = _standardised(sampled[:-1] / np.maximum(weights, 1e-6), weights)
     frame = np.asarray(grid.matrix_mm[:3, :3]) * every
-    return Coarse(values, weights, frame, grid.world_mm(start))
+    return CoarseFeatures(values, weights, frame, grid.world_mm(start))
 
 
 def _standardised(values: Array32, weights: Array32) -> Array32:
@@ -158,7 +158,7 @@ def _standardised(values: Array32, weights: Array32) -> Array32:
     return np.asarray(centred / np.float32(np.sqrt(variance)), dtype=np.float32)
 
 
-def _ball_radius_mm(moving: Coarse, centre_mm: FloatArray) -> float:
+def _ball_radius_mm(moving: CoarseFeatures, centre_mm: FloatArray) -> float:
     index = np.argwhere(moving.weights > 0)
     weights = moving.weights[tuple(index.T)]
     distance = np.linalg.norm(index @ moving.frame.T + moving.origin_mm - centre_mm, axis=1)

@@ -17,7 +17,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from comir_hpc.geometry import FloatArray, Triple
-from comir_hpc.register.coarse import Array32, Coarse
+from comir_hpc.register.coarse import Array32, CoarseFeatures
 
 Spectra = NDArray[np.complex64]
 
@@ -96,7 +96,7 @@ class MaskedCorrelation:
     Each channel's mean is taken over the overlap at that shift, so that an offset between the volumes does not count.
     """
 
-    def __init__(self, fixed: Coarse) -> None:
+    def __init__(self, fixed: CoarseFeatures) -> None:
         self._fixed = fixed
         self._spectra: Spectra | None = None
 
@@ -139,7 +139,7 @@ class MutualInformation:
     when the overlap shrinks (Studholme et al. 1999).
     """
 
-    def __init__(self, fixed: Coarse, moving: Coarse, classes: int = 5) -> None:
+    def __init__(self, fixed: CoarseFeatures, moving: CoarseFeatures, classes: int = 5) -> None:
         self._edges = [_quantiles(side, classes) for side in (fixed, moving)]
         self._fixed_maps = _classes(fixed.values[0], fixed.weights, self._edges[0])
         self._spectra: Spectra | None = None
@@ -179,6 +179,6 @@ def _classes(values: Array32, weights: Array32, edges: FloatArray) -> Array32:
     return np.stack([np.where(classes == k, weights, np.float32(0)) for k in range(len(edges) + 1)])
 
 
-def _quantiles(side: Coarse, classes: int) -> FloatArray:
+def _quantiles(side: CoarseFeatures, classes: int) -> FloatArray:
     inside = side.values[0][side.weights > 0.5]
     return np.unique(np.quantile(inside, np.arange(1, classes) / classes))

@@ -111,14 +111,16 @@ def search(
             "only equally many can be compared"
         )
     spacing = max(fixed.grid.extent_mm[axis] for axis in fixed.grid.axes) / voxels
-    still, loose = coarsen(fixed, spacing), coarsen(moving, spacing, finer=2)
-    turner = Turner(loose, still.frame)
+    coarse_fixed, coarse_moving = coarsen(fixed, spacing), coarsen(moving, spacing, finer=2)
+    turner = Turner(coarse_moving, coarse_fixed.frame)
     # The largest possible overlap is that of a mask with itself. Weights of both are multiplied, hence squared.
     finer = 2 ** len(fixed.grid.axes)
-    full = min(float((still.weights**2).sum()), float((loose.weights**2).sum()) / finer)
-    correlator = Correlator.plan(still.weights, turner.shape, min_overlap * full)
+    full = min(float((coarse_fixed.weights**2).sum()), float((coarse_moving.weights**2).sum()) / finer)
+    correlator = Correlator.plan(coarse_fixed.weights, turner.shape, min_overlap * full)
     compare: Criterion = (
-        MaskedCorrelation(still) if criterion == "correlation" else MutualInformation(still, loose)
+        MaskedCorrelation(coarse_fixed)
+        if criterion == "correlation"
+        else MutualInformation(coarse_fixed, coarse_moving)
     )
 
     def one(rotation: FloatArray) -> tuple[float, float, tuple[int, ...]]:
@@ -137,7 +139,7 @@ def search(
     scores = np.asarray([score for score, _, _ in found])
     return Search(
         rotations_xyz=rotations_xyz,
-        pivots_mm=still.origin_mm + middle @ still.frame.T,
+        pivots_mm=coarse_fixed.origin_mm + middle @ coarse_fixed.frame.T,
         scores=scores,
         overlaps=np.where(np.isfinite(scores), [share for _, share, _ in found], 0.0),
         moving_centre_mm=turner.centre_mm,

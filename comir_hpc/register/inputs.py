@@ -35,7 +35,7 @@ _BYTES_PER_CHANNEL = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class Input:
     """One of the two volumes, and where its values to compare come from.
 
     Attributes
@@ -115,7 +115,7 @@ class Inputs:
 
     Attributes
     ----------
-    fixed, moving : Side
+    fixed, moving : Input
         The two volumes.
     predicted_bytes : float
         Memory that the whole process will need, in bytes.
@@ -127,8 +127,8 @@ class Inputs:
         Record of the trained model; None without one.
     """
 
-    fixed: Side
-    moving: Side
+    fixed: Input
+    moving: Input
     predicted_bytes: float
     fingerprint: str
     reference: float | None
@@ -146,7 +146,7 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         If one is a single slice and the other a volume, a representation was made from another volume, or the
         memory does not suffice.
     """
-    sides = [_open_side(settings, "fixed"), _open_side(settings, "moving")]
+    sides = [_open_input(settings, "fixed"), _open_input(settings, "moving")]
     _require_one_kind(*sides)
     if sides[0].num_channels != sides[1].num_channels:
         raise RegistrationError(
@@ -172,7 +172,7 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
     )
 
 
-def _require_one_kind(fixed: Side, moving: Side) -> None:
+def _require_one_kind(fixed: Input, moving: Input) -> None:
     """Refuse a slice with a volume: to find where in the volume the slice lies would be another search."""
     if fixed.volume.grid.planar == moving.volume.grid.planar:
         return
@@ -184,18 +184,18 @@ def _require_one_kind(fixed: Side, moving: Side) -> None:
     )
 
 
-def _open_side(settings: RegisterSettings, role: Role) -> Side:
+def _open_input(settings: RegisterSettings, role: Role) -> Input:
     volume = Volume.open(settings.fixed if role == "fixed" else settings.moving)
     volume.intensity()  # refuses a volume without statistics before anything is done
     if settings.representation == "intensity":
-        return Side(role, volume, volume, None)
+        return Input(role, volume, volume, None)
     path = settings.fixed_representation if role == "fixed" else settings.moving_representation
     modality = settings.fixed_modality if role == "fixed" else settings.moving_modality
     if path is not None:
         store = _open_representation(path, volume, role)
         if settings.model is not None and modality is not None:
             _require_made_by(store, settings.model, modality)
-        return Side(role, volume, store, None)
+        return Input(role, volume, store, None)
     assert settings.model is not None  # RegisterSettings holds both
     assert modality is not None
     encoder = load_encoder(
@@ -206,7 +206,7 @@ def _open_side(settings: RegisterSettings, role: Role) -> Side:
         symmetrise=settings.symmetrise,
     )
     encoder.require_fitting(volume)
-    return Side(role, volume, volume, encoder)
+    return Input(role, volume, volume, encoder)
 
 
 def _open_representation(path: Path, volume: Volume, role: Role) -> Volume:
@@ -242,7 +242,7 @@ def _require_made_by(store: Volume, run: Path, modality: str) -> None:
         )
 
 
-def _choose_levels(sides: list[Side], limit_bytes: float) -> list[int]:
+def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
     """Choose the finest levels that fit into memory together.
 
     The larger volume is made coarser first, so that the two spacings come near to each other.
@@ -264,7 +264,7 @@ def _choose_levels(sides: list[Side], limit_bytes: float) -> list[int]:
         levels[max(movable, key=lambda i: needs[i])] += 1
 
 
-def _too_large(sides: list[Side], levels: list[int], needed: float, limit: float) -> str:
+def _too_large(sides: list[Input], levels: list[int], needed: float, limit: float) -> str:
     grids = "; ".join(
         f"{side.role} {side.compared.level_grid(level)}" for side, level in zip(sides, levels, strict=True)
     )
@@ -277,8 +277,8 @@ def _too_large(sides: list[Side], levels: list[int], needed: float, limit: float
     return f"comparing {grids} needs {in_words(needed)}, {in_words(limit)} are allowed; {remedy}"
 
 
-def _at_level(side: Side, level: int) -> Side:
-    return Side(side.role, side.volume, side.compared, side.encoder, level)
+def _at_level(side: Input, level: int) -> Input:
+    return Input(side.role, side.volume, side.compared, side.encoder, level)
 
 
 def _model_record(settings: RegisterSettings) -> Model | None:
@@ -287,7 +287,7 @@ def _model_record(settings: RegisterSettings) -> Model | None:
     return read_model(settings.model)
 
 
-def _fingerprint(settings: RegisterSettings, sides: list[Side]) -> str:
+def _fingerprint(settings: RegisterSettings, sides: list[Input]) -> str:
     """Make a digest of the inputs' content, the encoders and the settings that matter, but not of paths or threads."""
     places = {"fixed", "moving", "out", "model", "fixed_representation", "moving_representation"}
     record = {

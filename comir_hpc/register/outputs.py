@@ -19,8 +19,8 @@ from comir_hpc.errors import RegistrationError, UnsavedResult
 from comir_hpc.host.files import written_whole
 from comir_hpc.register.candidates import Candidate
 from comir_hpc.register.global_search import Search
-from comir_hpc.register.inputs import Inputs, Side
-from comir_hpc.register.plane import Frame
+from comir_hpc.register.inputs import Input, Inputs
+from comir_hpc.register.plane import SlicePlane
 from comir_hpc.register.verdict import Verdict
 from comir_hpc.rotations import angle_deg
 from comir_hpc.runs import result as results
@@ -195,7 +195,7 @@ def _placed(transform: Transform | None) -> dict[str, Any]:
     }
 
 
-def candidate_record(number: int, candidate: Candidate, frame: Frame) -> dict[str, Any]:
+def candidate_record(number: int, candidate: Candidate, frame: SlicePlane) -> dict[str, Any]:
     """Describe one candidate as it is written to result.json, in world coordinates."""
     transform = frame.world(candidate.transform)
     return {
@@ -211,7 +211,7 @@ def candidate_record(number: int, candidate: Candidate, frame: Frame) -> dict[st
     }
 
 
-def input_record(side: Side) -> dict[str, Any]:
+def input_record(side: Input) -> dict[str, Any]:
     """Describe one volume as it is written to result.json, with absolute paths, which are valid from every folder."""
     return {
         "path": str(side.volume.path.absolute()),
@@ -225,7 +225,7 @@ def input_record(side: Side) -> dict[str, Any]:
     }
 
 
-def landscape(found: Search | None, frame: Frame) -> dict[str, NDArray[Any]] | None:
+def landscape(found: Search | None, frame: SlicePlane) -> dict[str, NDArray[Any]] | None:
     """Make the arrays of search.npz, in world coordinates; None where nothing was searched."""
     if found is None:
         return None

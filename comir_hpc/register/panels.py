@@ -53,11 +53,11 @@ def make_panels(
         cut = int(np.clip(round(centre[axis]), 0, fixed.grid.shape_zyx[axis] - 1))
         spacing = [s for other, s in enumerate(fixed.grid.spacing_mm) if other != axis]
         panels[f"{plane}_spacing_mm"] = np.asarray(spacing, dtype=np.float32)
-        for suffix, (still, loose) in kinds.items():
-            panels[f"{plane}_fixed{suffix}"] = np.take(still, cut, axis=axis).astype(np.float32)
+        for suffix, (fixed_values, moving_values) in kinds.items():
+            panels[f"{plane}_fixed{suffix}"] = np.take(fixed_values, cut, axis=axis).astype(np.float32)
             for name, transform in (("before", before), ("after", after)):
                 panels[f"{plane}_{name}{suffix}"] = _resampled(
-                    loose, moving.grid, fixed.grid, transform, axis, cut
+                    moving_values, moving.grid, fixed.grid, transform, axis, cut
                 )
     return panels
 

@@ -17,7 +17,7 @@ from comir_hpc.transforms import Transform
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class SlicePlane:
     """Rigid maps from the world to the place where each volume of a pair is compared.
 
     Attributes
@@ -32,8 +32,8 @@ class Frame:
     moving: Transform
 
     @classmethod
-    def of(cls, fixed: Grid, moving: Grid) -> Frame:
-        """Frame of two volumes, or of two slices."""
+    def from_grids(cls, fixed: Grid, moving: Grid) -> SlicePlane:
+        """Find the place of comparison for two volumes, or for two slices."""
         if not fixed.planar:
             return cls(Transform.identity(), Transform.identity())
         axes = _axes_of(fixed)
@@ -54,9 +54,9 @@ class Frame:
         """Angle between the planes of two slices in degrees; 0 for volumes."""
         return self.moving.inverse().compose(self.fixed).rotation_deg
 
-    def laid(self, fixed: Features, moving: Features) -> tuple[Features, Features]:
-        """The two sides where they are compared."""
-        return _laid(fixed, self.fixed), _laid(moving, self.moving)
+    def flattened(self, fixed: Features, moving: Features) -> tuple[Features, Features]:
+        """Bring the features of both volumes to the place of comparison; slices are flattened into z = 0."""
+        return _flattened(fixed, self.fixed), _flattened(moving, self.moving)
 
     def world(self, transform: Transform) -> Transform:
         """Convert a transform between the places of comparison into one between world points, fixed to moving."""
@@ -73,7 +73,7 @@ class Frame:
         return self.fixed.inverse().apply(points_mm)
 
 
-def _laid(features: Features, frame: Transform) -> Features:
+def _flattened(features: Features, frame: Transform) -> Features:
     if not features.grid.planar:
         return features
     grid = features.grid
@@ -83,8 +83,8 @@ def _laid(features: Features, frame: Transform) -> Features:
     direction[2, 2] = np.sign(direction[2, 2])
     x, y, _ = frame.apply(grid.origin_mm)
     rows: list[tuple[float, ...]] = [tuple(row) for row in direction.tolist()]
-    laid: Matrix = (rows[0], rows[1], rows[2])  # type: ignore[assignment]
-    return replace(features, grid=Grid(grid.shape_zyx, grid.spacing_mm, (float(x), float(y), 0.0), laid))
+    flattened: Matrix = (rows[0], rows[1], rows[2])  # type: ignore[assignment]
+    return replace(features, grid=Grid(grid.shape_zyx, grid.spacing_mm, (float(x), float(y), 0.0), flattened))
 
 
 def _normal(grid: Grid) -> FloatArray:

@@ -26,7 +26,7 @@ from comir_hpc.host.locks import writer
 from comir_hpc.launch import choose_device, read_launch
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.patches import PatchSampler
-from comir_hpc.reference import reference_figures
+from comir_hpc.reference import reference_metrics
 from comir_hpc.runs.model import (
     MODEL_FILE,
     WEIGHTS_FOLDER,
@@ -68,7 +68,7 @@ class TrainResult:
     loss : float
         Loss of the last step that was logged.
     reference : dict
-        Numbers that were measured on the training volumes (`reference.reference_figures`).
+        Numbers that were measured on the training volumes (`reference.reference_metrics`).
     seconds : float
         Time that this call took, in seconds.
     notes : tuple of str
@@ -227,7 +227,7 @@ def _hand_over(
     model: Model | None = None
     if engine.rank == 0:
         clean = PatchSampler(specimens, settings.sampling, loop.sampler.group, settings.seed, augment=False)
-        figures = reference_figures(loop.encode, clean, settings.modalities, engine.device)
+        metrics = reference_metrics(loop.encode, clean, settings.modalities, engine.device)
         for name, network in loop.average.items():
             write_file(weights_path(run, name), _weights(network))
         model = make_record(
@@ -240,7 +240,7 @@ def _hand_over(
                 "loss": loop.last_loss,
                 "seed": settings.seed,
                 "inputs": {str(v.path): v.fingerprint() for s in specimens for v in s.volumes},
-                "reference": figures,
+                "reference": metrics,
             },
         )
         try:

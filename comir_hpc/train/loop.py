@@ -93,10 +93,10 @@ class Loop:
                     self._average_weights()
                 done = step + 1
                 last = done == settings.optimiser.steps
-                look = last or done % settings.tracking.picture_every == 0
-                if look or done % settings.tracking.log_every == 0:
-                    self._log(done, parts, maps, sample, look)
-                if look:
+                full = last or done % settings.tracking.picture_every == 0
+                if full or done % settings.tracking.log_every == 0:
+                    self._log(done, parts, maps, sample, full)
+                if full:
                     self._picture(done, sample, maps)
                 self._save_if_due(done, stop)
                 if self.progress and not engine.rank:
@@ -196,8 +196,8 @@ class Loop:
     def _watch(self) -> Watch:
         return Watch(self.sampler, self.engine.device)
 
-    def _log(self, done: int, parts: LossParts, maps: Sequence[Tensor], sample: _Sample, look: bool) -> None:
-        """Log metrics, the same on any number of ranks but for timings; with `look` also of the averaged weights."""
+    def _log(self, done: int, parts: LossParts, maps: Sequence[Tensor], sample: _Sample, full: bool) -> None:
+        """Log metrics, the same on any number of ranks but for timings; with `full` also of the averaged weights."""
         engine, settings = self.engine, self.settings
         norm = self._require_finite(done)
         aligned = agreement(maps[0].detach(), maps[1].detach(), sample.valid).diagonal().mean()
@@ -221,8 +221,8 @@ class Loop:
         peak = peak_tflops(engine.device)
         if peak:
             metrics["share_of_peak"] = metrics["tflops"] / peak
-        if look and not engine.rank:
-            metrics |= self._watch.figures(self.encode)
+        if full and not engine.rank:
+            metrics |= self._watch.metrics(self.encode)
         self.last_loss = metrics["loss"]
         self.tracker.log(done, metrics)
 
