@@ -23,6 +23,7 @@ from comir_hpc.infer.job import Job, Work, core_of
 from comir_hpc.infer.prediction import block_bytes, calibrate, evaluations, output_files_and_bytes, prediction
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.runs.html import table
 from comir_hpc.seams import seam_figure
 from comir_hpc.volume import Volume, chunk_and_shard
 from comir_hpc.windows import WindowGrid
@@ -82,6 +83,16 @@ class InferResult:
         ratio = (self.seam or {}).get("windows")
         line = f"{line}; jump across window borders {ratio:.2f} of that inside" if ratio is not None else line
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        rows = {
+            "representation": self.path,
+            "grid": self.grid,
+            "level": self.level,
+            "time": f"{self.seconds:.1f} s",
+        }
+        return table("infer", rows | ({"blocks of other parts": self.missing} if self.missing else {}))
 
 
 def infer(settings: InferSettings, *, progress: Progress | None = None) -> InferResult:

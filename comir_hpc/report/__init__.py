@@ -1,7 +1,7 @@
 """`comir-hpc report`: one self-contained page that shows whether a registration, or a training run, is right.
 
-`contents` reads what the folder holds, `panels` makes pictures of volumes, `charts` draws curves, `snippets` writes what
-can be copied, `page` puts them into ``report.html.j2``. What a folder lacks is said on the page; a folder without
+`contents` reads what the folder holds, `panels` makes pictures of volumes, `charts` draws curves, `snippets` writes
+what can be copied, `page` puts them into ``report.html.j2``. What a folder lacks is said on the page; a folder without
 anything is refused.
 """
 

@@ -25,6 +25,7 @@ from comir_hpc.launch import choose_device, read_launch
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.patches import PatchSampler
 from comir_hpc.reference import reference_figures
+from comir_hpc.runs.html import table
 from comir_hpc.runs.model import (
     MODEL_FILE,
     WEIGHTS_FOLDER,
@@ -86,6 +87,14 @@ class TrainResult:
         done = f"{self.run}: {self.steps} steps, loss {self.loss:.4f}"
         done += "" if agreement is None else f", agreement {agreement:.3f}"
         return "; ".join([f"{done}, {self.seconds:.0f} s", *self.notes])
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        figures = {key: self.reference.get(key) for key in ("agreement", "mismatched", "retrieval")}
+        rows = {"run": self.run, "steps": self.steps, "loss": f"{self.loss:.4f}"}
+        return table(
+            "train", rows | {key: f"{value:.3g}" for key, value in figures.items() if value is not None}
+        )
 
 
 def train(settings: TrainSettings, run: Path, *, progress: Progress | None = None) -> TrainResult:
