@@ -117,8 +117,8 @@ def rank(
     ranked = _ordered(ranked, comparison)
     if ranked[0].failure is not None:
         raise RegistrationError(
-            f"none of {len(ranked)} starts led to an answer (the best: {ranked[0].failure}); check that the two volumes show the "
-            "same specimen, or start elsewhere: --initial global or moments"
+            f"none of {len(ranked)} starts led to an answer (the best: {ranked[0].failure}); check that the two "
+            "volumes show the same specimen, or start elsewhere: --initial global or moments"
         )
     if kind == "affine":
         ranked[0] = improve(ranked[0], FINE, "affine")
