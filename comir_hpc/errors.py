@@ -25,6 +25,10 @@ class RegistrationError(ComirError, RuntimeError):
     """A registration that could not be carried out (a poor result is a verdict, not an error)."""
 
 
+class HeldError(ComirError, RuntimeError):
+    """Another process is writing to the same place, and two writers would spoil each other's work."""
+
+
 class UnsavedResult(RegistrationError):
     """A registration that is done, but whose result could not be written.
 

@@ -15,15 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comir_hpc.diagnostics import (
-    agreement,
-    effective_rank,
-    equivariance_errors,
-    foreground_agreement,
-    retrieval,
-)
+from comir_hpc.diagnostics import equivariance_errors
+from comir_hpc.groups import Group
 from comir_hpc.patches import REFERENCE, PatchSampler, specimen_mask
-from comir_hpc.rotations import Group
+from comir_hpc.quality import agreement, effective_rank, foreground_agreement, retrieval
 
 Encode = Callable[[int, Tensor], Tensor]
 """Modality number and images (n, c, z, y, x) to maps (n, l, z, y, x), in eval mode, without gradient."""

@@ -11,8 +11,8 @@ from PIL import Image
 from trained_run import write_run
 from typer.testing import CliRunner
 
-from comir_hpc import cli
 from comir_hpc.checkpoints import checkpoint_path, write_checkpoint
+from comir_hpc.commands import app as cli
 from comir_hpc.config import EvaluateSettings, SamplingSettings, TrackingSettings, TrainSettings, dump
 from comir_hpc.datasets import phantom_pair
 from comir_hpc.errors import CheckpointError, ComirError, ConfigError, RegistrationError, VolumeError

@@ -10,9 +10,9 @@ from phantoms import store_pair
 from torch import Tensor
 
 from comir_hpc.config import SamplingSettings
+from comir_hpc.groups import rotation_group
 from comir_hpc.patches import PatchSampler
 from comir_hpc.reference import Watch, reference_figures
-from comir_hpc.rotations import rotation_group
 from comir_hpc.specimens import prepare_specimens
 from comir_hpc.volume import Volume
 

@@ -168,7 +168,7 @@ def test_the_command_prints_the_result_that_it_cannot_write(tmp_path: Path) -> N
             "    except OSError: pass\n"
             "    return panels(*a, **k)\n"
             "r.make_panels = fill\n"
-            "from comir_hpc.cli import main\n"
+            "from comir_hpc.commands import main\n"
             "main()\n"
         )
         arguments = [

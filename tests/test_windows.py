@@ -16,7 +16,7 @@ from trained_run import write_run
 
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
 from comir_hpc.geometry import Box, plan_blocks
-from comir_hpc.rotations import act, rotation_group
+from comir_hpc.groups import act, rotation_group
 from comir_hpc.volume import Volume
 from comir_hpc.windows import Encoder, NormalisedReader, Sweep, load_encoder, nearest_level, plan_windows
 from comir_hpc.windows.evaluation import in_batches

@@ -13,7 +13,7 @@ from comir_hpc import __version__
 from comir_hpc.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint, unwritable, write_file
 from comir_hpc.config import EvaluateSettings, TrainSettings, load
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
-from comir_hpc.rotations import Group, group_for_spacing, rotation_group
+from comir_hpc.groups import Group, group_for_spacing, rotation_group
 from comir_hpc.runs.model import MODEL_FILE, Model, read_model, weights_path, write_model
 from comir_hpc.runs.record import make_record
 from comir_hpc.volume import Volume

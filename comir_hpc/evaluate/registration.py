@@ -14,6 +14,7 @@ import numpy as np
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.geometry import FloatArray, Grid
 from comir_hpc.host.files import write_text
+from comir_hpc.padding import Unpadded
 from comir_hpc.points import read_point_table
 from comir_hpc.rotations import angle_deg
 from comir_hpc.runs.record import brief
@@ -50,9 +51,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Table:
-    """Evaluations side by side."""
+    """Evaluations side by side.
+
+    Attributes
+    ----------
+    rows : tuple of Evaluation
+        One for each result.
+    notes : tuple of str
+        What was assumed of the files, for the user to see.
+    """
 
     rows: tuple[Evaluation, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -85,7 +95,7 @@ def specimen_points(volume: Volume, count: int = _NUM_POINTS) -> FloatArray:
         (k for k in range(volume.num_levels) if max(volume.level_grid(k).shape_zyx) <= 160),
         volume.num_levels - 1,
     )
-    mask = volume.intensity().foreground(volume.read(level=level)[0])
+    mask = volume.intensity().foreground(Unpadded(volume).read(level=level)[0])
     index = np.argwhere(mask)
     if not len(index):
         raise VolumeError(f"{volume.path} has no foreground; give points with --points")
@@ -105,7 +115,7 @@ def evaluate(
     truth : Path
         The true transform, fixed to moving points.
     points : Path, optional
-        CSV of fixed points; otherwise points of the fixed volume's foreground.
+        Table of fixed points (see `read_point_table`); otherwise points of the fixed volume's foreground.
     out : Path, optional
         CSV to write.
 
@@ -115,17 +125,18 @@ def evaluate(
         If a folder has no result, it names no fixed volume, or a file cannot be written.
     """
     true = load_transform(truth)
+    given = read_point_table(points) if points else None
     rows = []
     for folder in results:
         result = read_result(folder)
         grid, fixed = _fixed_volume(folder, result)
-        targets = read_point_table(points).points_mm if points else specimen_points(Volume.open(fixed))
+        targets = given.points_mm if given else specimen_points(Volume.open(fixed))
         row = _evaluation(folder, result, true, targets, grid)
         rows.append(row)
         errors = {key: value for key, value in asdict(row).items() if key in Errors.model_fields}
         changed = result.with_entries(truth={"matrix_lps_mm": true.matrix_mm.tolist(), **errors})
         _write(folder, changed)
-    table = Table(tuple(rows))
+    table = Table(tuple(rows), given.notes if given else ())
     if out is not None:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray
 from comir_hpc.memory import in_words
+from comir_hpc.padding import padding_notes
 from comir_hpc.register.agreement import Comparison
 from comir_hpc.register.candidates import FINE, Candidate, Ranking, rank
 from comir_hpc.register.features import Features, one_channel
@@ -141,7 +142,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         "model": None if inputs.model is None else inputs.model.provenance(cast(Path, settings.model)),
         "run": None if inputs.model is None else str(settings.model),
         "fingerprint": inputs.fingerprint,
-        **_notes(frame),
+        **_notes(frame, inputs),
     }
     transform = None if answer is None else frame.world(answer)
     return write_result(settings.out, transform, record, panels, landscape(found, frame))
@@ -331,15 +332,14 @@ def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _notes(frame: Frame) -> dict[str, list[str]]:
-    if frame.tilt_deg < _TILTED_DEG:
-        return {}
-    return {
-        "notes": [
+def _notes(frame: Frame, inputs: Inputs) -> dict[str, list[str]]:
+    notes = padding_notes(inputs.fixed.volume) + padding_notes(inputs.moving.volume)
+    if frame.tilt_deg >= _TILTED_DEG:
+        notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "
             "transform turns one into the other, and only motion inside the plane was searched"
-        ]
-    }
+        )
+    return {"notes": notes} if notes else {}
 
 
 def _part(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:

@@ -16,6 +16,7 @@ from comir_hpc import __version__
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.padding import Unpadded
 from comir_hpc.register.features import Features, checked, specimen_mask
 from comir_hpc.runs.model import Model, read_model, weights_path
 from comir_hpc.volume import Volume
@@ -91,14 +92,16 @@ class Side:
         """What is compared, and the intensity (z, y, x) on the same grid, for pictures."""
         original = self.original_level()
         grid = self.volume.level_grid(original)
-        intensity = self.volume.intensity().normalise(self.volume.read(level=original)[0])
+        unpadded = Unpadded(self.volume)
+        intensity = self.volume.intensity().normalise(unpadded.read(level=original)[0])
         if self.encoder is not None:
             values, _ = self.encoder.encode_volume(self.volume, original)
         elif self.ready:
             values = self.compared.read(level=self.level).astype(np.float32, copy=False)
         else:
             values = intensity[None]
-        features = Features(values, specimen_mask(self.volume, original), grid)
+        known = unpadded.known(level=original) if unpadded.padded else None
+        features = Features(values, specimen_mask(self.volume, original), grid, known)
         return checked(features, self.compared.path), intensity
 
 

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from comir_hpc.checkpoints import checkpoint_path, read_newest, read_tensors, un
 from comir_hpc.config import TrainSettings, dump
 from comir_hpc.engine import Engine, make_engine
 from comir_hpc.errors import CheckpointError
+from comir_hpc.host.locks import writer
 from comir_hpc.launch import choose_device, read_launch
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.patches import PatchSampler
@@ -115,14 +117,41 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
         Before anything is written, if settings and volumes cannot work together.
     CheckpointError
         If no checkpoint can be read, or one cannot be written.
+    HeldError
+        If another training is at work in that folder.
     StopRequested
         On SIGTERM or SIGUSR2, after saving; the same call continues.
     """
     start = time.perf_counter()
     settings = _with_absolute_paths(settings)
     check_settings(settings)
-    if choose_device(settings.engine.device, read_launch(os.environ)).type == "cpu":
+    launch = read_launch(os.environ)
+    if choose_device(settings.engine.device, launch).type == "cpu":
         keep_freed_memory()  # before anything starts a thread, which would get a heap of its own
+    if not run.exists():
+        _require_trainable(settings)  # the lock makes the folder
+    # All ranks of a job are one writer, and the first of them holds the lock. When it is refused, the launcher ends
+    # the others, as whenever a rank ends with an error. A finished run needs no lock, since nothing is written.
+    needed = launch.rank == 0 and not _is_finished(settings, run)
+    with writer(run, run, "comir-hpc train") if needed else nullcontext():
+        return _train(settings, run, progress, start)
+
+
+def _require_trainable(settings: TrainSettings) -> None:
+    inputs = inspect_inputs(settings)
+    build_networks(choose_recomputed_levels(settings, inputs), inputs)
+
+
+def _is_finished(settings: TrainSettings, run: Path) -> bool:
+    try:
+        model = _read_model(settings, run, False, [])
+    except CheckpointError:
+        return False  # damaged: it may have to be written again
+    return model is not None and model.step == settings.optimiser.steps
+
+
+def _train(settings: TrainSettings, run: Path, progress: Progress | None, start: float) -> TrainResult:
+    """Train while nobody else writes into the folder of the run."""
     found = read_newest(run / "checkpoints")
     state, path, notes = found or (None, None, [])
     model = _read_model(settings, run, state is not None, notes)

@@ -1,4 +1,4 @@
-"""A transform applied: the moving original onto the fixed grid, from zarr to zarr, or points either way."""
+"""A transform applied: the moving original onto the fixed grid, as a zarr or one file, or points either way."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import BlockResult, Figures, build_pyramid, fill_output, open_output, side_by_side
+from comir_hpc.cluster import BlockResult, Execution, Figures, Output, carry_out, side_by_side
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
+from comir_hpc.host.places import require_apart
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.runs.html import table
+from comir_hpc.transforms import notes_on, read_transform
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
-from comir_hpc.warp.points import carry_points, write_text
-from comir_hpc.warp.resampling import Interpolation, Resampler, read_itk_transform, share_inside
+from comir_hpc.warp.files import file_format
+from comir_hpc.warp.one_file import make_file, plan_file
+from comir_hpc.warp.points import carry_points, require_table_name, write_text
+from comir_hpc.warp.resampling import WORKING_BYTES, Interpolation, Resampler, share_inside
 
 __all__ = ["WarpResult", "plan_warp", "warp"]
 
 Progress = Callable[[str, int, int], None]
 
-_WORKING_BYTES = 512 << 20  # a piece's moving region with ITK's copies of it
 _PROBE = 64  # voxels along each side of what is resampled to tell the time
 
 
@@ -40,6 +43,8 @@ class WarpResult:
         Volume or CSV that was written.
     points : int
         Points carried; zero for a volume.
+    notes : tuple of str
+        What was assumed of the inputs, and what the output's format cannot keep, for the user to see.
     grid : Grid or None
         Of the volume.
     blocks, computed, missing : int
@@ -54,6 +59,7 @@ class WarpResult:
 
     path: Path
     points: int = 0
+    notes: tuple[str, ...] = ()
     grid: Grid | None = None
     blocks: int = 0
     computed: int = 0
@@ -105,7 +111,8 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     Raises
     ------
     ConfigError
-        If volume and points are both given, or neither, or labels are to be interpolated.
+        If volume and points are both given, or neither, labels are to be interpolated, or the output's name is of no
+        known format or that of an input.
     VolumeError
         If an input is missing or damaged or changes while it is read, the output exists and was made from something
         else, or blocks fail.
@@ -117,28 +124,17 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     start = time.perf_counter()
     if _wants_points(settings):
         assert settings.points is not None
-        transform = read_itk_transform(settings.transform)
-        text, count = carry_points(settings.points, transform, settings.direction)
-        write_text(settings.out, text, overwrite=settings.overwrite)
-        return WarpResult(settings.out, points=count, seconds=time.perf_counter() - start)
+        transform = read_transform(settings.transform)
+        carried = carry_points(settings.points, transform, settings.direction)
+        write_text(settings.out, carried.text, overwrite=settings.overwrite)
+        notes = (*carried.notes, *notes_on(transform, settings.transform.name))
+        return WarpResult(settings.out, carried.count, notes, seconds=time.perf_counter() - start)
+    if file_format(settings.out) is not None:
+        return _warp_to_file(settings, progress, start)
     job = _Job(settings)
-    ledger = Ledger(settings.out, fingerprint(**job.record))
-    out = open_output(
-        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=settings.part[1]
-    )  # fmt: skip
-    plan = plan_blocks(out.grid.shape_zyx, out.shard_zyx)
-
-    def finish() -> None:
-        build_pyramid(out, plan, ledger)
-        out.finish()
-
-    filled = fill_output(
-        out, plan, _Work(job), ledger, part=settings.part, predict=lambda blocks: _prediction(job, plan, blocks),
-        require_unchanged=job.require_unchanged, finish=finish, begun=start,
-        workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
-        progress=progress, what=f"warp {settings.out.name}",
-    )  # fmt: skip
-    return WarpResult(settings.out, grid=out.grid, inside=job.inside, **vars(filled))
+    filled = carry_out(job, begun=start, progress=progress)
+    notes = notes_on(job.transform, settings.transform.name)
+    return WarpResult(settings.out, notes=notes, grid=job.fixed, inside=job.inside, **vars(filled))
 
 
 def plan_warp(settings: WarpSettings) -> dict[str, Any]:
@@ -151,20 +147,23 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
     """
     if _wants_points(settings):
         assert settings.points is not None
-        text, count = carry_points(
-            settings.points, read_itk_transform(settings.transform), settings.direction
-        )
-        return {"points": count, "direction": settings.direction, "disk": in_words(len(text))}
+        carried = carry_points(settings.points, read_transform(settings.transform), settings.direction)
+        return {"points": carried.count, "direction": settings.direction, "disk": in_words(len(carried.text))}
     job = _Job(settings)
+    about = {
+        "moving": f"{settings.zarr}: {job.moving.grid}",
+        "grid": str(job.fixed),
+        "inside_the_moving_volume": f"{job.inside:.0%}",
+        "interpolation": job.interpolation,
+    }
+    if file_format(settings.out) is not None:
+        return about | plan_file(settings, job.resampler)
     _, shard = chunk_and_shard(job.fixed.shape_zyx, settings.chunk, settings.shard)
     plan = plan_blocks(job.fixed.shape_zyx, shard)
     part = plan.part(*settings.part)
     predicted = _prediction(job, plan, len(part))
     return {
-        "moving": f"{settings.zarr}: {job.moving.grid}",
-        "grid": str(job.fixed),
-        "inside_the_moving_volume": f"{job.inside:.0%}",
-        "interpolation": job.interpolation,
+        **about,
         "blocks": len(plan),
         "block": " x ".join(map(str, plan.core_zyx)),
         "blocks_of_this_part": len(part),
@@ -193,10 +192,21 @@ def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
     return Figures(
         blocks=blocks,
         seconds=per_voxel * math.prod(fixed.shape_zyx) * blocks / len(plan) / settings.workers,
-        peak_bytes=peak_bytes() + _WORKING_BYTES + 3 * voxel * math.prod(shards[0]),
+        peak_bytes=peak_bytes() + WORKING_BYTES + 3 * voxel * math.prod(shards[0]),
         num_bytes=voxel * sum(map(math.prod, shapes)),
         files=1 + files,
     )
+
+
+def _warp_to_file(settings: WarpSettings, progress: Progress | None, start: float) -> WarpResult:
+    job = _Job(settings)
+    blocks, limits = make_file(
+        settings, job.resampler, require_unchanged=job.require_unchanged, progress=progress
+    )
+    return WarpResult(
+        settings.out, notes=(*notes_on(job.transform, settings.transform.name), *limits), grid=job.fixed, blocks=blocks,
+        computed=blocks, inside=job.inside, seconds=time.perf_counter() - start,
+    )  # fmt: skip
 
 
 def _wants_points(settings: WarpSettings) -> bool:
@@ -212,6 +222,8 @@ def _wants_points(settings: WarpSettings) -> bool:
         raise ConfigError(f"warp takes --zarr M.zarr --like F.zarr, or --points P.csv; {found}")
     if settings.zarr is not None and settings.like is None:
         raise ConfigError("--zarr needs --like F.zarr, the volume whose grid the result gets")
+    if settings.points is not None:
+        require_table_name(settings.out, (settings.points, settings.transform))
     return settings.points is not None
 
 
@@ -223,15 +235,16 @@ def _part_of(box: Box) -> Box:
 class _Job:
     """Volumes and transform, found to fit each other before anything is written."""
 
+    verb = "warp"
+
     def __init__(self, settings: WarpSettings) -> None:
         assert settings.zarr is not None
         assert settings.like is not None
-        if settings.out.resolve() in (settings.zarr.resolve(), settings.like.resolve()):
-            raise ConfigError(f"--out is {settings.out}, which is read; choose another name")
+        require_apart(settings.out, settings.zarr, settings.like, settings.transform)
         self.settings = settings
         self.moving = Volume.open(settings.zarr)
         self.fixed = Volume.open(settings.like).grid
-        self.transform = read_itk_transform(settings.transform)
+        self.transform = read_transform(settings.transform)
         self.inside = share_inside(self.transform, self.fixed, self.moving.grid)
         if self.inside == 0:
             raise RegistrationError(
@@ -263,6 +276,40 @@ class _Job:
     @property
     def resampler(self) -> Resampler:
         return Resampler(self.moving, self.transform, self.fixed, self.interpolation, self.outside)
+
+    @property
+    def out(self) -> Path:
+        return self.settings.out
+
+    @property
+    def execution(self) -> Execution:
+        how = self.settings
+        return Execution(how.part, how.workers, how.cluster, how.verify, how.overwrite)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        settings = self.settings
+        assert settings.zarr is not None
+        assert settings.like is not None
+        given = {"--zarr": settings.zarr, "--transform": settings.transform, "--like": settings.like}
+        return (*(word for name, path in given.items() for word in (name, str(path.resolve()))), "--out")
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.out, fingerprint(**self.record))
+
+    def plan(self, out: Volume) -> BlockPlan:
+        return plan_blocks(out.grid.shape_zyx, out.shard_zyx)
+
+    def work(self, out: Volume) -> _Work:
+        del out
+        return _Work(self)
+
+    def needs(self, plan: BlockPlan, blocks: int) -> Figures:
+        return _prediction(self, plan, blocks)
+
+    def finish(self, output: Output) -> dict[str, Any]:
+        output.build_pyramid()
+        return {}
 
     @cached_property
     def source_fingerprint(self) -> str:

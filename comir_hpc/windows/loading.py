@@ -5,25 +5,23 @@ from __future__ import annotations
 import hashlib
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from comir_hpc.checkpoints import read_tensors
 from comir_hpc.config import Precision
+from comir_hpc.config.words import Symmetry as Symmetry
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
 from comir_hpc.geometry import Vector
+from comir_hpc.groups import rotation_group
 from comir_hpc.launch import choose_device, choose_precision
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.networks import Network, build_network, fold_norms
-from comir_hpc.rotations import rotation_group
 from comir_hpc.runs.model import MODEL_FILE, Model, read_model, weights_path
 from comir_hpc.runs.record import brief
 from comir_hpc.volume import Volume
 from comir_hpc.windows.encoder import Encoder
-
-Symmetry = Literal["none", "D2", "D4", "O", "C2", "C4"]
 
 _LEVEL_TOLERANCE = 1.5
 
@@ -90,7 +88,7 @@ def load_encoder(
     if modality not in model.modalities:
         raise CheckpointError(
             f"{run} has encoders of {', '.join(model.modalities)}; there is none of {modality!r}: give one of them "
-            "as --modality"
+            "as the modality"
         )
     chosen = choose_device(device)
     if chosen.type == "cpu":
