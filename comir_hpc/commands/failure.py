@@ -65,8 +65,6 @@ def _said(error: Exception, terminal: Terminal) -> int:
         return EXIT_USAGE
     if isinstance(error, UnsavedResult):
         typer.echo(error.content)  # minutes of search, which no file could take
-    if isinstance(error, UnsavedResult):
-        typer.echo(error.content)
     terminal.refused(str(error) if isinstance(error, ComirError) else _unexpected(error, terminal))
     return EXIT_REFUSED
 
