@@ -281,6 +281,7 @@ def test_damaged_weights_are_one_line_without_advice_to_open_them_unsafely(
         except CheckpointError as error:
             said.append(str(error))
     assert len(said) >= 5
+    assert not [line for line in said if "internal miniz error" in line]
     assert not [line for line in said if "weights_only" in line or "\n" in line or len(line) > 600]
     torch.save({"a": Code()}, path)
     with pytest.raises(CheckpointError, match="can run code"):
