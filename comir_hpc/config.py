@@ -68,6 +68,8 @@ class IngestSettings(Settings):
     """Voxels along each side of the unit of reading."""
     shard: Positive = 256
     """Voxels along each side of the unit of writing (one file)."""
+    checksums: bool = False
+    """Follow every chunk with a checksum: a flipped bit is an error then. Reading takes a tenth more processor time."""
     non_finite: float | None = None
     """Value that replaces NaN and infinite voxels; when not given, they are refused."""
     foreground_above: float | None = None
@@ -309,6 +311,8 @@ class InferSettings(Settings):
     """Voxels along each side of a stored chunk."""
     shard: Positive = 128
     """Voxels along each side of a stored shard."""
+    checksums: bool = False
+    """Follow every chunk with a checksum: a flipped bit is an error then. Reading takes a tenth more processor time."""
     core: Positive | None = None
     """Voxels along each side of a block of work, a multiple of the shard; up to 2 x 2 x 2 shards when not given."""
     symmetrise: Literal["none", "D2", "D4", "O", "C2", "C4"] = "none"
@@ -407,6 +411,8 @@ class WarpSettings(Settings):
     """Voxels along each side of a stored chunk."""
     shard: Positive = 256
     """Voxels along each side of a stored shard."""
+    checksums: bool = False
+    """Follow every chunk with a checksum: a flipped bit is an error then. Reading takes a tenth more processor time."""
     part: Part = (1, 1)
     """(I, N): do part I of N (array jobs)."""
     verify: bool = False

@@ -82,12 +82,13 @@ class Ramped:
     verb: str = "ramp"
     record: dict[str, str] = field(default_factory=lambda: {"what": "ramp"})
     command: tuple[str, ...] = ("--out",)
+    checksums: bool = False
 
     def ledger(self) -> Ledger:
         return Ledger(self.out, "one")
 
     def create(self, path: Path) -> Volume:
-        return make(path)
+        return Volume.create(path, GRID, np.float64, chunk=4, shard=8, checksums=self.checksums)
 
     def plan(self, out: Volume):
         return plan_blocks(SHAPE, out.shard_zyx, core_zyx=(self.core,) * 3)

@@ -180,7 +180,7 @@ def test_whatever_is_deleted_is_made_again_by_the_same_command(
 def test_verify_finds_and_mends_a_flipped_bit_in_the_pyramid_and_touches_nothing_else(
     path: Path, whole: Path
 ) -> None:
-    ramped(path)
+    ramped(path, checksums=True)
     times = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file() and p.name != "zarr.json"}
     shard = path / "1" / "c" / "0" / "1" / "1" / "1"
     flip(shard)
@@ -188,8 +188,8 @@ def test_verify_finds_and_mends_a_flipped_bit_in_the_pyramid_and_touches_nothing
         VolumeError, match=r"1/c/0/1/1/1 is damaged, box .*run `comir-hpc ramp --out .*--verify"
     ):
         Volume.open(path).read(level=1)
-    assert ramped(path, verify=True).computed == 0
-    assert _bytes(path) == _bytes(whole)
+    assert ramped(path, verify=True, checksums=True).computed == 0
+    np.testing.assert_array_equal(Volume.open(path).read(level=1), Volume.open(whole).read(level=1))
     after = {p: p.stat().st_mtime_ns for p in times}
     assert {p for p in times if after[p] != times[p]} == {shard}
 

@@ -290,6 +290,7 @@ class _Job:
             "grid": self.fixed.as_dict(),
             "interpolation": self.interpolation,
             **self.settings.model_dump(mode="json", include={"chunk", "shard"}),
+            **({"checksums": True} if self.settings.checksums else {}),
         }
 
     def create(self, path: Path) -> Volume:
@@ -307,7 +308,7 @@ class _Job:
         }
         return Volume.create(
             path, self.fixed, self.moving.dtype, channels=self.moving.num_channels, kind=source["kind"],
-            chunk=settings.chunk, shard=settings.shard, metadata=metadata,
+            chunk=settings.chunk, shard=settings.shard, checksums=settings.checksums, metadata=metadata,
         )  # fmt: skip
 
     def require_unchanged(self) -> None:
