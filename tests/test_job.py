@@ -39,16 +39,16 @@ def says_complete(path: Path) -> bool:
 
 
 class Running:
-    """The job in a process of its own, slow, so that something can happen meanwhile."""
+    """The job in a process of its own; it stays for long in one block, so that something can happen meanwhile."""
 
-    def __init__(self, path: Path, pause: float = 0.1, **how: object) -> None:
+    def __init__(self, path: Path, pause: float = 0.0, stay: int | None = None, **how: object) -> None:
         code = f"""
             import sys, time
             from pathlib import Path
             sys.path.insert(0, {str(Path(__file__).parent)!r})
             if __name__ == "__main__":
                 from test_cluster import Execution, Ramp, Ramped, carry_out
-                job = Ramped(Path({str(path)!r}), Execution(**{how!r}), Ramp(pause={pause}))
+                job = Ramped(Path({str(path)!r}), Execution(**{how!r}), Ramp(pause={pause}, stay={stay}))
                 carry_out(job, begun=time.perf_counter(),
                           progress=lambda what, done, total: print(done, total, flush=True))
         """
@@ -72,7 +72,7 @@ class Running:
 def test_the_second_process_is_refused_and_takes_over_when_the_first_is_killed(
     path: Path, whole: Path
 ) -> None:
-    first = Running(path)
+    first = Running(path, stay=6)
     first.until(3)
     with pytest.raises(
         HeldError, match=rf"out\.zarr is being written by `comir-hpc ramp` .*process {first.process.pid}"
@@ -95,7 +95,7 @@ def test_never_complete_while_blocks_are_done_again_even_when_that_is_killed(pat
     volume = Volume.open(path)
     for index in (3, 20, 30, 40):
         flip(next(volume.shard_files(Ramped(path).plan(volume)[index].write)))
-    again = Running(path, pause=0.4, verify=True)
+    again = Running(path, stay=30, verify=True)
     again.until(1)
     assert not says_complete(path)
     again.kill()
@@ -112,8 +112,8 @@ def test_a_part_that_ends_does_not_complete_what_another_part_does_again(path: P
     volume = Volume.open(path)
     plan = Ramped(path).plan(volume)
     flip(next(volume.shard_files(plan[0].write)))
-    flip(next(volume.shard_files(plan[1].write)))
-    again = Running(path, pause=0.5, verify=True, part=(1, 2))
+    flip(next(volume.shard_files(plan[7].write)))
+    again = Running(path, stay=7, verify=True, part=(1, 2))
     again.until(1)
     ended = ramped(path, part=(2, 2))
     assert ended.missing >= 1
@@ -259,7 +259,7 @@ def test_what_an_older_version_finished_is_left_as_it_is_and_verify_gives_it_a_l
 
 
 def test_another_job_does_not_replace_what_is_being_written(path: Path) -> None:
-    first = Running(path, part=(1, 2))
+    first = Running(path, stay=5, part=(1, 2))
     first.until(2)
 
     class Other(Ramped):

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 VERBS = ("ingest", "infer", "warp", "train")
-SHAPE = (72, 64, 80)
+SHAPE = (40, 48, 64)
 TIMINGS = {
     "loss",
     "step",
@@ -100,8 +100,25 @@ def prepare(work: Path) -> None:
 
 
 def words(arguments: list[str]) -> list[str]:
-    """Return the command line of a verb."""
+    """Return the command line of a verb, or of this file where a verb has no option for small shards."""
+    if arguments[0] == "run":
+        return [sys.executable, __file__, *arguments]
     return [sys.executable, "-m", "comir_hpc", *arguments]
+
+
+def run(verb: str, settings: dict[str, Any]) -> None:
+    """Do what the command line does, with any setting."""
+    from comir_hpc.config import InferSettings, WarpSettings
+    from comir_hpc.infer import infer
+    from comir_hpc.warp import warp
+
+    def progress(what: str, done: int, total: int) -> None:
+        print(what, done, total, file=sys.stderr, flush=True)
+
+    if verb == "infer":
+        infer(InferSettings(**settings), progress=progress)
+    else:
+        warp(WarpSettings(**settings), progress=progress)
 
 
 def call(arguments: list[str]) -> None:
@@ -175,19 +192,25 @@ def steps_lost(folder: Path, before: list[Any]) -> int:
 def cases(work: Path) -> dict[str, Case]:
     """Return the four verbs."""
 
-    def block(arguments: list[str]) -> Case:
-        return Case(
-            lambda folder: [*arguments, str(folder / "out.zarr")], store_content, blocks_done, blocks_lost
-        )
+    def block(verb: str, **settings: Any) -> Case:
+        def command(folder: Path) -> list[str]:
+            if verb == "ingest":
+                source = str(work / "one.mha")
+                return ["ingest", "--chunk", "8", "--shard", "16", source, str(folder / "out.zarr")]
+            return [
+                "run",
+                verb,
+                json.dumps({**settings, "chunk": 8, "shard": 16, "out": str(folder / "out.zarr")}),
+            ]
 
-    small = ["--chunk", "8", "--shard", "16"]
-    model = ["--model", str(work / "model"), "--modality", "one", "--window", "16", "--precision", "fp32"]
-    transform = ["--transform", str(work / "transform.tfm"), "--like", str(work / "one.zarr")]
+        return Case(command, store_content, blocks_done, blocks_lost)
+
+    one, two, transform = (str(work / name) for name in ("one.zarr", "two.zarr", "transform.tfm"))
+    model = {"model": str(work / "model"), "modality": "one", "window": 16, "precision": "fp32", "core": 16}
     return {
-        "ingest": block(["ingest", *small, str(work / "one.mha")]),
-        # Blocks of one shard: the smallest there are.
-        "infer": block(["infer", "--zarr", str(work / "one.zarr"), *model, "--core", "128", "--out"]),
-        "warp": block(["warp", "--zarr", str(work / "two.zarr"), *transform, "--out"]),
+        "ingest": block("ingest"),
+        "infer": block("infer", zarr=one, device="cpu", **model),
+        "warp": block("warp", zarr=two, like=one, transform=transform),
         "train": Case(
             lambda folder: ["train", str(work / "train.yaml"), "--run", str(folder / "run")],
             run_content, newest_step, steps_lost,
@@ -255,6 +278,7 @@ def series(
                 too_early += differences(reference, case.content(folder))
             seen.append(case.progress(folder))
             rows.append({"moment_s": round(moment, 3), "left": state})
+            most = most if state != "complete" else 0  # nothing is left to disturb
             continue
         assert process.stderr is not None
         if process.returncode:
@@ -274,6 +298,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=5, help="kills in a row before a run may end")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    if sys.argv[1:2] == ["run"]:
+        return run(sys.argv[2], json.loads(sys.argv[3]))
     given = parser.parse_args()
     work = given.work.resolve()
     prepare(work)
@@ -284,9 +310,7 @@ def main() -> None:
     for verb in given.verbs:
         case, done = cases(work)[verb], sum(row["verb"] == verb for row in rows)
         reference = undisturbed(case, work / "reference" / verb) if done < given.kills else None
-        number = 0
         while reference and done < given.kills:
-            number += 1
             rng = random.Random(f"{given.seed} {verb} {done}")
             most = min(given.most, given.kills - done)
             for row in series(case, reference, work / "killed" / verb, rng, most):
@@ -301,7 +325,9 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(row for row in rows if row["verb"] in given.verbs)
-    print(f"{len(rows)} kills, lost {sum(r['lost'] for r in rows)}, differ {sum(r['differ'] for r in rows)}")
+    return print(
+        f"{len(rows)} kills, lost {sum(r['lost'] for r in rows)}, differ {sum(r['differ'] for r in rows)}"
+    )
 
 
 if __name__ == "__main__":
