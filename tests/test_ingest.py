@@ -380,7 +380,7 @@ def test_memory_is_predicted_and_refused(tmp_path: Path, monkeypatch: pytest.Mon
     size = image("float64").nbytes
     task = settings(packed, tmp_path / "v.zarr", shard=16, max_memory=size / 2**30)
     with pytest.raises(
-        VolumeError, match=r"scan\.nii\.gz needs .* KiB of memory, .* \(--max-memory\); .*gunzip"
+        VolumeError, match=r"scan\.nii\.gz needs .* KiB of memory, .* \(--max-memory-gib\); .*gunzip"
     ):
         ingest(task)
     assert not (tmp_path / "v.zarr").exists()
@@ -450,10 +450,10 @@ def test_tiles_along_z_are_one_volume(tmp_path: Path) -> None:
     values, folder = image(), tmp_path / "tiles"
     folder.mkdir()
     for number, (a, b) in enumerate(((0, 9), (9, 10), (10, len(values)))):
-        write(folder / f"tile{9 + number}.mha", values[a:b])
-    result = ingest(settings(folder, tmp_path / "v.zarr", shard=16))
+        np.save(folder / f"tile{9 + number}.npy", values[a:b])
+    result = ingest(settings(folder, tmp_path / "v.zarr", shard=16, spacing=(2, 1, 1), unit="mm"))
     np.testing.assert_array_equal(Volume.open(result.path).read()[0], values)
-    assert "3 tiles from tile9.mha to tile11.mha" in result.notes[-1]
+    assert "3 tiles from tile9.npy to tile11.npy" in result.notes[-1]
 
 
 def test_every_row_or_every_so_manieth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

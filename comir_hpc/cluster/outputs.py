@@ -105,7 +105,7 @@ def open_output(
         if not overwrite:
             raise VolumeError(
                 f"{path} exists and was made from something else ({_differences(found, record)}); "
-                "choose another --out, or pass --overwrite"
+                "choose another name, or pass --overwrite"
             )
         require_alone()
         # By one rename, so that a stop here leaves the old store whole or gone, not in pieces.

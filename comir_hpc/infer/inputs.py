@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc.config import InferSettings
-from comir_hpc.errors import ConfigError, VolumeError
+from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Triple
+from comir_hpc.host.places import require_apart
+from comir_hpc.padding import Unpadded
 from comir_hpc.volume import Volume
 from comir_hpc.windows import Encoder, NormalisedReader, WindowGrid, load_encoder, nearest_level
 
@@ -41,8 +43,7 @@ class Inputs:
         VolumeError, CheckpointError, ConfigError
             If one of them is missing, or they do not fit each other.
         """
-        if settings.out.resolve() == settings.zarr.resolve():
-            raise ConfigError(f"--out is the volume that is read, {settings.zarr}; choose another name")
+        require_apart(settings.out, settings.zarr)
         volume = Volume.open(settings.zarr)
         encoder = load_encoder(
             settings.model,
@@ -101,7 +102,7 @@ def coarse_foreground(inputs: Inputs) -> NDArray[np.bool_] | None:
     coarsest = inputs.volume.level_grid(inputs.volume.num_levels - 1)
     if math.prod(coarsest.shape_zyx) > _COARSE:
         return None
-    values = inputs.volume.read(level=inputs.volume.num_levels - 1)
+    values = Unpadded(inputs.volume).read(level=inputs.volume.num_levels - 1)
     channels = [inputs.volume.intensity(c).foreground(channel) for c, channel in enumerate(values)]
     found: NDArray[np.bool_] = np.any(channels, axis=0)
     return found

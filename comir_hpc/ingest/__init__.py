@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -21,10 +21,12 @@ from comir_hpc.cluster import Figures, carry_out, side_by_side
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ComirError, ConfigError, VolumeError
 from comir_hpc.geometry import Grid
+from comir_hpc.host.places import require_apart
 from comir_hpc.ingest.job import Job
 from comir_hpc.memory import in_words
+from comir_hpc.padding import padding_notes
 from comir_hpc.readers import Source, in_memory, open_source
-from comir_hpc.volume import Kind
+from comir_hpc.volume import Kind, Volume
 
 __all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest"]
 
@@ -92,7 +94,7 @@ def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> Ing
         holds NaN or infinite voxels and no `non_finite` value is given; if it must be held in memory and does not
         fit; if another result is at `out`; if the disk is full.
     """
-    return _ingest(open_source(settings.source, settings.dataset), settings, progress)
+    return _ingest(_opened(settings), settings, progress)
 
 
 def ingest_array(
@@ -106,6 +108,7 @@ def ingest_array(
     shard: int = 256,
     non_finite: float | None = None,
     foreground_above: float | None = None,
+    padding: float | Literal["auto", "none"] = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> IngestResult:
@@ -120,7 +123,7 @@ def ingest_array(
         raise ConfigError("kind representation is what `infer` writes; expected image or labels")
     settings = IngestSettings(
         source=Path(name), out=out, kind=kind, chunk=chunk, shard=shard, non_finite=non_finite,
-        foreground_above=foreground_above, overwrite=overwrite,
+        foreground_above=foreground_above, padding=padding, overwrite=overwrite,
     )  # fmt: skip
     return _ingest(in_memory(array, grid, name), settings, progress)
 
@@ -133,7 +136,7 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
     VolumeError
         As `ingest`, as far as the header tells.
     """
-    job = Job.of(open_source(settings.source, settings.dataset), settings)
+    job = Job.of(_opened(settings), settings)
     files, num_bytes = job.output_files_and_bytes()
     plan = {
         "source": f"{settings.source} ({job.source.kind})",
@@ -159,6 +162,14 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
 # ---------------------------------------------------------------------- carrying it out
 
 
+def _opened(settings: IngestSettings) -> Source:
+    # Before anything is read: a folder that holds its own output would never come to rest.
+    require_apart(settings.out, settings.source)
+    source = open_source(settings.source, settings.dataset)
+    require_apart(settings.out, *source.files)  # voxels beside a header, parts in other files
+    return source
+
+
 def _ingest(source: Source, settings: IngestSettings, progress: Progress | None) -> IngestResult:
     start = time.perf_counter()
     job = Job.of(source, settings)
@@ -176,7 +187,7 @@ def _ingest(source: Source, settings: IngestSettings, progress: Progress | None)
         path=job.out,
         grid=job.grid,
         num_bytes=_stored_bytes(job.out),
-        notes=job.notes,
+        notes=(*job.notes, *padding_notes(Volume.open(job.out, allow_incomplete=True))),
         **vars(filled),
     )
 

@@ -16,6 +16,7 @@ from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.geometry import BlockPlan, Box, Grid, Triple, plan_blocks
 from comir_hpc.histogram import Histogram, as_record, constant_intensity, intensity_of
 from comir_hpc.ingest.blocks import Work, require_unchanged, typical_value
+from comir_hpc.ingest.padding import without_padding
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words
 from comir_hpc.pyramid import planned_levels
@@ -101,6 +102,10 @@ class Job:
             "source": str(self.source.path if self.source.digest else self.source.path.resolve()),
             "source_size_and_time": self.source_fingerprint,
             "grid": self.grid.as_dict(),
+            # Left out where it is the default, so that stores of before have the same record.
+            **({} if self.settings.padding == "auto" else {"padding": self.settings.padding}),
+            # Left out where it is the default, so that stores of before have the same record.
+            **({} if self.settings.padding == "auto" else {"padding": self.settings.padding}),
             **self.settings.model_dump(
                 mode="json", include={"dataset", "kind", "chunk", "shard", "non_finite", "foreground_above"}
             ),
@@ -182,11 +187,15 @@ class Job:
 
         Statistics that the volume has already are kept: they are those of the same source and settings.
         """
-        work, entries = self._work(output.volume), {}
-        if work.counted and "intensity" not in output.volume.metadata:
-            entries = self._statistics(work.total(output.volume, output.plan))
+        work = self._work(output.volume)
+        if not work.counted or "intensity" in output.volume.metadata:
+            output.build_pyramid()
+            return {}
+        histograms = work.total(output.volume, output.plan)
+        entries = self._statistics(histograms)
         output.build_pyramid()
-        return entries
+        # On a coarse level: padding is found by looking at the whole border.
+        return entries | without_padding(output.volume, histograms, self.settings, entries["intensity"])
 
     def _statistics(self, histograms: list[Histogram]) -> dict[str, Any]:
         """Entries ``intensity`` and ``value_range`` of the metadata, one item a channel."""
@@ -216,7 +225,7 @@ class Job:
 
     def allowed_bytes(self) -> int:
         """Memory that may be taken: what is free, or less where the user says so."""
-        limit = self.settings.max_memory
+        limit = self.settings.max_memory_gib
         return available_bytes() if limit is None else min(available_bytes(), int(limit * 2**30))
 
     def output_files_and_bytes(self) -> tuple[int, int]:
@@ -290,7 +299,7 @@ def require_memory(job: Job) -> None:
     needed, allowed = job.peak_bytes(), job.allowed_bytes()
     if needed <= allowed:
         return
-    given = " (--max-memory)" if job.settings.max_memory else ""
+    given = " (--max-memory-gib)" if job.settings.max_memory_gib else ""
     remedy = (
         "use fewer --workers or a smaller --shard"
         if job.source.streamed

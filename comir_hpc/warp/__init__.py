@@ -1,4 +1,4 @@
-"""A transform applied: the moving original onto the fixed grid, from zarr to zarr, or points either way."""
+"""A transform applied: the moving original onto the fixed grid, as a zarr or one file, or points either way."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from comir_hpc.cluster import BlockResult, Execution, Figures, Output, carry_out
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
+from comir_hpc.host.places import require_apart
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.transforms import notes_on, read_transform
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
-from comir_hpc.warp.points import carry_points, write_text
-from comir_hpc.warp.resampling import Interpolation, Resampler, read_itk_transform, share_inside
+from comir_hpc.warp.files import file_format
+from comir_hpc.warp.one_file import make_file, plan_file
+from comir_hpc.warp.points import carry_points, require_table_name, write_text
+from comir_hpc.warp.resampling import WORKING_BYTES, Interpolation, Resampler, share_inside
 
 __all__ = ["WarpResult", "plan_warp", "warp"]
 
 Progress = Callable[[str, int, int], None]
 
-_WORKING_BYTES = 512 << 20  # a piece's moving region with ITK's copies of it
 _PROBE = 64  # voxels along each side of what is resampled to tell the time
 
 
@@ -39,6 +42,8 @@ class WarpResult:
         Volume or CSV that was written.
     points : int
         Points carried; zero for a volume.
+    notes : tuple of str
+        What was assumed of the inputs, and what the output's format cannot keep, for the user to see.
     grid : Grid or None
         Of the volume.
     blocks, computed, missing : int
@@ -53,6 +58,7 @@ class WarpResult:
 
     path: Path
     points: int = 0
+    notes: tuple[str, ...] = ()
     grid: Grid | None = None
     blocks: int = 0
     computed: int = 0
@@ -97,7 +103,8 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     Raises
     ------
     ConfigError
-        If volume and points are both given, or neither, or labels are to be interpolated.
+        If volume and points are both given, or neither, labels are to be interpolated, or the output's name is of no
+        known format or that of an input.
     VolumeError
         If an input is missing or damaged or changes while it is read, the output exists and was made from something
         else, or blocks fail.
@@ -109,13 +116,17 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     start = time.perf_counter()
     if _wants_points(settings):
         assert settings.points is not None
-        transform = read_itk_transform(settings.transform)
-        text, count = carry_points(settings.points, transform, settings.direction)
-        write_text(settings.out, text, overwrite=settings.overwrite)
-        return WarpResult(settings.out, points=count, seconds=time.perf_counter() - start)
+        transform = read_transform(settings.transform)
+        carried = carry_points(settings.points, transform, settings.direction)
+        write_text(settings.out, carried.text, overwrite=settings.overwrite)
+        notes = (*carried.notes, *notes_on(transform, settings.transform.name))
+        return WarpResult(settings.out, carried.count, notes, seconds=time.perf_counter() - start)
+    if file_format(settings.out) is not None:
+        return _warp_to_file(settings, progress, start)
     job = _Job(settings)
     filled = carry_out(job, begun=start, progress=progress)
-    return WarpResult(settings.out, grid=job.fixed, inside=job.inside, **vars(filled))
+    notes = notes_on(job.transform, settings.transform.name)
+    return WarpResult(settings.out, notes=notes, grid=job.fixed, inside=job.inside, **vars(filled))
 
 
 def plan_warp(settings: WarpSettings) -> dict[str, Any]:
@@ -128,20 +139,23 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
     """
     if _wants_points(settings):
         assert settings.points is not None
-        text, count = carry_points(
-            settings.points, read_itk_transform(settings.transform), settings.direction
-        )
-        return {"points": count, "direction": settings.direction, "disk": in_words(len(text))}
+        carried = carry_points(settings.points, read_transform(settings.transform), settings.direction)
+        return {"points": carried.count, "direction": settings.direction, "disk": in_words(len(carried.text))}
     job = _Job(settings)
+    about = {
+        "moving": f"{settings.zarr}: {job.moving.grid}",
+        "grid": str(job.fixed),
+        "inside_the_moving_volume": f"{job.inside:.0%}",
+        "interpolation": job.interpolation,
+    }
+    if file_format(settings.out) is not None:
+        return about | plan_file(settings, job.resampler)
     _, shard = chunk_and_shard(job.fixed.shape_zyx, settings.chunk, settings.shard)
     plan = plan_blocks(job.fixed.shape_zyx, shard)
     part = plan.part(*settings.part)
     predicted = _prediction(job, plan, len(part))
     return {
-        "moving": f"{settings.zarr}: {job.moving.grid}",
-        "grid": str(job.fixed),
-        "inside_the_moving_volume": f"{job.inside:.0%}",
-        "interpolation": job.interpolation,
+        **about,
         "blocks": len(plan),
         "block": " x ".join(map(str, plan.core_zyx)),
         "blocks_of_this_part": len(part),
@@ -170,10 +184,21 @@ def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
     return Figures(
         blocks=blocks,
         seconds=per_voxel * math.prod(fixed.shape_zyx) * blocks / len(plan) / settings.workers,
-        peak_bytes=peak_bytes() + _WORKING_BYTES + 3 * voxel * math.prod(shards[0]),
+        peak_bytes=peak_bytes() + WORKING_BYTES + 3 * voxel * math.prod(shards[0]),
         num_bytes=voxel * sum(map(math.prod, shapes)),
         files=1 + files,
     )
+
+
+def _warp_to_file(settings: WarpSettings, progress: Progress | None, start: float) -> WarpResult:
+    job = _Job(settings)
+    blocks, limits = make_file(
+        settings, job.resampler, require_unchanged=job.require_unchanged, progress=progress
+    )
+    return WarpResult(
+        settings.out, notes=(*notes_on(job.transform, settings.transform.name), *limits), grid=job.fixed, blocks=blocks,
+        computed=blocks, inside=job.inside, seconds=time.perf_counter() - start,
+    )  # fmt: skip
 
 
 def _wants_points(settings: WarpSettings) -> bool:
@@ -189,6 +214,8 @@ def _wants_points(settings: WarpSettings) -> bool:
         raise ConfigError(f"warp takes --zarr M.zarr --like F.zarr, or --points P.csv; {found}")
     if settings.zarr is not None and settings.like is None:
         raise ConfigError("--zarr needs --like F.zarr, the volume whose grid the result gets")
+    if settings.points is not None:
+        require_table_name(settings.out, (settings.points, settings.transform))
     return settings.points is not None
 
 
@@ -205,12 +232,11 @@ class _Job:
     def __init__(self, settings: WarpSettings) -> None:
         assert settings.zarr is not None
         assert settings.like is not None
-        if settings.out.resolve() in (settings.zarr.resolve(), settings.like.resolve()):
-            raise ConfigError(f"--out is {settings.out}, which is read; choose another name")
+        require_apart(settings.out, settings.zarr, settings.like, settings.transform)
         self.settings = settings
         self.moving = Volume.open(settings.zarr)
         self.fixed = Volume.open(settings.like).grid
-        self.transform = read_itk_transform(settings.transform)
+        self.transform = read_transform(settings.transform)
         self.inside = share_inside(self.transform, self.fixed, self.moving.grid)
         if self.inside == 0:
             raise RegistrationError(
