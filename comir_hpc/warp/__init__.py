@@ -18,6 +18,7 @@ from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
 from comir_hpc.host.places import require_apart
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.runs.html import table
 from comir_hpc.transforms import notes_on, read_transform
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
 from comir_hpc.warp.files import file_format
@@ -87,6 +88,13 @@ class WarpResult:
         if self.computed and self.predicted and self.measured:
             line += f"\n{side_by_side(self.predicted, self.measured)}"
         return line
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        if self.grid is None:
+            return table("warp", {"file": self.path, "points": self.points})
+        rows = {"volume": self.path, "grid": self.grid, "inside the moving volume": f"{self.inside:.0%}"}
+        return table("warp", {**rows, "time": f"{self.seconds:.1f} s"})
 
 
 def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpResult:
