@@ -18,6 +18,7 @@ from comir_hpc.transforms import (
     Affine,
     Composite,
     ItkTransform,
+    PointMap,
     as_affine,
     itk_image,
     itk_on_grid,
@@ -25,6 +26,7 @@ from comir_hpc.transforms import (
     load_transform,
     notes_on,
     read_transform,
+    save_itk,
     save_transform,
 )
 
@@ -100,6 +102,27 @@ def test_a_composite_has_an_inverse_where_every_part_has_one() -> None:
         Composite(())
     with pytest.raises(RegistrationError, match=r"BSplineTransform.* no inverse"):
         Composite((RIGID, ItkTransform(bspline()))).inverse()
+
+
+@pytest.mark.parametrize("name", ["t.h5", "t.tfm"])
+def test_what_is_saved_for_itk_is_what_itk_applies(tmp_path: Path, name: str) -> None:
+    both = Composite((RIGID, ItkTransform(bspline())))
+    save_itk(both, tmp_path / name)
+    expected = apply_sitk(bspline(), RIGID.apply(POINTS))
+    np.testing.assert_allclose(
+        apply_sitk(sitk.ReadTransform(str(tmp_path / name)), POINTS), expected, atol=1e-9
+    )
+    np.testing.assert_allclose(read_transform(tmp_path / name).apply(POINTS), expected, atol=1e-9)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    save_itk(RIGID, tmp_path / name)
+    assert sitk.ReadTransform(str(tmp_path / name)).GetName() == "AffineTransform"
+
+    class Unknown(PointMap):
+        def apply(self, points_mm: np.ndarray) -> np.ndarray:
+            return points_mm
+
+    with pytest.raises(RegistrationError, match="ITK has no form of a Unknown"):
+        save_itk(Composite((RIGID, Unknown())), tmp_path / "u.h5")
 
 
 def test_a_warp_of_ants_is_a_displacement_field_in_lps(tmp_path: Path) -> None:

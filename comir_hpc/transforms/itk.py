@@ -198,6 +198,28 @@ def itk_on_grid(transform: PointMap, grid: Grid) -> sitk.Transform:
     return sitk.DisplacementFieldTransform(itk_image(shifts, grid))
 
 
+def itk_form(transform: PointMap) -> sitk.Transform:
+    """Return ITK's own form of a transform: of several parts a CompositeTransform.
+
+    Raises
+    ------
+    RegistrationError
+        If a part is no transform that ITK knows.
+    """
+    forms = []
+    for part in transform.parts:
+        if isinstance(part, Affine):
+            forms.append(itk_transform(part))
+        elif isinstance(part, ItkTransform):
+            forms.append(part.itk)
+        else:
+            raise RegistrationError(
+                f"ITK has no form of a {type(part).__name__}; sample it on a grid first (itk_on_grid)"
+            )
+    # ITK applies the transform first that was added last.
+    return forms[0] if len(forms) == 1 else sitk.CompositeTransform(forms[::-1])
+
+
 def _pieces(transform: sitk.Transform) -> list[sitk.Transform]:
     """Return what a transform of ITK is made of, in the order in which it is applied."""
     whole = transform.Downcast()
