@@ -104,6 +104,41 @@ def test_a_composite_has_an_inverse_where_every_part_has_one() -> None:
         Composite((RIGID, ItkTransform(bspline()))).inverse()
 
 
+def test_a_matrix_as_c3d_and_greedy_write_it_is_read(tmp_path: Path) -> None:
+    """SimpleITK applies a MatrixOffsetTransformBase, but cannot hand it out of a composite."""
+    numbers = " ".join(map(repr, itk_transform(RIGID.about((0, 0, 0))).GetParameters()))
+    linear = itk_text(numbers, "MatrixOffsetTransformBase")
+    (tmp_path / "t.tfm").write_text(linear, encoding="utf-8")
+    read = read_transform(tmp_path / "t.tfm")
+    np.testing.assert_allclose(read.apply(POINTS), RIGID.apply(POINTS), atol=1e-12)
+    np.testing.assert_allclose(
+        load_transform(tmp_path / "t.tfm").apply(POINTS), RIGID.apply(POINTS), atol=1e-12
+    )
+    np.testing.assert_allclose(read.inverse().apply(RIGID.apply(POINTS)), POINTS, atol=1e-10)
+    sitk.WriteTransform(sitk.CompositeTransform([bspline(), bspline()]), str(tmp_path / "c.tfm"))
+    # A composite of it and a B-spline, which is the last one and so applied first.
+    head, _, others = (tmp_path / "c.tfm").read_text(encoding="utf-8").partition("#Transform 1\n")
+    first = linear.split("\n", 2)[2]
+    text = f"{head}#Transform 1\n{first}{others[others.index('#Transform 2') :]}"
+    (tmp_path / "c.tfm").write_text(text, encoding="utf-8")
+    bent = read_transform(tmp_path / "c.tfm")
+    np.testing.assert_allclose(bent.apply(POINTS), RIGID.apply(apply_sitk(bspline(), POINTS)), atol=1e-9)
+    assert [type(part).__name__ for part in bent.parts] == ["ItkTransform", "Affine"]
+
+
+def test_a_field_that_simpleitk_has_no_name_for_is_applied(tmp_path: Path) -> None:
+    """As antsRegistration writes it into composites."""
+    size, shifts = (3, 3, 3), np.tile((1.0, -2.0, 3.0), 27)
+    fixed = [*size, -50, -50, -50, 50, 50, 50, 1, 0, 0, 0, 1, 0, 0, 0, 1]
+    kind = "GaussianSmoothingOnUpdateDisplacementFieldTransform"
+    text = itk_text(" ".join(map(str, shifts)), kind, " ".join(map(str, fixed)))
+    (tmp_path / "t.tfm").write_text(text, encoding="utf-8")
+    read = read_transform(tmp_path / "t.tfm")
+    np.testing.assert_allclose(read.apply(POINTS), POINTS + np.array([1.0, -2.0, 3.0]), atol=1e-9)
+    assert as_affine(read) is None
+    assert read.parts == (read,)
+
+
 @pytest.mark.parametrize("name", ["t.h5", "t.tfm"])
 def test_what_is_saved_for_itk_is_what_itk_applies(tmp_path: Path, name: str) -> None:
     both = Composite((RIGID, ItkTransform(bspline())))

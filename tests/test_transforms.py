@@ -178,7 +178,7 @@ def test_the_example_of_adding_a_transform_works():
     assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
     shift = example.globs["Shift"]((1, 2, 3))
     both = transforms.Composite((shift, affine()))
-    assert np.allclose(both.apply(POINTS), affine().apply(POINTS + (1, 2, 3)))
+    assert np.allclose(both.apply(POINTS), affine().apply(np.add(POINTS, (1, 2, 3))))
     assert np.allclose(both.inverse().apply(both.apply(POINTS)), POINTS)
 
 

@@ -252,6 +252,13 @@ def test_a_small_moving_volume_in_a_large_fixed_one_is_found() -> None:
     assert share_inside(Transform.rigid(np.eye(3), (0, 0, 500.0), (0, 0, 0)), wide, spot) == 0
 
 
+def test_wide_integers_that_are_interpolated_are_said(folder: Path) -> None:
+    volume(folder / "moving.zarr", SMOOTH.astype(np.int64))
+    assert "integers of 64 bits are interpolated" in warp(made(folder)).notes[0]
+    assert "integers of 64 bits are interpolated" in warp(made(folder, out=folder / "w.nii")).notes[0]
+    assert warp(made(folder, out=folder / "n.zarr", interpolation="nearest")).notes == ()
+
+
 def test_the_smallest_integer_outside_is_exact(moving: Volume, folder: Path) -> None:
     lowest = float(np.iinfo(np.int64).min)
     source = volume(folder / "moving.zarr", np.full(MOVING.shape_zyx, 2**62 + 1))

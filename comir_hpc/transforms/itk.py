@@ -221,16 +221,26 @@ def itk_form(transform: PointMap) -> sitk.Transform:
 
 
 def _pieces(transform: sitk.Transform) -> list[sitk.Transform]:
-    """Return what a transform of ITK is made of, in the order in which it is applied."""
+    """Return what a transform of ITK is made of, in the order in which it is applied.
+
+    A linear composite is one piece. So is the composite that SimpleITK makes of a transform that it can apply but has
+    no class for, such as the fields that antsRegistration writes.
+    """
     whole = transform.Downcast()
-    if not isinstance(whole, sitk.CompositeTransform):
+    if not isinstance(whole, sitk.CompositeTransform) or whole.IsLinear():
         return [whole]
-    # ITK applies the transform first that was added last.
-    members = [whole.GetNthTransform(n) for n in reversed(range(whole.GetNumberOfTransforms()))]
+    try:
+        # ITK applies the transform first that was added last.
+        members = [whole.GetNthTransform(n) for n in reversed(range(whole.GetNumberOfTransforms()))]
+    except RuntimeError:
+        return [whole]
     return [piece for member in members for piece in _pieces(member)]
 
 
 def _numbers(transform: sitk.Transform) -> NDArray[np.float64]:
+    """Return the numbers that a bent transform is made of; none of a composite that cannot be taken apart."""
+    if isinstance(transform, sitk.CompositeTransform):
+        return np.zeros(0)
     if isinstance(transform, sitk.DisplacementFieldTransform):
         return np.asarray(sitk.GetArrayFromImage(transform.GetDisplacementField()), dtype=np.float64)
     return np.asarray(transform.GetParameters(), dtype=np.float64)

@@ -139,7 +139,7 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
         workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
         progress=progress, what=f"warp {settings.out.name}",
     )  # fmt: skip
-    notes = notes_on(job.transform, settings.transform.name)
+    notes = (*notes_on(job.transform, settings.transform.name), *job.resampler.notes)
     return WarpResult(settings.out, notes=notes, grid=out.grid, inside=job.inside, **vars(filled))
 
 
@@ -206,11 +206,13 @@ def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
 
 def _warp_to_file(settings: WarpSettings, progress: Progress | None, start: float) -> WarpResult:
     job = _Job(settings)
+    resampler = job.resampler
     blocks, limits = make_file(
-        settings, job.resampler, require_unchanged=job.require_unchanged, progress=progress
+        settings, resampler, require_unchanged=job.require_unchanged, progress=progress
     )
+    notes = (*notes_on(job.transform, settings.transform.name), *resampler.notes, *limits)
     return WarpResult(
-        settings.out, notes=(*notes_on(job.transform, settings.transform.name), *limits), grid=job.fixed, blocks=blocks,
+        settings.out, notes=notes, grid=job.fixed, blocks=blocks,
         computed=blocks, inside=job.inside, seconds=time.perf_counter() - start,
     )  # fmt: skip
 
