@@ -12,8 +12,9 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from comir_hpc.errors import RegistrationError
+from comir_hpc.errors import ComirError, RegistrationError
 from comir_hpc.geometry import Grid
+from comir_hpc.points import read_point_table
 from comir_hpc.transforms import (
     Affine,
     Composite,
@@ -349,6 +350,39 @@ def test_a_list_in_hdf5_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "t.h5", "r+") as file:
         del file["TransformGroup/0"]
     _refused(tmp_path / "t.h5", "is a list of 2 transforms")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tfm", "a.mat", "a.h5", "c.h5", "c.tfm", "1Warp.nii", "transform.json", "F.fcsv"]
+)
+def test_a_damaged_file_is_read_or_refused_in_words(tmp_path: Path, name: str) -> None:
+    """Bytes changed, cut out and put in at random: never another error than ours."""
+    save_transform(RIGID, tmp_path)
+    save_itk(RIGID, tmp_path / "a.tfm")
+    save_itk(RIGID, tmp_path / "a.h5")
+    sitk.WriteTransform(itk_transform(RIGID), str(tmp_path / "a.mat"))
+    for composite in ("c.h5", "c.tfm"):
+        save_itk(Composite((RIGID, ItkTransform(bspline()))), tmp_path / composite)
+    sitk.WriteImage(warp_field(), str(tmp_path / "1Warp.nii"))
+    (tmp_path / "F.fcsv").write_text(
+        "# CoordinateSystem = RAS\n# columns = id,x,y,z\n1,1,2,3\n", encoding="utf-8"
+    )
+    content, rng = (tmp_path / name).read_bytes(), np.random.default_rng(len(name))
+    read = read_point_table if name.endswith(".fcsv") else read_transform
+    refused: list[str] = []
+    for _ in range(40):
+        damaged = bytearray(content)
+        for place in rng.integers(0, min(len(damaged), 500), rng.integers(1, 5)).tolist():
+            kind, width = rng.integers(0, 3), int(rng.integers(1, 20))
+            new = rng.integers(0, 256, 1 if kind == 0 else width, dtype=np.uint8).tobytes()
+            damaged[place : place + (0 if kind == 2 else len(new))] = b"" if kind == 1 else new
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            read(tmp_path / name)
+        except ComirError as error:
+            refused.append(str(error))
+    assert len(refused) > 5
+    assert all(name in message and len(message) < 800 for message in refused)
 
 
 def _refused(path: Path, message: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import logger
 from nibabel.spatialimages import HeaderDataError
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.memory import available_bytes, in_words
-from comir_hpc.transforms.itk import ItkTransform
+from comir_hpc.transforms.itk import ItkTransform, silent_itk
 
 _VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR, under which ITK and ANTs keep LPS displacements
 # What nibabel raises on a file that is torn or not what its name says.
@@ -44,7 +47,8 @@ def displacement_field(path: Path) -> ItkTransform | None:
         If the file is damaged, is a field of another kind or of the other direction, or does not fit into memory.
     """
     try:
-        header: Any = nibabel.load(path).header
+        with _silent_nibabel():
+            header: Any = nibabel.load(path).header
     except _UNREADABLE as error:
         raise RegistrationError(
             f"{path} is a NIfTI file that cannot be read; copy or export it again"
@@ -68,6 +72,16 @@ def displacement_field(path: Path) -> ItkTransform | None:
     return _loaded_field(path, shape)
 
 
+@contextmanager
+def _silent_nibabel() -> Iterator[None]:
+    """Keep nibabel from printing what it mends in a header: what is wrong with a file is said in our error."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _loaded_field(path: Path, shape: tuple[int, ...]) -> ItkTransform:
     needed, free = _FIELD_COPIES * 8 * int(np.prod(shape)), available_bytes()
     if needed > free:
@@ -81,12 +95,14 @@ def _loaded_field(path: Path, shape: tuple[int, ...]) -> ItkTransform:
     )
     try:
         # ITK's reader turns what is not finite into zero, which would be "no displacement here".
-        stored: Any = nibabel.load(path)
+        with _silent_nibabel():
+            stored: Any = nibabel.load(path)
         if not np.isfinite(np.asarray(stored.dataobj, dtype=np.float32)).all():
             raise RegistrationError(
                 f"{path} is a displacement field with numbers that are not finite; write it again"
             )
-        field = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
+        with silent_itk():
+            field = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
         return ItkTransform(sitk.DisplacementFieldTransform(field), (note,))
     except (RuntimeError, *_UNREADABLE) as error:
         if isinstance(error, RegistrationError):

@@ -6,6 +6,7 @@ A file is recognised by its content where that is possible. What is none of thes
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.composite import as_affine
 from comir_hpc.transforms.fields import displacement_field
 from comir_hpc.transforms.foreign import what_it_is
-from comir_hpc.transforms.itk import ItkTransform, itk_form, itk_transform
+from comir_hpc.transforms.itk import ItkTransform, itk_form, itk_transform, silent_itk
 from comir_hpc.transforms.protocol import PointMap
 
 DIRECTION = (
@@ -198,8 +199,19 @@ def _is_itk(path: Path, head: bytes) -> bool:
         return True
     if h5py.is_hdf5(path):
         return _check_itk_hdf5(path)
-    # ITK's own .mat is MATLAB's level 4: a little-endian header of five small integers.
-    return path.suffix.lower() == ".mat" and len(head) > 20 and head[1:4] == b"\0\0\0"
+    return path.suffix.lower() == ".mat" and _is_matlab_4(path.read_bytes())
+
+
+def _is_matlab_4(content: bytes) -> bool:
+    """Whether a file is what ITK writes as .mat: arrays, each with a header of five integers, a name, and numbers."""
+    place, kinds = 0, set()
+    while place + 20 <= len(content):
+        kind, rows, columns, _, length = struct.unpack_from("<5i", content, place)
+        kinds.add(kind)
+        if kinds not in ({0}, {10}) or min(rows, columns) < 0 or not 0 < length < 80:
+            return False
+        place += 20 + length + rows * columns * (8 if kind == 0 else 4)
+    return 0 < place == len(content)
 
 
 def _check_itk_text(path: Path) -> None:
@@ -234,6 +246,8 @@ def _check_itk_hdf5(path: Path) -> bool:
                 return False
             members = [group[name] for name in sorted(group, key=lambda name: (len(name), name))]
             kinds = [np.ravel(member["TransformType"][()])[0].decode() for member in members]
+            # Every array is opened here, because ITK's own HDF5 prints what it stumbles over.
+            file.visititems(lambda name, item: None)
     except (OSError, RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise RegistrationError(
             f"{path} is an HDF5 file that is damaged or cut off; copy it again"
@@ -252,8 +266,10 @@ def _refuse_a_list(path: Path, kinds: list[str]) -> None:
 
 def _from_itk_file(path: Path) -> ItkTransform:
     try:
-        return ItkTransform(sitk.ReadTransform(str(path)))
-    except RuntimeError as error:
+        with silent_itk():
+            return ItkTransform(sitk.ReadTransform(str(path)))
+    # ITK quotes the file in its message: of a damaged one that may be no text.
+    except (RuntimeError, UnicodeDecodeError) as error:
         if isinstance(error, RegistrationError):
             raise
         raise RegistrationError(

@@ -6,6 +6,7 @@ SimpleITK orders a voxel index (x, y, z) where our arrays are (z, y, x). That or
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,12 +100,27 @@ def from_itk(transform: sitk.Transform, *, flat: bool = False) -> Affine:
     with contextlib.suppress(AttributeError):  # a translation, or a composite, has none
         centre[:axes] = transform.Downcast().GetCenter()
     at_centre = np.asarray(transform.TransformPoint(centre[:axes].tolist()))
+    if not np.isfinite(at_centre).all():
+        raise RegistrationError(
+            f"transform ({transform.GetName()}) is not finite: it sends its centre to {at_centre}"
+        )
     matrix = np.eye(4)
     for axis, unit in enumerate(np.eye(axes)):
         moved = transform.TransformPoint((centre[:axes] + unit).tolist())
         matrix[:axes, axis] = np.asarray(moved) - at_centre
     matrix[:axes, 3] = at_centre - matrix[:axes, :axes] @ centre[:axes]
     return Affine(matrix, centre)
+
+
+@contextlib.contextmanager
+def silent_itk() -> Iterator[None]:
+    """Keep ITK from printing warnings: what is wrong with a file is said in our error."""
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def itk_lattice(grid: Grid) -> Lattice:
