@@ -12,7 +12,7 @@ import numpy as np
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError
 from comir_hpc.geometry import BlockPlan, Box, plan_blocks
-from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.volume import Volume
 from comir_hpc.warp.files import (
     predicted_bytes,
@@ -87,7 +87,7 @@ def plan_file(settings: WarpSettings, resampler: Resampler) -> dict[str, Any]:
     resampler(probe)
     seconds = (time.perf_counter() - start) * resampler.fixed.box.size / probe.size
     return {
-        "peak_memory": in_words(_memory(settings.out, resampler)),
+        "peak_memory": in_words(peak_bytes() + _memory(settings.out, resampler)),
         "available_memory": in_words(available_bytes()),
         "disk_at_most": in_words(stored_bytes(_shape(resampler), resampler.moving.dtype)),
         "files": 1,
