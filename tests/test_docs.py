@@ -13,7 +13,8 @@ import SimpleITK as sitk
 import typer
 import yaml
 
-from comir_hpc import cli, config
+from comir_hpc import config
+from comir_hpc.commands import app as cli
 from comir_hpc.datasets import write_nifti
 from comir_hpc.geometry import Grid
 from comir_hpc.transforms import Transform, array_and_grid, save_transform

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comir_hpc import doctor as module
-from comir_hpc.doctor import Check, Checks, doctor
+from comir_hpc.commands.doctor import Check, Checks, compute, doctor, node, safely
 from comir_hpc.volume import Volume
 
 
@@ -61,7 +60,7 @@ def test_what_a_check_raises_is_a_fail_with_what_it_said():
     def broken() -> list[Check]:
         raise RuntimeError("NCCL error: unhandled\nmore")
 
-    (row,) = module._safely("all-reduce", broken)
+    (row,) = safely("all-reduce", broken)
     assert (row.status, row.detail) == ("FAIL", "RuntimeError: NCCL error: unhandled")
 
 
@@ -77,7 +76,7 @@ def test_a_wrong_convolution_is_found(monkeypatch):
         )
 
     monkeypatch.setattr(torch.nn.functional, "conv3d", wrong)
-    rows = {row.name: row for row in module._conv3d()}
+    rows = {row.name: row for row in compute.conv3d()}
     assert rows["conv3d fp32"].status == "PASS"
     assert rows["conv3d bf16"].status == "FAIL"
     assert "engine.precision=fp32" in rows["conv3d bf16"].remedy
@@ -92,21 +91,21 @@ def test_lost_voxels_are_found(tmp_path, monkeypatch):
         return values
 
     monkeypatch.setattr(Volume, "read", lossy)
-    (row,) = module._zarr(tmp_path)
+    (row,) = node.sharded_volume(tmp_path)
     assert row.status == "FAIL"
 
 
 def test_a_folder_that_cannot_be_written_is_a_fail(tmp_path):
-    rows = module._safely("disk speed", lambda: module._disk_speed(tmp_path / "missing"))
+    rows = safely("disk speed", lambda: node.disk_speed(tmp_path / "missing"))
     assert rows[0].status == "FAIL"
     assert "missing" in rows[0].detail
 
 
 @pytest.mark.parametrize(("free_gib", "status"), [(1, "FAIL"), (3, "WARN"), (16, "PASS")])
 def test_memory_is_judged_by_what_is_left(monkeypatch, free_gib, status):
-    monkeypatch.setattr(module, "available_bytes", lambda: free_gib * 1024**3)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("U", (), {"free": 2**33})())
-    (row,) = module._memory()
+    monkeypatch.setattr(node, "available_bytes", lambda: free_gib * 1024**3)
+    monkeypatch.setattr(node.shutil, "disk_usage", lambda path: type("U", (), {"free": 2**33})())
+    (row,) = node.memory()
     assert row.status == status
     assert f"{free_gib}.0 GiB available" in row.detail
 
@@ -115,15 +114,15 @@ def test_a_driver_without_a_cuda_build_is_a_fail(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(module.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    (row,) = module._gpu()
+    monkeypatch.setattr(node.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    (row,) = node.gpu()
     assert row.status == "FAIL"
     assert "CUDA build" in row.remedy
 
 
 def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setattr(module, "_PACKAGES", ("numpy", "deepspeed-of-nowhere"))
-    (row,) = module._versions()
+    monkeypatch.setattr(node, "PACKAGES", ("numpy", "deepspeed-of-nowhere"))
+    (row,) = node.versions()
     assert (row.status, row.remedy) == ("FAIL", "pip install deepspeed-of-nowhere")
 
 
@@ -132,13 +131,13 @@ def test_slurm_without_a_cluster_is_a_warning(monkeypatch, tmp_path):
     program.write_text("#!/bin/sh\necho no configuration >&2\nexit 1\n", encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    (row,) = module._slurm()
+    (row,) = node.slurm()
     assert (row.status, "no configuration" in row.detail) == ("WARN", True)
     assert "SLURM_CONF" in row.remedy
 
 
 def test_a_job_knows_its_number(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    assert "this is job 4711" in module._slurm()[0].detail
+    assert "this is job 4711" in node.slurm()[0].detail
     monkeypatch.setenv("APPTAINER_CONTAINER", "/images/comir.sif")
-    assert module._apptainer()[0].detail == "inside /images/comir.sif"
+    assert node.apptainer()[0].detail == "inside /images/comir.sif"

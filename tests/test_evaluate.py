@@ -11,8 +11,8 @@ from PIL import Image
 from trained_run import write_run
 from typer.testing import CliRunner
 
-from comir_hpc import cli
 from comir_hpc.checkpoints import checkpoint_path, write_checkpoint
+from comir_hpc.commands import app as cli
 from comir_hpc.config import EvaluateSettings, SamplingSettings, TrackingSettings, TrainSettings, dump
 from comir_hpc.datasets import phantom_pair
 from comir_hpc.errors import CheckpointError, ComirError, ConfigError, RegistrationError, VolumeError
@@ -21,7 +21,6 @@ from comir_hpc.evaluate import (
     evaluate,
     open_subject,
     plan_diagnosis,
-    read_result,
     registration_bias,
     specimen_points,
     target_registration_error,
@@ -29,6 +28,7 @@ from comir_hpc.evaluate import (
 from comir_hpc.evaluate.cubes import choose_sides, place_cubes, read_cubes
 from comir_hpc.geometry import Grid
 from comir_hpc.points import read_point_table
+from comir_hpc.runs.result import read_result
 from comir_hpc.specimens import prepare_specimens
 from comir_hpc.transforms import Transform, save_transform
 from comir_hpc.volume import Volume
@@ -111,7 +111,28 @@ def test_the_rotation_s_error_is_the_angle_between_the_two_whatever_the_shift(tm
     folder = write_registration(tmp_path / "r", make_volume(tmp_path / "v.zarr"), about_z(-175))
     (row,) = evaluate([folder], tmp_path / "truth" / "transform.tfm").rows
     assert row.rotation_error_deg == pytest.approx(15)
-    assert read_result(folder)["truth"]["rotation_error_deg"] == pytest.approx(15)
+    truth = read_result(folder).truth
+    assert truth is not None
+    assert truth.rotation_error_deg == pytest.approx(15)
+
+
+def test_a_registration_that_found_nothing_stands_in_the_table_without_errors(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path / "v.zarr")
+    save_transform(shift(0, 0, 0), tmp_path / "truth", {})
+    folder = write_registration(tmp_path / "failed", volume, shift(0, 0, 0))
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    record |= {"verdict": "FAIL", "matrix_lps_mm": None, "reasons": ["none of 8 starts led to an answer"]}
+    (folder / "result.json").write_text(json.dumps(record), encoding="utf-8")
+    table = evaluate([folder], tmp_path / "truth" / "transform.tfm", out=tmp_path / "table.csv")
+    (row,) = table.rows
+    assert (row.verdict, row.success, row.num_points) == ("FAIL", False, 600)
+    assert np.isnan(row.tre_mm)
+    assert np.isnan(row.rotation_error_deg)
+    truth = read_result(folder).truth
+    assert truth is not None
+    assert (truth.tre_mm, truth.success) == (None, False)
+    with pytest.raises(RegistrationError, match=r"aligned pair failed \(none of 8 starts"):
+        registration_bias(folder)
 
 
 def test_points_from_a_file(tmp_path: Path) -> None:

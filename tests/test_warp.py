@@ -360,7 +360,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder: Path) ->
         (ConfigError, "neither is given", {"zarr": None}),
         (ConfigError, "both are given", {"points": points}),
         (ConfigError, "--zarr needs --like", {"like": None}),
-        (ConfigError, "--out is .* which is read", {"out": source.path, "overwrite": True}),
+        (ConfigError, "the output .* is the input .* itself", {"out": source.path, "overwrite": True}),
         (VolumeError, "none.zarr does not exist", {"zarr": folder / "none.zarr"}),
         (RegistrationError, "does not exist", {"transform": folder / "none.tfm"}),
         (RegistrationError, "text.tfm is a text that is no transform", {"transform": folder / "text.tfm"}),
@@ -377,7 +377,9 @@ def test_a_link_in_a_circle_is_one_sentence(folder: Path, where: str) -> None:
     volume(folder / "moving.zarr", SMOOTH)
     loop = folder / "loop.zarr"
     loop.symlink_to(loop)
-    with pytest.raises(VolumeError, match=r"loop\.zarr is a symbolic link that leads in a circle"):
+    with pytest.raises(
+        ConfigError, match=r"loop\.zarr cannot be reached \(Too many levels of symbolic links\)"
+    ):
         warp(made(folder, **{where: loop}))
 
 
@@ -386,7 +388,7 @@ def test_a_level_outside_of_the_store_is_one_sentence(folder: Path) -> None:
     record = json.loads((source.path / "zarr.json").read_text(encoding="utf-8"))
     record["attributes"]["ome"]["multiscales"][0]["datasets"][0]["path"] = "../fixed.zarr/0"
     (source.path / "zarr.json").write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(VolumeError, match=r"moving\.zarr: a level of the pyramid lies outside of the store"):
+    with pytest.raises(VolumeError, match=r"moving\.zarr: a level of the pyramid"):
         warp(made(folder))
     place = folder / "sub" / ".." / "fixed.zarr"
     (folder / "sub").mkdir()
@@ -555,12 +557,12 @@ def test_points_where_nothing_can_be_written(folder: Path, small_disk: Path) -> 
     for target, match in (
         (small_disk / "q.csv", r"q\.csv cannot be written \(Read-only file system\)"),
         (small_disk / "new" / "q.csv", r"q\.csv cannot be written \(Read-only file system\)"),
-        (points / "q.csv", r"q\.csv cannot be written \(.*p\.csv is no folder\)"),
+        (folder / "transform.json" / "q.csv", r"q\.csv cannot be written \(.*transform\.json is no folder\)"),
     ):
         with pytest.raises(VolumeError, match=match):
             warp(made(folder, zarr=None, points=points, out=target))
     for name in ("q.zarr", "q.nii.gz", "q"):
         with pytest.raises(ConfigError, match="points are written as CSV"):
             warp(made(folder, zarr=None, points=points, out=folder / name))
-    with pytest.raises(ConfigError, match=r"--out is .*p\.csv, which is read"):
+    with pytest.raises(ConfigError, match=r"the output .*p\.csv is the input"):
         warp(made(folder, zarr=None, points=points, out=points, overwrite=True))

@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -71,7 +72,8 @@ class _Worker:
     def __init__(self, payload: bytes) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(theirs, payload), daemon=True)
-        self.process.start()
+        with _interrupts_held():
+            self.process.start()
         theirs.close()
         self.ready = False
         self.block: int | None = None
@@ -197,8 +199,19 @@ def _serve(pipe: Connection, payload: bytes) -> None:
             pipe.send((carrier(index, attempts),))
     except ComirError as error:
         pipe.send(error)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C from the processes started meanwhile, from their first moment on; we get it afterwards."""
+    resource_tracker.ensure_running()  # started later, it would let interrupts through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _die_with_parent() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from comir_hpc.errors import ConfigError
 from comir_hpc.networks.borders import Padding
 from comir_hpc.networks.hourglass import Decoder, Hourglass
-from comir_hpc.networks.layers import Norm, NormMaker, norm_maker, same_conv
+from comir_hpc.networks.layers import same_conv
+from comir_hpc.networks.norms import Norm, NormMaker, norm_maker
 from comir_hpc.networks.planning import Triple, plan_kernel, plan_pooling
 from comir_hpc.networks.recompute import Parts, Stage
 from comir_hpc.networks.resampling import Resample

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from comir_hpc.networks.borders import Padding
-from comir_hpc.networks.layers import (
-    BatchNormRelu,
-    ConvBlock,
-    PaddedConv,
-    SymmetricConv,
-    correlate,
-)
+from comir_hpc.networks.layers import ConvBlock, PaddedConv, SymmetricConv, correlate
+from comir_hpc.networks.norms import BatchNormRelu
 from comir_hpc.networks.planning import Triple
 from comir_hpc.networks.recompute import Stage
 

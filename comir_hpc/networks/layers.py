@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,26 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comir_hpc.errors import ConfigError
+from comir_hpc.groups import Group
 from comir_hpc.networks.borders import Padding, pad_border
-from comir_hpc.networks.planning import Triple
-from comir_hpc.networks.recompute import Parts, Stage, join_copies, merge_channels, split_copies
-from comir_hpc.rotations import Group
+from comir_hpc.networks.norms import NormMaker
+from comir_hpc.networks.planning import Triple, require_choice
+from comir_hpc.networks.recompute import Parts, Stage, merge_channels
 
-Norm = Literal["batch", "channel"]
 ConvMaker = Callable[[int, int, Triple], nn.Module]
 """Makes a convolution from input channels, output channels and kernel size (z, y, x)."""
-NormMaker = Callable[..., nn.Module]
-"""Makes a norm from the number of channels; ``relu=False`` leaves the activation out."""
 
 _POINT: Triple = (1, 1, 1)
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-
-
-def require_choice(value: str, choices: Any, what: str) -> None:
-    """Refuse a word that is not one of a Literal's values, with a ConfigError that names them."""
-    known = get_args(choices)
-    if value not in known:
-        raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(known)}")
 
 
 def mix_channels(x_BCZYX: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -228,75 +219,6 @@ def kernel_radius(module: nn.Module, axis: int) -> int:
     """Summed kernel radii along one array axis of all convolutions within, the reach of a chain of them."""
     sizes = (getattr(layer, "kernel_size", None) for layer in module.modules())
     return sum(size[axis] // 2 for size in sizes if isinstance(size, tuple))
-
-
-class BatchNormRelu(nn.Module):
-    """BatchNorm over (B, Z, Y, X) and the group's copies, then ReLU; running statistics at inference.
-
-    Parameters
-    ----------
-    num_channels : int
-        Channels C of one copy.
-    copies : int
-        Group elements G; statistics and weights are shared among them, which keeps the layer equivariant.
-    relu : bool
-        Apply the activation (in place: only its result is kept for the backward pass).
-    """
-
-    def __init__(self, num_channels: int, copies: int = 1, *, relu: bool = True) -> None:
-        super().__init__()
-        self.copies = copies
-        self.relu = relu
-        self.norm = nn.BatchNorm3d(num_channels)
-
-    def forward(self, x_BCZYX: Tensor) -> Tensor:
-        """Normalise (B, G*C, Z, Y, X)."""
-        x_BZYXGC = split_copies(x_BCZYX, self.copies)
-        # The copies go beside x, where BatchNorm takes them for more space; in channels_last_3d this is a view.
-        y: Tensor = self.norm(x_BZYXGC.flatten(3, 4).permute(0, 4, 1, 2, 3))
-        y_BZYXC = (F.relu_(y) if self.relu else y).permute(0, 2, 3, 4, 1)
-        return join_copies(y_BZYXC.reshape(x_BZYXGC.shape))
-
-
-class ChannelNormRelu(nn.Module):
-    """Zero mean and unit variance over the channels of each voxel (and the group's copies), then ReLU.
-
-    Layer normalisation as in ConvNeXt (Liu et al. 2022): no statistic over space or batch, the same in training
-    and at inference.
-
-    Parameters
-    ----------
-    num_channels, copies, relu
-        As in `BatchNormRelu`.
-    """
-
-    def __init__(self, num_channels: int, copies: int = 1, *, relu: bool = True) -> None:
-        super().__init__()
-        self.copies = copies
-        self.relu = relu
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-
-    def forward(self, x_BCZYX: Tensor) -> Tensor:
-        """Normalise (B, G*C, Z, Y, X)."""
-        x_BZYXC = x_BCZYX.permute(0, 2, 3, 4, 1)
-        weight, bias = (part.repeat(self.copies).to(x_BCZYX.dtype) for part in (self.weight, self.bias))
-        # CUDA autocast would return fp32 here and double the memory; the kernel sums in fp32 anyway.
-        with torch.autocast(x_BCZYX.device.type, enabled=False):
-            y = F.layer_norm(x_BZYXC, x_BZYXC.shape[-1:], weight, bias)
-        y = F.relu_(y) if self.relu else y
-        return y.permute(0, 4, 1, 2, 3)
-
-
-def norm_maker(norm: Norm, copies: int = 1) -> NormMaker:
-    """Choose a norm by name: ``batch`` or ``channel``, shared among `copies` group elements."""
-    require_choice(norm, Norm, "norm")
-    chosen: type[nn.Module] = {"batch": BatchNormRelu, "channel": ChannelNormRelu}[norm]
-
-    def make(num_channels: int, *, relu: bool = True) -> nn.Module:
-        return chosen(num_channels, copies, relu=relu)
-
-    return make
 
 
 class ConvBlock(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, get_args
 
 from comir_hpc.errors import ConfigError
 
@@ -131,3 +132,10 @@ def receptive_halo(
         first, last = needed(0, position, position)
         halo = max(halo, position - first, last - position)
     return halo
+
+
+def require_choice(value: str, choices: Any, what: str) -> None:
+    """Refuse a word that is not one of a Literal's values, with a ConfigError that names them."""
+    known = get_args(choices)
+    if value not in known:
+        raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(known)}")

@@ -6,86 +6,30 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import BlockResult, Figures, build_pyramid, fill_output, open_output, side_by_side
+from comir_hpc.cluster import BlockResult, Execution, Figures, Output, carry_out, side_by_side
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
+from comir_hpc.host.places import require_apart
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.transforms import notes_on, read_transform
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
-from comir_hpc.warp.files import file_format, resolved
+from comir_hpc.warp.files import file_format
 from comir_hpc.warp.one_file import make_file, plan_file
 from comir_hpc.warp.points import carry_points, require_table_name, write_text
 from comir_hpc.warp.resampling import WORKING_BYTES, Interpolation, Resampler, share_inside
+from comir_hpc.warp.result import WarpResult
 
-__all__ = ["WarpResult", "plan_warp", "warp"]
+__all__ = ["Grid", "WarpResult", "plan_warp", "side_by_side", "warp"]
 
 Progress = Callable[[str, int, int], None]
 
 _PROBE = 64  # voxels along each side of what is resampled to tell the time
-
-
-@dataclass(frozen=True)
-class WarpResult:
-    """What `warp` did.
-
-    Attributes
-    ----------
-    path : Path
-        Volume or CSV that was written.
-    points : int
-        Points carried; zero for a volume.
-    notes : tuple of str
-        What was assumed of the inputs, and what the output's format cannot keep, for the user to see.
-    grid : Grid or None
-        Of the volume.
-    blocks, computed, missing : int
-        Blocks of this part; those it computed; those of all parts that are still to be done.
-    inside : float
-        Share of the fixed grid that lies inside the moving volume.
-    seconds : float
-        Of this call.
-    predicted, measured : Figures or None
-        What this call was expected to need for a volume, and what it needed.
-    """
-
-    path: Path
-    points: int = 0
-    notes: tuple[str, ...] = ()
-    grid: Grid | None = None
-    blocks: int = 0
-    computed: int = 0
-    missing: int = 0
-    inside: float = 0.0
-    seconds: float = 0.0
-    predicted: Figures | None = None
-    measured: Figures | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every part is done."""
-        return self.missing == 0
-
-    @property
-    def summary(self) -> str:
-        """One line, and for a volume one of what was expected beside what was needed."""
-        if self.grid is None:
-            return f"{self.path}: {self.points} points"
-        line = (
-            f"{self.path}: {self.grid}, {self.inside:.0%} of it inside the moving volume; {self.computed} blocks "
-            f"({self.blocks - self.computed} were done) in {self.seconds:.1f} s"
-        )
-        if not self.complete:
-            line += f"; {self.missing} blocks of other parts are missing, whichever part is last completes it"
-        if self.computed and self.predicted and self.measured:
-            line += f"\n{side_by_side(self.predicted, self.measured)}"
-        return line
 
 
 def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpResult:
@@ -123,24 +67,9 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     if file_format(settings.out) is not None:
         return _warp_to_file(settings, progress, start)
     job = _Job(settings)
-    ledger = Ledger(settings.out, fingerprint(**job.record))
-    out = open_output(
-        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=settings.part[1]
-    )  # fmt: skip
-    plan = plan_blocks(out.grid.shape_zyx, out.shard_zyx)
-
-    def finish() -> None:
-        build_pyramid(out, plan, ledger)
-        out.finish()
-
-    filled = fill_output(
-        out, plan, _Work(job), ledger, part=settings.part, predict=lambda blocks: _prediction(job, plan, blocks),
-        require_unchanged=job.require_unchanged, finish=finish, begun=start,
-        workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
-        progress=progress, what=f"warp {settings.out.name}",
-    )  # fmt: skip
+    filled = carry_out(job, begun=start, progress=progress)
     notes = (*notes_on(job.transform, settings.transform.name), *job.resampler.notes)
-    return WarpResult(settings.out, notes=notes, grid=out.grid, inside=job.inside, **vars(filled))
+    return WarpResult(settings.out, notes=notes, grid=job.fixed, inside=job.inside, **vars(filled))
 
 
 def plan_warp(settings: WarpSettings) -> dict[str, Any]:
@@ -243,12 +172,12 @@ def _part_of(box: Box) -> Box:
 class _Job:
     """Volumes and transform, found to fit each other before anything is written."""
 
+    verb = "warp"
+
     def __init__(self, settings: WarpSettings) -> None:
         assert settings.zarr is not None
         assert settings.like is not None
-        read = (settings.zarr, settings.like, settings.transform)
-        if resolved(settings.out) in map(resolved, read):
-            raise ConfigError(f"--out is {settings.out}, which is read; choose another name")
+        require_apart(settings.out, settings.zarr, settings.like, settings.transform)
         self.settings = settings
         self.moving = Volume.open(settings.zarr)
         self.fixed = Volume.open(settings.like).grid
@@ -284,6 +213,40 @@ class _Job:
     @property
     def resampler(self) -> Resampler:
         return Resampler(self.moving, self.transform, self.fixed, self.interpolation, self.outside)
+
+    @property
+    def out(self) -> Path:
+        return self.settings.out
+
+    @property
+    def execution(self) -> Execution:
+        how = self.settings
+        return Execution(how.part, how.workers, how.cluster, how.verify, how.overwrite)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        settings = self.settings
+        assert settings.zarr is not None
+        assert settings.like is not None
+        given = {"--zarr": settings.zarr, "--transform": settings.transform, "--like": settings.like}
+        return (*(word for name, path in given.items() for word in (name, str(path.resolve()))), "--out")
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.out, fingerprint(**self.record))
+
+    def plan(self, out: Volume) -> BlockPlan:
+        return plan_blocks(out.grid.shape_zyx, out.shard_zyx)
+
+    def work(self, out: Volume) -> _Work:
+        del out
+        return _Work(self)
+
+    def needs(self, plan: BlockPlan, blocks: int) -> Figures:
+        return _prediction(self, plan, blocks)
+
+    def finish(self, output: Output) -> dict[str, Any]:
+        output.build_pyramid()
+        return {}
 
     @cached_property
     def source_fingerprint(self) -> str:

@@ -8,18 +8,17 @@ at once by rounding only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from comir_hpc.config.words import Interpolation as Interpolation
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import Box, FloatArray, Grid
 from comir_hpc.transforms import PointMap, as_affine, itk_image, itk_lattice, itk_on_grid
 from comir_hpc.volume import Volume
-
-Interpolation = Literal["linear", "nearest", "cubic"]
 
 _METHOD = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
 # Moving voxels around the points that are looked up. A cubic spline's coefficients depend on all voxels, by a factor of

@@ -37,7 +37,8 @@ def on_threads(evaluate: Evaluate, cuts: Iterable[Cut]) -> Iterator[Cut]:
             if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
                 raise
             raise VolumeError(
-                f"a window of {cut.shape[1:]} voxels does not fit into memory; use a smaller --window"
+                f"a window of {cut.shape[1:]} voxels does not fit into memory; run `comir-hpc infer` with a "
+                "smaller --window"
             ) from error
 
     count = torch.get_num_threads()
@@ -81,7 +82,7 @@ def in_batches(evaluate: Evaluate, cuts: Iterable[Cut], size: int) -> Iterator[C
             if size == 1:
                 raise VolumeError(
                     f"a window of {pending[0][1].shape[1:]} voxels does not fit into the memory of the GPU; "
-                    "use a smaller --window"
+                    "run `comir-hpc infer` with a smaller --window"
                 ) from error
             size //= 2
             continue

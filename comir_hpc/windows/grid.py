@@ -11,15 +11,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from comir_hpc.config.words import Blend as Blend
 from comir_hpc.errors import ConfigError
 from comir_hpc.geometry import Box, Triple
 
-Blend = Literal["gaussian", "hann", "exact"]
 Profile = NDArray[np.float32]
 
 _SPARED = (
@@ -159,7 +158,7 @@ def plan_windows(
         step = int(np.lcm.reduce(stride))
         raise ConfigError(
             f"a window of {window} voxels is no multiple of the network's stride {stride}; "
-            f"use --window {max(1, round(window / step)) * step}"
+            f"run `comir-hpc infer` with --window {max(1, round(window / step)) * step}"
         )
     sides = [min(window, _up(n, s)) for n, s in zip(shape, stride, strict=True)]
     for axes in tied_axes:
@@ -172,8 +171,8 @@ def plan_windows(
         step = w - 2 * m if blend == "exact" else max(s, round(w * (1 - overlap) / s) * s)
         if step < s and n > w:
             raise ConfigError(
-                f"a window of {w} voxels along {name} has none whose receptive field (halo {m}) it holds; use "
-                f"--window {2 * m + s} or more for exact blending, or --blend gaussian"
+                f"a window of {w} voxels along {name} has none whose receptive field (halo {m}) it holds; run "
+                f"`comir-hpc infer` with --window {2 * m + s} or more for exact blending, or --blend gaussian"
             )
         last = max(0, _up(n - w, s))
         spare = 0.0 if blend == "exact" else _SPARED

@@ -1,0 +1,303 @@
+"""The command line: each verb reads its settings, calls one stage, prints its result.
+
+Nothing heavy is imported before a verb runs: `comir-hpc --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from comir_hpc import __version__
+from comir_hpc.commands.call import Call, refuse_failed
+from comir_hpc.commands.failure import EXIT_REFUSED, EXIT_USAGE
+from comir_hpc.commands.verb import verb
+from comir_hpc.errors import ConfigError
+
+app = typer.Typer(
+    name="comir-hpc",
+    help="Put two 3D volumes of different modality on top of each other: train encoders that make them look "
+    "alike, register what they see, apply the transform to the originals.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"comir-hpc {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options that belong to no verb."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help() or "", nl=False)  # typer's own help is printed, and returned empty
+        raise typer.Exit(EXIT_USAGE)
+
+
+@verb(app, settings=("DemoSettings",), example="Example:  comir-hpc demo --out demo --seed 3")
+def demo(call: Call) -> None:
+    """Run the main job on the embedded brain pair: displace, ingest, train, infer, register, warp, report."""
+    from comir_hpc.config import DemoSettings
+
+    settings = call.settings(DemoSettings)
+    from comir_hpc.demo import demo as run
+    from comir_hpc.demo import plan_demo
+
+    if call.dry_run:
+        return call.plan(plan_demo(settings))
+    with call.progress() as progress:
+        result = run(settings, progress=progress)
+    call.say(result.summary, f"report: {result.report}")
+    return refuse_failed(result.verdict, result.reasons)
+
+
+@verb(
+    app,
+    settings=("IngestSettings",),
+    positional=("source", "out"),
+    example="Example:  comir-hpc ingest scan.tif scan.zarr --spacing 2 1 1 --unit um",
+)
+def ingest(call: Call) -> None:
+    """Turn a file of any common format into a chunked OME-Zarr volume with a pyramid."""
+    from comir_hpc.config import IngestSettings
+
+    settings = call.settings(IngestSettings)
+    from comir_hpc.ingest import ingest as run
+    from comir_hpc.ingest import plan_ingest
+
+    if call.dry_run:
+        return call.plan(plan_ingest(settings))
+    with call.progress() as progress:
+        result = run(settings, progress=progress)
+    for note in result.notes:
+        call.terminal.note(note)
+    return call.say(result.summary)
+
+
+@verb(
+    app,
+    settings=("RunSettings",),
+    optional=("TrainSettings",),
+    positional=("config",),
+    example="Example:  comir-hpc train configs/brain.yaml --run runs/brain --set optimiser.steps=500",
+)
+def train(call: Call) -> None:
+    """Train one encoder a modality on aligned pairs, so that their outputs look alike.
+
+    The settings stand in a YAML file. --set changes any of them, by the names that docs/training.md and the
+    config.yaml of a run have.
+    """
+    from comir_hpc.config import RunSettings, TrainSettings, load, validate
+
+    files = {name: value for name, value in call.given.items() if name in RunSettings.model_fields}
+    place = validate(RunSettings, files, source="comir-hpc train")
+    values = {name: value for name, value in call.given.items() if name not in files}
+    settings = load(TrainSettings, place.config, place.overrides, values)
+    from comir_hpc.launch import read_launch
+    from comir_hpc.train import plan_training
+    from comir_hpc.train import train as run_training
+
+    launch = read_launch(os.environ)
+    settings = call.with_stores(settings, place.run / "volumes", processes=launch.world_size)
+    if call.dry_run:
+        return call.plan(plan_training(settings))
+    with call.progress() as progress:
+        result = run_training(settings, place.run, progress=progress)
+    return call.say(result.summary) if launch.rank == 0 else None
+
+
+@verb(
+    app,
+    settings=("InferSettings",),
+    example="Example:  comir-hpc infer --zarr t1w.zarr --model runs/brain --modality t1w --out t1w_comir.zarr",
+)
+def infer(call: Call) -> None:
+    """Encode a volume of any size window by window, from zarr to zarr."""
+    from comir_hpc.config import InferSettings
+
+    settings = call.settings(InferSettings)
+    settings = call.with_stores(settings, settings.out.parent, processes=settings.part[1])
+    from comir_hpc.infer import infer as run
+    from comir_hpc.infer import plan_infer
+
+    if call.dry_run:
+        return call.plan(plan_infer(settings))
+    with call.progress() as progress:
+        result = run(settings, progress=progress)
+    return call.say(result.summary)
+
+
+@verb(
+    app,
+    settings=("RegisterSettings",),
+    either=("fixed", "moving"),
+    example="Examples:  comir-hpc register --fixed t1w.zarr --moving t2w.zarr --model runs/brain "
+    "--fixed-modality t1w --moving-modality t2w --out result"
+    "   |   comir-hpc register t1w.nii.gz t2w.nii.gz --representation intensity --out result",
+)
+def register(call: Call) -> None:
+    """Find the transform from fixed to moving, with a verdict: PASS, WARN or FAIL (exit code 1)."""
+    from comir_hpc.config import RegisterSettings
+
+    settings = call.settings(RegisterSettings)
+    settings = call.with_stores(settings, settings.out)
+    from comir_hpc.register import plan_register
+    from comir_hpc.register import register as run
+    from comir_hpc.report import report as write_report
+
+    if call.dry_run:
+        return call.plan(plan_register(settings))
+    with call.progress() as progress:
+        result = run(settings, progress=progress)
+    call.say(result.summary, f"report: {write_report(settings.out)}")
+    return refuse_failed(result.verdict, result.reasons)
+
+
+@verb(
+    app,
+    settings=("WarpSettings",),
+    example="Examples:  comir-hpc warp --zarr t2w.zarr --transform result/transform.tfm --like t1w.zarr --out w.zarr"
+    "   |   comir-hpc warp --points p.csv --transform result/transform.tfm --out q.csv",
+)
+def warp(call: Call) -> None:
+    """Apply a transform: the moving volume onto the fixed grid, or points either way."""
+    from comir_hpc.config import WarpSettings
+
+    settings = call.settings(WarpSettings)
+    settings = call.with_stores(settings, settings.out.parent, processes=settings.part[1])
+    from comir_hpc.warp import plan_warp
+    from comir_hpc.warp import warp as run
+
+    if call.dry_run:
+        return call.plan(plan_warp(settings))
+    with call.progress() as progress:
+        result = run(settings, progress=progress)
+    for note in result.notes:
+        call.terminal.note(note)
+    return call.say(result.summary)
+
+
+@verb(
+    app,
+    optional=("CompareSettings", "EvaluateSettings"),
+    example="Examples:  comir-hpc evaluate --result result --truth truth.json --points landmarks.csv"
+    "   |   comir-hpc evaluate --model runs/brain --checkpoint 300",
+)
+def evaluate(call: Call) -> None:
+    """Hold results against a known transform, side by side; or, with --model, measure what encoders can do.
+
+    With --model: equivariance over the rotations of the grid and over all angles, agreement, retrieval, effective
+    rank, and where the registration of the aligned pair ends. Writes diagnostics.json and diagnostics.png, adds both
+    to the run's report, and sends them to its MLflow run.
+    """
+    from comir_hpc.config import CompareSettings, EvaluateSettings
+
+    if "model" in call.given:
+        call.refuse_others(EvaluateSettings, "with --model")
+        return _diagnose(call)
+    missing = [f"--{name}" for name in ("result", "truth") if name not in call.given]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} missing: give --result and --truth, or --model")
+    call.refuse_others(CompareSettings, "without --model")
+    settings = call.settings(CompareSettings)
+    from comir_hpc.evaluate import evaluate as run
+
+    if call.dry_run:
+        return call.plan(
+            {
+                "results": ", ".join(map(str, settings.result)),
+                "truth": str(settings.truth),
+                "points": str(settings.points or "of the specimen"),
+                "out": str(settings.out or "printed"),
+            }
+        )
+    table = run(list(settings.result), settings.truth, points=settings.points, out=settings.out)
+    for note in table.notes:
+        call.terminal.note(note)
+    return call.say(table.text)
+
+
+def _diagnose(call: Call) -> None:
+    """Measure the encoders of a run."""
+    from comir_hpc.config import EvaluateSettings
+
+    settings = call.settings(EvaluateSettings)
+    settings = call.with_stores(settings, settings.out or Path())
+    from comir_hpc.evaluate import plan_diagnosis
+    from comir_hpc.recipes.diagnosis import diagnose_run
+
+    if call.dry_run:
+        return call.plan(plan_diagnosis(settings))
+    with call.progress() as progress:
+        found = diagnose_run(settings, progress=progress)
+    call.say(found.diagnosis.summary, f"figures: {found.diagnosis.folder}")
+    if found.report is not None:
+        call.say(f"report: {found.report}")
+    for note in found.notes:
+        call.terminal.note(note)
+    return None
+
+
+@verb(
+    app,
+    settings=("ReportSettings",),
+    positional=("folder",),
+    plans=False,
+    example="Example:  comir-hpc report result",
+)
+def report(call: Call) -> None:
+    """Write report.html, one self-contained page, from the folder of a registration or a training run."""
+    from comir_hpc.config import ReportSettings
+
+    settings = call.settings(ReportSettings)
+    from comir_hpc.report import report as run
+
+    call.say(f"report: {run(settings.folder)}")
+
+
+@verb(
+    app,
+    settings=("SyncSettings",),
+    positional=("folder",),
+    plans=False,
+    example="Example:  comir-hpc sync run --mlflow http://tracking.example.org:5000",
+)
+def sync(call: Call) -> None:
+    """Send to MLflow what it does not have of a training run: after its server was away, or to another one."""
+    from comir_hpc.config import SyncSettings
+
+    settings = call.settings(SyncSettings)
+    from comir_hpc.tracking import sync as run
+
+    sent = run(settings.folder, settings.mlflow)
+    call.say(f"{sent.points} points and {sent.files} files of run {sent.run_id} sent to {sent.uri}")
+
+
+@verb(
+    app,
+    settings=("DoctorSettings",),
+    plans=False,
+    example="Example:  comir-hpc doctor --folder /scratch",
+)
+def doctor(call: Call) -> None:
+    """Say what works on this node, with numbers."""
+    from comir_hpc.config import DoctorSettings
+
+    settings = call.settings(DoctorSettings)
+    from comir_hpc.commands.doctor import doctor as run
+
+    checks = run(settings.folder)
+    call.say(checks.json() if settings.as_json else checks.text())
+    if checks.failed:
+        raise typer.Exit(EXIT_REFUSED)

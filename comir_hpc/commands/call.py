@@ -1,0 +1,128 @@
+"""What the user asked of a verb, and what verbs do with it: settings, stores, plans, results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from comir_hpc.commands.progress import Show, progress_on
+from comir_hpc.commands.terminal import Terminal
+from comir_hpc.errors import ComirError, ConfigError
+
+if TYPE_CHECKING:
+    from comir_hpc.config.base import AnySettings, Settings
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the user asked of a verb.
+
+    Attributes
+    ----------
+    verb : str
+        Name of the verb.
+    given : dict
+        Settings that were given, by name.
+    dry_run : bool
+        Whether only the plan is wanted.
+    terminal : Terminal
+        Where words go.
+    """
+
+    verb: str
+    given: dict[str, Any]
+    dry_run: bool
+    terminal: Terminal
+
+    def settings(self, kind: type[AnySettings]) -> AnySettings:
+        """Make settings of one class from what was given.
+
+        Raises
+        ------
+        ConfigError
+            If a setting is missing or cannot work, or one was given that the class does not have.
+        """
+        from comir_hpc.config import validate
+
+        return validate(kind, self.given, source=f"comir-hpc {self.verb}")
+
+    def with_stores(self, settings: AnySettings, folder: Path, *, processes: int = 1) -> AnySettings:
+        """Return settings whose volumes are stores: other files are ingested into `folder` first.
+
+        A dry run plans that, and ends if nothing more can be planned without the stores.
+
+        Parameters
+        ----------
+        settings : Settings
+            Settings of the verb.
+        folder : Path
+            Where new stores go.
+        processes : int
+            How many processes do the same at this moment.
+        """
+        from comir_hpc.recipes.stores import plan_stores, with_stores
+
+        if not self.dry_run:
+            with self.progress() as progress:
+                return with_stores(
+                    settings, folder, processes=processes, progress=progress, tell=self.terminal.note
+                )
+        found = plan_stores(settings, folder)
+        for plan in found.plans:
+            self.plan(plan)
+        if found.settings is None:
+            self.say(
+                f"{self.verb} itself can be planned when these files are stores; "
+                "ingest them first, or leave --dry-run out"
+            )
+            raise typer.Exit
+        return found.settings
+
+    def progress(self) -> AbstractContextManager[Show]:
+        """Show how far the work is."""
+        return progress_on(self.terminal)
+
+    def say(self, *texts: str) -> None:
+        """Print results."""
+        for text in texts:
+            self.terminal.result(text)
+
+    def plan(self, plan: Mapping[str, Any]) -> None:
+        """Print what would be done and needed, a line each."""
+        width = max(map(len, plan), default=0)
+        for key, value in plan.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            self.say(f"{key.replace('_', ' '):<{width}}  {text}")
+
+    def refuse_others(self, kind: type[Settings], where: str) -> None:
+        """Refuse options that mean nothing in this use of a verb.
+
+        Raises
+        ------
+        ConfigError
+            Naming those that the class does not have.
+        """
+        from comir_hpc.commands.options import choices
+
+        known = {choice.name for choice in choices(kind)}
+        others = [f"--{name.replace('_', '-')}" for name in self.given if name not in known]
+        if others:
+            raise ConfigError(f"{', '.join(others)} mean nothing {where}; leave them out")
+
+
+def refuse_failed(verdict: str, reasons: list[str]) -> None:
+    """End a registration that failed with exit code 1.
+
+    Raises
+    ------
+    ComirError
+        With the reasons.
+    """
+    if verdict == "FAIL":
+        raise ComirError("registration FAILED: " + "; ".join(reasons))

@@ -1,0 +1,210 @@
+"""A verb of the command line: a function that takes a `Call`, with options made from settings.
+
+The options are made when they are first asked for, so that `comir-hpc --help` loads no settings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from comir_hpc.commands.call import Call
+from comir_hpc.commands.failure import UsageError
+from comir_hpc.commands.terminal import Terminal
+
+if TYPE_CHECKING:
+    from comir_hpc.commands.options import Choice
+    from comir_hpc.config import Settings
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a verb takes from the command line.
+
+    Attributes
+    ----------
+    settings : tuple of str
+        Classes of `comir_hpc.config` whose settings become options.
+    optional : tuple of str
+        Further classes, none of whose settings must be given.
+    positional : tuple of str
+        Settings that are given by their place.
+    either : tuple of str
+        Settings that are given by their place or as options.
+    plans : bool
+        Whether the verb has a --dry-run.
+    """
+
+    settings: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    positional: tuple[str, ...] = ()
+    either: tuple[str, ...] = ()
+    plans: bool = True
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """All settings that have an option."""
+        from comir_hpc.commands.options import merged
+
+        return merged([*_classes(self.settings), *_classes(self.optional)])
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """Everything that typer reads: arguments in their order, then options panel by panel."""
+        kinds = _classes(self.settings)
+        must = {name for kind in kinds for name, field in kind.model_fields.items() if field.is_required()}
+        by_name = {choice.name: choice for choice in self.choices}
+        placed = [by_name[name].parameter(positional=True, required=True) for name in self.positional]
+        options = [
+            choice.parameter(
+                positional=False, required=choice.name in must and choice.name not in self.either
+            )
+            for choice in self.choices
+            if choice.name not in self.positional
+        ]
+        earlier = [found for choice in self.choices for found in choice.earlier_parameters()]
+        return [*placed, *map(_twin, self.either), *options, *earlier, *_of_every_verb(self.plans)]
+
+    def given(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings that were given, out of all that the parser returned.
+
+        Raises
+        ------
+        UsageError
+            If settings that can be given by place or as options are given in both ways, or not all.
+        """
+        from comir_hpc.commands.options import given
+
+        found = given(values, self.choices)
+        placed = {name: values[_place(name)] for name in self.either if values[_place(name)] is not None}
+        if sorted([*placed, *(name for name in self.either if name in found)]) != sorted(self.either):
+            by_place = " ".join(name.upper() for name in self.either)
+            as_options = " ".join(f"--{name} {name.upper()}" for name in self.either)
+            raise UsageError(f"expected {by_place}, or {as_options}.")
+        return {**found, **placed}
+
+
+class Verb(TyperCommand):
+    """A command whose options are made when they are first asked for."""
+
+    interface: Interface
+    run: Callable[[Call], None]
+    _made: list[Any] | None = None
+
+    @property
+    def params(self) -> list[Any]:
+        """Arguments and options."""
+        if self._made is None:
+            self._made = _read_by_typer(self.interface.parameters())
+        return self._made
+
+    @params.setter
+    def params(self, found: list[Any]) -> None:
+        """Leave out what typer finds in the signature of `_nothing`: it is empty."""
+
+    def invoke(self, ctx: Any) -> None:
+        """Run the verb on what was given."""
+        terminal = ctx.find_object(Terminal) or Terminal()
+        terminal.listen(quiet=bool(ctx.params["quiet"]), log=ctx.params["log"])
+        try:
+            given = self.interface.given(ctx.params)
+        except UsageError as error:
+            error.ctx = ctx
+            raise
+        terminal.output = next(
+            (Path(given[n]) for n in ("run", "out", "folder", "model") if n in given), None
+        )
+        try:
+            type(self).run(Call(str(ctx.info_name), given, bool(ctx.params.get("dry_run")), terminal))
+        except (BrokenPipeError, EOFError) as error:
+            # Typer takes these for a reader of stdout or a user who left. Ours come from files and processes.
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def verb(
+    app: typer.Typer, *, example: str, **interface: Any
+) -> Callable[[Callable[[Call], None]], Callable[[Call], None]]:
+    """Make a command of a function: its name is the verb's, its docstring the help.
+
+    Parameters
+    ----------
+    app : Typer
+        Gets the command.
+    example : str
+        Stands under the help.
+    **interface
+        Fields of `Interface`.
+    """
+
+    def register(function: Callable[[Call], None]) -> Callable[[Call], None]:
+        members = {"interface": Interface(**interface), "run": staticmethod(function)}
+        app.command(
+            function.__name__,
+            cls=type("Verb", (Verb,), members),
+            help="\n\n".join(" ".join(part.split()) for part in (function.__doc__ or "").split("\n\n")),
+            epilog=example.replace("[", "\\["),
+        )(_nothing)
+        return function
+
+    return register
+
+
+def _nothing() -> None:
+    """Stand for a verb where typer looks for a signature."""
+
+
+def _classes(names: Sequence[str]) -> list[type[Settings]]:
+    from comir_hpc import config
+
+    return [getattr(config, name) for name in names]
+
+
+def _place(name: str) -> str:
+    """Name of the argument that is the twin of an option."""
+    return f"{name}_by_place"
+
+
+def _twin(name: str) -> inspect.Parameter:
+    """The argument that is the twin of an option."""
+    from comir_hpc.commands.options import parameter
+
+    argument = typer.Argument(metavar=name.upper(), show_default=False, help=f"The same as --{name}.")
+    return parameter(_place(name), Annotated[Path | None, argument], required=False)
+
+
+def _of_every_verb(plans: bool) -> list[inspect.Parameter]:
+    """Options that belong to the command line and to no setting."""
+    from comir_hpc.commands.options import parameter
+
+    plan = typer.Option("--dry-run", help="Print the plan and what it will need; do nothing.")
+    quiet = typer.Option("--quiet", "-q", help="Print no progress and no notes, only results and errors.")
+    log = typer.Option(
+        "--log",
+        metavar="FILE",
+        help="Append everything that is said to this file, errors with their traceback.",
+    )
+    found = [
+        parameter("quiet", Annotated[bool | None, quiet], required=False),
+        parameter("log", Annotated[Path | None, log], required=False),
+    ]
+    return [parameter("dry_run", Annotated[bool | None, plan], required=False), *found] if plans else found
+
+
+def _read_by_typer(parameters: list[inspect.Parameter]) -> list[Any]:
+    """What typer makes of parameters."""
+
+    def function(**_: Any) -> None:
+        """Carry a signature."""
+
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    spare = typer.Typer(add_completion=False)
+    spare.command()(function)
+    made: Any = typer.main.get_command(spare)
+    return list(made.params)

@@ -1,0 +1,71 @@
+"""Settings of `comir-hpc register`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
+from comir_hpc.config.shared import MemoryLimit, Replacing, Symmetrised
+from comir_hpc.config.words import Initial, Representation, TransformKind
+
+
+class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
+    """`comir-hpc register`: two volumes in, a transform and a verdict out."""
+
+    volume_fields: ClassVar[tuple[str, ...]] = ("fixed", "moving")
+
+    fixed: Input[Path]
+    """Volume whose space the result lives in: a store, or any file that ingest reads."""
+    moving: Input[Path]
+    """Volume to be aligned with the fixed one: a store, or any file that ingest reads."""
+    out: Output[Path]
+    """Folder for the transform, the result and the report."""
+    representation: Representation = "comir"
+    """What is compared: learned representations (comir), or intensities by mutual information (intensity)."""
+    model: Input[Path | None] = None
+    """Run folder that train wrote (comir)."""
+    fixed_modality: Input[str | None] = None
+    """Modality of the fixed volume: which encoder of the run is used (comir)."""
+    moving_modality: Input[str | None] = None
+    """Modality of the moving volume: which encoder of the run is used (comir)."""
+    fixed_representation: Input[Path | None] = None
+    """Representation of the fixed volume that infer wrote; computed in memory when not given (comir)."""
+    moving_representation: Input[Path | None] = None
+    """Representation of the moving volume that infer wrote; computed in memory when not given (comir)."""
+    initial: Initial = "global"
+    """Where the refinement starts: where the two grids put the volumes (identity), at equal centres and main axes of
+    the specimens (moments), or at the best answers of a search over all rotations and shifts (global)."""
+    transform: TransformKind = "rigid"
+    """Kind of transform to find: rigid turns and shifts, affine also scales and shears."""
+    rotations: Positive = 4000
+    """Number of rotations in the global search, spread evenly over SO(3); of single slices up to 360 turns in their
+    plane."""
+    candidates: Positive = 8
+    """Number of distinct answers of the global search that are refined."""
+    search_voxels: Positive = 32
+    """Voxels along the longest side of the fixed volume in the global search; twice as many for single slices."""
+    seed: Seed = 0
+    """Seed of the metric's sampling."""
+    max_memory_gib: Annotated[Resource[Length], OnCommandLine(names=("--max-memory-gib", "--max-memory"))] = (
+        4.0
+    )
+    """Memory that may be used, in GiB: the volumes are compared at the finest level of their pyramids that fits."""
+    threads: Resource[Annotated[int, Field(ge=0)]] = 0
+    """Number of threads; 0 takes as many as the machine gives."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = self.fixed_representation is not None, self.moving_representation is not None
+        if self.representation == "comir" and not all(given):
+            missing = [n for n in ("model", "fixed_modality", "moving_modality") if getattr(self, n) is None]
+            if missing:
+                flags = ", ".join("--" + n.replace("_", "-") for n in missing)
+                raise ValueError(f"representation comir needs {flags}; or use --representation intensity")
+        if self.representation == "intensity" and any(given):
+            raise ValueError(
+                "--fixed-representation and --moving-representation mean nothing with --representation intensity"
+            )
+        return self

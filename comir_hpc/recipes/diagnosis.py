@@ -1,0 +1,92 @@
+"""`comir-hpc evaluate --model`: measure the encoders of a run, register its aligned pair, put both into its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from comir_hpc.config import EvaluateSettings, RegisterSettings
+from comir_hpc.errors import RegistrationError
+from comir_hpc.evaluate import Diagnosis, Subject, diagnose, open_subject
+from comir_hpc.register import register
+from comir_hpc.report import report
+from comir_hpc.tracking import send_diagnostics
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class RunDiagnosis:
+    """What was measured, and where it is.
+
+    Attributes
+    ----------
+    diagnosis : Diagnosis
+        The figures.
+    report : Path or None
+        Page of the run; None if other volumes than the run's own were measured.
+    notes : tuple of str
+        What could not be sent to MLflow, and why.
+    """
+
+    diagnosis: Diagnosis
+    report: Path | None
+    notes: tuple[str, ...] = ()
+
+
+def diagnose_run(settings: EvaluateSettings, *, progress: Progress | None = None) -> RunDiagnosis:
+    """Measure what the encoders of a run can do, and where the registration of its aligned pair ends.
+
+    Parameters
+    ----------
+    settings : EvaluateSettings
+        Run, checkpoint, volumes and sizes.
+    progress : callable, optional
+        ``progress(what, done, total)``.
+
+    Raises
+    ------
+    CheckpointError, ConfigError, VolumeError
+        As `open_subject` and `diagnose`.
+    """
+    subject = open_subject(settings)
+    aligned, missing = register_aligned(subject, settings)
+    found = diagnose(settings, subject, aligned=aligned, bias_missing=missing, progress=progress)
+    if not subject.own:
+        return RunDiagnosis(found, None)
+    page = report(subject.run)
+    note = send_diagnostics(subject.run)
+    return RunDiagnosis(found, page, (note,) if note else ())
+
+
+def register_aligned(subject: Subject, settings: EvaluateSettings) -> tuple[Path | None, str]:
+    """Register the first two modalities from the identity, which is the answer.
+
+    Returns
+    -------
+    folder : Path or None
+        Folder of the registration; None if it led nowhere.
+    why : str
+        Why it led nowhere.
+    """
+    first, second = list(subject.volumes)[:2]
+    out = subject.out / "aligned"
+    try:
+        register(
+            RegisterSettings(
+                fixed=subject.volumes[first].path,
+                moving=subject.volumes[second].path,
+                out=out,
+                model=subject.model,
+                fixed_modality=first,
+                moving_modality=second,
+                initial="identity",
+                precision=settings.precision,
+                device=settings.device,
+                overwrite=True,
+            )
+        )
+    except RegistrationError as error:
+        return None, str(error)
+    return out, ""

@@ -1,0 +1,183 @@
+"""Volumes of any format where a verb takes a store: each file is ingested once and its store used again.
+
+The name of such a store carries the fingerprint of its source (path, size and time of every file), so that two files
+of one name do not meet in one store, and a file that has changed gets a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+from comir_hpc.config.base import AnySettings
+from comir_hpc.config.ingest import IngestSettings
+from comir_hpc.errors import ConfigError, VolumeError
+from comir_hpc.ingest import ingest, plan_ingest
+from comir_hpc.readers import Source, open_source
+
+Progress = Callable[[str, int, int], None]
+Tell = Callable[[str], None]
+
+_DIGITS = 8  # of the fingerprint: two sources of one name in one folder meet in one of four billion cases
+
+
+@dataclass(frozen=True)
+class StorePlans(Generic[AnySettings]):
+    """What a dry run knows of files that are to be ingested.
+
+    Attributes
+    ----------
+    settings : Settings or None
+        The settings with stores as volumes; None if a store is still to be made.
+    plans : tuple of dict
+        One plan for each file that is still to be ingested.
+    """
+
+    settings: AnySettings | None
+    plans: tuple[dict[str, Any], ...]
+
+
+def with_stores(
+    settings: AnySettings,
+    folder: Path,
+    *,
+    processes: int = 1,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+) -> AnySettings:
+    """Return settings whose volumes are stores; what is none is ingested into `folder` first.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of a verb.
+    folder : Path
+        Where new stores go.
+    processes : int
+        How many processes do the same at this moment. Several would write one store at once, so they are refused.
+    progress : callable, optional
+        ``progress(what, done, total)``.
+    tell : callable, optional
+        Gets what is made, and every note of what a file leaves open and how it is taken.
+
+    Raises
+    ------
+    VolumeError
+        If a file cannot be ingested.
+    ConfigError
+        If a store has to be made and several processes ask for it.
+    """
+
+    def change(path: Path) -> Path:
+        if processes > 1 and not is_store(path) and not _finished(store_of(path, folder)):
+            raise ConfigError(
+                f"{path} is no store, and {processes} processes would make one at once; run `comir-hpc ingest "
+                f"{shlex.quote(str(path))} OUT.zarr` first and give OUT.zarr"
+            )
+        return as_store(path, folder, progress=progress, tell=tell)
+
+    return settings.with_volumes(change)
+
+
+def plan_stores(settings: AnySettings, folder: Path) -> StorePlans[AnySettings]:
+    """Say what `with_stores` would do; nothing is written.
+
+    Raises
+    ------
+    VolumeError
+        If a file cannot be ingested, as far as its header tells.
+    """
+    plans: dict[Path, dict[str, Any]] = {}
+
+    def change(path: Path) -> Path:
+        if is_store(path):
+            return path
+        store = store_of(path, folder)
+        if not _finished(store):
+            plans[store] = {"ingest": str(path), "store": str(store), **_ingesting(path, store, plan_ingest)}
+        return store
+
+    changed = settings.with_volumes(change)
+    return StorePlans(None if plans else changed, tuple(plans.values()))
+
+
+def as_store(path: Path, folder: Path, *, progress: Progress | None = None, tell: Tell | None = None) -> Path:
+    """Return the store of a volume in any format: `path` itself if it is one, otherwise one that is made in `folder`.
+
+    Raises
+    ------
+    VolumeError
+        If the file cannot be ingested.
+    """
+    if is_store(path):
+        return path
+    source = open_source(path)
+    store = _store_of(source, folder)
+    if _finished(store):
+        if tell is not None:
+            for note in source.notes:  # what was assumed of the file holds for its store, too
+                tell(note)
+        return store
+    if tell is not None:
+        tell(f"ingesting {path} -> {store}")
+    folder.mkdir(parents=True, exist_ok=True)
+    result = _ingesting(path, store, lambda chosen: ingest(chosen, progress=progress))
+    if tell is not None:
+        for note in result.notes:
+            tell(note)
+    return store
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path is a volume of ours, finished or not; so is one named .zarr that does not exist."""
+    if path.suffix == ".zarr" and not path.exists():
+        return True
+    try:
+        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        return isinstance(attributes["comir"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def store_of(path: Path, folder: Path) -> Path:
+    """Where the store of a file is, or would be.
+
+    Raises
+    ------
+    VolumeError
+        If nothing is there, or the format is unknown.
+    """
+    return _store_of(open_source(path), folder)
+
+
+def _store_of(source: Source, folder: Path) -> Path:
+    name = source.path.resolve().name.split(".")[0] or "volume"
+    return folder / f"{name}-{source.fingerprint()[:_DIGITS]}.zarr"
+
+
+def _finished(store: Path) -> bool:
+    try:
+        record = json.loads((store / "zarr.json").read_text(encoding="utf-8"))
+        return record["attributes"]["comir"]["complete"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _ingesting(path: Path, store: Path, action: Callable[[IngestSettings], Any]) -> Any:
+    """Ingest or plan it; an error that names options says whose they are.
+
+    A store that another version began is made anew: its name is ours, so nobody else's data can be there.
+    """
+    try:
+        return action(IngestSettings(source=path, out=store, overwrite=True))
+    except (VolumeError, ConfigError) as error:
+        if "--" not in str(error):
+            raise
+        raise VolumeError(
+            f"{error}. These are options of `comir-hpc ingest {shlex.quote(str(path))} OUT.zarr`: run that, and give "
+            "OUT.zarr here"
+        ) from error
