@@ -85,7 +85,8 @@ def _mean_of_floats(slab: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
         return mean
     # The largest integers of 64 bits have no float64 of their own: the next one is beyond the type, and wraps around.
     largest = np.nextafter(float(np.iinfo(slab.dtype).max), 0)
-    return np.minimum(np.rint(mean), largest)
+    rounded: NDArray[Any] = np.minimum(np.rint(mean), largest)
+    return rounded
 
 
 def _mode(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
