@@ -7,12 +7,21 @@ derived is not a field.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from comir_hpc.errors import ConfigError
 from comir_hpc.rotations import rotation_group
@@ -32,6 +41,19 @@ def _existing_part(part: tuple[int, int]) -> tuple[int, int]:
     return part
 
 
+def _number_or_word(value: object) -> object:
+    if value in ("auto", "none"):
+        return value
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no padding; expected a number, auto or none")
+    return number
+
+
+PaddingValue = Annotated[float | Literal["auto", "none"], BeforeValidator(_number_or_word)]
 Part = Annotated[tuple[Positive, Positive], AfterValidator(_existing_part)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # Sliding windows, where nobody says otherwise: voxels a side, and the share that neighbours have in common.
@@ -72,7 +94,7 @@ class IngestSettings(Settings):
     """Value that replaces NaN and infinite voxels; when not given, they are refused."""
     foreground_above: float | None = None
     """Value above which a voxel belongs to the specimen; found from the histogram when not given."""
-    padding: Literal["auto", "none"] | Annotated[float, Field(allow_inf_nan=False)] = "auto"
+    padding: PaddingValue = "auto"
     """Value of voxels that were never measured (the corners around a round field of view), in the unit of the stored
     values: auto recognises a constant that fills the border, none takes all values as measured."""
     max_memory: Annotated[float, Field(gt=0)] | None = None
