@@ -1,10 +1,13 @@
 """`comir-hpc register`: two volumes in, a transform and a verdict out.
 
 Representations (or intensities) of both volumes at one level of their pyramids; a search over all rotations and
-shifts; refinement of the best distinct answers; a verdict. One file a part: `inputs` what is given, `features` what
-is compared, `isotropic` thick slices, `plane` where (single slices are laid flat), `global_search` with its `coarse` maps and `criteria`,
-`refine`, `agreement` the yardstick, `candidates` the ranking, `halves` a cross-check, `verdict`, `panels`, `outputs`
-what is written.
+shifts; refinement of the best distinct answers; a verdict. One file a part:
+
+* `inputs` opens what is given, `features` says what is compared, `isotropic` resamples thick slices, `plane` lays single
+  slices flat;
+* `global_search` tries all rotations on `coarse` maps by `criteria`; `refine` optimises, `candidates` ranks;
+* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges;
+* `panels` draws, `outputs` writes.
 """
 
 from __future__ import annotations
