@@ -286,7 +286,7 @@ def _pooled(mask: Mask) -> tuple[Mask, Triple]:
         halve = [2 if size > 1 else 1 for size in mask.shape]
         padded = np.pad(mask, [(0, -size % h) for size, h in zip(mask.shape, halve, strict=True)])
         z, y, x = (size // h for size, h in zip(padded.shape, halve, strict=True))
-        mask = padded.reshape(z, halve[0], y, halve[1], x, halve[2]).any(axis=(1, 3, 5))
+        mask = np.logical_or.reduce(padded.reshape(z, halve[0], y, halve[1], x, halve[2]), axis=(1, 3, 5))
         every = [e * h for e, h in zip(every, halve, strict=True)]
     return mask, (every[0], every[1], every[2])
 

@@ -1,10 +1,13 @@
 """`comir-hpc register`: two volumes in, a transform and a verdict out.
 
 Representations (or intensities) of both volumes at one level of their pyramids; a search over all rotations and
-shifts; refinement of the best distinct answers; a verdict. One file a part: `inputs` what is given, `features` what
-is compared, `plane` where (single slices are laid flat), `global_search` with its `coarse` maps and `criteria`,
-`refine`, `agreement` the yardstick, `candidates` the ranking, `halves` a cross-check, `verdict`, `panels`, `outputs`
-what is written.
+shifts; refinement of the best distinct answers; a verdict. One file a part:
+
+* `inputs` opens what is given, `features` says what is compared, `isotropic` resamples thick slices, `plane` lays single
+  slices flat;
+* `global_search` tries all rotations on `coarse` maps by `criteria`; `refine` optimises, `candidates` ranks;
+* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges;
+* `panels` draws, `outputs` writes.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray
 from comir_hpc.memory import in_words
-from comir_hpc.padding import padding_notes
 from comir_hpc.register.agreement import Comparison
 from comir_hpc.register.candidates import FINE, Candidate, Ranking, rank
 from comir_hpc.register.features import Features, one_channel
@@ -211,6 +213,8 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         plan[side.role] = (
             f"{side.compared.path}, level {side.level}: {side.compared.level_grid(side.level)}, {how}"
         )
+        if side.notes:
+            plan[f"{side.role}_notes"] = side.notes
     if settings.initial == "global":
         planar = inputs.fixed.volume.grid.planar
         plan["search"] = (
@@ -333,7 +337,7 @@ def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
 
 
 def _notes(frame: Frame, inputs: Inputs) -> dict[str, list[str]]:
-    notes = padding_notes(inputs.fixed.volume) + padding_notes(inputs.moving.volume)
+    notes = inputs.fixed.notes + inputs.moving.notes
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "
