@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from comir_hpc.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
 from comir_hpc.config import TrainSettings, load, validate
 from comir_hpc.datasets import phantom_pair
-from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
+from comir_hpc.errors import CheckpointError, ConfigError, HeldError, StopRequested, VolumeError
+from comir_hpc.host.locks import writer
 from comir_hpc.networks import Network, build_network
 from comir_hpc.tracking import read_metrics
 from comir_hpc.train import plan_training, train
@@ -315,6 +316,21 @@ def test_two_processes_train_as_one(pair: dict[str, Path], whole: Path, tmp_path
     # A checkpoint of two processes continues on one.
     result = train(settings_of(pair, optimiser={"steps": STEPS + 1}), run)
     assert result.steps == STEPS + 1
+
+
+def test_a_second_training_in_one_folder_is_refused_and_names_the_first(
+    pair: dict[str, Path], whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with writer(run, run, "comir-hpc train"):
+        with pytest.raises(
+            HeldError, match=rf"run is being written by `comir-hpc train` .*process {os.getpid()}"
+        ):
+            train(settings_of(pair), run)
+        assert sorted(path.name for path in run.iterdir()) == ["writer-1-of-1.json", "writer.lock"]
+    # A finished run is only read: whoever extends it does not hinder that.
+    with writer(whole, whole, "comir-hpc train"):
+        assert train(settings_of(pair), whole).steps == settings_of(pair).optimiser.steps
 
 
 def test_a_finished_run_returns_at_once(pair: dict[str, Path], whole: Path) -> None:
