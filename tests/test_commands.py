@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,15 @@ def test_without_a_verb_the_help_is_shown_as_a_usage_error() -> None:
     done = run()
     assert done.returncode == 2
     assert "register" in done.stdout
+
+
+def test_the_program_that_is_installed_is_this_one() -> None:
+    from comir_hpc import commands
+
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert tomllib.loads(text)["project"]["scripts"] == {
+        "comir-hpc": f"{commands.__name__}:{commands.main.__name__}"
+    }
 
 
 def test_version() -> None:
