@@ -9,19 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from comir_hpc.errors import CheckpointError
+from comir_hpc.host.files import flush, write_bytes, write_text
+from comir_hpc.runs.record import brief
 
 _STATE, _MANIFEST = "state.pt", "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
+# What torch's reader raises on damaged files: its archive, its pickle and the objects in that fail in many ways.
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -61,22 +78,32 @@ def write_checkpoint(path: Path, record: dict[str, Any]) -> None:
             "bytes": (spare / _STATE).stat().st_size,
             "sha256": _digest(spare / _STATE),
         }
-        (spare / _MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
-        for one in (spare / _STATE, spare / _MANIFEST, spare):
-            _flush(one)
+        flush(spare / _STATE)
+        write_text(spare / _MANIFEST, json.dumps(manifest) + "\n", durable=True)
+        flush(spare)
         if path.exists():
             shutil.rmtree(path)
         spare.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     # torch reports a full disk while it writes its archive as a RuntimeError.
     except (OSError, RuntimeError) as error:
         shutil.rmtree(spare, ignore_errors=True)
-        kept = [p.name for p in list_checkpoints(path.parent)]
         raise CheckpointError(
-            f"{path} cannot be written ({error}); {_free(path)} free there. "
-            f"{'Intact: ' + ', '.join(kept) if kept else 'There is no earlier checkpoint'}; make room and run the "
-            "same command again: it resumes from there"
+            f"{path} cannot be written ({_refusal(path, error)}); {_free(path)} free there. {_kept(path.parent)}; make "
+            "room and run the same command again: it resumes from there"
         ) from error
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Say why a file cannot be written; torch reports a full disk by a line of its source code."""
+    full = isinstance(error, RuntimeError) and shutil.disk_usage(_place(path)).free < 2**20
+    return "no space left on the disk" if full else brief(error)
+
+
+def _kept(folder: Path) -> str:
+    kept = [p.name for p in list_checkpoints(folder)]
+    more = f" and {len(kept) - 1} before it" if len(kept) > 1 else ""
+    return f"Intact: {kept[0]}{more}" if kept else "There is no earlier checkpoint"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -92,10 +119,40 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         file = path / manifest["file"]
         if file.stat().st_size != manifest["bytes"] or _digest(file) != manifest["sha256"]:
             raise CheckpointError(f"{path} is damaged: {file.name} is not what was written")
-        record: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is damaged or incomplete ({type(error).__name__}: {error})") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or incomplete ({type(error).__name__}: {brief(error)})"
+        ) from error
+    record = read_tensors(file)
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} is damaged: {file.name} holds no record of a training")
     return record
+
+
+def read_tensors(path: Path) -> Any:
+    """Read a file of torch as data, on the CPU; no code in it is run.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged, or holds anything but tensors and plain data. The message is ours: torch's own advises to
+        read such a file in a way that runs the code in it.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is damaged, or holds something else than tensors and plain data; it was not opened any further, "
+            "because such a file can run code"
+        ) from error
+    except _DAMAGED as error:
+        raise CheckpointError(f"{path} is damaged ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    """First line of what torch says, without its source lines and its advice."""
+    line = brief(error).split(" (Triggered ")[0]
+    return type(error).__name__ if "weights_only" in line else line
 
 
 def read_newest(folder: Path) -> tuple[dict[str, Any], Path, list[str]] | None:
@@ -140,17 +197,19 @@ def write_file(path: Path, content: bytes) -> None:
     CheckpointError
         If it cannot be written.
     """
-    spare = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        spare.write_bytes(content)
-        _flush(spare)
-        spare.replace(path)
+        write_bytes(path, content, durable=True)
     except OSError as error:
-        spare.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path} cannot be written ({error}); {_free(path)} free there. Make room and run the same command again"
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: Exception) -> CheckpointError:
+    """Say in one line that a file of a run cannot be written, with the free space there."""
+    return CheckpointError(
+        f"{path} cannot be written ({_refusal(path, error)}); {_free(path)} free there. Make room and run the same "
+        "command again"
+    )
 
 
 def _digest(path: Path) -> str:
@@ -158,15 +217,10 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
-    """Force a file's content, or a folder's list of names, onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _free(path: Path) -> str:
-    place = next(p for p in (path, *path.parents) if p.exists())
-    return f"{shutil.disk_usage(place).free / 2**20:.0f} MiB"
+    return f"{shutil.disk_usage(_place(path)).free / 2**20:.0f} MiB"
+
+
+def _place(path: Path) -> Path:
+    """Give the nearest folder that exists."""
+    return next(p for p in (path, *path.parents) if p.exists())

@@ -26,11 +26,14 @@ from comir_hpc.config import (
 )
 from comir_hpc.datasets import Displacement, degrade, displace, embedded_volume, write_nifti
 from comir_hpc.errors import RegistrationError
-from comir_hpc.evaluate import evaluate, read_result, write_result
+from comir_hpc.evaluate import evaluate
+from comir_hpc.host.files import write_json
 from comir_hpc.infer import infer
 from comir_hpc.ingest import ingest
 from comir_hpc.register import register
 from comir_hpc.report import report
+from comir_hpc.runs.record import Record, make_record, write_record
+from comir_hpc.runs.result import RESULT_FILE, read_result, write_result
 from comir_hpc.train import train
 from comir_hpc.transforms import save_transform
 from comir_hpc.volume import Volume
@@ -112,6 +115,8 @@ def demo(settings: DemoSettings, *, progress: Progress | None = None) -> DemoRes
         moving_representation=out / "moving_representation.zarr",
     )
     found = register(comir, progress=progress)
+    if found.transform is None:
+        raise RegistrationError(f"registration FAILED: {'; '.join(found.reasons)}; see {report(comir.out)}")
     information = RegisterSettings(
         fixed=comir.fixed, moving=comir.moving, out=out / "mutual_information", representation="intensity"
     )
@@ -200,16 +205,15 @@ def _claim(settings: DemoSettings) -> None:
             raise RegistrationError(
                 f"{settings.out} holds a demo with other settings ({changed}); use another --out"
             )
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(path, record)
 
 
 def _annotate(folder: Path, other: Path) -> None:
     """Put the errors of another registration, and what the demo shows and does not, into a result."""
-    record = read_result(folder)
-    errors = {k: v for k, v in read_result(other)["truth"].items() if k != "matrix_lps_mm"}
-    record["baseline"] = {"name": "mutual information, same global search", **errors}
-    record["notes"] = [NOTE]
-    write_result(folder, record)
+    truth = read_result(other).truth
+    errors = {} if truth is None else {k: v for k, v in truth.as_dict().items() if k != "matrix_lps_mm"}
+    baseline = {"name": "mutual information, same global search", **errors}
+    write_result(folder, read_result(folder).with_entries(baseline=baseline, notes=[NOTE]))
 
 
 def _write_summary(out: Path, result: DemoResult) -> None:
@@ -223,4 +227,4 @@ def _write_summary(out: Path, result: DemoResult) -> None:
         "report": str(result.report),
         "note": NOTE,
     }
-    write_result(out, record)
+    write_record(out / RESULT_FILE, make_record(Record, record))

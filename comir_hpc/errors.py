@@ -25,5 +25,23 @@ class RegistrationError(ComirError, RuntimeError):
     """A registration that could not be carried out (a poor result is a verdict, not an error)."""
 
 
+class HeldError(ComirError, RuntimeError):
+    """Another process is writing to the same place, and two writers would spoil each other's work."""
+
+
+class UnsavedResult(RegistrationError):
+    """A registration that is done, but whose result could not be written.
+
+    Attributes
+    ----------
+    content : str
+        What result.json would hold. The command line prints it, so that the search is not lost.
+    """
+
+    def __init__(self, message: str, content: str) -> None:
+        super().__init__(message)
+        self.content = content
+
+
 class StopRequested(ComirError, InterruptedError):
     """The scheduler asked us to stop; the state is saved and the same command resumes it (exit code 85)."""

@@ -106,6 +106,12 @@ class Grid:
             raise VolumeError(
                 f"a grid of {self.shape_zyx} voxels (z, y, x) is empty; expected at least one along each axis"
             )
+        if any(s < 0 for s in self.spacing_zyx):
+            # No advice to give another spacing: it would hide that the axis runs backwards, and mirror the volume.
+            raise VolumeError(
+                f"spacing {self.spacing_zyx} {self.unit} (z, y, x) is negative: expected lengths, and an axis that "
+                "runs backwards in the direction; export the volume again"
+            )
         if not all(math.isfinite(s) and s > 0 for s in self.spacing_zyx):
             raise VolumeError(
                 f"spacing {self.spacing_zyx} {self.unit} (z, y, x) is not positive; "

@@ -6,6 +6,7 @@ last bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -69,6 +70,26 @@ class Histogram:
         """Values that occur (for wide types the middle of their bin), ascending, and how often."""
         keys = np.flatnonzero(self._counts)
         return np.clip(self._values(keys), self.minimum, self.maximum), self._counts[keys]
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return int(self._counts.sum())
+
+    def holds(self, value: float) -> bool:
+        """Whether a value occurs (for wide types: one of its bin)."""
+        return bool(self._counts[self._keys(np.array([value], self.dtype))[0]])
+
+    def without(self, values: Sequence[float]) -> Histogram:
+        """Return a histogram of the other values. Of wide types whole bins are left out."""
+        rest = Histogram(self.dtype, self.centre)
+        rest._counts = self._counts.copy()
+        rest._counts[self._keys(np.array(values, self.dtype))] = 0
+        kept = np.flatnonzero(rest._counts)
+        if kept.size:
+            ends = self._values(kept[[0, -1]]).clip(self.minimum, self.maximum)
+            rest.minimum, rest.maximum = (float(end) for end in ends)
+        return rest
 
     @property
     def constant(self) -> bool:

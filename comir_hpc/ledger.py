@@ -10,31 +10,40 @@ nodes, which parallel file systems do not promise; one file a block would double
 that sharding avoids, and make every resume open all of them. A line counts only when it is whole: its end plays
 the part that a rename plays for a file. Which of two lines about a block is the later one is told by the attempt's
 number, not by clocks, which differ between nodes.
+
+A level of the pyramid is kept like a block, under the number of the level with a minus: level 2 is block -2.
+
+Why a block that looks done is done, at whichever line a process is killed (``kill -9``; the same holds for a loss of
+power, because every step is flushed before the next): before "started" is recorded nothing is touched, and the last
+line about the block is still true. From then on the last line says "started", which is not done, until the line "done"
+is there whole; and that line is written when the files are on the disk. Two processes are never in one block
+(`host.locks`), so no line "done" describes files that somebody else writes meanwhile.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from comir_hpc import __version__
-from comir_hpc.errors import VolumeError
+from comir_hpc.host.files import flush
+from comir_hpc.host.locks import exclusive
 from comir_hpc.shards import remove_unfinished
 
 _BUFFER = 1 << 20
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_NAME = re.compile(r"\d{1,4}/c(/\d{1,12}){1,4}")  # of a shard file below the store
+Note = Mapping[str, Any] | None
 
 
 def fingerprint(**parts: Any) -> str:
@@ -72,7 +81,7 @@ class ShardFile:
         path = store / self.name
         try:
             size = path.stat().st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None if self.size is None else f"{self.name} is missing"
         if self.size is None:
             return f"{self.name} holds {size} bytes where nothing was stored"
@@ -107,16 +116,20 @@ class Ledger:
         The store, which need not exist yet.
     fingerprint : str
         From `fingerprint`; entries of another one count as not done.
+    accepts : callable, optional
+        Whether what was noted with a block is what it should be; a block with another note counts as not done.
+        Picklable.
     """
 
-    def __init__(self, store: Path, fingerprint: str) -> None:
+    def __init__(self, store: Path, fingerprint: str, accepts: Callable[[Note], bool] | None = None) -> None:
         self.store = Path(store)
         self.fingerprint = fingerprint
+        self.accepts = accepts
         self._journal: Path | None = None
         self._attempts: dict[int, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"store": self.store, "fingerprint": self.fingerprint, "_attempts": {}, "_journal": None}
+        return {**self.__dict__, "_attempts": {}, "_journal": None}
 
     @property
     def folder(self) -> Path:
@@ -143,23 +156,38 @@ class Ledger:
 
         A deleted or truncated shard is noticed here, at the price of one `stat` a file; a changed one by `verify`.
         """
+        return {number: entry for number, entry in self._whole().items() if number >= 0}
+
+    def levels(self) -> dict[int, Entry]:
+        """Return the levels of the pyramid, from 1, that are done in the same sense."""
+        return {-number: entry for number, entry in self._whole().items() if number < 0}
+
+    def _whole(self) -> dict[int, Entry]:
         entries = self.entries()
         self._attempts = {block: entry.attempt for block, entry in entries.items()}
         return {
             block: entry
             for block, entry in entries.items()
-            if entry.state == "done"
-            and entry.fingerprint == self.fingerprint
-            and not any(file.damage(self.store, content=False) for file in entry.files)
+            if self._counts(entry) and not any(f.damage(self.store, content=False) for f in entry.files)
         }
 
+    def _counts(self, entry: Entry) -> bool:
+        known = entry.state == "done" and entry.fingerprint == self.fingerprint
+        return known and (entry.block < 0 or self.accepts is None or self.accepts(entry.note))
+
+    def level_files(self, level: int) -> tuple[ShardFile, ...]:
+        """Return what the files of a level were when it was last written whole, () where that is not known."""
+        entry = self.entries().get(-level)
+        return entry.files if entry is not None and self._counts(entry) else ()
+
     def verify(self, blocks: Iterable[int] | None = None) -> dict[int, str]:
-        """Read every file of the finished ones of `blocks` (of all) again; return what is damaged, by block."""
+        """Read every file of the finished ones of `blocks` (of all) again; return what is damaged, by block.
+
+        Without `blocks` the levels of the pyramid are among them, under negative numbers.
+        """
         found, wanted = {}, None if blocks is None else set(blocks)
         for block, entry in sorted(self.entries().items()):
-            if wanted is not None and block not in wanted:
-                continue
-            if entry.state == "done" and entry.fingerprint == self.fingerprint:
+            if self._counts(entry) and (wanted is None or block in wanted):
                 damage = [d for file in entry.files if (d := file.damage(self.store, content=True))]
                 if damage:
                     found[block] = "; ".join(damage)
@@ -173,7 +201,7 @@ class Ledger:
 
     @contextmanager
     def writing(
-        self, block: int, files: Iterable[Path], note: Mapping[str, Any] | None = None
+        self, block: int, files: Iterable[Path], note: Note = None, *, keep: Iterable[Path] = ()
     ) -> Iterator[None]:
         """Surround the writing of one block.
 
@@ -188,20 +216,23 @@ class Ledger:
             Every shard file of the block (`Volume.shard_files`).
         note : mapping, optional
             JSON-ready figures about the block, kept with it; it may be filled inside the ``with``.
+        keep : iterable of Path
+            Those of the files that stay as they are.
         """
-        paths = list(files)
+        paths, kept = list(files), set(keep)
         attempt = self._attempts.get(block, 0) + 1
         self._attempts[block] = attempt
         self._append({"block": block, "attempt": attempt, "state": "started"})
         for path in paths:
-            path.unlink(missing_ok=True)
-            remove_unfinished(path)
+            if path not in kept:
+                path.unlink(missing_ok=True)
+                remove_unfinished(path)
         yield
         written = [_flushed(path, self.store) for path in paths]
         for folder in {
             path.parent for path, file in zip(paths, written, strict=True) if file.size is not None
         }:
-            _flush(folder)
+            flush(folder)
         record = {
             "files": [[f.name, f.size, f.checksum] for f in written],
             "note": dict(note) if note else None,
@@ -227,42 +258,22 @@ class Ledger:
         """Forget everything (the store is replaced)."""
         for path in self.folder.glob("*.jsonl"):
             path.unlink(missing_ok=True)
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.is_dir():  # what others keep beside the lines
-                shutil.rmtree(path)
+        self.tidy()
         self._journal, self._attempts = None, {}
 
-    @contextmanager
-    def exclusive(self, *, needed: bool = True) -> Iterator[None]:
-        """Keep every other process, on any node, out of the same ``with`` for this store; a killed holder lets go.
+    def tidy(self) -> None:
+        """Remove what others keep in folders beside the lines until the store is complete."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
 
-        Parameters
-        ----------
-        needed : bool
-            Whether several processes may really be at work; otherwise a file system without locks is accepted.
-
-        Raises
-        ------
-        VolumeError
-            If the lock is needed and the file system has none.
-        """
-        _make_folder(self.folder)
-        with (self.folder / "lock").open("a") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                if needed:
-                    raise VolumeError(
-                        f"{self.folder}: this file system has no file locks ({error.strerror}), which several parts "
-                        "need when they begin and end; mount it with locks (Lustre: -o flock) or run one part only"
-                    ) from error
-            yield
+    def exclusive(self, *, needed: bool = True) -> AbstractContextManager[None]:
+        """Wait until no other process, on any node, is in the same ``with`` for this store; see `host.locks`."""
+        return exclusive(self.folder / "lock", needed=needed)
 
     def _append(self, record: dict[str, Any]) -> None:
         if self._journal is None:
-            _make_folder(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._journal = self.folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
         line = json.dumps({**record, "fingerprint": self.fingerprint}, separators=(",", ":"))
         fresh = not self._journal.exists()
@@ -271,23 +282,49 @@ class Ledger:
             file.write(f"\n{line}\n".encode())
             os.fsync(file.fileno())
         if fresh:
-            _flush(self.folder)
+            flush(self.folder)
 
 
 def _read_journal(path: Path) -> Iterator[Entry]:
     for line in path.read_bytes().split(b"\n"):
         try:
-            record = json.loads(line)
-            files = tuple(ShardFile(*file) for file in record.pop("files", ()))
-            yield Entry(**record, files=files)
-        except (ValueError, TypeError, AttributeError):
-            continue  # torn by a crash: the block it was about is not done
+            entry = _entry(json.loads(line))
+        except (
+            ValueError,
+            RecursionError,
+        ):  # torn by a crash, or not ours: the block it was about is not done
+            continue
+        if entry is not None:
+            yield entry
+
+
+def _entry(record: Any) -> Entry | None:
+    """Make an entry of a line; None where it is none, whatever it holds instead."""
+    if not isinstance(record, dict):
+        return None
+    block, attempt, note = record.get("block"), record.get("attempt"), record.get("note")
+    state, made, files = record.get("state"), record.get("fingerprint"), record.get("files", [])
+    # bool is an int to isinstance, but no number of a block.
+    if type(block) is not int or type(attempt) is not int or not isinstance(made, str):
+        return None
+    if state not in ("started", "done") or not (note is None or isinstance(note, dict)):
+        return None
+    if not isinstance(files, list) or not all(map(_is_file, files)):
+        return None
+    return Entry(block, attempt, state, made, tuple(ShardFile(*file) for file in files), note)
+
+
+def _is_file(found: Any) -> bool:
+    if not isinstance(found, list) or len(found) != 3 or not isinstance(found[0], str):
+        return False
+    numbers = type(found[1]) is type(found[2]) is int and found[1] >= 0
+    return _NAME.fullmatch(found[0]) is not None and (numbers or found[1:] == [None, None])
 
 
 def _flushed(path: Path, store: Path) -> ShardFile:
     name = path.relative_to(store).as_posix()
     try:
-        _flush(path)
+        flush(path)
     except FileNotFoundError:
         return ShardFile(name, None, None)
     return ShardFile(name, path.stat().st_size, _checksum(path))
@@ -299,20 +336,3 @@ def _checksum(path: Path) -> int:
         while part := file.read(_BUFFER):
             checksum = zlib.crc32(part, checksum)
     return checksum
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VolumeError(
-            f"{path} cannot be made ({error.strerror}); choose a folder that you may write to"
-        ) from error

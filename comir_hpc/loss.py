@@ -9,11 +9,9 @@ modalities, K displacements, L latent channels, V voxels.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,29 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comir_hpc.config import LossSettings
-from comir_hpc.critics import (
-    CRITICS,
-    Maps,
-    all_pairs,
-    exact,
-    partners,
-    prepare,
-    require_known,
-    require_shapes,
-    score,
-)
-from comir_hpc.crops import ShiftZYX, crop, require_room
+from comir_hpc.critics import CRITICS, exact, require_known, require_shapes
+from comir_hpc.crops import ShiftZYX, require_room
 from comir_hpc.errors import ConfigError
+from comir_hpc.pairs import NO_NEGATIVES, PairScores, score_pairs
 
 BOUNDS = ("infonce", "jsd", "nwj")
 
 # The exponential of more overflows float32; a critic bounded by 1 reaches 1 / temperature.
 _LARGEST_EXPONENT = 80.0
-
-_NO_NEGATIVES = (
-    "one aligned patch in a step and nothing else: an anchor has no negatives; use two or more patches "
-    "(sampling.pairs_per_step), loss.subcrops of 2 or more, or loss.displacement_negatives"
-)
 
 
 @dataclass(frozen=True)
@@ -105,7 +89,7 @@ def check(settings: LossSettings, num_samples: int, patch_zyx: Sequence[int]) ->
     require_room(patch_zyx, [reach if side > 1 else 0 for side in patch_zyx], settings.subcrops)
     pieces = settings.subcrops ** sum(side > 1 for side in patch_zyx)
     if num_samples * pieces < 2 and not settings.displacement_negatives:
-        raise ConfigError(_NO_NEGATIVES)
+        raise ConfigError(NO_NEGATIVES)
     if settings.bound == "nwj" and settings.critic != "mse" and settings.temperature * _LARGEST_EXPONENT < 1:
         raise ConfigError(
             f"temperature {settings.temperature} lets scores reach {1 / settings.temperature:.0f}, whose "
@@ -220,9 +204,9 @@ def contrastive_loss(
     if not 0 <= rows[0] < rows[1] <= len(maps[0]):
         raise ConfigError(f"rows {rows} of {len(maps[0])} samples; expected start < stop within them")
     with torch.autocast(maps[0].device.type, enabled=False):
-        contest = _contest(maps, settings, masks, ignore, shifts_zyx, rows)
+        scores = score_pairs(maps, settings, masks, ignore, shifts_zyx, rows)
         decay = activation_decay(maps, settings, masks=masks, rows=rows)
-        return _parts(contest, settings, decay)
+        return _parts(scores, settings, decay)
 
 
 def activation_decay(
@@ -256,170 +240,16 @@ def activation_decay(
     return total / count * (len(maps[0]) / (stop - start))
 
 
-@dataclass(frozen=True)
-class _Contest:
-    """Scores, without temperature, of each local anchor for every ordered pair of modalities."""
-
-    positive: Tensor  # (P, n)
-    negative: Tensor  # (P, n, candidates)
-    eligible: Tensor  # bool (P, n, candidates): which candidates are negatives
-    usable: Tensor  # bool (P, n): enough voxels in common with the partner, and a negative
-    share: Tensor  # scalar: weight of an anchor in the mean over all samples, times the number of ranks
-
-
-def _contest(
-    maps: Sequence[Tensor],
-    settings: LossSettings,
-    masks: Sequence[Tensor] | None,
-    ignore: Tensor | None,
-    shifts_zyx: Sequence[ShiftZYX],
-    rows: tuple[int, int],
-) -> _Contest:
-    """Score everything against everything, then sort the scores by the part they play."""
-    shape = tuple(maps[0].shape[-3:])
-    margin = [max((abs(shift[axis]) for shift in shifts_zyx), default=0) for axis in range(3)]
-    require_room(shape, margin, settings.subcrops)
-    each = prepare(maps, masks, settings.critic)
-    cut = partial(crop, margin=margin, pieces=settings.subcrops)
-    flat = _stack([cut(one, [(0, 0, 0)])[0] for one in each])
-    num_samples = flat.values.shape[1]
-    if num_samples < 2 and not shifts_zyx:
-        raise ConfigError(_NO_NEGATIVES)
-    pieces = num_samples // len(maps[0])
-    local = slice(rows[0] * pieces, rows[1] * pieces)
-    needed = max(1.0, settings.min_overlap * flat.values.shape[-1])
-
-    value, common = _table(flat, local, settings.critic, needed)
-    rivals = _rivals(num_samples, local, ignore, pieces, value.device)
-    positive, negative, eligible = _sort(value, common & rivals[None, :, None], local)
-    if shifts_zyx:
-        here = [one.apply(lambda x: x[slice(*rows)]) for one in each]
-        crops = partial(cut, shifts_zyx=[(0, 0, 0), *shifts_zyx])
-        value, common = _displaced(here, crops, settings.critic, needed)
-        negative, eligible = torch.cat([negative, value], dim=-1), torch.cat([eligible, common], dim=-1)
-    meeting = _meeting(flat, needed)
-    usable = meeting[:, local] & eligible.any(dim=-1)
-    share = num_samples / (local.stop - local.start) / meeting.sum().to(value.dtype)
-    return _Contest(positive, negative, eligible, usable, share)
-
-
-def _stack(maps: Sequence[Maps]) -> Maps:
-    valid = [one.valid for one in maps if one.valid is not None]
-    return Maps(torch.stack([one.values for one in maps]), torch.stack(valid) if valid else None)
-
-
-def _table(flat: Maps, local: slice, critic: str, needed: float) -> tuple[Tensor, Tensor]:
-    """Scores (M, n, M, N) of local maps with all maps, and whether the two share enough voxels."""
-    num_maps, num_samples = flat.values.shape[:2]
-    num_local = local.stop - local.start
-    everything = flat.apply(lambda x: x.flatten(0, 1))
-    # The same object where nothing is left out, so that its energies are computed once.
-    anchors = everything if num_local == num_samples else flat.apply(lambda x: x[:, local].flatten(0, 1))
-    sums = all_pairs(anchors, everything, critic)
-    shape = (num_maps, num_local, num_maps, num_samples)
-    value = score(sums, critic)
-    return value.reshape(shape), (sums.count >= needed).expand(value.shape).reshape(shape)
-
-
-def _rivals(
-    num_samples: int, local: slice, ignore: Tensor | None, pieces: int, device: torch.device
-) -> Tensor:
-    """Which samples are negatives of which local ones, bool (n, N): other ones that do not overlap them."""
-    rivals = ~torch.eye(num_samples, dtype=torch.bool, device=device)[local]
-    if ignore is None:
-        return rivals
-    patches = num_samples // pieces
-    if tuple(ignore.shape) != (patches, patches) or ignore.dtype != torch.bool:
-        raise ConfigError(
-            f"ignore is {tuple(ignore.shape)} {ignore.dtype}; expected ({patches}, {patches}) torch.bool"
-        )
-    # Sub-crops of one patch are disjoint, hence negatives of each other.
-    overlap = ignore.to(device) & ~torch.eye(patches, dtype=torch.bool, device=device)
-    overlap = overlap.repeat_interleave(pieces, 0).repeat_interleave(pieces, 1)
-    return rivals & ~overlap[local]
-
-
-def _sort(value: Tensor, eligible: Tensor, local: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Pick from the table (M, n, M, N), for each ordered pair, the positives (P, n) and candidates (P, n, 2N)."""
-    pairs = list(itertools.permutations(range(len(value)), 2))
-    partner = value.diagonal(offset=local.start, dim1=1, dim2=3)
-    positive = torch.stack([partner[a, b] for a, b in pairs])
-    negative, allowed = (
-        torch.stack([torch.cat([table[a, :, a], table[a, :, b]], dim=-1) for a, b in pairs])
-        for table in (value, eligible)
-    )
-    return positive, negative, allowed
-
-
-def _displaced(
-    here: Sequence[Maps], crops: Callable[[Maps], list[Maps]], critic: str, needed: float
-) -> tuple[Tensor, Tensor]:
-    """Scores (P, n, K) of anchors with displaced partners, and whether the two share enough voxels.
-
-    `here` are M maps (N, L, Z, Y, X); `crops` makes the anchors of one, and then its displaced partners.
-    """
-    parts, place = _by_validity(here)
-    scored = [_against_displaced(part, crops, critic, needed) for part in parts]
-    value, seen = (torch.cat(some, dim=1) for some in zip(*scored, strict=True))
-    order = torch.arange(value.shape[1], device=place.device).reshape(len(place), -1)[place].flatten()
-    return value.index_select(1, order), seen.index_select(1, order)
-
-
-def _by_validity(here: Sequence[Maps]) -> tuple[list[Sequence[Maps]], Tensor]:
-    """Samples that are valid throughout, without masks, then the others; and where among these each sample is."""
-    values, masks = [one.values for one in here], [one.valid for one in here if one.valid is not None]
-    everyone = torch.arange(len(values[0]), device=values[0].device)
-    if not masks or masks[0].device.type != "cpu":  # a GPU would have to be waited for
-        return [here], everyone
-    whole = torch.stack([mask.flatten(1).all(dim=1) for mask in masks]).all(dim=0)
-    first, rest = everyone[whole], everyone[~whole]
-    parts: list[Sequence[Maps]] = []
-    if len(first):
-        parts.append([Maps(one[first], None) for one in values])
-    if len(rest):
-        parts.append([one.apply(lambda x: x[rest]) for one in here])
-    return parts, torch.cat([first, rest]).argsort()
-
-
-def _against_displaced(
-    here: Sequence[Maps], crops: Callable[[Maps], list[Maps]], critic: str, needed: float
-) -> tuple[Tensor, Tensor]:
-    each = [crops(one) for one in here]
-    values, common = [], []
-    for (anchors, *_), (_, *moved) in itertools.permutations(each, 2):
-        sums = [partners(anchors, one, critic) for one in moved]
-        values.append(torch.stack([score(one, critic) for one in sums], dim=-1))
-        enough = [(one.count >= needed).expand(len(anchors.values)) for one in sums]
-        common.append(torch.stack(enough, dim=-1))
-    return torch.stack(values), torch.stack(common)
-
-
-def _meeting(flat: Maps, needed: float) -> Tensor:
-    """Say for all samples whether partners share enough voxels, bool (P, N): what all ranks must agree on."""
-    num_maps, num_samples = flat.values.shape[:2]
-    pairs = list(itertools.permutations(range(num_maps), 2))
-    if flat.valid is None:
-        return torch.ones(len(pairs), num_samples, dtype=torch.bool, device=flat.values.device)
-    valid = flat.valid
-    meeting = torch.stack([(valid[a] & valid[b]).sum(dim=(1, 2)) >= needed for a, b in pairs])
-    if not meeting.any():
-        raise ConfigError(
-            f"the masks leave none of {num_samples} aligned samples with {needed:.0f} jointly valid voxels of "
-            f"{valid.shape[-1]}; raise sampling.foreground, lower loss.min_overlap, or check the masks"
-        )
-    return meeting
-
-
-def _parts(contest: _Contest, settings: LossSettings, decay: Tensor) -> LossParts:
+def _parts(scores: PairScores, settings: LossSettings, decay: Tensor) -> LossParts:
     def mean(values: Tensor) -> Tensor:
-        return torch.where(contest.usable, values, 0).sum() * contest.share
+        return torch.where(scores.usable, values, 0).sum() * scores.share
 
-    contrastive = mean(_anchor_loss(contest, settings))
+    contrastive = mean(_anchor_loss(scores, settings))
     loss = contrastive + decay
     with torch.no_grad():
-        count = contest.eligible.sum(dim=-1).to(contrastive.dtype)
-        negatives = contest.negative.masked_fill(~contest.eligible, 0).sum(dim=-1) / count.clamp_min(1)
-        best = contest.negative.masked_fill(~contest.eligible, -math.inf).amax(dim=-1)
+        count = scores.eligible.sum(dim=-1).to(contrastive.dtype)
+        negatives = scores.negative.masked_fill(~scores.eligible, 0).sum(dim=-1) / count.clamp_min(1)
+        best = scores.negative.masked_fill(~scores.eligible, -math.inf).amax(dim=-1)
         bound, ceiling = _bound(contrastive.detach(), mean(count.log1p()), settings)
         return LossParts(
             loss=loss,
@@ -427,20 +257,20 @@ def _parts(contest: _Contest, settings: LossSettings, decay: Tensor) -> LossPart
             decay=decay.detach(),
             bound=bound,
             ceiling=ceiling,
-            retrieval=mean((contest.positive > best).to(contrastive.dtype)),
+            retrieval=mean((scores.positive > best).to(contrastive.dtype)),
             num_negatives=mean(count),
-            positive=mean(contest.positive),
+            positive=mean(scores.positive),
             negative=mean(negatives),
-            used=contest.usable.to(contrastive.dtype).mean(),
+            used=scores.usable.to(contrastive.dtype).mean(),
         )
 
 
-def _anchor_loss(contest: _Contest, settings: LossSettings) -> Tensor:
+def _anchor_loss(scores: PairScores, settings: LossSettings) -> Tensor:
     """Loss of each anchor, (P, n); finite, with finite gradient, for unusable anchors too."""
-    positive = contest.positive / settings.temperature
+    positive = scores.positive / settings.temperature
     # A row without negatives would be all -inf, whose gradient is NaN even where it is not used.
-    eligible = contest.eligible | ~contest.eligible.any(dim=-1, keepdim=True)
-    negative = (contest.negative / settings.temperature).masked_fill(~eligible, -math.inf)
+    eligible = scores.eligible | ~scores.eligible.any(dim=-1, keepdim=True)
+    negative = (scores.negative / settings.temperature).masked_fill(~eligible, -math.inf)
     count = eligible.sum(dim=-1).to(positive.dtype)
     if settings.bound == "infonce":
         return torch.logsumexp(torch.cat([positive[..., None], negative], dim=-1), dim=-1) - positive

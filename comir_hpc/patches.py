@@ -14,8 +14,7 @@ pyramid level.
 from __future__ import annotations
 
 import math
-import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,47 +23,20 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from comir_hpc.augmentation import IntensityChange, Scale, interpolate, vary
 from comir_hpc.config import SamplingSettings
 from comir_hpc.errors import ConfigError
 from comir_hpc.geometry import Box, FloatArray, Triple
-from comir_hpc.rotations import Group, random_rotation, rotation_by
+from comir_hpc.groups import Group
+from comir_hpc.rotations import random_rotation, rotation_by
 from comir_hpc.specimens import Specimen
-from comir_hpc.volume import Intensity
 
 TRAINING, REFERENCE = 0, 1
 """Streams of random numbers: the samples of one are never those of the other."""
 
 # The strengths of the augmentations in proportion to `sampling.intensity`.
 _GAMMA, _CONTRAST, _BRIGHTNESS, _BIAS, _NOISE = 1.5, 1.0, 1.0, 0.7, 0.5
-
-
-@dataclass(frozen=True)
-class Look:
-    """How the intensities of one patch of one modality are varied; in units of the volume's standard deviation.
-
-    Attributes
-    ----------
-    gamma, gain, shift, noise : float
-        Exponent on the clipped range, factor, added constant, standard deviation of white noise.
-    bias_zyx : (3,)
-        Logarithmic gain at one edge of the patch against its centre, along each axis.
-    noise_seed : int
-        Of the noise.
-    """
-
-    gamma: float
-    gain: float
-    shift: float
-    noise: float
-    bias_zyx: tuple[float, float, float]
-    noise_seed: int
-
-    @classmethod
-    def plain(cls, noise_seed: int) -> Look:
-        """Leave the intensities as they are."""
-        return cls(1.0, 1.0, 0.0, 0.0, (0.0, 0.0, 0.0), noise_seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +54,7 @@ class Draw:
         physical space.
     elements : (M,) int64
         Group element that each modality's input is turned by, independently.
-    looks : tuple of M Look
+    changes : tuple of M IntensityChange
         Intensity changes of each modality.
     """
 
@@ -90,7 +62,7 @@ class Draw:
     centre_zyx: FloatArray
     matrix: FloatArray
     elements: NDArray[np.int64]
-    looks: tuple[Look, ...]
+    changes: tuple[IntensityChange, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +122,7 @@ class PatchSampler:
         self.seed = seed
         self.augment = augment
         self._places = [_places(specimen, settings) for specimen in specimens]
-        self._scales: dict[tuple[int, int, torch.device], _Scale] = {}
+        self._scales: dict[tuple[int, int, torch.device], Scale] = {}
 
     # ------------------------------------------------------------------ drawing
 
@@ -170,8 +142,8 @@ class PatchSampler:
         snapped = on_grid | (np.asarray(self.settings.patch) == 1)
         centre = np.where(snapped, np.rint(centre - half) + half, centre)
         elements = rng.integers(len(self.group), size=len(specimen.volumes))
-        looks = tuple(self._draw_look(rng) for _ in specimen.volumes)
-        return Draw(pair, centre, matrix, elements * self.augment, looks)
+        changes = tuple(self._draw_change(rng) for _ in specimen.volumes)
+        return Draw(pair, centre, matrix, elements * self.augment, changes)
 
     def _draw_matrix(self, rng: np.random.Generator, spacing_zyx: FloatArray) -> tuple[FloatArray, bool]:
         """Rotation, scale and mirror as a map of voxel offsets, and whether it keeps to the voxel grid."""
@@ -187,12 +159,12 @@ class PatchSampler:
         # Offsets are voxels: to millimetres, turn, and back.
         return physical * spacing_zyx / spacing_zyx[:, None], on_grid
 
-    def _draw_look(self, rng: np.random.Generator) -> Look:
+    def _draw_change(self, rng: np.random.Generator) -> IntensityChange:
         strength = self.settings.intensity * self.augment
         gamma, gain, shift, noise = rng.uniform((-1, -1, -1, 0), 1) * strength
         bias = rng.standard_normal(3) * strength * _BIAS
         z, y, x = np.clip(bias, -1, 1).tolist()
-        return Look(
+        return IntensityChange(
             gamma=math.exp(gamma * _GAMMA),
             gain=math.exp(gain * _CONTRAST),
             shift=shift * _BRIGHTNESS,
@@ -257,14 +229,14 @@ class PatchSampler:
         # grid_sample wants (x, y, z) with the outer edges of the box's end voxels at -1 and 1.
         where = ((2 * points + 1) / tables[:, 6, None, None, None] - 1).flip(-1)
         images, above = [], []
-        for modality in range(len(draws[0].looks)):
+        for modality in range(len(draws[0].changes)):
             patches, masks = [], []
             for number, draw in enumerate(draws):
                 scale = self._scale(draw.pair, modality, device)
-                patch = _interpolate(sources[number][modality].to(device), where[number], scale)
+                patch = interpolate(sources[number][modality].to(device), where[number], scale)
                 patch = torch.where(valid[number], patch, scale.air)
                 masks.append((patch > scale.threshold).any(dim=0, keepdim=True))
-                patches.append(_vary(patch, offsets, draw.looks[modality], scale))
+                patches.append(vary(patch, offsets, draw.changes[modality], scale))
             images.append(torch.stack(patches))
             above.append(torch.stack(masks))
         elements = np.stack([draw.elements for draw in draws], axis=1)
@@ -281,10 +253,10 @@ class PatchSampler:
         rows = [*draw.matrix.T, draw.centre_zyx - np.asarray(box.start), low, high, box.shape]
         return np.asarray(rows, dtype=np.float32)
 
-    def _scale(self, pair: int, modality: int, device: torch.device) -> _Scale:
+    def _scale(self, pair: int, modality: int, device: torch.device) -> Scale:
         key = (pair, modality, device)
         if key not in self._scales:
-            self._scales[key] = _Scale.of(self.specimens[pair].intensities[modality], device)
+            self._scales[key] = Scale.from_intensities(self.specimens[pair].intensities[modality], device)
         return self._scales[key]
 
     def batch(
@@ -335,101 +307,4 @@ def specimen_mask(above: Tensor) -> Tensor:
     return share > 0.5
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """Normalisation of every channel on a device, (c, 1, 1, 1) each; the last three are in normalised units."""
-
-    low: Tensor
-    high: Tensor
-    mean: Tensor
-    std: Tensor
-    air: Tensor
-    span: Tensor
-    threshold: Tensor
-
-    @classmethod
-    def of(cls, intensities: Sequence[Intensity], device: torch.device) -> _Scale:
-        columns = [(i.low, i.high, i.mean, i.std, i.foreground_above) for i in intensities]
-        low, high, mean, std, above = (
-            torch.tensor(row, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
-            for row in zip(*columns, strict=True)
-        )
-        # A channel may be constant in one volume: its span must not divide by zero.
-        span = ((high - low) / std).clamp_min(1e-6)
-        return cls(low, high, mean, std, air=(low - mean) / std, span=span, threshold=(above - mean) / std)
-
-
-def _interpolate(values: Tensor, where: Tensor, scale: _Scale) -> Tensor:
-    """Trilinear samples of normalised voxels (c, Z, Y, X) at `where` (z, y, x, 3), edge voxels held."""
-    source = (values.float().clamp(scale.low, scale.high) - scale.mean) / scale.std
-    return F.grid_sample(
-        source[None], where[None], mode="bilinear", padding_mode="border", align_corners=False
-    )[0]
-
-
-def _vary(image: Tensor, offsets: Tensor, look: Look, scale: _Scale) -> Tensor:
-    """Gamma on the clipped range, smooth bias and contrast about air, brightness, noise; (c, z, y, x)."""
-    if look == Look.plain(look.noise_seed):
-        return image
-    slopes = (b / max(1.0, (n - 1) / 2) for b, n in zip(look.bias_zyx, image.shape[1:], strict=True))
-    field = sum((offsets[..., axis] * slope for axis, slope in enumerate(slopes)), torch.zeros(()))
-    gain = field.clamp(-1, 1).exp() * look.gain
-    bright = ((image - scale.air) / scale.span).clamp(0, 1).pow(look.gamma) * scale.span * gain
-    generator = torch.Generator(image.device).manual_seed(look.noise_seed)
-    noise = torch.randn(image.shape, generator=generator, device=image.device)
-    return bright + (scale.air + look.shift) + look.noise * noise
-
-
 # ---------------------------------------------------------------------- feeding
-
-
-class _Boxes(Dataset[list[Tensor]]):
-    """What a reader process does: open the volumes once, then read the box of one sample at a time."""
-
-    def __init__(self, sampler: PatchSampler) -> None:
-        self.sampler = sampler
-
-    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
-        return self.sampler.read(self.sampler.draw(*key))
-
-
-def _ignore_signals(worker: int) -> None:
-    # The scheduler signals every process of the job; the main one saves and then ends its readers.
-    del worker
-    for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(name, signal.SIG_IGN)
-
-
-def feed(
-    sampler: PatchSampler, steps: range, indices: Sequence[int], *, workers: int
-) -> Iterator[tuple[list[Draw], list[list[Tensor]]]]:
-    """Draws and source boxes of the samples `indices` of every step, in order.
-
-    Parameters
-    ----------
-    workers : int
-        Processes that read ahead; 0, or volumes that are all in memory: read here.
-    """
-    ahead = workers > 0 and not sampler.specimens[0].cached
-    boxes = iter(_readers(sampler, steps, indices, workers)) if ahead else None
-    for step in steps:
-        draws = [sampler.draw(step, index) for index in indices]
-        if boxes is None:
-            yield draws, [sampler.read(draw) for draw in draws]
-        else:
-            yield draws, [next(boxes) for _ in draws]
-
-
-def _readers(
-    sampler: PatchSampler, steps: range, indices: Sequence[int], workers: int
-) -> DataLoader[list[Tensor]]:
-    return DataLoader(
-        _Boxes(sampler),
-        sampler=((step, index) for step in steps for index in indices),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=max(2, -(-2 * len(indices) // workers)),
-        # zarrs and torch's own threads do not survive a fork.
-        multiprocessing_context="spawn",
-        worker_init_fn=_ignore_signals,
-    )

@@ -15,15 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comir_hpc.diagnostics import (
-    agreement,
-    effective_rank,
-    equivariance_errors,
-    foreground_agreement,
-    retrieval,
-)
+from comir_hpc.diagnostics import equivariance_errors
+from comir_hpc.groups import Group
 from comir_hpc.patches import REFERENCE, PatchSampler, specimen_mask
-from comir_hpc.rotations import Group
+from comir_hpc.quality import agreement, effective_rank, foreground_agreement, retrieval
 
 Encode = Callable[[int, Tensor], Tensor]
 """Modality number and images (n, c, z, y, x) to maps (n, l, z, y, x), in eval mode, without gradient."""
@@ -66,10 +61,10 @@ def reference_figures(
         "patches": _PATCHES,
         "agreement": _number(aligned.mean()),
         "agreement_p5": _number(aligned.quantile(0.05)),
-        "agreement_pooled": round(foreground_agreement(maps[0], maps[1], specimen), 4),
+        "agreement_pooled": _number(foreground_agreement(maps[0], maps[1], specimen)),
         "mismatched": _number(apart.mean()) if len(apart) else None,
         "mismatched_p95": _number(apart.quantile(0.95)) if len(apart) else None,
-        "retrieval": round(retrieval(table, near), 4),
+        "retrieval": _number(retrieval(table, near)),
         "shifted": {str(s): _shifted_agreement(encode, sampler, maps[0], s, device) for s in _SHIFTS},
     }
     for key in ("equivariance", "effective_rank", "deviation"):
@@ -77,17 +72,17 @@ def reference_figures(
     for number, name in enumerate(modalities):
         errors = equivariance_errors(_of(encode, number), batch.images[number][:_TURNED], sampler.group)
         figures["equivariance"][name] = {
-            "mean": _finite(errors.mean()),
-            "max": _finite(errors.max()),
+            "mean": _number(errors.mean()),
+            "max": _number(errors.max()),
         }
-        figures["effective_rank"][name] = round(effective_rank(maps[number]), 3)
+        figures["effective_rank"][name] = _number(effective_rank(maps[number]))
         figures["deviation"][name] = _number(maps[number].std())
     return figures
 
 
 def _shifted_agreement(
     encode: Encode, sampler: PatchSampler, maps: Tensor, shift: int, device: torch.device
-) -> float:
+) -> float | None:
     """Mean agreement when the second modality's patches are taken `shift` voxels off, along each axis in turn."""
     draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(_PATCHES)]
     patch = np.asarray(sampler.settings.patch)
@@ -151,9 +146,7 @@ def _of(encode: Encode, number: int) -> Callable[[Tensor], Tensor]:
     return lambda images: encode(number, images)
 
 
-def _number(value: Tensor) -> float:
-    return round(float(value), 4)
-
-
-def _finite(value: float) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None
+def _number(value: Tensor | np.floating[Any] | float) -> float | None:
+    """Five significant digits: a fixed number of decimals would make 0 of an error of 1e-6."""
+    number = float(value)
+    return float(f"{number:.5g}") if np.isfinite(number) else None

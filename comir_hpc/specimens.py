@@ -14,6 +14,7 @@ from scipy.ndimage import uniform_filter
 from comir_hpc.config import SamplingSettings
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, FloatArray, Grid, Triple
+from comir_hpc.padding import Unpadded
 from comir_hpc.volume import Intensity, Volume
 
 # Specimen shares are kept on a lattice of an eighth of a patch: finer costs memory and decides nothing.
@@ -58,6 +59,7 @@ class Specimen:
         self.intensities: tuple[tuple[Intensity, ...], ...] = tuple(
             tuple(v.intensity(c) for c in range(v.num_channels)) for v in volumes
         )
+        self._unpadded = tuple(Unpadded(v) for v in volumes)
         self._cache: tuple[NDArray[Any], ...] | None = None
 
     @property
@@ -73,13 +75,13 @@ class Specimen:
 
     def load(self) -> None:
         """Hold the volumes in memory."""
-        self._cache = tuple(v.read(level=self.level) for v in self.volumes)
+        self._cache = tuple(v.read(level=self.level) for v in self._unpadded)
 
     def read(self, box: Box) -> list[NDArray[Any]]:
-        """Voxels of a box from every modality, (c, z, y, x) each, in the volumes' own dtypes."""
+        """Voxels of a box from every modality, (c, z, y, x) each, in the volumes' own dtypes; padding is background."""
         if self._cache is not None:
             return [values[(slice(None), *box.slices)] for values in self._cache]
-        return [v.read(box, level=self.level) for v in self.volumes]
+        return [v.read(box, level=self.level) for v in self._unpadded]
 
 
 def specimen_share(volumes: Sequence[Volume], level: int, patch_zyx: Triple) -> SpecimenShare:
@@ -123,11 +125,12 @@ def _specimen_slabs(
     depth, height, width = volumes[0].level_grid(level).shape_zyx
     chunk = max(volumes[0].chunk_zyx[0], int(block_zyx[0]))
     thickness = int(-(-chunk // block_zyx[0]) * block_zyx[0])
+    readers = [Unpadded(volume) for volume in volumes]
     for start in range(0, depth, thickness):
         box = Box((start, 0, 0), (min(start + thickness, depth), height, width))
         mask = np.zeros(box.shape, dtype=bool)
-        for volume in volumes:
-            for channel, values in enumerate(volume.read(box, level=level)):
+        for volume, reader in zip(volumes, readers, strict=True):
+            for channel, values in enumerate(reader.read(box, level=level)):
                 mask |= volume.intensity(channel).foreground(values)
         pad = [(0, -n % int(b)) for n, b in zip(mask.shape, block_zyx, strict=True)]
         z, y, x = (int(b) for b in block_zyx)

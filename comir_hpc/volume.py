@@ -4,80 +4,45 @@ OME-Zarr 0.5 has no place for direction cosines, so the whole `Grid` is kept bes
 namespace, and the standard's own transformations say what they can (scale, and translation of voxel 0). Every
 volume has four axes (c, z, y, x), a single channel too.
 
-zarr is touched in this module only; voxels pass through `shards`. Writers own whole shards: `write` refuses anything
-else, because two writers in one shard lose data without a word (zarr-python 3682, dask 12583).
+Writers own whole shards: `write` refuses anything else, because two writers in one shard lose data without a word
+(zarr-python 3682, dask 12583). A finished volume knows its files (`inventory`), so that a lost one is not read as
+zeros.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs.blosc import Blosc
 from numpy.typing import DTypeLike, NDArray
-from zarr.codecs import BloscCodec
 
 from comir_hpc import __version__
+from comir_hpc.chunks import AXES as AXES  # users of volumes look for all of these here
+from comir_hpc.chunks import Shuffle as Shuffle
+from comir_hpc.chunks import as_zyx, create_level
+from comir_hpc.chunks import best_shuffle as best_shuffle
+from comir_hpc.chunks import chunk_and_shard as chunk_and_shard
+from comir_hpc.chunks import compressed_bytes as compressed_bytes
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, Triple, plan_blocks
-from comir_hpc.pyramid import downsample as downsample  # users of volumes look for both here
+from comir_hpc.intensity import Intensity as Intensity
+from comir_hpc.inventory import shard_path, shards_of
+from comir_hpc.ome import Kind as Kind
+from comir_hpc.ome import foreign_arrays as foreign_arrays
+from comir_hpc.ome import foreign_node as foreign_node
+from comir_hpc.ome import ome_metadata
+from comir_hpc.pyramid import downsample as downsample
 from comir_hpc.pyramid import planned_levels as planned_levels
 from comir_hpc.shards import Shards
-
-AXES = ("c", "z", "y", "x")
-Kind = Literal["image", "labels", "representation"]
-Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
-_SHUFFLES: dict[Shuffle, int] = {
-    "noshuffle": Blosc.NOSHUFFLE,
-    "shuffle": Blosc.SHUFFLE,
-    "bitshuffle": Blosc.BITSHUFFLE,
-}
-_CODEC: Literal["zstd"] = "zstd"
-_LEVEL = 3
-_ABOUT_THE_RUN = (
-    "predicted",
-    "needed",
-    "measured",
-)  # entries of the metadata that say nothing about the voxels
-_WORTH_SLOWER = 0.9  # bitshuffle compresses two to four times faster than the others: they must save a tenth
+from comir_hpc.store import Store, array_of
 
 
-@dataclass(frozen=True)
-class Intensity:
-    """How one channel's values become network input: clip to [low, high], subtract mean, divide by std.
-
-    The numbers belong to the volume, never to a window: a window's own statistics would make the result depend
-    on how the volume is cut. `foreground_above` separates specimen from background in the original values.
-    """
-
-    low: float
-    high: float
-    mean: float
-    std: float
-    foreground_above: float
-
-    def normalise(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """Values of any shape and dtype as float32 with zero mean and unit variance over the foreground."""
-        result = values.astype(np.float32)
-        np.clip(result, self.low, self.high, out=result)
-        result -= np.float32(self.mean)
-        result /= np.float32(self.std)
-        return result
-
-    def foreground(self, values: NDArray[Any]) -> NDArray[np.bool_]:
-        """Where the values belong to the specimen, same shape."""
-        mask: NDArray[np.bool_] = values > self.foreground_above
-        return mask
-
-
-class Volume:
+class Volume(Store):
     """One image store; make it with `create` or `open`.
 
     Attributes
@@ -87,15 +52,6 @@ class Volume:
     grid : Grid
         Where the voxels of level 0 lie.
     """
-
-    def __init__(self, path: Path, group: zarr.Group) -> None:
-        self.path = path
-        self._group = group
-        attributes: dict[str, Any] = dict(group.attrs)
-        self.grid = Grid.from_dict(attributes["comir"]["grid"])
-        self._arrays = _level_arrays(path, group, attributes)
-        self._shards = [_shards(path, array) for array in self._arrays]
-        self._quantised: dict[str, list[float]] | None = attributes["comir"].get("quantised")
 
     # ------------------------------------------------------------------ making and opening
 
@@ -111,6 +67,7 @@ class Volume:
         chunk: int | Sequence[int] = 64,
         shard: int | Sequence[int] = 256,
         shuffle: Shuffle = "bitshuffle",
+        checksums: bool = False,
         scale: Sequence[float] | None = None,
         metadata: dict[str, Any] | None = None,
         overwrite: bool = False,
@@ -125,6 +82,8 @@ class Volume:
             Voxels (z, y, x) of the unit of reading and of the unit of writing; clipped to the volume.
         shuffle : str
             Filter before compression, see `best_shuffle`.
+        checksums : bool
+            Follow every chunk with a checksum, so that a flipped bit is an error when it is read (`chunks`).
         scale : sequence of float, optional
             Of each channel: what is written are integers, what `read` gives is these times the scale, float32.
         metadata : dict, optional
@@ -144,7 +103,8 @@ class Volume:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         chunks, shards = chunk_and_shard(grid.shape_zyx, chunk, shard)
         group = zarr.create_group(store=str(path), zarr_format=3)
-        _create_level(group, 0, (channels, *grid.shape_zyx), np.dtype(dtype), chunks, shards, shuffle)
+        shape = (channels, *grid.shape_zyx)
+        create_level(group, 0, shape, np.dtype(dtype), chunks, shards, shuffle, checksums)
         comir = {
             "grid": grid.as_dict(),
             "kind": kind,
@@ -152,20 +112,25 @@ class Volume:
             "version": __version__,
             "complete": False,
         }
+        if checksums:
+            comir["checksums"] = True
         if scale is not None:
             comir["quantised"] = {"scale": [float(s) for s in scale], "offset": [0.0] * channels}
         group.attrs["comir"] = {**(metadata or {}), **comir}
-        group.attrs["ome"] = _ome_metadata(path.name, grid, [(1, 1, 1)], kind)
+        group.attrs["ome"] = ome_metadata(path.name, grid, [(1, 1, 1)], kind)
         return cls(path, group)
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool = False, allow_incomplete: bool = False) -> Volume:
         """Open a store that `create` (or another OME-Zarr 0.5 writer, through `ingest`) made.
 
+        The files of a finished store are looked at, those of a large one when they are first read from (`inventory`).
+
         Raises
         ------
         VolumeError
-            If nothing is there, it is not such a store, or it was never finished.
+            If nothing is there, it is not such a store, it was never finished, or files of it are missing or of
+            another size than they were.
         """
         path = Path(path)
         if not path.exists():
@@ -185,7 +150,10 @@ class Volume:
             raise VolumeError(
                 f"{path} is incomplete: the command that writes it was stopped; run that command again"
             )
-        return cls(path, group)
+        volume = cls(path, group, lenient=allow_incomplete or writable)
+        if not (allow_incomplete or writable):
+            volume._require_files()
+        return volume
 
     # ------------------------------------------------------------------ what it is
 
@@ -193,64 +161,6 @@ class Volume:
     def dtype(self) -> np.dtype[Any]:
         """Type of the values that `read` gives: the stored one, or float32 where integers stand for it."""
         return np.dtype(np.float32) if self._quantised else self.stored_dtype
-
-    @property
-    def stored_dtype(self) -> np.dtype[Any]:
-        """Type of the values on disk, which `write` takes."""
-        return np.dtype(self._arrays[0].dtype)
-
-    @property
-    def num_channels(self) -> int:
-        """Length of the c axis."""
-        return int(self._arrays[0].shape[0])
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(c, z, y, x) of level 0."""
-        return (self.num_channels, *self.grid.shape_zyx)
-
-    @property
-    def num_levels(self) -> int:
-        """Levels of the pyramid, at least 1."""
-        return len(self._arrays)
-
-    @property
-    def shard_zyx(self) -> Triple:
-        """Voxels of one shard of level 0: the unit of writing."""
-        return _zyx(self._arrays[0].shards or self._arrays[0].chunks)
-
-    @property
-    def chunk_zyx(self) -> Triple:
-        """Voxels of one chunk of level 0: the unit of reading."""
-        return _zyx(self._arrays[0].chunks)
-
-    def level_factors(self, level: int) -> Triple:
-        """Voxels of level 0 along z, y, x in one voxel of `level`."""
-        factors = self.metadata.get("levels", [[1, 1, 1]])[level]
-        return int(factors[0]), int(factors[1]), int(factors[2])
-
-    def level_grid(self, level: int) -> Grid:
-        """Grid of one level of the pyramid."""
-        return self.grid.downsampled(self.level_factors(level))
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The `comir` namespace of the store's attributes (a copy)."""
-        record: Any = self._group.attrs["comir"]
-        return dict(record)
-
-    def update_metadata(self, **entries: Any) -> None:
-        """Set entries of the `comir` namespace."""
-        self._group.attrs["comir"] = {**self.metadata, **entries}
-
-    @property
-    def complete(self) -> bool:
-        """Whether the command that writes this volume has finished."""
-        return bool(self.metadata.get("complete"))
-
-    def finish(self, **entries: Any) -> None:
-        """Mark the volume complete; from now on `open` trusts it."""
-        self.update_metadata(**entries, complete=True)
 
     def intensity(self, channel: int = 0) -> Intensity:
         """Normalisation of one channel, as `ingest` measured it.
@@ -266,16 +176,6 @@ class Volume:
                 f"{self.path} has no intensity statistics; run `comir-hpc ingest {self.path} OUT.zarr`"
             )
         return Intensity(**statistics[channel])
-
-    def fingerprint(self) -> str:
-        """Digest that changes when the content may have changed: metadata, and every file's size and time."""
-        said = {key: value for key, value in self.metadata.items() if key not in _ABOUT_THE_RUN}
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-        for file in sorted(self.path.rglob("*")):
-            if file.is_file() and file.name != "zarr.json":
-                stat = file.stat()
-                digest.update(f"{file.relative_to(self.path)} {stat.st_size} {stat.st_mtime_ns}".encode())
-        return digest.hexdigest()[:16]
 
     # ------------------------------------------------------------------ voxels
 
@@ -301,16 +201,32 @@ class Volume:
     def read_stored(self, box: Box | None = None, *, level: int = 0) -> NDArray[Any]:
         """Values as they are on disk, of `stored_dtype`; otherwise as `read`."""
         array = self._arrays[level]
-        whole = Box((0, 0, 0), _zyx(array.shape))
+        whole = Box((0, 0, 0), as_zyx(array.shape))
         box = whole if box is None else box
         if not whole.contains(box) or box.size == 0:
             raise VolumeError(f"{self.path}: box {box} is not inside the volume {whole}")
+        if self._unseen is not None:
+            places = shards_of(box, self._shard_zyx(level))
+            self._refuse(self._unseen.damage_in(level, self.num_channels, places), self._unseen.num_files)
         try:
             return self._shards[level].read((slice(0, self.num_channels), *box.slices))
         except (RuntimeError, ValueError, OSError) as error:
             raise VolumeError(
-                f"{self.path}: box {box} cannot be read ({error}); run the command that wrote it again"
+                f"{self.path}: box {box} cannot be read{self._unreadable(level, box)} ({str(error)[-160:]}); "
+                f"{self.repair(content=True)}"
             ) from error
+
+    def _unreadable(self, level: int, box: Box) -> str:
+        """Say which shard of a box that cannot be read is the first that is damaged."""
+        shard = self._shard_zyx(level)
+        for c, z, y, x in product(range(self.num_channels), *shards_of(box, shard)):
+            start = (z * shard[0], y * shard[1], x * shard[2])
+            part = Box(start, as_zyx([a + s for a, s in zip(start, shard, strict=True)])).intersect(box)
+            try:
+                self._shards[level].read((slice(c, c + 1), *part.slices))
+            except (RuntimeError, ValueError, OSError):
+                return f": {shard_path(self.path, level, (c, z, y, x)).relative_to(self.path)} is damaged, box {part}"
+        return ""
 
     def write(self, box: Box, values: NDArray[Any], *, level: int = 0) -> None:
         """Write (c, z, y, x) values of `stored_dtype` into a box that is a whole number of shards.
@@ -320,8 +236,7 @@ class Volume:
         VolumeError
             If the box is not aligned to the shards, or shape or dtype differ from the volume's.
         """
-        array = self._arrays[level]
-        shape, shard = _zyx(array.shape), _zyx(array.shards or array.chunks)
+        shape, shard = as_zyx(self._arrays[level].shape), self._shard_zyx(level)
         for axis, start, stop, one, size in zip("zyx", box.start, box.stop, shard, shape, strict=True):
             if start % one or not (stop == size or (stop % one == 0 and stop < size)) or stop <= start:
                 raise VolumeError(
@@ -336,18 +251,9 @@ class Volume:
             raise VolumeError(
                 f"{self.path}: values are {values.dtype}, the volume is {self.stored_dtype}; convert them first"
             )
+        if self._complete:
+            self.withdraw()
         self._shards[level].write((slice(0, self.num_channels), *box.slices), values)
-
-    def shard_files(self, box: Box, *, level: int = 0) -> Iterator[Path]:
-        """Files of the shards that `box` touches, whether they exist or not (an empty shard has none)."""
-        array = self._arrays[level]
-        shard = _zyx(array.shards or array.chunks)
-        ranges = [range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, shard, strict=True)]
-        for c in range(self.num_channels):
-            for z in ranges[0]:
-                for y in ranges[1]:
-                    for x in ranges[2]:
-                        yield self.path / str(level) / "c" / str(c) / str(z) / str(y) / str(x)
 
     # ------------------------------------------------------------------ pyramid
 
@@ -362,165 +268,81 @@ class Volume:
         level_1 : callable, optional
             Gives voxels (c, z, y, x) of a box of level 1 where they are known already, else None.
         """
-        kind: Kind = self.metadata["kind"]
-        shuffle: Shuffle = self.metadata.get("shuffle", "bitshuffle")
-        factors = planned_levels(self.grid)
-        # Until they are written again, the levels above 0 are not named: a stop in between leaves no dead links.
-        self._group.attrs["ome"] = _ome_metadata(self.path.name, self.grid, factors[:1], kind)
-        self.update_metadata(levels=[[1, 1, 1]])
-        for level in range(1, len(factors)):
-            step = _zyx([b // a for a, b in zip(factors[level - 1], factors[level], strict=True)])
-            shape = self.grid.downsampled(factors[level]).shape_zyx
-            chunks, shards = chunk_and_shard(shape, self.chunk_zyx, self.shard_zyx)
-            name = str(level)
-            if name in self._group:
-                del self._group[name]
-            _create_level(
-                self._group, level, (self.num_channels, *shape), self.stored_dtype, chunks, shards, shuffle
-            )
-            self._arrays = [*self._arrays[:level], self._group[name]]  # type: ignore[list-item]
-            self._shards = [*self._shards[:level], Shards(self.path / name)]
-            self._fill_level(level, step, shards, kind, known=level_1 if level == 1 else None)
-        self.update_metadata(levels=[list(f) for f in factors])
-        self._group.attrs["ome"] = _ome_metadata(self.path.name, self.grid, factors, kind)
+        self.unname_levels()
+        for level in range(1, len(planned_levels(self.grid))):
+            self.add_level(level)
+            for box in self.level_shards(level):
+                self.fill_shard(level, box, known=level_1 if level == 1 else None)
+        self.name_levels()
 
-    def _fill_level(
-        self,
-        level: int,
-        step: Triple,
-        shards: Triple,
-        kind: Kind,
-        known: Callable[[Box], NDArray[Any] | None] | None,
+    def unname_levels(self) -> None:
+        """Name level 0 only: a stop before the others are written again leaves no dead links."""
+        self._name_levels(planned_levels(self.grid)[:1])
+        self._arrays, self._shards = self._arrays[:1], self._shards[:1]
+
+    def name_levels(self) -> None:
+        """Name all levels, which are written."""
+        self._name_levels(planned_levels(self.grid))
+
+    def _name_levels(self, factors: Sequence[Triple]) -> None:
+        ome = ome_metadata(self.path.name, self.grid, factors, self.metadata["kind"])
+        self.withdraw(ome, levels=[list(f) for f in factors])
+
+    def add_level(self, level: int, *, keep: bool = False) -> bool:
+        """Take up the level after the last one, empty, or as it is on disk; whether it was there and is kept.
+
+        Parameters
+        ----------
+        keep : bool
+            Keep what is there, if it is an array of the shape that the level should have.
+        """
+        shape = (self.num_channels, *self.grid.downsampled(planned_levels(self.grid)[level]).shape_zyx)
+        chunks, shards = chunk_and_shard(shape[1:], self.chunk_zyx, self.shard_zyx)
+        there = array_of(self._group, str(level))
+        kept = keep and there is not None and there.shape == shape and there.shards == (1, *shards)
+        if not kept:
+            if (self.path / str(level)).exists():
+                shutil.rmtree(self.path / str(level))
+            how: tuple[Shuffle, bool] = (
+                self.metadata.get("shuffle", "bitshuffle"),
+                "checksums" in self.metadata,
+            )
+            create_level(self._group, level, shape, self.stored_dtype, chunks, shards, *how)
+            there = array_of(self._group, str(level))
+        assert there is not None
+        self._arrays = [*self._arrays[:level], there]
+        self._shards = [*self._shards[:level], Shards(self.path / str(level))]
+        return kept
+
+    def level_shards(self, level: int) -> Iterator[Box]:
+        """Boxes of the shards of a level, each of all channels."""
+        for block in plan_blocks(as_zyx(self._arrays[level].shape), self._shard_zyx(level)):
+            yield block.write
+
+    def fill_shard(
+        self, level: int, box: Box, *, known: Callable[[Box], NDArray[Any] | None] | None = None
     ) -> None:
-        below = Box((0, 0, 0), _zyx(self._arrays[level - 1].shape))
-        for block in plan_blocks(_zyx(self._arrays[level].shape), shards):
-            values = np.empty((self.num_channels, *block.write.shape), dtype=self.stored_dtype)
-            # A row of chunks at a time: the finer voxels under a whole shard are eight times as many.
-            for layer in plan_blocks(block.write.shape, (*self.chunk_zyx[:2], block.write.shape[2])):
-                target = layer.write.shifted(block.write.start)
-                coarse = known(target) if known else None
-                if coarse is not None:
-                    values[(slice(None), *layer.write.slices)] = coarse
-                    continue
-                source = Box(
-                    _zyx([a * s for a, s in zip(target.start, step, strict=True)]),
-                    _zyx([b * s for b, s in zip(target.stop, step, strict=True)]),
-                ).intersect(below)
+        """Write one shard of a level from the level below.
+
+        Parameters
+        ----------
+        box : Box
+            From `level_shards`.
+        known : callable, optional
+            Gives voxels (c, z, y, x) of a box of the level where they are known already, else None.
+        """
+        factors = planned_levels(self.grid)
+        step = as_zyx([b // a for a, b in zip(factors[level - 1], factors[level], strict=True)])
+        below = Box((0, 0, 0), as_zyx(self._arrays[level - 1].shape))
+        values = np.empty((self.num_channels, *box.shape), dtype=self.stored_dtype)
+        # A row of chunks at a time: the finer voxels under a whole shard are eight times as many.
+        for layer in plan_blocks(box.shape, (*self.chunk_zyx[:2], box.shape[2])):
+            target = layer.write.shifted(box.start)
+            coarse = known(target) if known else None
+            if coarse is None:
+                ends = ([a * s for a, s in zip(e, step, strict=True)] for e in (target.start, target.stop))
+                source = Box(*map(as_zyx, ends)).intersect(below)
                 fine = self.read_stored(source, level=level - 1)
-                values[(slice(None), *layer.write.slices)] = downsample(fine, step, labels=kind == "labels")
-            self.write(block.write, values, level=level)
-
-
-def chunk_and_shard(
-    shape_zyx: Sequence[int], chunk: int | Sequence[int], shard: int | Sequence[int]
-) -> tuple[Triple, Triple]:
-    """Chunk and shard of a volume, clipped to it, the shard a multiple of the chunk.
-
-    Raises
-    ------
-    VolumeError
-        If the chunk does not divide the shard.
-    """
-    chunks = (chunk,) * 3 if isinstance(chunk, int) else tuple(chunk)
-    shards = (shard,) * 3 if isinstance(shard, int) else tuple(shard)
-    for axis, small, large in zip("zyx", chunks, shards, strict=True):
-        if small < 1 or large < 1 or large % small:
-            raise VolumeError(
-                f"a shard of {large} voxels along {axis} is not a whole number of chunks of {small}; "
-                f"use --shard {max(1, large // max(small, 1)) * max(small, 1)}"
-            )
-    clipped = [min(c, n) for c, n in zip(chunks, shape_zyx, strict=True)]
-    whole = [c * -(-min(s, n) // c) for c, s, n in zip(clipped, shards, shape_zyx, strict=True)]
-    return _zyx(clipped), _zyx(whole)
-
-
-def best_shuffle(values: NDArray[Any]) -> Shuffle:
-    """Filter under which a sample of a volume compresses best: bitshuffle, unless another saves a tenth of it."""
-    sizes = {name: compressed_bytes(values, name) for name in _SHUFFLES}
-    smallest = min(sizes, key=lambda name: sizes[name])
-    return smallest if sizes[smallest] < _WORTH_SLOWER * sizes["bitshuffle"] else "bitshuffle"
-
-
-def compressed_bytes(values: NDArray[Any], shuffle: Shuffle) -> int:
-    """Bytes that a sample (c, z, y, x) takes when each channel is compressed as a chunk is."""
-    codec = Blosc(_CODEC, _LEVEL, shuffle=_SHUFFLES[shuffle])
-    return sum(len(codec.encode(np.ascontiguousarray(channel))) for channel in values)
-
-
-def foreign_node(path: Path) -> Any:
-    """Root of a zarr store of any format and origin, for the readers: a group or an array."""
-    return zarr.open(store=str(path), mode="r")
-
-
-def foreign_arrays(node: Any) -> Iterator[tuple[str, Any]]:
-    """Every array in a zarr store with its path; a root that is an array has the path ``""``."""
-    if isinstance(node, zarr.Array):
-        yield "", node
-        return
-    for name, member in node.members(max_depth=None):
-        if isinstance(member, zarr.Array):
-            yield name, member
-
-
-def _zyx(values: Sequence[int]) -> Triple:
-    z, y, x = values[-3:]
-    return int(z), int(y), int(x)
-
-
-def _create_level(
-    group: zarr.Group,
-    level: int,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    chunks: Triple,
-    shards: Triple,
-    shuffle: Shuffle,
-) -> None:
-    group.create_array(
-        str(level),
-        shape=shape,
-        dtype=dtype,
-        chunks=(1, *chunks),
-        shards=(1, *shards),
-        compressors=BloscCodec(cname=_CODEC, clevel=_LEVEL, shuffle=shuffle),
-        fill_value=0,
-        dimension_names=AXES,
-    )
-
-
-def _level_arrays(path: Path, group: zarr.Group, attributes: dict[str, Any]) -> list[zarr.Array[Any]]:
-    datasets = attributes["ome"]["multiscales"][0]["datasets"]
-    arrays = [group.get(dataset["path"]) for dataset in datasets]
-    if not all(isinstance(a, zarr.Array) for a in arrays):
-        raise VolumeError(f"{path}: a level of the pyramid is missing; run the command that wrote it again")
-    return arrays  # type: ignore[return-value]
-
-
-def _shards(path: Path, array: zarr.Array[Any]) -> Shards:
-    return Shards(path / array.path)
-
-
-def _ome_metadata(name: str, grid: Grid, factors: Sequence[Triple], kind: Kind) -> dict[str, Any]:
-    """Multiscale metadata of OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5).
-
-    The standard's translation has the order and axes of the array: the origin seen along the array's own axes.
-    """
-    direction = np.asarray(grid.direction)
-    datasets = []
-    for level, factor in enumerate(factors):
-        coarse = grid.downsampled(factor)
-        along_axes = (direction.T @ np.asarray(coarse.origin_xyz))[::-1]
-        datasets.append(
-            {
-                "path": str(level),
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": [1.0, *coarse.spacing_zyx]},
-                    {"type": "translation", "translation": [0.0, *along_axes.tolist()]},
-                ],
-            }
-        )
-    axes = [{"name": "c", "type": "channel"}]
-    axes += [{"name": a, "type": "space", "unit": grid.unit} for a in "zyx"]
-    method = "mode over 2x2x2" if kind == "labels" else "mean over 2x2x2"
-    multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": method}
-    return {"version": "0.5", "multiscales": [multiscale]}
+                coarse = downsample(fine, step, labels=self.metadata["kind"] == "labels")
+            values[(slice(None), *layer.write.slices)] = coarse
+        self.write(box, values, level=level)

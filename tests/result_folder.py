@@ -107,10 +107,16 @@ def write_run(folder: Path, *, steps: int = 250, pictures: int = 2) -> Path:
         "effective_rank": {"t1w": 1.0, "t2w": 1.0},
     }
     model: dict[str, Any] = {
+        "version": "0.1.0",
         "modalities": ["t1w", "t2w"],
+        "network": {"name": "unet", "latent_channels": 1},
+        "options": {"widths": [16, 32, 64, 64], "convs_per_level": [1, 2], "spacing_zyx": [2, 2, 2]},
+        "in_channels": {"t1w": 1, "t2w": 1},
         "latent_channels": 1,
         "spacing_mm": [2, 2, 2],
         "group": "O",
+        "step": steps,
+        "loss": 0.1,
     }
     model["reference"] = reference
     (folder / "model.json").write_text(json.dumps(model), encoding="utf-8")

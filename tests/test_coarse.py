@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comir_hpc.cluster import BlockResult, build_pyramid, complete_output, run_blocks
+from comir_hpc.cluster import BlockResult, build_pyramid, run_blocks
 from comir_hpc.cluster.coarse import CoarseBlocks
 from comir_hpc.geometry import Block, Grid, plan_blocks
 from comir_hpc.ledger import Ledger
@@ -39,11 +39,8 @@ def made(
     for index in lost:
         (folder / f"{index}.npy").unlink()
 
-    def finish() -> None:
-        build_pyramid(volume, plan, ledger)
-        volume.finish()
-
-    assert complete_output(volume, plan, ledger, finish) == 0
+    build_pyramid(volume, plan, ledger)
+    volume.finish()
     assert not folder.exists()
     return Volume.open(path)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from comir_hpc.critics import CRITICS, scores
 from comir_hpc.errors import ConfigError
-from comir_hpc.rotations import act, act_each, rotation_group
+from comir_hpc.groups import act, act_each, rotation_group
 
 SHAPE = (2, 3, 4, 5)  # (L, z, y, x)
 

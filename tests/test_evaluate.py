@@ -21,7 +21,6 @@ from comir_hpc.evaluate import (
     evaluate,
     open_subject,
     plan_diagnosis,
-    read_result,
     registration_bias,
     specimen_points,
     target_registration_error,
@@ -29,6 +28,7 @@ from comir_hpc.evaluate import (
 from comir_hpc.evaluate.cubes import choose_sides, place_cubes, read_cubes
 from comir_hpc.geometry import Grid
 from comir_hpc.points import read_point_table
+from comir_hpc.runs.result import read_result
 from comir_hpc.specimens import prepare_specimens
 from comir_hpc.transforms import Transform, save_transform
 from comir_hpc.volume import Volume
@@ -111,13 +111,49 @@ def test_the_rotation_s_error_is_the_angle_between_the_two_whatever_the_shift(tm
     folder = write_registration(tmp_path / "r", make_volume(tmp_path / "v.zarr"), about_z(-175))
     (row,) = evaluate([folder], tmp_path / "truth" / "transform.tfm").rows
     assert row.rotation_error_deg == pytest.approx(15)
-    assert read_result(folder)["truth"]["rotation_error_deg"] == pytest.approx(15)
+    truth = read_result(folder).truth
+    assert truth is not None
+    assert truth.rotation_error_deg == pytest.approx(15)
+
+
+def test_a_registration_that_found_nothing_stands_in_the_table_without_errors(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path / "v.zarr")
+    save_transform(shift(0, 0, 0), tmp_path / "truth", {})
+    folder = write_registration(tmp_path / "failed", volume, shift(0, 0, 0))
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    record |= {"verdict": "FAIL", "matrix_lps_mm": None, "reasons": ["none of 8 starts led to an answer"]}
+    (folder / "result.json").write_text(json.dumps(record), encoding="utf-8")
+    table = evaluate([folder], tmp_path / "truth" / "transform.tfm", out=tmp_path / "table.csv")
+    (row,) = table.rows
+    assert (row.verdict, row.success, row.num_points) == ("FAIL", False, 600)
+    assert np.isnan(row.tre_mm)
+    assert np.isnan(row.rotation_error_deg)
+    truth = read_result(folder).truth
+    assert truth is not None
+    assert (truth.tre_mm, truth.success) == (None, False)
+    with pytest.raises(RegistrationError, match=r"aligned pair failed \(none of 8 starts"):
+        registration_bias(folder)
 
 
 def test_points_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     path.write_text("# LPS\nname,x,y,z\na,1,2,3\nb,4,5,6\n", encoding="utf-8")
     np.testing.assert_array_equal(read_point_table(path).points_mm, [[1, 2, 3], [4, 5, 6]])
+
+
+def test_points_in_ras_are_measured_in_lps(tmp_path: Path) -> None:
+    half = Transform.rigid(np.diag([-1.0, -1.0, 1.0]), (0, 0, 0), (50, 0, 0))
+    save_transform(half, tmp_path / "truth", {})
+    folder = write_registration(tmp_path / "r", make_volume(tmp_path / "v.zarr"), Transform.identity())
+    points = tmp_path / "F.fcsv"
+    points.write_text(
+        "# CoordinateSystem = RAS\n# columns = id,x,y,z,label\n1,10,0,3,F-1\n", encoding="utf-8"
+    )
+    table = evaluate([folder], tmp_path / "truth" / "transform.tfm", points=points)
+    assert table.rows[0].tre_mm == pytest.approx(
+        120
+    )  # twice from x = -10 to the axis; taken for LPS it would be 80
+    assert "F.fcsv: its points are RAS" in table.notes[0]
 
 
 @pytest.mark.parametrize("text", ["x,y\n1,2\n", "x,y,z\n1,2,three\n", "x,y,z\n", "x,y,z\n1,2\n"])

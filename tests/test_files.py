@@ -18,9 +18,14 @@ def test_a_file_appears_with_all_of_its_content(tmp_path: Path):
 def test_a_failure_while_writing_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(RuntimeError, match="half way"), written_whole(target) as spare:
-        spare.write_text("new")
-        raise RuntimeError("half way")
+
+    def fail_half_way():
+        with written_whole(target) as spare:
+            spare.write_text("new")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -138,6 +138,71 @@ def test_lines_cut_anywhere_lose_at_most_the_blocks_behind_the_cut(
     assert list(Ledger(written.store, "one").done()) == complete
 
 
+GOOD = {"block": 0, "attempt": 9, "state": "done", "fingerprint": "one", "files": [], "note": None}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        7, "done", None, True, [], [[1, 2]], {}, {"block": 0},
+        *({**GOOD, "block": b} for b in ("0", 0.0, None, [0], {"a": 1}, True)),
+        *({**GOOD, "attempt": a} for a in ("9", None, [9], 9.5, False)),
+        *({**GOOD, "state": s} for s in ("finished", None, 1, ["done"])),
+        *({**GOOD, "fingerprint": f} for f in (None, 1, ["one"])),
+        *({**GOOD, "note": n} for n in ("x", 1, [1], True)),
+        *({**GOOD, "files": f} for f in (7, "abc", {"a": 1}, [7], ["abc"], [[1, 2, 3]], [["0/c/0/0", 1]],
+          [["0/c/0/0", "1", 1]], [["0/c/0/0", 1, None]], [["0/c/0/0", None, 1]], [["0/c/0/0", True, True]],
+          [["../../etc/passwd", 1, 1]], [["/etc/passwd", 1, 1]], [["0/c/0/0\ud800", 1, 1]], [["x" * 9999, 1, 1]],
+          [["0/c/0/0", -1, 1]], None)),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_line_of_wrong_types_is_ignored_like_random_bytes(store: Path, line: Any) -> None:
+    ledger = Ledger(store, "one")
+    _write(ledger, 0, note={"sum": 7})
+    (ledger.folder / "z.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    again = Ledger(store, "one")
+    assert again.notes() == {0: {"sum": 7}}
+    assert again.verify() == {}
+    assert again.entries()[0].attempt == 1
+    _write(again, 0)
+    assert list(Ledger(store, "one").done()) == [0]
+
+
+def test_a_block_whose_note_is_not_accepted_is_not_done(store: Path) -> None:
+    ledger = Ledger(store, "one")
+    _write(ledger, 0, note={"sum": 7})
+    _write(ledger, 1, note={"other": 7})
+    assert list(Ledger(store, "one", _has_a_sum).done()) == [0]
+    assert list(pickle.loads(pickle.dumps(Ledger(store, "one", _has_a_sum))).done()) == [0]
+
+
+def _has_a_sum(note: Any) -> bool:
+    return "sum" in note
+
+
+def test_levels_are_kept_beside_the_blocks(store: Path) -> None:
+    ledger = Ledger(store, "one")
+    _write(ledger, 3)
+    level = store / "1" / "c" / "0" / "0" / "0"
+    with ledger.writing(-1, [level / "0", level / "1"]):
+        level.mkdir(parents=True)
+        (level / "0").write_bytes(b"coarse")
+    assert list(ledger.done()) == [3]
+    assert list(ledger.levels()) == [1]
+    assert [file.size for file in ledger.level_files(1)] == [6, None]
+    with ledger.writing(-1, [level / "0", level / "1"], keep=[level / "0"]):
+        (level / "1").write_bytes(b"more")
+    assert [file.size for file in Ledger(store, "one").level_files(1)] == [6, 4]
+    (level / "1").write_bytes(b"MORE")
+    assert list(ledger.levels()) == [1]
+    assert list(ledger.verify()) == [-1]
+    (level / "1").unlink()
+    assert list(ledger.levels()) == []
+    ledger.forget([-1])
+    assert ledger.level_files(1) == ()
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     ledger = Ledger(tmp_path_factory.mktemp("ledger") / "out.zarr", "one")
@@ -184,7 +249,7 @@ def test_a_file_system_without_locks_is_accepted_for_a_single_run_only(store: Pa
     def refuse(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("comir_hpc.ledger.fcntl.lockf", refuse)
+    monkeypatch.setattr("comir_hpc.host.locks.fcntl.fcntl", refuse)
     with Ledger(store, "one").exclusive(needed=False):
         pass
     with pytest.raises(VolumeError, match="no file locks"), Ledger(store, "one").exclusive():

@@ -11,15 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import store, store_pair
 
+from comir_hpc.augmentation import IntensityChange
 from comir_hpc.config import SamplingSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.patches import Draw, Look, PatchSampler, feed
-from comir_hpc.rotations import act, angle_deg, rotation_group
+from comir_hpc.feed import feed
+from comir_hpc.groups import act, rotation_group
+from comir_hpc.patches import Draw, PatchSampler
+from comir_hpc.rotations import angle_deg
 from comir_hpc.specimens import Specimen, prepare_specimens, specimen_share
 from comir_hpc.volume import Volume
 
 CPU = torch.device("cpu")
-PLAIN = Look.plain(0)
+PLAIN = IntensityChange.plain(0)
 
 
 def sampling(**changes: Any) -> SamplingSettings:
@@ -116,7 +119,7 @@ def test_ignore_matrix_counts_patch_sides(pair: list[Path]) -> None:
     draws = [draw_at((20, 20, 20)), draw_at((20, 20, 27.9)), draw_at((20, 20, 28.1))]
     expected = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1]], dtype=bool)
     np.testing.assert_array_equal(sampler.ignore(draws), expected)
-    other = Draw(1, draws[0].centre_zyx, draws[0].matrix, draws[0].elements, draws[0].looks)
+    other = Draw(1, draws[0].centre_zyx, draws[0].matrix, draws[0].elements, draws[0].changes)
     assert not sampler.ignore([draws[0], other])[0, 1]
 
 
@@ -158,10 +161,10 @@ def test_draws_depend_on_seed_step_and_index_only(pair: list[Path]) -> None:
         np.testing.assert_array_equal(a.matrix, b.matrix)
         np.testing.assert_array_equal(a.centre_zyx, b.centre_zyx)
         np.testing.assert_array_equal(a.elements, b.elements)
-        assert a.looks == b.looks
-    assert one.draw(7, 0).looks != one.draw(7, 1).looks != one.draw(8, 1).looks
-    assert one.draw(7, 0).looks != sampler_of(pair, seed=4).draw(7, 0).looks
-    assert one.draw(7, 0).looks != one.draw(7, 0, stream=1).looks
+        assert a.changes == b.changes
+    assert one.draw(7, 0).changes != one.draw(7, 1).changes != one.draw(8, 1).changes
+    assert one.draw(7, 0).changes != sampler_of(pair, seed=4).draw(7, 0).changes
+    assert one.draw(7, 0).changes != one.draw(7, 0, stream=1).changes
 
 
 def test_a_batch_does_not_depend_on_its_split(pair: list[Path]) -> None:

@@ -584,6 +584,9 @@ def test_our_own_volume_keeps_its_direction(tmp_path: Path) -> None:
     grid = Grid(SHAPE, (2.0, 0.5, 0.25), (1.0, 2.0, 3.0), tuple(map(tuple, OBLIQUE.tolist())), "micrometer")
     volume = Volume.create(tmp_path / "v.zarr", grid, "int16", chunk=4, shard=8)
     volume.write(grid.box, counted()[None])
+    with pytest.raises(VolumeError, match=r"v\.zarr is incomplete"):
+        open_source(tmp_path / "v.zarr")
+    volume.finish()
     source = open_source(tmp_path / "v.zarr")
     holds(source, counted())
     assert source.grid() == grid
@@ -610,8 +613,11 @@ def test_given_spacing_replaces_and_keeps_the_place(tmp_path: Path) -> None:
     assert (grid.spacing_zyx, grid.unit) == ((3000.0, 500.0, 500.0), "micrometer")
     np.testing.assert_allclose(grid.origin_mm, (10.0, -20.0, 30.0))
     assert source.grid((3.0, 1.0, 1.0)).unit == "millimeter"
+    header = nibabel.Nifti1Header()
+    header.set_xyzt_units("mm")
+    nibabel.save(nibabel.Nifti1Image(counted(), np.eye(4), header), tmp_path / "s.nii")
     with pytest.raises(VolumeError, match=r"spacing is in millimeter, --unit says micrometer"):
-        source.grid(unit="um")
+        open_source(tmp_path / "s.nii").grid(unit="um")
 
 
 @pytest.mark.parametrize(("name", "text"), [("v.nhdr", "NRRD"), ("v.mhd", "MetaImage")])

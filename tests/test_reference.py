@@ -10,9 +10,9 @@ from phantoms import store_pair
 from torch import Tensor
 
 from comir_hpc.config import SamplingSettings
+from comir_hpc.groups import rotation_group
 from comir_hpc.patches import PatchSampler
 from comir_hpc.reference import Watch, reference_figures
-from comir_hpc.rotations import rotation_group
 from comir_hpc.specimens import prepare_specimens
 from comir_hpc.volume import Volume
 
@@ -39,6 +39,18 @@ def test_figures_of_encoders_that_pass_the_image_through(sampler: PatchSampler) 
     assert figures["effective_rank"] == {"one": 1.0, "two": 1.0}
     assert 0 <= figures["retrieval"] <= 1
     assert figures == json.loads(json.dumps(figures, allow_nan=False))
+
+
+def test_a_very_small_error_is_kept_in_digits_not_in_decimals(sampler: PatchSampler) -> None:
+    clean = PatchSampler(sampler.specimens, sampler.settings, sampler.group, 0, augment=False)
+
+    def nearly(number: int, images: Tensor) -> Tensor:
+        return images + 3e-3 * torch.linspace(0, 1, 16)
+
+    figures = reference_figures(nearly, clean, ("one", "two"), CPU)
+    error = figures["equivariance"]["one"]
+    assert 0 < error["mean"] <= error["max"] < 5e-5  # four decimals made 0 of it
+    assert error["max"] == float(f"{error['max']:.5g}")
 
 
 def test_maps_that_do_not_vary_are_said_so_in_json(sampler: PatchSampler) -> None:

@@ -1,20 +1,30 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import page_source
+from phantoms import store_pair
+from PIL import Image
 from result_folder import GRID, write_panels, write_result_folder, write_run
 
 from comir_hpc.errors import ComirError
+from comir_hpc.points import read_point_table
 from comir_hpc.report import charts, panels, report
 from comir_hpc.report.contents import read_contents
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms import Transform, save_transform
+from comir_hpc.volume import Volume
 
 PROBE = """
 <script>
@@ -217,6 +227,106 @@ def test_a_folder_without_a_result_is_refused(tmp_path, content, message):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"agreement": "high"}, 'agreement is the text "high", expected a number'),
+        ({"inputs": "none"}, 'inputs is the text "none", expected an object'),
+        ({"candidates": {"rank": 1}}, "candidates is an object of 1 keys, expected a list"),
+        ({"matrix_lps_mm": [[1, 2], [3, 4]]}, "matrix_lps_mm.0.2 is missing"),
+        ({"format": 99}, "written by a newer comir-hpc"),
+    ],
+)
+def test_a_result_of_wrong_types_is_one_line(folder, changes, said):
+    change(folder, **changes)
+    with pytest.raises(ComirError, match=re.escape(said)) as refused:
+        report(folder)
+    assert str(folder / "result.json") in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_a_result_of_version_0_1_0_is_reported(tmp_path):
+    shutil.copytree(Path(__file__).with_name("format_0") / "registration", tmp_path / "old")
+    text = text_of(report(tmp_path / "old"))
+    assert "PASS The volumes are aligned." in text
+    assert "moving_t2w.zarr on fixed_t1w.zarr" in text
+    assert "mutual information, same global search" in text
+
+
+def test_a_damaged_model_is_named_and_the_rest_is_shown(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "model.json").write_text('{"modalities": 3}', encoding="utf-8")
+    text = text_of(report(run))
+    assert "model.json: modalities is 3, expected a list" in text
+    assert "Steps 250" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "said"),
+    [
+        ("panels.npz", {"axial_fixed": np.zeros(3)}, "axial_fixed is float64 of shape (3,)"),
+        (
+            "search.npz",
+            {"rotations": np.zeros((4, 3)), "scores": np.zeros(4)},
+            "rotations is float64 of shape",
+        ),
+        ("search.npz", {"scores": np.array(["a"])}, "scores is <U1 of shape (1,)"),
+    ],
+)
+def test_arrays_that_register_does_not_write_are_named(folder, name, arrays, said):
+    np.savez(folder / name, **arrays)
+    assert f"{name} cannot be read ({said}" in text_of(report(folder)).replace("&lt;", "<")
+
+
+# ---------------------------------------------------------------------- what is copied from the page
+
+
+def snippets_of(page: Path) -> list[str]:
+    html = page.read_text(encoding="utf-8")
+    return [
+        unescape(text) for text in re.findall(r"<pre><code>(.*?)</code></pre></div>", html, flags=re.DOTALL)
+    ]
+
+
+def test_snippets_run_where_they_are_pasted(tmp_path, monkeypatch):
+    """A result of before has its paths as they were typed; folders have spaces; the page is read from elsewhere."""
+    work, elsewhere = tmp_path / "my work", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    stores = store_pair(work, (24, 24, 24))
+    monkeypatch.chdir(work)
+    half = Transform.rigid(np.diag([-1.0, -1.0, 1.0]), (1.0, 2.0, 3.0), (20.0, 20.0, 20.0))
+    save_transform(half, Path("out"))
+    inputs = {
+        role: {"path": f"{name}.zarr", "grid": Volume.open(stores[name]).grid.as_dict()}
+        for role, name in (("fixed", "one"), ("moving", "two"))
+    }
+    record = {"verdict": "PASS", "matrix_lps_mm": half.matrix_mm.tolist(), "inputs": inputs}
+    (work / "out" / "result.json").write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.chdir(elsewhere)
+    warp, points, itk, numpy = snippets_of(report(work / "out"))
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "comir-hpc"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m comir_hpc "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    shell = ["sh", "-ec", f"{warp}\n{points}"]
+    subprocess.run(shell, check=True, cwd=elsewhere, env=environment, capture_output=True)
+    assert Volume.open(elsewhere / "warped.zarr").grid.agrees_with(Volume.open(stores["one"]).grid)
+    middle = Volume.open(stores["one"]).grid.centre_mm
+    (row,) = read_point_table(elsewhere / "moved.csv").points_mm
+    np.testing.assert_allclose(row, half.apply(middle), atol=1e-2)
+    found: dict[str, object] = {}
+    exec(compile(itk, "itk", "exec"), found)
+    assert found["aligned"].GetSize() == found["fixed"].GetSize()
+    exec(compile(numpy, "numpy", "exec"), found)
+    np.testing.assert_allclose(found["moving_points"], half.apply(middle)[None], atol=1e-2)
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ComirError, match="does not exist"):
         report(tmp_path / "no")
@@ -289,6 +399,50 @@ def test_an_overlay_of_equals_is_grey():
     alone = panels.overlay(grey, np.zeros_like(grey))
     assert alone[2, 3].argmax() == 2  # fixed is blue
     assert panels.overlay(np.zeros_like(grey), grey)[2, 3].argmax() == 0  # moving is orange
+
+
+def colour_of(picture: panels.Picture) -> np.ndarray:
+    """How far each pixel is from grey, 0 to 255."""
+    pixels = np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(picture.uri.split(",")[1]))).convert("RGB"), int
+    )
+    return pixels.max(axis=-1) - pixels.min(axis=-1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_representations_that_agree_but_for_amplitude_and_offset_are_grey(sign):
+    """As on the demo: .82 and .31 in amplitude, most values near 0, and a bright structure in one volume only."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.indices((80, 80))
+    inside = (rows - 40) ** 2 + (columns - 40) ** 2 < 34**2
+    structure = sign * rng.gamma(0.6, 1.0, (80, 80)) * inside
+    intensity = np.where(inside, 1.0 + rng.random((80, 80)), 0.0)
+    only_fixed = np.where((rows > 30) & (rows < 36) & (columns > 20) & (columns < 60), sign * 6.0, 0.0)
+    record = {f"axial_{kind}": intensity.astype(np.float32) for kind in ("fixed", "before", "after")}
+    record["axial_fixed_representation"] = (0.82 * structure + only_fixed).astype(np.float32)
+    for kind in ("before", "after"):
+        record[f"axial_{kind}_representation"] = (0.31 * structure + 0.1).astype(np.float32)
+    (plane,) = panels.plane_pictures(record)
+    colour = colour_of(plane.pictures["representation_overlay"])
+    agreeing = inside & (only_fixed == 0)
+    assert np.median(colour[agreeing]) < 15
+    assert np.percentile(colour[agreeing], 90) < 40
+    assert np.median(colour[only_fixed != 0]) > 60  # what differs is still seen
+    record["axial_fixed_representation"] = (0.82 * structure).astype(np.float32)
+    (plane,) = panels.plane_pictures(record)
+    assert colour_of(plane.pictures["representation_overlay"])[inside].max() <= 2
+
+
+def test_one_volume_at_twice_the_brightness_and_with_more_air_is_as_bright(tmp_path):
+    rng = np.random.default_rng(1)
+    brain = 50 + 100 * rng.random((30, 30))
+    fixed, moving = np.zeros((40, 40), np.float32), np.full((40, 40), -7, np.float32)
+    fixed[5:35, 5:35] = brain
+    moving[5:35, 5:35] = 2 * brain
+    moving[:, :3] = np.nan
+    record = {"axial_fixed": fixed, "axial_before": moving, "axial_after": moving}
+    (plane,) = panels.plane_pictures(record)
+    assert colour_of(plane.pictures["overlay_after"])[5:35, 5:35].max() <= 2
 
 
 def test_a_checkerboard_shows_both_in_equal_parts():

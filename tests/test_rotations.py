@@ -11,18 +11,14 @@ import pytest
 import torch
 
 from comir_hpc.errors import ConfigError
+from comir_hpc.groups import GROUP_NAMES, act, act_each, group_for_spacing, rotation_group
 from comir_hpc.rotations import (
-    GROUP_NAMES,
-    act,
-    act_each,
     angle_deg,
     covering_radius_deg,
     from_quaternions,
-    group_for_spacing,
     random_rotation,
     reverse_axes,
     rotation_by,
-    rotation_group,
     so3_grid,
     to_quaternions,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import resource
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import zarr
 
+from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid
 from comir_hpc.ledger import Ledger
 from comir_hpc.shards import Shards, num_threads, remove_unfinished
@@ -110,6 +112,28 @@ def test_what_a_killed_writer_left_is_removed_with_the_block(volume: Volume) -> 
         assert other.exists()
     remove_unfinished(other.with_name("10"))
     assert not other.exists()
+
+
+def test_with_checksums_whichever_bit_flips_is_an_error_that_names_the_shard(tmp_path: Path) -> None:
+    grid = Grid(SHAPE, (1.0, 1.0, 1.0))
+    volume = Volume.create(tmp_path / "c.zarr", grid, "uint16", chunk=4, shard=8, checksums=True)
+    volume.write(BOX, noise())
+    array = zarr.open_array(str(volume.path / "0"), mode="r")
+    assert "crc32c" in json.dumps(array.metadata.to_dict(), default=str).lower()
+    np.testing.assert_array_equal(array[:], noise())
+    shard = volume.path / "0" / "c" / "0" / "1" / "0" / "1"
+    content = shard.read_bytes()
+    for position in np.random.default_rng(0).integers(0, len(content), 60):
+        spoiled = bytearray(content)
+        spoiled[position] ^= 1 << (position % 8)
+        shard.write_bytes(spoiled)
+        with pytest.raises(
+            VolumeError, match=r"0/c/0/1/0/1 is damaged, box z\[8:16\] y\[0:8\] x\[8:16\] \(.*write it again"
+        ):
+            volume.read()
+        volume.read(Box((0, 0, 0), (8, 16, 16)))
+    shard.write_bytes(content)
+    np.testing.assert_array_equal(volume.read(), noise())
 
 
 KILLED = """

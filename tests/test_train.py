@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from comir_hpc.train.checks import build_networks, inspect_inputs
 from comir_hpc.train.loop import Loop
 from comir_hpc.train.plan import choose_recomputed_levels, predict
 from comir_hpc.volume import Volume
+from comir_hpc.windows import load_encoder
 
 STEPS = 6
 TIMINGS = {
@@ -211,6 +214,33 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     assert "step-00000006 is damaged" in caplog.text
     assert "the one before it is used" in result.summary
     assert_equal_runs(run, whole)
+
+
+@pytest.mark.parametrize("file", ["model.json", "model/one.pt"])
+def test_a_damaged_model_is_made_again_as_the_error_of_its_reader_says(
+    pair: dict[str, Path], whole: Path, tmp_path: Path, file: str
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / file).write_bytes((run / file).read_bytes()[:90])
+    with pytest.raises(CheckpointError, match="run the same `comir-hpc train` again"):
+        load_encoder(run, "one")
+    result = train(settings_of(pair), run)
+    assert "it is made again from the last checkpoint" in result.summary
+    assert_equal_runs(run, whole)
+    load_encoder(run, "one")
+    (run / file).write_bytes(b"")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match=re.escape(file)):  # nothing is left to make it from
+        train(settings_of(pair), run)
+
+
+def test_a_run_of_a_newer_version_is_left_alone(pair: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    newer = (run / "model.json").read_text(encoding="utf-8").replace('"format": 1', '"format": 2')
+    (run / "model.json").write_text(newer, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="written by a newer comir-hpc"):
+        train(settings_of(pair), run)
+    assert (run / "model.json").read_text(encoding="utf-8") == newer
 
 
 def test_killed_and_run_again_gives_the_same_weights(

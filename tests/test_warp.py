@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -13,16 +14,28 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 from phantoms import store
+from scipy import ndimage
 
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Box, Grid, plan_blocks
 from comir_hpc.rotations import rotation_by
-from comir_hpc.transforms import Transform, itk_image, itk_transform, load_transform, save_transform
+from comir_hpc.transforms import (
+    Affine,
+    Composite,
+    ItkTransform,
+    PointMap,
+    Transform,
+    itk_image,
+    itk_transform,
+    load_transform,
+    save_transform,
+)
 from comir_hpc.volume import Volume
 from comir_hpc.warp import plan_warp, warp
-from comir_hpc.warp.resampling import Resampler
+from comir_hpc.warp.resampling import Resampler, share_inside
 
 RNG = np.random.default_rng(0)
 
@@ -122,12 +135,12 @@ def test_blocks_equal_simpleitk_on_the_whole_volume(
 def test_any_box_of_any_rotation_equals_the_whole(
     moving: Volume, start, size, angle: float, shift: float
 ) -> None:
-    transform = itk_transform(
-        Transform.rigid(rotation_by((1.0, 0.3, -0.5), angle)[::-1, ::-1], (shift, 0, 1), (0, 0, 0))
-    )
+    transform = Affine.rigid(rotation_by((1.0, 0.3, -0.5), angle)[::-1, ::-1], (shift, 0, 1), (0, 0, 0))
     box = Box(start, tuple(a + n for a, n in zip(start, size, strict=True))).intersect(FIXED.box)
     found = Resampler(moving, transform, FIXED, "linear", [0.0])(box)
-    np.testing.assert_allclose(found[0], whole(SMOOTH, transform, sitk.sitkLinear)[box.slices], atol=1e-9)
+    np.testing.assert_allclose(
+        found[0], whole(SMOOTH, itk_transform(transform), sitk.sitkLinear)[box.slices], atol=1e-9
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,17 +149,19 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Volume:
 
 
 def test_only_the_part_that_a_block_needs_is_read(moving: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    resampler = Resampler(moving, sitk.Transform(3, sitk.sitkIdentity), moving.grid, "linear", [0.0])
+    resampler = Resampler(moving, Affine.identity(), moving.grid, "linear", [0.0])
     box = Box((10, 10, 10), (14, 12, 11))
     assert resampler.region(box).contains(box.grown((2, 2, 2)))
     assert box.grown((4, 4, 4)).contains(resampler.region(box))
-    far = Resampler(moving, sitk.TranslationTransform(3, (500.0, 0, 0)), moving.grid, "linear", [7.0])
+    far = Resampler(
+        moving, ItkTransform(sitk.TranslationTransform(3, (500.0, 0, 0))), moving.grid, "linear", [7.0]
+    )
     monkeypatch.setattr(Volume, "read", lambda *_, **__: pytest.fail("nothing of it is needed"))
     assert (far(box) == 7).all()
 
 
 def test_a_block_that_needs_too_much_is_split(moving: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    transform = itk_transform(RIGID)
+    transform = RIGID
     expected = Resampler(moving, transform, FIXED, "linear", [0.0])(FIXED.box)
     sizes: list[int] = []
     read = Volume.read
@@ -206,6 +221,49 @@ def test_labels_stay_labels_and_channels_stay_apart(folder: Path) -> None:
         np.testing.assert_array_equal(out.read()[channel], expected)
     with pytest.raises(ConfigError, match="holds labels"):
         warp(made(folder, out=folder / "other.zarr", interpolation="linear"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint64, np.int64, np.uint32, np.int32, np.uint8])
+@pytest.mark.parametrize("kind", ["labels", "image"])
+def test_every_id_of_any_size_comes_through_as_it_is(
+    folder: Path, kind: str, dtype: type[np.integer[Any]]
+) -> None:
+    info = np.iinfo(dtype)
+    # Neighbours beyond 2^53 have one float64 for several of them.
+    low = max(int(info.min), -(2**60))
+    ids = [int(info.max) - n for n in range(0, 60, 3)] + [low + n for n in range(1, 60, 3)]
+    values = RNG.choice(np.array(ids, dtype=dtype), MOVING.shape_zyx)
+    volume(folder / "moving.zarr", values, kind=kind)
+    found = Volume.open(warp(made(folder, interpolation="nearest")).path).read()[0]
+    index = MOVING.index_zyx(RIGID.apply(FIXED.world_mm(np.moveaxis(np.indices(FIXED.shape_zyx), 0, -1))))
+    clear = (np.abs(index - np.rint(index)) < 0.49).all(-1)  # not on the border between two voxels
+    inside = ((index > -0.5) & (index < np.array(MOVING.shape_zyx) - 0.5)).all(-1)
+    place = tuple(np.moveaxis(np.rint(index[clear & inside]).astype(int), -1, 0))
+    assert found.dtype == dtype
+    assert len(np.unique(values[place])) > 20
+    np.testing.assert_array_equal(found[clear & inside], values[place])
+    assert not found[clear & ~inside].any()
+
+
+def test_a_small_moving_volume_in_a_large_fixed_one_is_found() -> None:
+    wide = Grid((40, 40, 900), (2.0, 2.0, 2.0), (-900.0, -40.0, -40.0))
+    spot = Grid((8, 8, 8), (1.0, 1.0, 1.0), (3.0, 3.0, 3.0))
+    assert share_inside(Transform.identity(), wide, spot) > 0
+    assert share_inside(Transform.rigid(np.eye(3), (0, 0, 500.0), (0, 0, 0)), wide, spot) == 0
+
+
+def test_wide_integers_that_are_interpolated_are_said(folder: Path) -> None:
+    volume(folder / "moving.zarr", SMOOTH.astype(np.int64))
+    assert "integers of 64 bits are interpolated" in warp(made(folder)).notes[0]
+    assert "integers of 64 bits are interpolated" in warp(made(folder, out=folder / "w.nii")).notes[0]
+    assert warp(made(folder, out=folder / "n.zarr", interpolation="nearest")).notes == ()
+
+
+def test_the_smallest_integer_outside_is_exact(moving: Volume, folder: Path) -> None:
+    lowest = float(np.iinfo(np.int64).min)
+    source = volume(folder / "moving.zarr", np.full(MOVING.shape_zyx, 2**62 + 1))
+    found = Resampler(source, RIGID, FIXED, "nearest", [lowest])(FIXED.box)
+    assert set(np.unique(found)) == {np.iinfo(np.int64).min, 2**62 + 1}
 
 
 def test_the_result_opens_with_the_moving_volumes_statistics(folder: Path) -> None:
@@ -302,16 +360,80 @@ def test_what_cannot_work_is_refused_before_anything_is_written(folder: Path) ->
         (ConfigError, "neither is given", {"zarr": None}),
         (ConfigError, "both are given", {"points": points}),
         (ConfigError, "--zarr needs --like", {"like": None}),
-        (ConfigError, "--out is .* which is read", {"out": source.path, "overwrite": True}),
+        (ConfigError, "the output .* is the input .* itself", {"out": source.path, "overwrite": True}),
         (VolumeError, "none.zarr does not exist", {"zarr": folder / "none.zarr"}),
         (RegistrationError, "does not exist", {"transform": folder / "none.tfm"}),
-        (RegistrationError, "not a transform that ITK can read", {"transform": folder / "text.tfm"}),
+        (RegistrationError, "text.tfm is a text that is no transform", {"transform": folder / "text.tfm"}),
         (RegistrationError, "2 dimensions, expected 3", {"transform": folder / "flat.tfm"}),
         (RegistrationError, "outside of .*exchanged", {"transform": folder / "far" / "transform.tfm"}),
     ):
         with pytest.raises(error, match=match):
             warp(made(folder, **changes))
         assert not list(folder.glob("out*"))
+
+
+@pytest.mark.parametrize("where", ["zarr", "like", "transform", "out"])
+def test_a_link_in_a_circle_is_one_sentence(folder: Path, where: str) -> None:
+    volume(folder / "moving.zarr", SMOOTH)
+    loop = folder / "loop.zarr"
+    loop.symlink_to(loop)
+    with pytest.raises(
+        ConfigError, match=r"loop\.zarr cannot be reached \(Too many levels of symbolic links\)"
+    ):
+        warp(made(folder, **{where: loop}))
+
+
+def test_a_level_outside_of_the_store_is_one_sentence(folder: Path) -> None:
+    source = volume(folder / "moving.zarr", SMOOTH)
+    record = json.loads((source.path / "zarr.json").read_text(encoding="utf-8"))
+    record["attributes"]["ome"]["multiscales"][0]["datasets"][0]["path"] = "../fixed.zarr/0"
+    (source.path / "zarr.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(VolumeError, match=r"moving\.zarr: a level of the pyramid"):
+        warp(made(folder))
+    place = folder / "sub" / ".." / "fixed.zarr"
+    (folder / "sub").mkdir()
+    assert warp(made(folder, zarr=place, like=place)).complete
+
+
+# -------------------------------------------------------------------------------------------- a new transform
+
+
+class Swirl(PointMap):
+    """Turns about the z axis, the more the farther from the middle: a transform that nobody else knows."""
+
+    def __init__(self, radians_per_mm: float) -> None:
+        self.radians_per_mm = radians_per_mm
+
+    def apply(self, points_mm: ArrayLike) -> np.ndarray:
+        x, y, z = np.moveaxis(np.asarray(points_mm, dtype=float), -1, 0)
+        angle = self.radians_per_mm * np.hypot(x, y)
+        cos, sin = np.cos(angle), np.sin(angle)
+        return np.stack([cos * x - sin * y, sin * x + cos * y, z], axis=-1)
+
+    def inverse(self) -> Swirl:
+        return Swirl(-self.radians_per_mm)
+
+
+@pytest.mark.parametrize("composed", [False, True], ids=["alone", "in a composite"])
+def test_a_new_transform_moves_points_and_volumes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, composed: bool
+) -> None:
+    """The door: one class with `apply` and `inverse`, and `warp` moves points and a volume with it."""
+    swirl = Composite((RIGID, Swirl(0.02))) if composed else Swirl(0.02)
+    monkeypatch.setattr("comir_hpc.warp.read_transform", lambda path: swirl)
+    volume(folder / "moving.zarr", SMOOTH)
+    found = Volume.open(warp(made(folder)).path).read()[0]
+    index = MOVING.index_zyx(swirl.apply(FIXED.world_mm(np.moveaxis(np.indices(FIXED.shape_zyx), 0, -1))))
+    expected = ndimage.map_coordinates(SMOOTH, np.moveaxis(index, -1, 0), order=1, mode="constant", cval=0.0)
+    inside = ((index > 0) & (index < np.array(MOVING.shape_zyx) - 1)).all(-1)
+    assert 0.1 < inside.mean() < 0.95
+    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-6)
+    (folder / "p.csv").write_text("x,y,z\n10,-20,30\n", encoding="utf-8")
+    warp(made(folder, zarr=None, points=folder / "p.csv", out=folder / "q.csv"))
+    warp(made(folder, zarr=None, points=folder / "q.csv", out=folder / "r.csv", direction="moving-to-fixed"))
+    there, back = (_rows(folder / name)[1][0] for name in ("q.csv", "r.csv"))
+    np.testing.assert_allclose([float(there[a]) for a in "xyz"], swirl.apply((10, -20, 30)), atol=1e-6)
+    np.testing.assert_allclose([float(back[a]) for a in "xyz"], (10, -20, 30), atol=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------------- points
@@ -381,7 +503,7 @@ def test_a_bent_transform_carries_points_one_way_only(folder: Path) -> None:
         ("# only a comment\n", "is empty"),
         ("x,y,z\n", "a header and no points"),
         ("a,b\n1,2\n", "has the columns a, b; x, y, z missing"),
-        ("x;y;z\n1;2;3\n", "has the columns x;y;z"),
+        ("x y z\n1 2 3\n", "has the columns x y z"),
         ("# c\nx,y,z\n1,2,3\n\n4,five,6\n", r"row 2 \(line 5\): y is 'five', expected a number in mm"),
         ("x,y,z\n1,2,nan\n", r"row 1 \(line 2\): z is 'nan'"),
         ("x,y,z\n1,2\n", r"row 1 \(line 2\) has 2 values, the header 3 columns"),
@@ -407,3 +529,40 @@ def test_a_result_of_other_points_is_not_replaced_unasked(folder: Path) -> None:
     with pytest.raises(VolumeError, match=r"q\.csv exists and holds something else"):
         warp(options)
     assert warp(options.model_copy(update={"overwrite": True})).points == 1
+
+
+def test_a_table_in_ras_is_carried_in_lps_and_said(folder: Path) -> None:
+    save_transform(Transform.rigid(np.eye(3), (10.0, 20.0, 30.0), (0, 0, 0)), folder)
+    (folder / "ras.csv").write_text("# CoordinateSystem = RAS\nx,y,z\n1,2,3\n", encoding="utf-8")
+    result = warp(made(folder, zarr=None, like=None, points=folder / "ras.csv", out=folder / "q.csv"))
+    _, rows = _rows(folder / "q.csv")
+    assert [float(rows[0][a]) for a in ("x", "y", "z", "fixed_x", "fixed_y", "fixed_z")] == [
+        9,
+        18,
+        33,
+        -1,
+        -2,
+        3,
+    ]
+    assert result.notes == (
+        "ras.csv: its points are RAS, as it says; they were converted to LPS (x and y change their sign)",
+    )
+
+
+def test_points_where_nothing_can_be_written(folder: Path, small_disk: Path) -> None:
+    points, out = folder / "p.csv", folder / "new" / "deep" / "q.csv"
+    points.write_text("x,y,z\n1,2,3\n", encoding="utf-8")
+    assert warp(made(folder, zarr=None, points=points, out=out)).points == 1
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for target, match in (
+        (small_disk / "q.csv", r"q\.csv cannot be written \(Read-only file system\)"),
+        (small_disk / "new" / "q.csv", r"q\.csv cannot be written \(Read-only file system\)"),
+        (folder / "transform.json" / "q.csv", r"q\.csv cannot be written \(.*transform\.json is no folder\)"),
+    ):
+        with pytest.raises(VolumeError, match=match):
+            warp(made(folder, zarr=None, points=points, out=target))
+    for name in ("q.zarr", "q.nii.gz", "q"):
+        with pytest.raises(ConfigError, match="points are written as CSV"):
+            warp(made(folder, zarr=None, points=points, out=folder / name))
+    with pytest.raises(ConfigError, match=r"the output .*p\.csv is the input"):
+        warp(made(folder, zarr=None, points=points, out=points, overwrite=True))

@@ -16,7 +16,7 @@ from trained_run import write_run
 
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
 from comir_hpc.geometry import Box, plan_blocks
-from comir_hpc.rotations import act, rotation_group
+from comir_hpc.groups import act, rotation_group
 from comir_hpc.volume import Volume
 from comir_hpc.windows import Encoder, NormalisedReader, Sweep, load_encoder, nearest_level, plan_windows
 from comir_hpc.windows.evaluation import in_batches
@@ -369,7 +369,7 @@ def test_a_damaged_run_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"one\.pt is missing"):
         load_encoder(torn, "one")
     (torn / "model.json").write_text('{"modalities": ["one"', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"model\.json is damaged or of another version"):
+    with pytest.raises(CheckpointError, match=r"model\.json is damaged \(.*train"):
         load_encoder(torn, "one")
     unknown = _damaged(run, tmp_path / "unknown", network={"name": "transformer"})
     with pytest.raises(CheckpointError, match=r"cannot build: unknown network 'transformer'"):

@@ -6,6 +6,7 @@ import errno
 import pickle
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -13,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc.cluster.coarse import CoarseBlocks
-from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
+from comir_hpc.errors import CheckpointError, ConfigError, HeldError, StopRequested, VolumeError
 from comir_hpc.geometry import Block, BlockPlan
+from comir_hpc.host.locks import Permit
 from comir_hpc.ledger import Ledger
 from comir_hpc.memory import peak_bytes
 from comir_hpc.volume import Volume
@@ -53,12 +55,12 @@ class Carrier:
 
     Parameters
     ----------
-    plan, work, ledger
+    plan, work, ledger, permit
         As `run_blocks` got them.
     """
 
-    def __init__(self, plan: BlockPlan, work: Work, ledger: Ledger) -> None:
-        self.plan, self.work, self.ledger = plan, work, ledger
+    def __init__(self, plan: BlockPlan, work: Work, ledger: Ledger, permit: Permit | None = None) -> None:
+        self.plan, self.work, self.ledger, self.permit = plan, work, ledger, permit
         self.volume = Volume.open(ledger.store, writable=True)
         self.coarse = CoarseBlocks(self.volume, plan, ledger)
 
@@ -107,7 +109,8 @@ class Carrier:
 
         def write() -> None:
             note = dict(result.note or {})
-            with self.ledger.writing(index, self.volume.shard_files(block.write), note):
+            turn = self.permit.turn(index) if self.permit else nullcontext()
+            with turn, self.ledger.writing(index, self.volume.shard_files(block.write), note):
                 self.volume.write(block.write, np.ascontiguousarray(result.values))
                 self.coarse.keep(block, result.values)
                 note["peak_mib"] = -(-peak_bytes() // 2**20)
@@ -119,7 +122,7 @@ class Carrier:
         for _ in range(ATTEMPTS):
             try:
                 return act()
-            except (ConfigError, CheckpointError, StopRequested):
+            except (ConfigError, CheckpointError, HeldError, StopRequested):
                 raise  # meant for the whole run
             except Exception as error:  # one bad block must not cost the others; all are reported at the end
                 if isinstance(error, OSError) and error.errno in _STORAGE_FULL:
@@ -131,6 +134,6 @@ class Carrier:
         return reason
 
 
-def pack(plan: BlockPlan, work: Work, ledger: Ledger) -> bytes:
+def pack(plan: BlockPlan, work: Work, ledger: Ledger, permit: Permit | None = None) -> bytes:
     """Everything a worker needs to know, once; afterwards it is told block numbers only."""
-    return pickle.dumps((plan, work, ledger))
+    return pickle.dumps((plan, work, ledger, permit))

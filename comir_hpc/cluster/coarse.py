@@ -6,7 +6,6 @@ folder of the ledger (an eighth of the volume, until it is complete); what is mi
 
 from __future__ import annotations
 
-import os
 import shutil
 from typing import Any
 
@@ -14,14 +13,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc.geometry import Block, BlockPlan, Box, Triple
+from comir_hpc.host.files import written_whole
 from comir_hpc.ledger import Ledger
 from comir_hpc.volume import Volume, downsample, planned_levels
 
 
-def build_pyramid(volume: Volume, plan: BlockPlan, ledger: Ledger) -> None:
-    """`Volume.build_pyramid`, from the coarse blocks that were kept."""
+def build_pyramid(volume: Volume, plan: BlockPlan, ledger: Ledger, *, verify: bool = False) -> None:
+    """Write the levels above 0 that are not there whole, level 1 from the coarse blocks that were kept.
+
+    A level is recorded in the ledger like a block. Of a level that was finished, only the shards that are damaged are
+    made again; one in which a run was killed is made anew.
+
+    Parameters
+    ----------
+    volume, plan, ledger
+        Of the output, all of whose blocks are done.
+    verify : bool
+        Compare the content of the levels that are there with what was written, not only the size of their files.
+    """
     kept = CoarseBlocks(volume, plan, ledger)
-    volume.build_pyramid(kept.read)
+    whole = ledger.levels()  # the ledger also learns here how often each level was tried
+    volume.unname_levels()
+    for level in range(1, len(planned_levels(volume.grid))):
+        files = ledger.level_files(level)
+        there = volume.add_level(level, keep=bool(files))
+        damaged = {volume.path / f.name for f in files if f.damage(volume.path, content=verify)}
+        if there and not damaged and level in whole:
+            continue
+        shards = {box: set(volume.shard_files(box, level=level)) for box in volume.level_shards(level)}
+        todo = [box for box, paths in shards.items() if not there or paths & damaged]
+        every = set().union(*shards.values())
+        with ledger.writing(-level, sorted(every), keep=every.difference(*map(shards.__getitem__, todo))):
+            for box in todo:
+                volume.fill_shard(level, box, known=kept.read if level == 1 else None)
+    volume.name_levels()
     kept.forget()
 
 
@@ -50,10 +75,8 @@ class CoarseBlocks:
         if self.step is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        spare = self.folder / f"{block.index}.{os.getpid()}.tmp"
-        with spare.open("wb") as file:
+        with written_whole(self.folder / f"{block.index}.npy") as spare, spare.open("wb") as file:
             np.save(file, downsample(values, self.step, labels=self.labels), allow_pickle=False)
-        spare.replace(spare.with_name(f"{block.index}.npy"))
 
     def read(self, box: Box) -> NDArray[Any] | None:
         """Voxels (c, z, y, x) of a box of level 1, or None where a block of it was not kept."""

@@ -1,4 +1,16 @@
-"""An output's life: made once by whichever part comes first, completed once by whichever comes last."""
+"""An output's life: made once by whichever part comes first, completed once by whichever comes last.
+
+Why a volume is never complete while a block of it is in flight, at whichever line a process is killed:
+
+* Whoever writes blocks holds the lock of its part (`host.locks.writer`) from before the store is opened until its last
+  block is recorded, and takes the word "complete" back (`Volume.withdraw`) before its first block.
+* The word is given in one place, at the end of `job.carry_out`, by a process that holds the lock of the whole. So
+  nobody else is writing; and the ledger is asked again after that lock was taken.
+* Whoever is killed loses its locks and has taken the word back. The word is given again only when the ledger says that
+  every block is done, and it does not say so of the block in which somebody was killed.
+* Metadata are written by holders of these locks only: when the word is taken back (every part writes the same), and
+  when it is given (by one process, which reads them first).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +18,45 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comir_hpc.cluster.coarse import build_pyramid
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import BlockPlan
 from comir_hpc.ledger import Ledger
 from comir_hpc.volume import Volume
+
+
+@dataclass(frozen=True)
+class Output:
+    """A store that is being made, with its blocks and its ledger.
+
+    Parameters
+    ----------
+    volume : Volume
+        Open for writing.
+    plan : BlockPlan
+        Its blocks.
+    ledger : Ledger
+        Which of them are done.
+    verify : bool
+        Whether the pyramid's content is compared with what was written before it is kept.
+    """
+
+    volume: Volume
+    plan: BlockPlan
+    ledger: Ledger
+    verify: bool = False
+
+    def missing(self) -> int:
+        """Count the blocks that are still to be done."""
+        return len(set(range(len(self.plan))) - self.ledger.done().keys())
+
+    def build_pyramid(self) -> None:
+        """Write the levels above 0 that are not there whole."""
+        build_pyramid(self.volume, self.plan, self.ledger, verify=self.verify)
 
 
 def open_output(
@@ -22,12 +66,13 @@ def open_output(
     *,
     record: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    parts: int = 1,
+    require_alone: Callable[[], None] = lambda: None,
 ) -> Volume:
     """Open the output that an earlier or parallel run of the same command made, or make it.
 
-    The store appears under its name by one rename, with the ledger's fingerprint in its metadata, so parts that
-    start at the same moment agree on one store and nobody meets half of one.
+    The store appears under its name by one rename, with the ledger's fingerprint in its metadata, so nobody meets
+    half of one. The caller keeps others out meanwhile (`Ledger.exclusive`), so parts that start at the same moment
+    agree on one store.
 
     Parameters
     ----------
@@ -38,8 +83,8 @@ def open_output(
         what differs.
     overwrite : bool
         Replace a store of another fingerprint. One of the same fingerprint is gone on with.
-    parts : int
-        How many runs may do this at once.
+    require_alone : callable
+        Raises while others are at work; called before a store is made or replaced.
 
     Raises
     ------
@@ -47,54 +92,51 @@ def open_output(
         If something else is at `path`: a result of other inputs, model or parameters (unless `overwrite`), or no
         volume of ours (never replaced).
     """
-    with ledger.exclusive(needed=parts > 1):
-        if path.exists():
-            found = _fingerprint_of(path)
-            if found == ledger.fingerprint:
-                return Volume.open(path, writable=True)
-            if not overwrite:
-                raise VolumeError(
-                    f"{path} exists and was made from something else ({_differences(path, record)}); "
-                    "choose another name, or pass --overwrite"
-                )
-            # By one rename, so that a stop here leaves the old store whole or gone, not in pieces.
-            path.replace(_new_folder(ledger) / "replaced")
-        ledger.clear()
-        folder = _new_folder(ledger)
-        spare = folder / path.name
-        try:
-            make(spare).update_metadata(fingerprint=ledger.fingerprint, made_from=_plain(record))
-            spare.replace(path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        return Volume.open(path, writable=True)
+    if path.exists():
+        found = metadata_at(path)
+        if found is None:
+            raise VolumeError(
+                f"{path} exists and is no volume of ours, so it is never replaced; choose another name"
+            )
+        if found.get("fingerprint", "none") == ledger.fingerprint and not (
+            overwrite and not (path / "0" / "zarr.json").exists()
+        ):
+            return Volume.open(path, writable=True)
+        if not overwrite:
+            raise VolumeError(
+                f"{path} exists and was made from something else ({_differences(found, record)}); "
+                "choose another name, or pass --overwrite"
+            )
+        require_alone()
+        # By one rename, so that a stop here leaves the old store whole or gone, not in pieces.
+        path.replace(_new_folder(ledger) / "replaced")
+    else:
+        require_alone()
+    ledger.clear()
+    folder = _new_folder(ledger)
+    spare = folder / path.name
+    try:
+        make(spare).update_metadata(fingerprint=ledger.fingerprint, made_from=_plain(record))
+        spare.replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Volume.open(path, writable=True)
 
 
-def complete_output(
-    volume: Volume,
-    plan: BlockPlan,
-    ledger: Ledger,
-    finish: Callable[[], None],
-    *,
-    parts: int = 1,
-) -> int:
-    """Call `finish` once, in whichever run finds every block done; return how many blocks are still missing.
-
-    `finish` builds the pyramid and ends with `Volume.finish`. A run that is killed inside it leaves the volume
-    incomplete, and the next run of any part does it again.
-    """
-    missing = len(plan) - len(ledger.done())
-    if missing:
-        return missing
-    with ledger.exclusive(needed=parts > 1):
-        if not Volume.open(volume.path, allow_incomplete=True).complete:
-            finish()
-    return 0
+def metadata_at(path: Path) -> dict[str, Any] | None:
+    """Return what our metadata say of a store, even of one whose arrays are damaged; None where there are none."""
+    try:
+        found = json.loads((path / "zarr.json").read_bytes())["attributes"]["comir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) and "grid" in found else None
 
 
-def _fingerprint_of(path: Path) -> str:
-    found = Volume.open(path, allow_incomplete=True).metadata.get("fingerprint", "none")
-    return str(found)
+def remove_unfinished_metadata(path: Path) -> None:
+    """Unlink what a killed writer left of metadata under a temporary name."""
+    for folder in (path, *(level for level in path.iterdir() if level.is_dir())):
+        for spare in folder.glob("zarr.*.partial"):
+            spare.unlink(missing_ok=True)
 
 
 def _plain(record: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -103,10 +145,9 @@ def _plain(record: Mapping[str, Any] | None) -> dict[str, Any]:
     return plain
 
 
-def _differences(path: Path, record: Mapping[str, Any] | None) -> str:
-    before = Volume.open(path, allow_incomplete=True).metadata.get("made_from")
-    now = _plain(record)
-    if not before or not now:
+def _differences(found: dict[str, Any], record: Mapping[str, Any] | None) -> str:
+    before, now = found.get("made_from"), _plain(record)
+    if not isinstance(before, dict) or not before or not now:
         return "no record of what"
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return "; ".join(f"{key}: {before.get(key)}, now {now.get(key)}" for key in changed) or "another version"
@@ -114,5 +155,5 @@ def _differences(path: Path, record: Mapping[str, Any] | None) -> str:
 
 def _new_folder(ledger: Ledger) -> Path:
     folder = ledger.folder / f"new-{uuid.uuid4().hex[:8]}"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     return folder

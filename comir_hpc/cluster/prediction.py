@@ -39,7 +39,8 @@ class Figures:
 
 def measured(store: Path, ledger: Ledger, *, blocks: int, seconds: float, complete: bool) -> Figures:
     """What one call needed: memory from the blocks' notes, size from the store."""
-    peaks = [int(note["peak_mib"]) << 20 for note in ledger.notes().values() if "peak_mib" in note]
+    found = [note.get("peak_mib") for note in ledger.notes().values()]
+    peaks = [mib << 20 for mib in found if type(mib) is int and mib >= 0]
     sizes = [f.stat().st_size for f in store.rglob("*") if f.is_file()] if complete else None
     num_bytes, files = (None, None) if sizes is None else (sum(sizes), len(sizes))
     return Figures(blocks, seconds, max(peaks, default=0), num_bytes, files)

@@ -184,6 +184,8 @@ def warp(call: Call) -> None:
         return call.plan(plan_warp(settings))
     with call.progress() as progress:
         result = run(settings, progress=progress)
+    for note in result.notes:
+        call.terminal.note(note)
     return call.say(result.summary)
 
 
@@ -221,7 +223,10 @@ def evaluate(call: Call) -> None:
                 "out": str(settings.out or "printed"),
             }
         )
-    return call.say(run(list(settings.result), settings.truth, points=settings.points, out=settings.out).text)
+    table = run(list(settings.result), settings.truth, points=settings.points, out=settings.out)
+    for note in table.notes:
+        call.terminal.note(note)
+    return call.say(table.text)
 
 
 def _diagnose(call: Call) -> None:

@@ -20,7 +20,7 @@ import typer
 from comir_hpc import __version__
 from comir_hpc.commands.interrupt import EXIT_INTERRUPTED, INTERRUPTED, Interrupt
 from comir_hpc.commands.terminal import Terminal
-from comir_hpc.errors import ComirError, StopRequested
+from comir_hpc.errors import ComirError, StopRequested, UnsavedResult
 from comir_hpc.host.files import write_text
 
 EXIT_REFUSED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 85
@@ -63,6 +63,8 @@ def _said(error: Exception, terminal: Terminal) -> int:
         command = error.ctx.command_path if error.ctx else "comir-hpc"
         terminal.refused(f"{error.format_message()} See `{command} --help`.")
         return EXIT_USAGE
+    if isinstance(error, UnsavedResult):
+        typer.echo(error.content)  # minutes of search, which no file could take
     terminal.refused(str(error) if isinstance(error, ComirError) else _unexpected(error, terminal))
     return EXIT_REFUSED
 

@@ -207,6 +207,8 @@ def _option_type(annotation: Any, spelling: OnCommandLine) -> Any:
         return str
     if origin is dict and spelling.metavar:
         return list[str]
+    if _is_union(kind) and spelling.metavar:
+        return str  # a number or a word: the setting finds out which
     if origin is not tuple:
         return None
     item = _bare(inner[0])

@@ -16,16 +16,16 @@ class WarpSettings(Blocks, Stored):
     volume_fields: ClassVar[tuple[str, ...]] = ("zarr", "like")
 
     transform: Input[Path]
-    """Transform of register, transform.tfm or transform.h5: it maps fixed points to moving points."""
+    """Transform of register, or another that ITK reads: it maps fixed points to moving points."""
     zarr: Input[Path | None] = None
     """Moving volume: a store, or any file that ingest reads."""
     like: Input[Path | None] = None
     """Volume whose grid the result gets: a store, or any file that ingest reads."""
     points: Input[Path | None] = None
-    """CSV file of points with columns x, y, z: world coordinates in mm (LPS)."""
+    """CSV file of points with columns x, y, z (world coordinates in mm, LPS), or a .fcsv file of 3D Slicer."""
     direction: Direction = "fixed-to-moving"
     """Which way `points` are carried."""
     interpolation: Literal["auto", Interpolation] = "auto"
     """How values between voxels are found; auto is linear for images and nearest for labels."""
     out: Output[Path]
-    """OME-Zarr store to write, or a CSV file for `points`."""
+    """What to write: an OME-Zarr store (any size), .nii, .nii.gz, .nrrd, .mha or .tif; a CSV file for `points`."""

@@ -18,12 +18,7 @@ from torch import Tensor, nn
 from comir_hpc.checkpoints import read_checkpoint, write_checkpoint
 from comir_hpc.config import EngineSettings, OptimiserSettings
 from comir_hpc.engine.abreast import Abreast, encode_abreast
-from comir_hpc.engine.collectives import (
-    SynchronisedBatchNorm,
-    gather_rows,
-    join_group,
-    synchronise_norms,
-)
+from comir_hpc.engine.collectives import SynchronisedBatchNorm, gather_rows, join_group, synchronise_norms
 from comir_hpc.errors import CheckpointError
 from comir_hpc.launch import DTYPES, Launch, choose_device, choose_precision
 from comir_hpc.memory import keep_freed_memory

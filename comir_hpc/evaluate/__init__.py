@@ -12,10 +12,8 @@ from comir_hpc.evaluate.registration import (
     Evaluation,
     Table,
     evaluate,
-    read_result,
     specimen_points,
     target_registration_error,
-    write_result,
 )
 
 __all__ = [
@@ -27,9 +25,7 @@ __all__ = [
     "evaluate",
     "open_subject",
     "plan_diagnosis",
-    "read_result",
     "registration_bias",
     "specimen_points",
     "target_registration_error",
-    "write_result",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from comir_hpc import __version__
-from comir_hpc.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint, write_file
+from comir_hpc.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint, unwritable, write_file
 from comir_hpc.config import EvaluateSettings, TrainSettings, load
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
-from comir_hpc.rotations import Group, group_for_spacing, rotation_group
+from comir_hpc.groups import Group, group_for_spacing, rotation_group
+from comir_hpc.runs.model import MODEL_FILE, Model, read_model, weights_path, write_model
+from comir_hpc.runs.record import make_record
 from comir_hpc.volume import Volume
 from comir_hpc.windows import Encoder, load_encoder, nearest_level
 
@@ -132,15 +134,7 @@ def _model_folder(run: Path, step: int | None, place: Path) -> tuple[Path, int]:
 
 
 def _finished_step(run: Path) -> int | None:
-    path = run / "model.json"
-    if not path.is_file():
-        return None
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error!r}); run the same `comir-hpc train` again"
-        ) from error
+    return read_model(run).step if (run / MODEL_FILE).is_file() else None
 
 
 def _write_model(run: Path, step: int, place: Path) -> Path:
@@ -158,11 +152,19 @@ def _write_model(run: Path, step: int, place: Path) -> Path:
     for name in loop["model"]["modalities"]:
         prefix = f"{name}."
         weights = {k.removeprefix(prefix): v for k, v in loop["average"].items() if k.startswith(prefix)}
-        (folder / "model").mkdir(parents=True, exist_ok=True)
-        torch.save(weights, folder / "model" / f"{name}.pt")
-    record = {"version": __version__, **loop["model"], "step": step, "loss": loop["loss"], "run": str(run)}
-    write_file(folder / "model.json", (json.dumps(record, indent=2) + "\n").encode())
+        write_file(weights_path(folder, name), _as_file(weights))
+    content = {"version": __version__, **loop["model"], "step": step, "loss": loop["loss"], "run": str(run)}
+    try:
+        write_model(folder, make_record(Model, content))
+    except OSError as error:
+        raise unwritable(folder / MODEL_FILE, error) from error
     return folder
+
+
+def _as_file(weights: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    return buffer.getvalue()
 
 
 def _open_volumes(run: Path, settings: EvaluateSettings, train: TrainSettings) -> dict[str, Volume]:

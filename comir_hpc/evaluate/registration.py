@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.geometry import FloatArray, Grid
+from comir_hpc.host.files import write_text
+from comir_hpc.padding import Unpadded
 from comir_hpc.points import read_point_table
 from comir_hpc.rotations import angle_deg
+from comir_hpc.runs.record import brief
+from comir_hpc.runs.result import RESULT_FILE, Errors, Result, read_result, write_result
 from comir_hpc.transforms import Transform, load_transform
 from comir_hpc.volume import Volume
 
@@ -28,7 +31,8 @@ class Evaluation:
     """How far one registration is from the truth.
 
     Errors are distances between where the found and the true transform put the same fixed points; the rotation's is
-    the angle from the true rotation to the found one, without scale and shear.
+    the angle from the true rotation to the found one, without scale and shear. Where a registration failed without an
+    answer they are NaN.
     """
 
     result: str
@@ -47,9 +51,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Table:
-    """Evaluations side by side."""
+    """Evaluations side by side.
+
+    Attributes
+    ----------
+    rows : tuple of Evaluation
+        One for each result.
+    notes : tuple of str
+        What was assumed of the files, for the user to see.
+    """
 
     rows: tuple[Evaluation, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -82,7 +95,7 @@ def specimen_points(volume: Volume, count: int = _NUM_POINTS) -> FloatArray:
         (k for k in range(volume.num_levels) if max(volume.level_grid(k).shape_zyx) <= 160),
         volume.num_levels - 1,
     )
-    mask = volume.intensity().foreground(volume.read(level=level)[0])
+    mask = volume.intensity().foreground(Unpadded(volume).read(level=level)[0])
     index = np.argwhere(mask)
     if not len(index):
         raise VolumeError(f"{volume.path} has no foreground; give points with --points")
@@ -102,79 +115,80 @@ def evaluate(
     truth : Path
         The true transform, fixed to moving points.
     points : Path, optional
-        CSV of fixed points; otherwise points of the fixed volume's foreground.
+        Table of fixed points (see `read_point_table`); otherwise points of the fixed volume's foreground.
     out : Path, optional
         CSV to write.
 
     Raises
     ------
     RegistrationError
-        If a folder has no result.
+        If a folder has no result, it names no fixed volume, or a file cannot be written.
     """
     true = load_transform(truth)
+    given = read_point_table(points) if points else None
     rows = []
     for folder in results:
-        record = read_result(folder)
-        grid = Grid.from_dict(record["inputs"]["fixed"]["grid"])
-        fixed = Path(record["inputs"]["fixed"]["path"])
-        targets = read_point_table(points).points_mm if points else specimen_points(Volume.open(fixed))
-        found = Transform(np.asarray(record["matrix_lps_mm"]))
-        error = target_registration_error(found, true, targets)
-        turned = float(angle_deg(found.rotation_xyz.T @ true.rotation_xyz))
-        rows.append(_evaluation(folder, record, error, turned, grid))
-        record["truth"] = {
-            "matrix_lps_mm": true.matrix_mm.tolist(),
-            **{
-                k: v
-                for k, v in asdict(rows[-1]).items()
-                if k.startswith("tre") or k in ("num_points", "rotation_error_deg", "success")
-            },
-        }
-        write_result(folder, record)
-    table = Table(tuple(rows))
+        result = read_result(folder)
+        grid, fixed = _fixed_volume(folder, result)
+        targets = given.points_mm if given else specimen_points(Volume.open(fixed))
+        row = _evaluation(folder, result, true, targets, grid)
+        rows.append(row)
+        errors = {key: value for key, value in asdict(row).items() if key in Errors.model_fields}
+        changed = result.with_entries(truth={"matrix_lps_mm": true.matrix_mm.tolist(), **errors})
+        _write(folder, changed)
+    table = Table(tuple(rows), given.notes if given else ())
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(table.text + "\n", encoding="utf-8")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(out, table.text + "\n")
+        except OSError as error:
+            raise RegistrationError(
+                f"{out} cannot be written ({brief(error)}); give another --out"
+            ) from error
     return table
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """The result.json of a folder that `register` wrote.
-
-    Raises
-    ------
-    RegistrationError
-        If there is none.
-    """
-    path = folder / "result.json"
-    if not path.is_file():
-        raise RegistrationError(f"{path} does not exist; expected a folder that `comir-hpc register` wrote")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+def _write(folder: Path, result: Result) -> None:
+    try:
+        write_result(folder, result)
+    except OSError as error:
+        raise RegistrationError(
+            f"{folder / RESULT_FILE} cannot be written ({brief(error)}), which is where the errors go; copy the folder "
+            "to a place that can be written to, and evaluate the copy"
+        ) from error
 
 
-def write_result(folder: Path, record: dict[str, Any]) -> None:
-    """Replace a folder's result.json as a whole."""
-    partial = folder / "result.json.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / "result.json")
+def _fixed_volume(folder: Path, result: Result) -> tuple[Grid, Path]:
+    fixed = result.inputs.get("fixed")
+    grid = None if fixed is None else fixed.space
+    if fixed is None or grid is None:
+        raise RegistrationError(
+            f"{folder / RESULT_FILE} names no fixed volume with its grid; run the registration again"
+        )
+    return grid, Path(fixed.path)
 
 
 def _evaluation(
-    folder: Path, record: dict[str, Any], error_mm: FloatArray, rotation_error_deg: float, grid: Grid
+    folder: Path, result: Result, true: Transform, targets_mm: FloatArray, grid: Grid
 ) -> Evaluation:
+    found = result.transform
+    if found is None:
+        error_mm, turned = np.full(len(targets_mm), np.nan), math.nan
+    else:
+        error_mm = target_registration_error(found, true, targets_mm)
+        turned = float(angle_deg(found.rotation_xyz.T @ true.rotation_xyz))
     mean = float(error_mm.mean())
     return Evaluation(
         result=str(folder),
-        representation=record["settings"]["representation"],
-        initial=record["settings"]["initial"],
-        verdict=record["verdict"],
+        representation=str(result.settings.get("representation", "")),
+        initial=str(result.settings.get("initial", "")),
+        verdict=result.verdict or "",
         num_points=len(error_mm),
         tre_mm=mean,
         tre_median_mm=float(np.median(error_mm)),
         tre_p95_mm=float(np.percentile(error_mm, 95)),
         tre_voxels=mean / grid.finest_mm,
-        rotation_error_deg=rotation_error_deg,
+        rotation_error_deg=turned,
         success=bool(mean <= SUCCESS_SHARE * grid.mean_side_mm),
-        seconds=float(sum(record["timings_s"].values())),
+        seconds=float(sum(result.timings_s.values())),
     )

@@ -10,22 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from comir_hpc.cluster import Figures, build_pyramid, fill_output, open_output, side_by_side
+from comir_hpc.cluster import Figures, carry_out, side_by_side
 from comir_hpc.config import InferSettings
-from comir_hpc.geometry import BlockPlan, Grid, plan_blocks
-from comir_hpc.infer.job import Job, Work, core_of
-from comir_hpc.infer.prediction import block_bytes, calibrate, evaluations, output_files_and_bytes, prediction
-from comir_hpc.ledger import Ledger, fingerprint
+from comir_hpc.geometry import Grid, plan_blocks
+from comir_hpc.infer.inputs import core_of
+from comir_hpc.infer.job import Job
+from comir_hpc.infer.prediction import block_bytes, calibrate, evaluations, output_files_and_bytes
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
-from comir_hpc.seams import seam_figure
+from comir_hpc.runs.html import table
 from comir_hpc.volume import Volume, chunk_and_shard
-from comir_hpc.windows import WindowGrid
 
 __all__ = ["InferResult", "infer", "plan_infer"]
 
@@ -83,6 +79,16 @@ class InferResult:
         line = f"{line}; jump across window borders {ratio:.2f} of that inside" if ratio is not None else line
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
 
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        rows = {
+            "representation": self.path,
+            "grid": self.grid,
+            "level": self.level,
+            "time": f"{self.seconds:.1f} s",
+        }
+        return table("infer", rows | ({"blocks of other parts": self.missing} if self.missing else {}))
+
 
 def infer(settings: InferSettings, *, progress: Progress | None = None) -> InferResult:
     """Encode one modality's volume with a trained network.
@@ -109,20 +115,11 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
     """
     start = time.perf_counter()
     job = Job.of(settings)
-    ledger = Ledger(settings.out, fingerprint(**job.record))
-    out = open_output(
-        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=settings.part[1]
-    )  # fmt: skip
-    plan = job.plan(out)
-    filled = fill_output(
-        out, plan, Work(job), ledger, part=settings.part, predict=lambda blocks: prediction(job, plan, blocks),
-        require_unchanged=job.require_unchanged, finish=lambda: _finish(out, job, plan, ledger), begun=start,
-        workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
-        progress=progress, what=f"infer {settings.out.name}",
-    )  # fmt: skip
-    seam = None if filled.missing else Volume.open(settings.out).metadata.get("seam")
+    filled = carry_out(job, begun=start, progress=progress)
+    out = Volume.open(job.out, allow_incomplete=True)
+    seam = None if filled.missing else out.metadata.get("seam")
     return InferResult(
-        path=settings.out, grid=out.grid, level=job.level, peak_mib=peak_bytes() / 2**20, seam=seam, **vars(filled)
+        path=job.out, grid=out.grid, level=job.level, peak_mib=peak_bytes() / 2**20, seam=seam, **vars(filled)
     )  # fmt: skip
 
 
@@ -163,41 +160,3 @@ def plan_infer(settings: InferSettings) -> dict[str, Any]:
         "seconds_a_window": round(per_window, 4),
         "seconds_at_most": round(in_all * share * per_window, 1),
     }
-
-
-def _finish(out: Volume, job: Job, plan: BlockPlan, ledger: Ledger) -> None:
-    notes = list(ledger.notes().values())
-    ranges = np.array([note["range"] for note in notes])
-    build_pyramid(out, plan, ledger)
-    out.finish(
-        seam=seam_figure(
-            out,
-            {"blocks": _block_faces(plan), "windows": _window_faces(job.windows)},
-            job.encoder.network.total_stride_zyx,
-        ),
-        value_range=np.stack([ranges[..., 0].min(axis=0), ranges[..., 1].max(axis=0)], axis=1).tolist(),
-        measured={
-            "block_seconds": round(sum(note["seconds"] for note in notes), 3),
-            "peak_mib": max(note["peak_mib"] for note in notes),
-            "windows": sum(note["windows"] for note in notes),
-            "empty_windows": sum(note["empty"] for note in notes),
-            "clipped_values": sum(note.get("clipped", 0) for note in notes),
-        },
-    )
-
-
-def _block_faces(plan: BlockPlan) -> tuple[list[int], list[int], list[int]]:
-    z, y, x = (list(range(c, n, c)) for c, n in zip(plan.core_zyx, plan.shape_zyx, strict=True))
-    return z, y, x
-
-
-def _window_faces(windows: WindowGrid) -> tuple[list[int], list[int], list[int]]:
-    """Where windows begin and end, and the middles of their overlaps, where one takes over from the other."""
-    z, y, x = (
-        sorted(
-            {p for s in starts for p in (s, s + w) if 0 < p < n}
-            | {(before + w + after) // 2 for before, after in pairwise(starts)}
-        )
-        for starts, w, n in zip(windows.starts, windows.window_zyx, windows.shape_zyx, strict=True)
-    )
-    return z, y, x

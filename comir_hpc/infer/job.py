@@ -1,67 +1,86 @@
-"""Volume, encoder and windows of one `infer`, and the work on one block."""
+"""One `infer` as a job, and the work on one block."""
 
 from __future__ import annotations
 
-import math
-from functools import cached_property
-from itertools import product
+from collections.abc import Mapping
+from functools import cached_property, partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.cluster import BlockResult
+from comir_hpc.cluster import BlockResult, Execution, Figures, Output
 from comir_hpc.config import InferSettings
-from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Block, BlockPlan, Box, Triple, plan_blocks
+from comir_hpc.errors import VolumeError
+from comir_hpc.geometry import Block, BlockPlan, Box, plan_blocks
+from comir_hpc.infer.inputs import Inputs, coarse_foreground, core_of
+from comir_hpc.infer.prediction import prediction
+from comir_hpc.ledger import Ledger, fingerprint
+from comir_hpc.seams import seam_figure
 from comir_hpc.volume import Volume, chunk_and_shard
-from comir_hpc.windows import Encoder, NormalisedReader, Sweep, WindowGrid, load_encoder, nearest_level
+from comir_hpc.windows import Sweep, WindowGrid
 
-# Shards of a block along z, y, x, at most: longer blocks evaluate fewer windows twice and take more memory.
-_CORE_SHARDS = (2, 2, 2)
 _SAMPLED = 24  # windows that the scale of a quantised representation is taken from
-_COARSE = 1 << 20  # voxels of a level that may be read at once to see where specimen is
+_LARGEST = 1e300  # of a number in a note
 _HEADROOM = 1.25  # of the largest value in them
 
 
-class Job:
-    """Volume, encoder and windows, found to fit each other before anything is written."""
+class Job(Inputs):
+    """One `infer`: what its output is made from, how a block of it is computed and how it is finished."""
 
-    def __init__(self, settings: InferSettings, volume: Volume, encoder: Encoder, level: int) -> None:
-        self.settings, self.volume, self.encoder, self.level = settings, volume, encoder, level
-        self.grid = volume.level_grid(level)
-        self.reader = NormalisedReader(volume, level)
-        self.windows = encoder.windows(
-            self.grid.shape_zyx, window=settings.window, overlap=settings.overlap, blend=settings.blend
-        )
+    verb = "infer"
 
-    @classmethod
-    def of(cls, settings: InferSettings) -> Job:
-        """Open volume and encoder.
+    @property
+    def out(self) -> Path:
+        """The store that is written."""
+        return self.settings.out
 
-        Raises
-        ------
-        VolumeError, CheckpointError, ConfigError
-            If one of them is missing, or they do not fit each other.
-        """
-        if settings.out.resolve() == settings.zarr.resolve():
-            raise ConfigError(f"--out is the volume that is read, {settings.zarr}; choose another name")
-        volume = Volume.open(settings.zarr)
-        encoder = load_encoder(
-            settings.model,
-            settings.modality,
-            device=settings.device,
-            precision=settings.precision,
-            symmetrise=settings.symmetrise,
-        )
-        encoder.require_fitting(volume)
-        return cls(settings, volume, encoder, nearest_level(volume, encoder.spacing_mm))
+    @property
+    def execution(self) -> Execution:
+        """How it is carried out."""
+        how = self.settings
+        return Execution(how.part, how.workers, how.cluster, how.verify, how.overwrite)
 
-    @cached_property
-    def source_fingerprint(self) -> str:
-        """Of the volume when the job began."""
-        return self.volume.fingerprint()
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Words that make the output again."""
+        paths = str(self.settings.zarr.resolve()), "--model", str(self.settings.model.resolve())
+        return ("--zarr", *paths, "--modality", self.settings.modality, "--out")
+
+    def ledger(self) -> Ledger:
+        """Return the ledger of the output, for results of this job."""
+        return Ledger(self.out, fingerprint(**self.record), partial(_is_note, self.encoder.latent_channels))
+
+    def work(self, out: Volume) -> Work:
+        """Return what encodes one block."""
+        del out
+        return Work(self)
+
+    def needs(self, plan: BlockPlan, blocks: int) -> Figures:
+        """Predict what a call needs for `blocks` blocks of the plan."""
+        return prediction(self, plan, blocks)
+
+    def finish(self, output: Output) -> dict[str, Any]:
+        """Build the pyramid, look at the seams, and gather what the blocks noted."""
+        notes = list(output.ledger.notes().values())
+        ranges = np.array([note["range"] for note in notes])
+        output.build_pyramid()
+        faces = {"blocks": _block_faces(output.plan), "windows": _window_faces(self.windows)}
+        return {
+            "seam": seam_figure(output.volume, faces, self.encoder.network.total_stride_zyx),
+            "value_range": np.stack(
+                [ranges[..., 0].min(axis=0), ranges[..., 1].max(axis=0)], axis=1
+            ).tolist(),
+            "measured": {
+                "block_seconds": round(sum(note["seconds"] for note in notes), 3),
+                "peak_mib": max(note["peak_mib"] for note in notes),
+                "windows": sum(note["windows"] for note in notes),
+                "empty_windows": sum(note["empty"] for note in notes),
+                "clipped_values": sum(note.get("clipped", 0) for note in notes),
+            },
+        }
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -75,6 +94,7 @@ class Job:
             "level": self.level,
             "encoder": self.encoder.identity(),
             **self.settings.model_dump(mode="json", include=shared),
+            **({"checksums": True} if self.settings.checksums else {}),
         }
 
     def create(self, path: Path) -> Volume:
@@ -94,7 +114,8 @@ class Job:
         integers = np.dtype(settings.dtype).kind == "i"
         return Volume.create(
             path, self.grid, np.dtype(settings.dtype), channels=self.encoder.latent_channels,
-            kind="representation", chunk=settings.chunk, shard=settings.shard, metadata=metadata,
+            kind="representation", chunk=settings.chunk, shard=settings.shard, checksums=settings.checksums,
+            metadata=metadata,
             scale=_scale(self, np.iinfo(settings.dtype).max) if integers else None,
         )  # fmt: skip
 
@@ -102,41 +123,35 @@ class Job:
         """Blocks of the output, as whoever made it decided."""
         return plan_blocks(out.grid.shape_zyx, out.shard_zyx, core_zyx=out.metadata["core_zyx"])
 
-    def require_unchanged(self) -> None:
-        """Refuse a volume that is not what it was when the job began.
 
-        Raises
-        ------
-        VolumeError
-            If its fingerprint differs.
-        """
-        if self.volume.fingerprint() != self.source_fingerprint:
-            raise VolumeError(
-                f"{self.volume.path} changed while it was read; run the same command again with --overwrite when it is "
-                "at rest"
-            )
+def _is_note(channels: int, note: Mapping[str, Any] | None) -> bool:
+    """Whether a block's note in the ledger is what `Work` and the block's carrier leave there."""
+    if note is None or not {"windows", "empty", "seconds", "peak_mib", "range"} <= note.keys():
+        return False
+    ranges = note["range"]
+    if not isinstance(ranges, list) or len(ranges) != channels:
+        return False
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in ranges):
+        return False
+    counts = [note.get(key, 0) for key in ("windows", "empty", "clipped", "seconds", "peak_mib")]
+    return all(type(n) in (int, float) and -_LARGEST < n < _LARGEST for n in (*counts, *chain(*ranges)))
 
 
-def core_of(settings: InferSettings, windows: WindowGrid, shard: Triple) -> Triple:
-    """Voxels of a block along z, y, x: of those of up to 2 x 2 x 2 shards, the one with which the work is done first.
+def _block_faces(plan: BlockPlan) -> tuple[list[int], list[int], list[int]]:
+    z, y, x = (list(range(c, n, c)) for c, n in zip(plan.core_zyx, plan.shape_zyx, strict=True))
+    return z, y, x
 
-    Windows across faces along z are evaluated by both neighbours, those along y too if other processes do them; along x
-    they are handed on. As many blocks as there are processes are done at a time.
-    """
-    if settings.core is not None:
-        return (settings.core,) * 3
-    processes = settings.workers * settings.part[1]
-    counts = [-(-n // s) for n, s in zip(windows.shape_zyx, shard, strict=True)]
 
-    def cost(shards: tuple[int, ...]) -> tuple[float, int]:
-        z, y, _ = (windows.positions(axis, k * shard[axis]) for axis, k in enumerate(shards))
-        blocks = math.prod(-(-n // k) for n, k in zip(counts, shards, strict=True))
-        return z * y * math.ceil(blocks / processes) / blocks, blocks
-
-    z, y, x = min(
-        product(*(range(1, min(n, k) + 1) for n, k in zip(counts, _CORE_SHARDS, strict=True))), key=cost
+def _window_faces(windows: WindowGrid) -> tuple[list[int], list[int], list[int]]:
+    """Where windows begin and end, and the middles of their overlaps, where one takes over from the other."""
+    z, y, x = (
+        sorted(
+            {p for s in starts for p in (s, s + w) if 0 < p < n}
+            | {(before + w + after) // 2 for before, after in pairwise(starts)}
+        )
+        for starts, w, n in zip(windows.starts, windows.window_zyx, windows.shape_zyx, strict=True)
     )
-    return z * shard[0], y * shard[1], x * shard[2]
+    return z, y, x
 
 
 class Work:
@@ -237,14 +252,3 @@ def _sampled(job: Job) -> list[Box]:
     corners = dict.fromkeys(map(tuple, (starts // stride * stride).tolist()))
     boxes = [Box(corner, tuple(np.add(corner, window).tolist())) for corner in corners]
     return [box.intersect(Box((0, 0, 0), job.windows.shape_zyx)) for box in boxes]
-
-
-def coarse_foreground(job: Job) -> NDArray[np.bool_] | None:
-    """Where specimen is, (z, y, x), on the coarsest level of the volume; None if that is too large to look at."""
-    coarsest = job.volume.level_grid(job.volume.num_levels - 1)
-    if math.prod(coarsest.shape_zyx) > _COARSE:
-        return None
-    values = job.volume.read(level=job.volume.num_levels - 1)
-    channels = [job.volume.intensity(c).foreground(channel) for c, channel in enumerate(values)]
-    found: NDArray[np.bool_] = np.any(channels, axis=0)
-    return found

@@ -11,7 +11,7 @@ import torch
 from comir_hpc.cluster import Figures
 from comir_hpc.config import InferSettings
 from comir_hpc.geometry import BlockPlan, Box, plan_blocks
-from comir_hpc.infer.job import Job, coarse_foreground
+from comir_hpc.infer.inputs import Inputs, coarse_foreground
 from comir_hpc.memory import peak_bytes
 from comir_hpc.volume import chunk_and_shard, planned_levels
 from comir_hpc.windows import Encoder, WindowGrid
@@ -26,30 +26,32 @@ def evaluations(windows: WindowGrid, plan: BlockPlan) -> int:
     return z * y * len(windows.starts[2])
 
 
-def prediction(job: Job, plan: BlockPlan, blocks: int) -> Figures:
+def prediction(inputs: Inputs, plan: BlockPlan, blocks: int) -> Figures:
     """What this call should need for `blocks` blocks of the plan."""
-    share = _occupied_share(job)
-    in_all = evaluations(job.windows, plan) * blocks / len(plan) * (share or 0)
-    worth = in_all > _WORTH_CALIBRATING * 2 * _calibrated_windows(job.encoder)
-    files, num_bytes = output_files_and_bytes(job, job.settings)
+    share = _occupied_share(inputs)
+    in_all = evaluations(inputs.windows, plan) * blocks / len(plan) * (share or 0)
+    worth = in_all > _WORTH_CALIBRATING * 2 * _calibrated_windows(inputs.encoder)
+    files, num_bytes = output_files_and_bytes(inputs, inputs.settings)
     return Figures(
         blocks=blocks,
-        seconds=in_all * calibrate(job) / job.settings.workers if worth else None,
-        peak_bytes=peak_bytes() + block_bytes(job, plan),
+        seconds=in_all * calibrate(inputs) / inputs.settings.workers if worth else None,
+        peak_bytes=peak_bytes() + block_bytes(inputs, plan),
         num_bytes=num_bytes,
         files=files,
     )
 
 
-def _occupied_share(job: Job) -> float | None:
+def _occupied_share(inputs: Inputs) -> float | None:
     """Share of the windows that hold specimen, judged by the coarsest level of the volume if that is small enough."""
-    if not job.settings.skip_background:
+    if not inputs.settings.skip_background:
         return 1.0
-    mask = coarse_foreground(job)
+    mask = coarse_foreground(inputs)
     if mask is None:
         return None
     total = np.pad(mask.astype(np.int64), [(1, 0)] * 3).cumsum(0).cumsum(1).cumsum(2)
-    sides = zip(job.windows.starts, job.windows.window_zyx, job.windows.shape_zyx, mask.shape, strict=True)
+    sides = zip(
+        inputs.windows.starts, inputs.windows.window_zyx, inputs.windows.shape_zyx, mask.shape, strict=True
+    )
     ends = [
         (np.array(starts) * m // n, np.minimum(-(-(np.array(starts) + w) * m // n), m))
         for starts, w, n, m in sides
@@ -66,9 +68,9 @@ def _calibrated_windows(encoder: Encoder) -> int:
     return 2 * torch.get_num_threads() if encoder.device.type == "cpu" else 8
 
 
-def calibrate(job: Job) -> float:
+def calibrate(inputs: Inputs) -> float:
     """Seconds a window, with as many at work as there are threads; background costs nothing."""
-    encoder, windows = job.encoder, job.windows
+    encoder, windows = inputs.encoder, inputs.windows
     count = _calibrated_windows(encoder)
     shape = windows.window_zyx
     row = Box((0, 0, 0), (*shape[:2], shape[2] * count))
@@ -84,25 +86,25 @@ def calibrate(job: Job) -> float:
     return seconds()
 
 
-def block_bytes(job: Job, plan: BlockPlan) -> int:
+def block_bytes(inputs: Inputs, plan: BlockPlan) -> int:
     """Arrays of one block: what one step of windows reads, their sums, the voxels being written and compressed."""
-    window, shape = job.windows.window_zyx, plan.shape_zyx
+    window, shape = inputs.windows.window_zyx, plan.shape_zyx
     core = [min(c, n) for c, n in zip(plan.core_zyx, shape, strict=True)]
     face = math.prod(min(c + 2 * w, n) for c, w, n in zip(core[:2], window, shape, strict=False))
     # Two steps of input while one is joined to the next, read and normalised.
-    read = 2 * face * window[2] * job.volume.num_channels * (8 + job.volume.dtype.itemsize)
+    read = 2 * face * window[2] * inputs.volume.num_channels * (8 + inputs.volume.dtype.itemsize)
     sums = 4 * math.prod(core[:2]) * (core[2] + 2 * window[2])
     # One block is written while the next is computed.
-    stored = math.prod(core) * (4 + 3 * np.dtype(job.settings.dtype).itemsize)
-    return read + job.encoder.latent_channels * (sums + stored)
+    stored = math.prod(core) * (4 + 3 * np.dtype(inputs.settings.dtype).itemsize)
+    return read + inputs.encoder.latent_channels * (sums + stored)
 
 
-def output_files_and_bytes(job: Job, settings: InferSettings) -> tuple[int, int]:
+def output_files_and_bytes(inputs: Inputs, settings: InferSettings) -> tuple[int, int]:
     """Upper bounds for the store: nothing compresses, and every shard is stored."""
     files, num_bytes = 1, 0
-    for factors in planned_levels(job.grid):
-        shape = job.grid.downsampled(factors).shape_zyx
+    for factors in planned_levels(inputs.grid):
+        shape = inputs.grid.downsampled(factors).shape_zyx
         _, shard = chunk_and_shard(shape, settings.chunk, settings.shard)
-        files += 1 + job.encoder.latent_channels * len(plan_blocks(shape, shard))
-        num_bytes += math.prod(shape) * job.encoder.latent_channels * np.dtype(settings.dtype).itemsize
+        files += 1 + inputs.encoder.latent_channels * len(plan_blocks(shape, shard))
+        num_bytes += math.prod(shape) * inputs.encoder.latent_channels * np.dtype(settings.dtype).itemsize
     return files, num_bytes

@@ -8,35 +8,31 @@ the intensity statistics follow, and only then is the volume marked complete.
 from __future__ import annotations
 
 import errno
-import math
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from comir_hpc.cluster import Figures, build_pyramid, fill_output, open_output, side_by_side
+from comir_hpc.cluster import Figures, carry_out, side_by_side
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ComirError, ConfigError, VolumeError
 from comir_hpc.geometry import Grid
-from comir_hpc.histogram import Histogram, as_record, constant_intensity, intensity_of
-from comir_hpc.ingest.blocks import Work, require_unchanged, typical_value
-from comir_hpc.ingest.job import Job, require_memory
-from comir_hpc.ledger import Ledger
+from comir_hpc.host.places import require_apart
+from comir_hpc.ingest.job import Job
 from comir_hpc.memory import in_words
+from comir_hpc.padding import padding_notes
 from comir_hpc.readers import Source, in_memory, open_source
-from comir_hpc.volume import Kind, Volume, best_shuffle
+from comir_hpc.runs.html import table
+from comir_hpc.volume import Kind, Volume
 
 __all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest"]
 
 Progress = Callable[[str, int, int], None]
 
-# Voxels that percentiles are taken from: of larger volumes every so manieth row is counted, which costs nothing in
-# accuracy (67,000 voxels lie above percentile 99.9) and makes ingest a third faster.
-_COUNTED = 1 << 26
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -81,6 +77,14 @@ class IngestResult:
         line = f"{self.path}: {self.grid}, {self.seconds:.1f} s{waiting}"
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
 
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        rows = {"volume": self.path, "grid": self.grid, "time": f"{self.seconds:.1f} s"}
+        missing = {"blocks of other parts": self.missing} if self.missing else {}
+        return table(
+            "ingest", {**rows, **missing, **{f"note {n + 1}": note for n, note in enumerate(self.notes)}}
+        )
+
 
 def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> IngestResult:
     """Write a file of any format as an OME-Zarr volume with a pyramid and intensity statistics.
@@ -99,7 +103,7 @@ def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> Ing
         holds NaN or infinite voxels and no `non_finite` value is given; if it must be held in memory and does not
         fit; if another result is at `out`; if the disk is full.
     """
-    return _ingest(open_source(settings.source, settings.dataset), settings, progress)
+    return _ingest(_opened(settings), settings, progress)
 
 
 def ingest_array(
@@ -113,6 +117,7 @@ def ingest_array(
     shard: int = 256,
     non_finite: float | None = None,
     foreground_above: float | None = None,
+    padding: float | Literal["auto", "none"] = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> IngestResult:
@@ -127,7 +132,7 @@ def ingest_array(
         raise ConfigError("kind representation is what `infer` writes; expected image or labels")
     settings = IngestSettings(
         source=Path(name), out=out, kind=kind, chunk=chunk, shard=shard, non_finite=non_finite,
-        foreground_above=foreground_above, overwrite=overwrite,
+        foreground_above=foreground_above, padding=padding, overwrite=overwrite,
     )  # fmt: skip
     return _ingest(in_memory(array, grid, name), settings, progress)
 
@@ -140,7 +145,7 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
     VolumeError
         As `ingest`, as far as the header tells.
     """
-    job = Job.of(open_source(settings.source, settings.dataset), settings)
+    job = Job.of(_opened(settings), settings)
     files, num_bytes = job.output_files_and_bytes()
     plan = {
         "source": f"{settings.source} ({job.source.kind})",
@@ -148,8 +153,8 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
         "grid": str(job.grid),
         "dtype": str(job.source.dtype),
         "read": "block by block" if job.source.streamed else "whole, into memory",
-        "blocks": len(job.plan),
-        "block": " x ".join(map(str, job.plan.core_zyx)),
+        "blocks": len(job.blocks),
+        "block": " x ".join(map(str, job.blocks.core_zyx)),
         "workers": job.workers,
         "peak_memory": in_words(job.peak_bytes()),
         "available_memory": in_words(job.allowed_bytes()),
@@ -166,108 +171,39 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
 # ---------------------------------------------------------------------- carrying it out
 
 
+def _opened(settings: IngestSettings) -> Source:
+    # Before anything is read: a folder that holds its own output would never come to rest.
+    require_apart(settings.out, settings.source)
+    source = open_source(settings.source, settings.dataset)
+    require_apart(settings.out, *source.files)  # voxels beside a header, parts in other files
+    return source
+
+
 def _ingest(source: Source, settings: IngestSettings, progress: Progress | None) -> IngestResult:
     start = time.perf_counter()
     job = Job.of(source, settings)
-    ledger = job.ledger()
     try:
-        volume = _open_output(job, ledger)
-        work = Work(
-            settings.source, settings.dataset, settings.non_finite, job.source_fingerprint,
-            float(volume.metadata["centre"]), ledger.folder / f"histograms-{ledger.fingerprint}",
-            settings.kind == "image", max(1, math.prod(job.grid.shape_zyx) // _COUNTED), source,
-        )  # fmt: skip
-        if len(ledger.done()) < len(job.plan) or settings.verify:
-            require_memory(job)
-        filled = fill_output(
-            volume, job.plan, work, ledger, part=settings.part, predict=job.prediction,
-            require_unchanged=lambda: require_unchanged(source, job.source_fingerprint),
-            finish=lambda: _finish(volume, job, work), begun=start,
-            workers=job.workers, cluster=settings.cluster, verify=settings.verify,
-            progress=progress, what=f"ingest {settings.out.name}",
-        )  # fmt: skip
+        filled = carry_out(job, begun=start, progress=progress)
     except OSError as error:
         if isinstance(error, ComirError):  # a request to stop is an InterruptedError, and so an OSError
             raise
-        raise VolumeError(f"{settings.out} cannot be written ({error.strerror}); {_room(job)}") from error
+        raise VolumeError(f"{job.out} cannot be written ({error.strerror}); {_room(job)}") from error
     except VolumeError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
             raise VolumeError(f"{error}; {_room(job)}") from error
         raise
     return IngestResult(
-        path=settings.out,
+        path=job.out,
         grid=job.grid,
-        num_bytes=_stored_bytes(settings.out),
-        notes=job.notes,
+        num_bytes=_stored_bytes(job.out),
+        notes=(*job.notes, *padding_notes(Volume.open(job.out, allow_incomplete=True))),
         **vars(filled),
     )
 
 
-def _open_output(job: Job, ledger: Ledger) -> Volume:
-    settings = job.settings
-
-    def make(path: Path) -> Volume:
-        require_memory(job)
-        return Volume.create(
-            path, job.grid, job.source.dtype, channels=job.source.num_channels, kind=settings.kind,
-            chunk=settings.chunk, shard=settings.shard, shuffle=best_shuffle(job.source.read(job.probe())),
-            metadata={"centre": typical_value(job.source)},
-        )  # fmt: skip
-
-    overwrite = _nobody_misses(job) or settings.overwrite
-    return open_output(
-        settings.out, ledger, make, record=job.record(), overwrite=overwrite, parts=settings.part[1]
-    )
-
-
-def _nobody_misses(job: Job) -> bool:
-    """Whether what is at `out` is an unfinished ingest of this very source, by this command alone."""
-    out = job.settings.out
-    if not out.exists():
-        return False
-    try:
-        found = Volume.open(out, allow_incomplete=True)
-    except VolumeError as error:
-        raise VolumeError(
-            f"{out} exists and is no volume of ours, so it is never replaced; choose another name"
-        ) from error
-    same = found.metadata.get("made_from", {}).get("source") == job.record()["source"]
-    return same and not found.complete and job.settings.part[1] == 1
-
-
-def _finish(volume: Volume, job: Job, work: Work) -> None:
-    entries: dict[str, Any] = {}
-    if work.counted:
-        histograms = work.total(volume, job.plan)
-        # Before the pyramid: what is refused needs none.
-        entries = _statistics(histograms, job)
-    build_pyramid(volume, job.plan, job.ledger())
-    volume.finish(**entries)
-    work.forget()
-
-
-def _statistics(histograms: list[Histogram], job: Job) -> dict[str, Any]:
-    """Entries ``intensity`` and ``value_range`` of the metadata, one item a channel."""
-    path, above = job.settings.source, job.settings.foreground_above
-    if all(h.constant for h in histograms):
-        raise VolumeError(
-            f"{path}: all voxels have the value {histograms[0].minimum:g}; expected an image with contrast: check the "
-            "file, or pass --labels"
-        )
-    records = []
-    for channel, histogram in enumerate(histograms):
-        try:
-            # A constant channel beside others (an alpha channel) is kept: it becomes zero, and disturbs nothing.
-            found = constant_intensity(histogram) if histogram.constant else intensity_of(histogram, above)
-        except VolumeError as error:
-            raise VolumeError(f"{path}, channel {channel}: {error}") from error
-        records.append(as_record(found))
-    return {"intensity": records, "value_range": [[h.minimum, h.maximum] for h in histograms]}
-
-
 def _room(job: Job) -> str:
     _, needed = job.output_files_and_bytes()
-    there = shutil.disk_usage(job.settings.out.parent).free
+    there = shutil.disk_usage(job.out.parent).free
     return f"the whole store takes up to {in_words(needed)}, {in_words(there)} are free there"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from comir_hpc.cluster import BlockResult
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box
 from comir_hpc.histogram import Histogram
+from comir_hpc.host.files import written_whole
 from comir_hpc.readers import Source, open_source
 from comir_hpc.volume import Volume
 
@@ -91,10 +91,8 @@ class Work:
     def _store(self, index: int, histograms: list[Histogram]) -> None:
         self.histograms.mkdir(parents=True, exist_ok=True)
         parts = {f"{name}{c}": a for c, h in enumerate(histograms) for name, a in h.record().items()}
-        spare = self._file(index).with_suffix(f".{os.getpid()}.tmp")
-        with spare.open("wb") as file:
+        with written_whole(self._file(index)) as spare, spare.open("wb") as file:
             np.savez(file, allow_pickle=False, **parts)
-        spare.replace(self._file(index))
 
     def total(self, volume: Volume, plan: BlockPlan) -> list[Histogram]:
         """Histograms of the channels over all blocks; a block whose counts are lost is read again."""
@@ -115,13 +113,6 @@ class Work:
             return None
         with np.load(file, allow_pickle=False) as parts:
             return dict(parts)
-
-    def forget(self) -> None:
-        """Remove the counts of the blocks."""
-        for file in self.histograms.glob("*"):
-            file.unlink(missing_ok=True)
-        if self.histograms.is_dir():
-            self.histograms.rmdir()
 
 
 def _finite(values: NDArray[Any], box: Box, path: Path, replacement: float | None) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Layers that the networks share: convolutions, norms, and blocks of them.
+"""Make the layers that the networks share: convolutions, and blocks of them.
 
 Nothing here takes a statistic over space at inference, so that a voxel's output does not depend on the window
 it was computed in. Tensors are kept in channels_last_3d, which CPUs with bf16 dot products and GPUs with tensor
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,35 +20,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comir_hpc.errors import ConfigError
+from comir_hpc.groups import Group
 from comir_hpc.networks.borders import Padding, pad_border
-from comir_hpc.networks.planning import Triple
-from comir_hpc.networks.recompute import Parts, Stage, join_copies, merge_channels, split_copies
-from comir_hpc.rotations import Group
+from comir_hpc.networks.norms import NormMaker
+from comir_hpc.networks.planning import Triple, require_choice
+from comir_hpc.networks.recompute import Parts, Stage, merge_channels
 
-Norm = Literal["batch", "channel"]
 ConvMaker = Callable[[int, int, Triple], nn.Module]
 """Makes a convolution from input channels, output channels and kernel size (z, y, x)."""
-NormMaker = Callable[..., nn.Module]
-"""Makes a norm from the number of channels; ``relu=False`` leaves the activation out."""
 
 _POINT: Triple = (1, 1, 1)
 _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
-def require_choice(value: str, choices: Any, what: str) -> None:
-    """Refuse a word that is not one of a Literal's values, with a ConfigError that names them."""
-    known = get_args(choices)
-    if value not in known:
-        raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(known)}")
-
-
 def mix_channels(x_BCZYX: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Pointwise convolution as a matrix product: (B, C, Z, Y, X) and (O, C, 1, 1, 1) to (B, O, Z, Y, X).
 
-    torch on CPU has no channels_last_3d kernel for it in fp32, copies the map and returns another layout.
+    On CPU in fp32, torch has no kernel for it in channels_last_3d: it would copy the map and return another layout.
     """
     if _inferring_on_cpu(x_BCZYX) and torch.is_autocast_enabled("cpu"):
-        # In bf16 it has one, twice as fast as a product with few columns.
+        # In bf16 torch has such a kernel. It is twice as fast as a product with few columns.
         return F.conv3d(x_BCZYX, weight, bias)
     return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
@@ -70,8 +61,8 @@ def correlate(
 def _convolve(x_BCZYX: Tensor, filters: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
     fp32 = x_BCZYX.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if fp32 and len(x_BCZYX) == 1 and _inferring_on_cpu(x_BCZYX):
-        # Such a map, if it is small, torch gives to a kernel of its own, which is up to ten times slower than oneDNN's
-        # and returns another layout.
+        # If such a map is small, torch uses a kernel of its own. That one is up to ten times slower than oneDNN's, and
+        # returns another layout. So oneDNN's is called by name.
         return torch.mkldnn_convolution(x_BCZYX, filters, bias, padding, [1, 1, 1], [1, 1, 1], 1)
     return F.conv3d(x_BCZYX, filters, bias, padding=padding)
 
@@ -81,14 +72,15 @@ def _inferring_on_cpu(x: Tensor) -> bool:
 
 
 def tap_permutations(group: Group, kernel_zyx: Triple) -> Tensor:
-    """Where each tap of a rotated filter comes from: (G, T) int64, ``[g, u]`` is the number of the tap g^-1 u.
+    """Find where each tap of a rotated filter comes from: (G, T) int64, ``[g, u]`` is the number of the tap g^-1 u.
 
     Parameters
     ----------
     group : Group
         Rotations of the grid.
     kernel_zyx : three int
-        Odd sizes, equal along axes that the group exchanges; taps are numbered in C order.
+        Sides of the kernel in voxels, odd, and equal along axes that the group exchanges. Taps are numbered in C
+        order.
 
     Raises
     ------
@@ -98,7 +90,7 @@ def tap_permutations(group: Group, kernel_zyx: Triple) -> Tensor:
     group.require_invariant(kernel_zyx, "the kernel size")
     centre = np.array(kernel_zyx) // 2
     taps = np.stack(np.unravel_index(np.arange(math.prod(kernel_zyx)), kernel_zyx), axis=-1) - centre
-    # Row vectors times g are column vectors under its transpose, which is its inverse.
+    # A row vector times g equals the transpose of g times a column vector, and the transpose of g is its inverse.
     sources = taps @ group.matrices + centre
     return torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(sources, -1, 0)), kernel_zyx))
 
@@ -109,7 +101,7 @@ class PaddedConv(nn.Conv3d):
     Parameters
     ----------
     in_channels, out_channels, kernel_zyx, padding, bias
-        As in `same_conv`.
+        The same arguments that `same_conv` takes.
     """
 
     def __init__(
@@ -126,16 +118,16 @@ class PaddedConv(nn.Conv3d):
 
 
 class SymmetricConv(nn.Module):
-    """A convolution whose taps are shared among those that a group exchanges: it commutes with the group.
+    """A convolution that commutes with a group, because taps that the group exchanges share one weight.
 
-    With one weight for each orbit of taps, ``w(g^-1 u) = w(u)``, a map of scalars stays one:
-    ``conv(T_g x) = T_g conv(x)`` for every g, before training as after. It is the group convolution (Cohen and Welling
-    2016) between fields of the trivial representation, and costs no more than a plain convolution.
+    There is one weight for each orbit of taps: ``w(g^-1 u) = w(u)``. Hence ``conv(T_g x) = T_g conv(x)`` for every g,
+    before training and after it. This is the group convolution (Cohen and Welling 2016) between fields of the trivial
+    representation. It costs no more than a plain convolution.
 
     Parameters
     ----------
     in_channels, out_channels, kernel_zyx, padding
-        As in `same_conv`.
+        The same arguments that `same_conv` takes.
     group : Group
         Rotations of the grid, which must map the kernel onto itself.
     """
@@ -155,19 +147,19 @@ class SymmetricConv(nn.Module):
         self.kernel_size = kernel_zyx
         self.padding = padding
         self.joins = True
-        # The smallest number among a tap's images names its orbit.
+        # Taps of one orbit have the same images under the group: the smallest number among them names the orbit.
         first = tap_permutations(group, kernel_zyx).amin(dim=0)
         orbit = torch.from_numpy(np.unique(first.numpy(), return_inverse=True)[1])
         sizes = orbit.bincount()
-        # Every orbit contributes the same variance, together that of He et al. 2015.
+        # Every orbit contributes the same variance, and all together that of He et al. 2015.
         spread = (2 / (in_channels * len(sizes) * sizes)).sqrt()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, len(sizes)) * spread)
         self.register_buffer("orbits", F.one_hot(orbit).T.float(), persistent=False)
 
     def kernel(self) -> Tensor:
-        """All taps, (O, C, kz, ky, kx)."""
-        # A product, whose gradient is one too; indexing would add up tap by tap. Channels come last in memory, as in
-        # the maps: otherwise the convolution copies those.
+        """Return the filters with every tap at its place, (O, C, kz, ky, kx)."""
+        # A matrix product, whose gradient is a matrix product too; the gradient of indexing would add up tap by tap.
+        # Channels come last in memory, as in the maps, since the convolution would copy the maps otherwise.
         taps_OTC = self.orbits.T @ self.weight.transpose(1, 2)
         return taps_OTC.view(len(taps_OTC), *self.kernel_size, -1).permute(0, 4, 1, 2, 3)
 
@@ -193,21 +185,21 @@ def same_conv(
     bias: bool = False,
     nonlinearity: Literal["relu", "linear"] = "relu",
 ) -> nn.Conv3d:
-    """Convolution that keeps the shape, initialised to keep the variance through `nonlinearity` (He et al. 2015).
+    """Make a convolution that keeps the shape, with weights that keep the variance (He et al. 2015).
 
     Parameters
     ----------
     in_channels, out_channels : int
         Channels before and after.
     kernel_zyx : three int
-        Odd sizes.
+        Sides of the kernel in voxels, each of them odd.
     padding : str
-        What lies beyond the border: zeros, the border voxel (replicate), or the mirror image (reflect). All
-        commute with the grid's rotations.
+        What the convolution sees beyond the border: zeros (``zeros``), copies of the border voxel (``replicate``), or
+        the mirror image (``reflect``). All of them commute with the grid's rotations.
     bias : bool
-        A constant for each output channel; of no use before a norm.
+        Whether a constant is added to each output channel. Before a norm it has no effect.
     nonlinearity : str
-        What the next layer applies.
+        Activation that the next layer applies; the weights are scaled to keep the variance through it.
     """
     require_choice(padding, Padding, "padding")
     conv: nn.Conv3d
@@ -225,99 +217,32 @@ def same_conv(
 
 
 def kernel_radius(module: nn.Module, axis: int) -> int:
-    """Summed kernel radii along one array axis of all convolutions within, the reach of a chain of them."""
+    """Add up the kernel radii of all convolutions in a module, voxels along one axis: how far a chain of them reaches."""
     sizes = (getattr(layer, "kernel_size", None) for layer in module.modules())
     return sum(size[axis] // 2 for size in sizes if isinstance(size, tuple))
 
 
-class BatchNormRelu(nn.Module):
-    """BatchNorm over (B, Z, Y, X) and the group's copies, then ReLU; running statistics at inference.
-
-    Parameters
-    ----------
-    num_channels : int
-        Channels C of one copy.
-    copies : int
-        Group elements G; statistics and weights are shared among them, which keeps the layer equivariant.
-    relu : bool
-        Apply the activation (in place: only its result is kept for the backward pass).
-    """
-
-    def __init__(self, num_channels: int, copies: int = 1, *, relu: bool = True) -> None:
-        super().__init__()
-        self.copies = copies
-        self.relu = relu
-        self.norm = nn.BatchNorm3d(num_channels)
-
-    def forward(self, x_BCZYX: Tensor) -> Tensor:
-        """Normalise (B, G*C, Z, Y, X)."""
-        x_BZYXGC = split_copies(x_BCZYX, self.copies)
-        # The copies go beside x, where BatchNorm takes them for more space; in channels_last_3d this is a view.
-        y: Tensor = self.norm(x_BZYXGC.flatten(3, 4).permute(0, 4, 1, 2, 3))
-        y_BZYXC = (F.relu_(y) if self.relu else y).permute(0, 2, 3, 4, 1)
-        return join_copies(y_BZYXC.reshape(x_BZYXGC.shape))
-
-
-class ChannelNormRelu(nn.Module):
-    """Zero mean and unit variance over the channels of each voxel (and the group's copies), then ReLU.
-
-    Layer normalisation as in ConvNeXt (Liu et al. 2022): no statistic over space or batch, the same in training
-    and at inference.
-
-    Parameters
-    ----------
-    num_channels, copies, relu
-        As in `BatchNormRelu`.
-    """
-
-    def __init__(self, num_channels: int, copies: int = 1, *, relu: bool = True) -> None:
-        super().__init__()
-        self.copies = copies
-        self.relu = relu
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-
-    def forward(self, x_BCZYX: Tensor) -> Tensor:
-        """Normalise (B, G*C, Z, Y, X)."""
-        x_BZYXC = x_BCZYX.permute(0, 2, 3, 4, 1)
-        weight, bias = (part.repeat(self.copies).to(x_BCZYX.dtype) for part in (self.weight, self.bias))
-        # CUDA autocast would return fp32 here and double the memory; the kernel sums in fp32 anyway.
-        with torch.autocast(x_BCZYX.device.type, enabled=False):
-            y = F.layer_norm(x_BZYXC, x_BZYXC.shape[-1:], weight, bias)
-        y = F.relu_(y) if self.relu else y
-        return y.permute(0, 4, 1, 2, 3)
-
-
-def norm_maker(norm: Norm, copies: int = 1) -> NormMaker:
-    """Choose a norm by name: ``batch`` or ``channel``, shared among `copies` group elements."""
-    require_choice(norm, Norm, "norm")
-    chosen: type[nn.Module] = {"batch": BatchNormRelu, "channel": ChannelNormRelu}[norm]
-
-    def make(num_channels: int, *, relu: bool = True) -> nn.Module:
-        return chosen(num_channels, copies, relu=relu)
-
-    return make
-
-
 class ConvBlock(nn.Module):
-    """Convolutions, each followed by a norm and ReLU; residual on request (the input joins before the last ReLU).
+    """Convolutions, each followed by a norm and ReLU.
+
+    A residual block adds its input before the last ReLU.
 
     Parameters
     ----------
     in_channels, out_channels : int
         Channels (of one copy) before and after.
     kernel_zyx : three int
-        Kernel of every convolution.
+        Sides of every convolution's kernel in voxels.
     num_convs : int
-        How many.
+        How many convolutions the block has.
     conv, norm : callables
-        Make the layers, so that a group network uses the same block.
+        Functions that make the layers, so that a group network uses the same block.
     first : callable
-        Makes the first convolution and the shortcut; `conv` when not given.
+        Function that makes the first convolution and the shortcut; `conv` when not given.
     residual : bool
-        Add the block's input, through a pointwise convolution where the channels differ.
+        Whether the block's input is added, through a pointwise convolution where the channels differ.
     copies, grow
-        See `Stage`.
+        The same arguments that `Stage` takes.
     """
 
     def __init__(

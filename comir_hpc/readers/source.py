@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,12 +16,14 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import ComirError, ConfigError, VolumeError
 from comir_hpc.geometry import IDENTITY, MM_PER_UNIT, Box, Grid, Matrix, Triple, Vector, unit_name
-from comir_hpc.memory import in_words
+from comir_hpc.readers.raw import RawLayout, cut, shape_of
+
+__all__ = ["RawLayout", "Source", "cut", "shape_of"]
 
 # What the readers' libraries raise on a file that is torn or not what its name says.
 UNREADABLE: tuple[type[Exception], ...] = (
-    OSError, EOFError, ValueError, KeyError, IndexError, TypeError, RuntimeError, NotImplementedError,
-    struct.error, zlib.error,
+    OSError, EOFError, ValueError, ArithmeticError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+    RuntimeError, NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
 _SPACING_HELP = "give it with --spacing Z Y X --unit mm (or um, nm, ...)"
 THICKNESS = 1.0
@@ -51,6 +51,8 @@ class Source:
         What the content depends on; a folder stands for everything in it.
     spacing_zyx, unit : optional
         As far as the file says them.
+    unit_assumed : bool
+        Whether `unit` is a convention, because the file names none; then another one may be given.
     origin_xyz, direction
         World (LPS) placing in `unit`, as in `Grid`.
     load_bytes : int
@@ -83,6 +85,7 @@ class Source:
     notes: tuple[str, ...] = ()
     digest: str | None = None
     order: Triple = (0, 1, 2)
+    unit_assumed: bool = False
 
     @property
     def shape_zyx(self) -> Triple:
@@ -134,6 +137,8 @@ class Source:
             raise VolumeError(
                 f"{self.path}: no voxel spacing in this {self.kind} file{said}; {_SPACING_HELP}"
             )
+        if spacing is None and unit and self.unit_assumed:
+            own = unit  # all numbers of the file are in the unit that it does not name
         if spacing is None and unit and own and unit != own:
             raise VolumeError(
                 f"{self.path}: its spacing is in {own}, --unit says {unit}; leave --unit out, or replace the "
@@ -149,7 +154,10 @@ class Source:
         assert used is not None
         scale = MM_PER_UNIT[own] / MM_PER_UNIT[named] if own else 1.0
         x, y, z = (o * scale for o in self.origin_xyz)
-        return Grid(self.shape_zyx, used, (x, y, z), self.direction, named)  # type: ignore[arg-type]
+        try:
+            return Grid(self.shape_zyx, used, (x, y, z), self.direction, named)  # type: ignore[arg-type]
+        except VolumeError as error:
+            raise VolumeError(f"{self.path}: {error}") from error
 
     def fingerprint(self) -> str:
         """Digest of path, size and time of every file; it changes when the content may have changed."""
@@ -180,7 +188,8 @@ def reading(path: Path, what: str, *also: type[Exception]) -> Iterator[None]:
             f"{path}: no memory left to read {what}; free some or use a larger machine"
         ) from error
     except (*UNREADABLE, *also) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        # What ITK says of itself, its exceptions and its source files, helps nobody.
+        text = " ".join(str(error).rpartition("ERROR:")[2].split()) or type(error).__name__
         raise VolumeError(
             f"{path} cannot be read as {what} ({text[-300:]}); it is truncated, damaged or of another format: "
             "copy or export it again"
@@ -275,102 +284,6 @@ def known_unit(names: Iterable[str | None]) -> str | None:
         return unit_name(name) if name else None
     except ConfigError:
         return None
-
-
-def cut(array: Any, axes: str, box: Box) -> NDArray[Any]:
-    """Voxels of `box` out of anything that slices like numpy and has axes named in `axes`, as (c, z, y, x).
-
-    An axis ``1`` is taken at its only index; an array without ``z`` is a single slice.
-    """
-    where = dict(zip("zyx", box.slices, strict=True))
-    index = tuple(0 if a == "1" else where.get(a, slice(None)) for a in axes)
-    values: NDArray[Any] = np.asarray(array[index])
-    kept = axes.replace("1", "")
-    for axis in "zc":
-        if axis not in kept:
-            values, kept = values[None], axis + kept
-    return values.transpose([kept.index(a) for a in "czyx"])
-
-
-def shape_of(shape: Sequence[int], axes: str) -> tuple[int, int, int, int]:
-    """(c, z, y, x) of an array with these axes."""
-    sizes = {"c": 1, "z": 1, **dict(zip(axes, shape, strict=True))}
-    return sizes["c"], sizes["z"], sizes["y"], sizes["x"]
-
-
-@dataclass(frozen=True)
-class RawLayout:
-    """Uncompressed voxels in a file: C order from `offset`, with axes as in `cut`."""
-
-    file: Path
-    offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    axes: str
-
-    @property
-    def num_bytes(self) -> int:
-        """Length of the voxels in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def check_length(self, path: Path) -> None:
-        """Refuse a file that ends before its voxels do.
-
-        Raises
-        ------
-        VolumeError
-            With both lengths.
-        """
-        if not self.file.is_file():
-            raise VolumeError(f"{path} says its voxels are in {self.file}, which does not exist")
-        found, expected = self.file.stat().st_size, self.offset + self.num_bytes
-        if found < expected:
-            raise VolumeError(
-                f"{self.file} is truncated: {found} bytes ({in_words(found)}), expected {expected} for "
-                f"{self.shape} voxels of {self.dtype}; copy or export it again"
-            )
-
-    def read(self, box: Box) -> NDArray[Any]:
-        """Voxels of `box` as (c, z, y, x).
-
-        Rows are read, not mapped: a map counts every page around a touched one as this process's memory.
-        """
-        if "z" not in self.axes:
-            return replace(self, shape=(1, *self.shape), axes="z" + self.axes).read(box)
-        if "yx" not in self.axes:
-            return cut(self._mapped(), self.axes, box).copy()
-        split = self.axes.index("y")
-        ranges = [
-            range(box.start[0], box.stop[0]) if a == "z" else range(n)
-            for a, n in zip(self.axes, self.shape, strict=True)
-        ]
-        leading, counts = ranges[:split], self.shape[:split]
-        rows = np.empty((box.shape[1], *self.shape[split + 1 :]), dtype=self.dtype)
-        out = np.empty((*map(len, leading), *box.shape[1:], *self.shape[split + 2 :]), dtype=self.dtype)
-        plane = math.prod(self.shape[split:]) * self.dtype.itemsize
-        start = self.offset + box.start[1] * rows[:1].nbytes
-        with self.file.open("rb", buffering=0) as file:
-            for place in np.ndindex(*out.shape[:split]):
-                number = int(
-                    np.ravel_multi_index([r[p] for r, p in zip(leading, place, strict=True)], counts)
-                )
-                _fill(file.fileno(), rows, start + number * plane)
-                out[place] = rows[:, box.start[2] : box.stop[2]]
-        return cut(out, self.axes, Box((0, 0, 0), box.shape))
-
-    def _mapped(self) -> NDArray[Any]:
-        return np.memmap(self.file, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
-
-
-def _fill(descriptor: int, rows: NDArray[Any], offset: int) -> None:
-    """Read into a contiguous array; one call may give less than was asked for."""
-    buffer = memoryview(rows.reshape(-1).view(np.uint8).data)
-    done = 0
-    while done < len(buffer):
-        step = os.preadv(descriptor, [buffer[done:]], offset + done)
-        if not step:
-            raise EOFError(f"the file ends at byte {offset + done}, {len(buffer) - done} bytes too early")
-        done += step
 
 
 def _every_file(files: Iterable[Path]) -> Iterator[Path]:

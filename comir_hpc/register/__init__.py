@@ -1,20 +1,24 @@
 """`comir-hpc register`: two volumes in, a transform and a verdict out.
 
 Representations (or intensities) of both volumes at one level of their pyramids; a search over all rotations and
-shifts; refinement of the best distinct answers; a verdict. One file a part: `inputs` what is given, `features` what
-is compared, `plane` where (single slices are laid flat), `global_search` with its `coarse` maps and `criteria`,
-`refine`, `agreement` the yardstick, `candidates` the ranking, `halves` a cross-check, `verdict`, `panels`, `outputs`
-what is written.
+shifts; refinement of the best distinct answers; a verdict. One file a part:
+
+* `inputs` opens what is given, `features` says what is compared, `isotropic` resamples thick slices, `plane` lays single
+  slices flat;
+* `global_search` tries all rotations on `coarse` maps by `criteria`; `refine` optimises, `candidates` ranks;
+* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges;
+* `panels` draws, `outputs` writes.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +32,24 @@ from comir_hpc.register.candidates import FINE, Candidate, Ranking, rank
 from comir_hpc.register.features import Features, one_channel
 from comir_hpc.register.global_search import Search, choose_starts, search
 from comir_hpc.register.halves import halves_distance_mm
-from comir_hpc.register.inputs import Inputs, Side, open_inputs
-from comir_hpc.register.outputs import RegisterResult, finished, versions, write_result
+from comir_hpc.register.inputs import Inputs, open_inputs
+from comir_hpc.register.outputs import (
+    FAILED_START,
+    RegisterResult,
+    candidate_record,
+    finished,
+    input_record,
+    landscape,
+    output_bytes,
+    versions,
+    write_result,
+)
 from comir_hpc.register.panels import make_panels
 from comir_hpc.register.plane import Frame
 from comir_hpc.register.refine import Metric, Refiner
 from comir_hpc.register.verdict import Evidence, judge
-from comir_hpc.rotations import angle_deg, reverse_axes, so2_grid, so3_grid
+from comir_hpc.rotations import reverse_axes, so2_grid, so3_grid
+from comir_hpc.runs.folder import require_room
 from comir_hpc.transforms import Transform
 
 __all__ = ["RegisterResult", "plan_register", "register"]
@@ -63,8 +78,10 @@ class Clock:
     def time(self, part: str) -> Iterator[None]:
         """Add what the block takes to a part."""
         start = time.perf_counter()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 def register(settings: RegisterSettings, *, progress: Progress | None = None) -> RegisterResult:
@@ -82,8 +99,10 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     VolumeError, CheckpointError
         If a volume or the model cannot be used.
     RegistrationError
-        If the volumes cannot be compared or no start leads to an answer, or the folder holds another result. A poor
-        answer is no error: it is a verdict.
+        If the volumes cannot be compared, the folder holds another result, or it cannot be written to. A poor answer
+        is no error, and neither is none: both are the verdict FAIL.
+    UnsavedResult
+        If the result cannot be written at the end; the error holds it.
     """
     clock = Clock()
     with clock.time("open"):
@@ -91,52 +110,92 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     before = finished(settings.out, inputs.fingerprint, settings.overwrite)
     if before is not None:
         return before
+    require_room(settings.out, output_bytes(inputs, settings), RegistrationError)
     with clock.time("features"):
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
     frame = Frame.of(fixed.grid, moving.grid)
-    fixed, moving = frame.laid(fixed, moving)
-    pair = Pair(fixed, moving, settings)
+    pair = Pair(*frame.laid(fixed, moving), settings)
     with clock.time("search"):
         starts, found = _starts(pair, settings, progress)
-    with clock.time("refine"):
-        ranking = rank(
-            pair.refiner,
-            pair.comparison,
-            starts,
-            metric=pair.metric,
-            kind=settings.transform,
-            progress=_part(progress, "refine"),
-        )
-    with clock.time("check"):
-        evidence = _evidence(pair, ranking, inputs)
-    verdict, reasons = judge(evidence)
+    try:
+        with clock.time("refine"):
+            ranking = rank(
+                pair.refiner,
+                pair.comparison,
+                starts,
+                metric=pair.metric,
+                kind=settings.transform,
+                progress=_part(progress, "refine"),
+            )
+        with clock.time("check"):
+            evidence = _evidence(pair, ranking, inputs)
+    except RegistrationError as error:
+        answer, account = None, _without_answer(pair, starts, frame, error)
+    else:
+        answer, account = ranking.best.transform, _account(pair, ranking, evidence, frame)
     with clock.time("panels"):
-        panels = make_panels(
-            fixed,
-            moving,
-            _before(pair),
-            ranking.best.transform,
-            (fixed_image, moving_image),
-            representation=pair.learned,
-        )
-    record = {
+        panels = _panels(pair, answer, (fixed_image, moving_image))
+    record = account | {
+        "timings_s": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
+        "versions": versions(),
+        "inputs": {side.role: input_record(side) for side in (inputs.fixed, inputs.moving)},
+        "settings": settings.model_dump(mode="json"),
+        "model": None if inputs.model is None else inputs.model.provenance(cast(Path, settings.model)),
+        "run": None if inputs.model is None else str(settings.model),
+        "fingerprint": inputs.fingerprint,
+        **_notes(frame, inputs),
+    }
+    transform = None if answer is None else frame.world(answer)
+    return write_result(settings.out, transform, record, panels, landscape(found, frame))
+
+
+def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: Frame) -> dict[str, Any]:
+    """What was found and what it rests on."""
+    verdict, reasons = judge(evidence)
+    return {
         "verdict": verdict,
         "reasons": reasons,
         "metric": {"name": pair.metric_name, "value": ranking.best.score},
         **_numbers(evidence, pair),
-        "candidates": [_candidate(rank + 1, c, frame) for rank, c in enumerate(ranking.candidates)],
-        "timings_s": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
-        "versions": versions(),
-        "inputs": {side.role: _input(side) for side in (inputs.fixed, inputs.moving)},
-        "settings": settings.model_dump(mode="json"),
-        "model": inputs.model,
-        "run": None if inputs.model is None else inputs.model["run"],
-        "fingerprint": inputs.fingerprint,
-        **_notes(frame),
+        "candidates": [candidate_record(rank + 1, c, frame) for rank, c in enumerate(ranking.candidates)],
     }
-    transform = frame.world(ranking.best.transform)
-    return write_result(settings.out, transform, record, panels, _landscape(found, frame))
+
+
+def _without_answer(
+    pair: Pair, starts: Sequence[Start], frame: Frame, error: RegistrationError
+) -> dict[str, Any]:
+    """What was tried in vain, and why it led to nothing."""
+    tried = [
+        Candidate(start, start, score, pair.comparison.at(start), 0.0, failure=FAILED_START)
+        for start, score in starts
+    ]
+    return {
+        "verdict": "FAIL",
+        "reasons": [str(error)],
+        "metric": {"name": pair.metric_name, "value": None},
+        "agreement": None,
+        "margin": None,
+        "candidates": [
+            candidate_record(rank + 1, one, frame) | {"refined_score": None} for rank, one in enumerate(tried)
+        ],
+    }
+
+
+def _panels(
+    pair: Pair, answer: Transform | None, images: tuple[NDArray[np.float32], NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """Slices before and after; without an answer there is no after."""
+    before = _before(pair)
+    panels = make_panels(
+        pair.fixed,
+        pair.moving,
+        before,
+        before if answer is None else answer,
+        images,
+        representation=pair.learned,
+    )
+    return {name: plane for name, plane in panels.items() if answer is not None or "_after" not in name}
 
 
 def plan_register(settings: RegisterSettings) -> dict[str, Any]:
@@ -154,6 +213,8 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         plan[side.role] = (
             f"{side.compared.path}, level {side.level}: {side.compared.level_grid(side.level)}, {how}"
         )
+        if side.notes:
+            plan[f"{side.role}_notes"] = side.notes
     if settings.initial == "global":
         planar = inputs.fixed.volume.grid.planar
         plan["search"] = (
@@ -164,6 +225,7 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         f"{settings.candidates if settings.initial == 'global' else 1} starts, {settings.transform}"
     )
     plan["memory"] = in_words(inputs.predicted_bytes)
+    plan["disk"] = in_words(output_bytes(inputs, settings))
     plan["files"] = "transform.tfm, transform.json, result.json, panels.npz" + (
         ", search.npz" if settings.initial == "global" else ""
     )
@@ -274,56 +336,14 @@ def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _notes(frame: Frame) -> dict[str, list[str]]:
-    if frame.tilt_deg < _TILTED_DEG:
-        return {}
-    return {
-        "notes": [
+def _notes(frame: Frame, inputs: Inputs) -> dict[str, list[str]]:
+    notes = inputs.fixed.notes + inputs.moving.notes
+    if frame.tilt_deg >= _TILTED_DEG:
+        notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "
             "transform turns one into the other, and only motion inside the plane was searched"
-        ]
-    }
-
-
-def _candidate(number: int, candidate: Candidate, frame: Frame) -> dict[str, Any]:
-    transform = frame.world(candidate.transform)
-    return {
-        "rank": number,
-        "answer": candidate.answer,
-        "rotation_deg": transform.rotation_deg,
-        "coarse_score": candidate.coarse_score,
-        "refined_score": candidate.score,
-        "agreement": candidate.agreement.correlation,
-        "overlap": candidate.agreement.overlap,
-        "failure": candidate.failure,
-        "matrix_lps_mm": transform.matrix_mm.tolist(),
-    }
-
-
-def _input(side: Side) -> dict[str, Any]:
-    return {
-        "path": str(side.volume.path),
-        "fingerprint": side.volume.fingerprint(),
-        "grid": side.volume.grid.as_dict(),
-        "compared": {
-            "path": str(side.compared.path),
-            "level": side.level,
-            "grid": side.compared.level_grid(side.level).as_dict(),
-        },
-    }
-
-
-def _landscape(found: Search | None, frame: Frame) -> dict[str, NDArray[Any]] | None:
-    if found is None:
-        return None
-    rotations = frame.world_rotations(found.rotations_xyz)
-    return {
-        "rotations": rotations,
-        "scores": found.scores,
-        "angles_deg": angle_deg(rotations),
-        "overlaps": found.overlaps,
-        "pivots_mm": frame.world_points_mm(found.pivots_mm),
-    }
+        )
+    return {"notes": notes} if notes else {}
 
 
 def _part(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray, Grid
+from comir_hpc.padding import Unpadded
 from comir_hpc.volume import Volume
 
 # Registration needs neighbours along every axis it works in: ITK's recursive smoothing refuses fewer than four.
@@ -30,11 +31,15 @@ class Features:
         The specimen.
     grid : Grid
         Of both.
+    known : (z, y, x) bool or None
+        Where something was measured; None if that is everywhere. Padding is background for all that looks at the
+        neighbours of a voxel, and here it is left out.
     """
 
     values: NDArray[np.float32]
     mask: NDArray[np.bool_]
     grid: Grid
+    known: NDArray[np.bool_] | None = None
 
     @cached_property
     def centroid_mm(self) -> FloatArray:
@@ -43,7 +48,7 @@ class Features:
 
 
 def specimen_mask(volume: Volume, level: int) -> NDArray[np.bool_]:
-    """Where the specimen is, (z, y, x): above the foreground threshold of `ingest`, without specks and holes.
+    """Where the specimen is, (z, y, x): above the foreground threshold of `ingest`, without specks, holes and padding.
 
     A voxel belongs to it if most of its 5 x 5 x 5 neighbours are above the threshold: noise in the air leaves
     single voxels, and dark tissue holes.
@@ -55,14 +60,15 @@ def specimen_mask(volume: Volume, level: int) -> NDArray[np.bool_]:
     RegistrationError
         If nothing is left.
     """
-    values = volume.read(level=level)
+    unpadded = Unpadded(volume)
+    values = unpadded.read(level=level)
     above = np.zeros(values.shape[1:], dtype=np.bool_)
     for channel, one in enumerate(values):
         above |= volume.intensity(channel).foreground(one)
     most = ndimage.uniform_filter(above.astype(np.float32), size=5, mode="nearest") > 0.5
     # In a single slice every voxel touches the border along z: there a hole is one of the plane.
     filled = ndimage.binary_fill_holes(most[0])[None] if len(most) == 1 else ndimage.binary_fill_holes(most)
-    mask: NDArray[np.bool_] = filled
+    mask: NDArray[np.bool_] = filled & unpadded.known(level=level) if unpadded.padded else filled
     if not mask.any():
         raise RegistrationError(
             f"{volume.path} has no foreground: {int(above.sum())} of {above.size} voxels are above the threshold "
@@ -106,7 +112,6 @@ def one_channel(fixed: Features, moving: Features) -> tuple[Features, Features]:
     inside = np.concatenate([side.values[:, side.mask] for side in (fixed, moving)], axis=1)
     weights = np.linalg.eigh(np.cov(inside))[1][:, -1].astype(np.float32)
     mixed = [
-        Features(np.tensordot(weights, side.values, axes=1)[None], side.mask, side.grid)
-        for side in (fixed, moving)
+        replace(side, values=np.tensordot(weights, side.values, axes=1)[None]) for side in (fixed, moving)
     ]
     return mixed[0], mixed[1]

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 from comir_hpc import __version__
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError, VolumeError
+from comir_hpc.geometry import Grid
 from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.padding import Unpadded, padding_notes
 from comir_hpc.register.features import Features, checked, specimen_mask
+from comir_hpc.register.isotropic import cut_grid, on_cubic_voxels, pieces
+from comir_hpc.runs.model import Model, read_model, weights_path
 from comir_hpc.volume import Volume
 from comir_hpc.windows import Encoder, load_encoder, nearest_level
 
@@ -66,7 +70,10 @@ class Side:
 
     def predicted_bytes(self, level: int) -> float:
         """Memory that a registration needs for this side at a level."""
-        voxels = math.prod(self.compared.level_grid(level).shape_zyx)
+        grid = self.compared.level_grid(level)
+        if _at_level(self, level).interpolated:
+            grid = cut_grid(grid)
+        voxels = math.prod(grid.shape_zyx)
         return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - 1))
 
     def original_level(self) -> int:
@@ -90,15 +97,39 @@ class Side:
         """What is compared, and the intensity (z, y, x) on the same grid, for pictures."""
         original = self.original_level()
         grid = self.volume.level_grid(original)
-        intensity = self.volume.intensity().normalise(self.volume.read(level=original)[0])
+        unpadded = Unpadded(self.volume)
+        intensity = self.volume.intensity().normalise(unpadded.read(level=original)[0])
         if self.encoder is not None:
             values, _ = self.encoder.encode_volume(self.volume, original)
         elif self.ready:
             values = self.compared.read(level=self.level).astype(np.float32, copy=False)
         else:
             values = intensity[None]
-        features = Features(values, specimen_mask(self.volume, original), grid)
-        return checked(features, self.compared.path), intensity
+        known = unpadded.known(level=original) if unpadded.padded else None
+        mask = specimen_mask(self.volume, original)
+        features = checked(Features(values, mask, grid, known), self.compared.path)
+        if not self.interpolated:
+            return features, intensity
+        features = on_cubic_voxels(features)
+        return features, features.values[0]
+
+    @property
+    def interpolated(self) -> bool:
+        """Whether intensities are compared that lie on thick slices."""
+        thick = pieces(self.compared.level_grid(self.level)) != (1, 1, 1)
+        return thick and self.encoder is None and not self.ready
+
+    @property
+    def notes(self) -> list[str]:
+        """What is assumed about the volume, in sentences."""
+        notes = padding_notes(self.volume)
+        if self.interpolated:
+            grid = self.compared.level_grid(self.level)
+            notes.append(
+                f"{self.volume.path}: voxels of {_in_mm(grid)} mm are compared on {_in_mm(cut_grid(grid))} mm, by "
+                "splines along the thick axes; what is thinner than a slice is not in the data"
+            )
+        return notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +151,7 @@ class Inputs:
     predicted_bytes: float
     fingerprint: str
     reference: float | None
-    model: dict[str, Any] | None
+    model: Model | None
 
 
 def open_inputs(settings: RegisterSettings) -> Inputs:
@@ -155,7 +186,7 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         moving=chosen[1],
         predicted_bytes=needed,
         fingerprint=_fingerprint(settings, chosen),
-        reference=_reference(model),
+        reference=None if model is None else model.reference.expected_agreement,
         model=model,
     )
 
@@ -217,7 +248,7 @@ def _open_representation(path: Path, volume: Volume, role: Role) -> Volume:
 def _require_made_by(store: Volume, run: Path, modality: str) -> None:
     """Refuse a representation of another encoder: the verdict holds it against this one's reference."""
     made_by = store.metadata.get("model") or {}
-    weights = run / "model" / f"{modality}.pt"
+    weights = weights_path(run, modality)
     if not weights.is_file():
         raise RegistrationError(
             f"{weights} does not exist; expected the weights of {modality!r} in a trained run"
@@ -262,29 +293,18 @@ def _too_large(sides: list[Side], levels: list[int], needed: float, limit: float
     return f"comparing {grids} needs {in_words(needed)}, {in_words(limit)} are allowed; {remedy}"
 
 
+def _in_mm(grid: Grid) -> str:
+    return " x ".join(f"{s:.4g}" for s in grid.spacing_mm)
+
+
 def _at_level(side: Side, level: int) -> Side:
     return Side(side.role, side.volume, side.compared, side.encoder, level)
 
 
-def _model_record(settings: RegisterSettings) -> dict[str, Any] | None:
+def _model_record(settings: RegisterSettings) -> Model | None:
     if settings.representation == "intensity" or settings.model is None:
         return None
-    path = settings.model / "model.json"
-    if not path.is_file():
-        raise RegistrationError(
-            f"{settings.model} has no model.json; expected a run that `comir-hpc train` finished"
-        )
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    kept = ("step", "modalities", "spacing_mm", "group", "latent_channels", "reference")
-    return {"run": str(settings.model), **{key: record[key] for key in kept if key in record}}
-
-
-def _reference(model: dict[str, Any] | None) -> float | None:
-    figures = (model or {}).get("reference") or {}
-    for key in ("agreement_pooled", "agreement"):
-        if isinstance(figures.get(key), int | float):
-            return float(figures[key])
-    return None
+    return read_model(settings.model)
 
 
 def _fingerprint(settings: RegisterSettings, sides: list[Side]) -> str:

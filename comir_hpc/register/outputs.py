@@ -2,59 +2,103 @@
 
 from __future__ import annotations
 
-import json
+import math
 import platform
 import resource
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc import __version__
-from comir_hpc.errors import RegistrationError
+from comir_hpc.config import RegisterSettings
+from comir_hpc.errors import RegistrationError, UnsavedResult
+from comir_hpc.host.files import written_whole
+from comir_hpc.register.candidates import Candidate
+from comir_hpc.register.global_search import Search
+from comir_hpc.register.inputs import Inputs, Side
+from comir_hpc.register.plane import Frame
 from comir_hpc.register.verdict import Verdict
-from comir_hpc.transforms import DIRECTION, Transform, load_transform, save_transform
+from comir_hpc.rotations import angle_deg
+from comir_hpc.runs import result as results
+from comir_hpc.runs.record import as_json, brief, make_record
+from comir_hpc.runs.result import RESULT_FILE, Result
+from comir_hpc.runs.result_html import PANELS_FILE, result_html
+from comir_hpc.transforms import DIRECTION, Transform, save_transform
 
-FILES = ("transform.tfm", "transform.json", "panels.npz", "result.json")
+TRANSFORM_FILES = ("transform.tfm", "transform.json")
+SEARCH_FILE = "search.npz"
+FAILED_START = "refinement led to no answer"
+_PAGE_BYTES = 8 * 2**20  # of the report (3 MB at most), the JSON files and what file systems add
 
 
 @dataclass(frozen=True, eq=False)
 class RegisterResult:
-    """What was found; ``result.json`` in `folder` holds the same and more.
+    """What was found; the folder holds it and more.
 
     Attributes
     ----------
-    transform : Transform
-        Fixed to moving.
-    agreement : float
-        Correlation of what was compared, over the common specimen.
-    margin : float or None
-        Relative lead over the best other answer.
+    folder : Path
+        Where it was written.
+    result : Result
+        Content of ``result.json``.
     skipped : bool
         Whether the folder already held this result.
     """
 
     folder: Path
-    verdict: Verdict
-    reasons: list[str]
-    transform: Transform
-    agreement: float
-    margin: float | None
-    record: dict[str, Any] = field(repr=False)
+    result: Result
     skipped: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """PASS, WARN or FAIL."""
+        return cast(Verdict, self.result.verdict)
+
+    @property
+    def reasons(self) -> list[str]:
+        """What the verdict rests on, the most serious first."""
+        return list(self.result.reasons)
+
+    @property
+    def transform(self) -> Transform | None:
+        """Fixed to moving; None where no answer was found."""
+        return self.result.transform
+
+    @property
+    def agreement(self) -> float | None:
+        """Correlation of what was compared, over the common specimen."""
+        return self.result.agreement
+
+    @property
+    def margin(self) -> float | None:
+        """Relative lead over the best other answer."""
+        return self.result.margin
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Content of ``result.json`` as plain data."""
+        return self.result.as_dict()
 
     @property
     def summary(self) -> str:
         """One line."""
+        done = " (already done)" if self.skipped else ""
+        if self.transform is None:
+            return f"{self.verdict}: no transform was found; {self.folder / RESULT_FILE}{done}"
         shift = float(np.linalg.norm(self.transform.translation_mm))
+        agreement = "undefined" if self.agreement is None else f"{self.agreement:.2f}"
         return (
             f"{self.verdict}: turned by {self.transform.rotation_deg:.2f} degrees, shifted by {shift:.2f} mm; "
-            f"agreement {self.agreement:.2f}; {self.folder / 'transform.tfm'}"
-            + (" (already done)" if self.skipped else "")
+            f"agreement {agreement}; {self.folder / TRANSFORM_FILES[0]}{done}"
         )
+
+    def _repr_html_(self) -> str:
+        """Show verdict, reasons, numbers and overlays in a notebook."""
+        return result_html(self.folder, self.result)
 
 
 def finished(folder: Path, fingerprint: str, overwrite: bool) -> RegisterResult | None:
@@ -63,27 +107,23 @@ def finished(folder: Path, fingerprint: str, overwrite: bool) -> RegisterResult 
     Raises
     ------
     RegistrationError
-        If the folder holds another result and `overwrite` is not set.
+        If the folder holds another result, or a damaged one, and `overwrite` is not set.
     """
-    path = folder / "result.json"
-    if not path.is_file():
+    if not (folder / RESULT_FILE).is_file():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        same = record["fingerprint"] == fingerprint and all((folder / name).is_file() for name in FILES)
-    except (ValueError, KeyError, TypeError):
-        record, same = {}, False
-    if same:
-        return RegisterResult(
-            folder=folder,
-            verdict=record["verdict"],
-            reasons=list(record["reasons"]),
-            transform=load_transform(folder / "transform.json"),
-            agreement=record["agreement"],
-            margin=record["margin"],
-            record=record,
-            skipped=True,
-        )
+        found = results.read_result(folder)
+    except RegistrationError as error:
+        if overwrite:
+            return None
+        raise RegistrationError(f"{error}; or choose another --out, or pass --overwrite") from error
+    needed = [PANELS_FILE, *(TRANSFORM_FILES if found.transform is not None else ())]
+    if (
+        found.verdict is not None
+        and found.fingerprint == fingerprint
+        and all((folder / n).is_file() for n in needed)
+    ):
+        return RegisterResult(folder, found, skipped=True)
     if not overwrite:
         raise RegistrationError(
             f"{folder} holds the result of other inputs or settings; choose another --out or pass --overwrite"
@@ -91,43 +131,112 @@ def finished(folder: Path, fingerprint: str, overwrite: bool) -> RegisterResult 
     return None
 
 
+def output_bytes(inputs: Inputs, settings: RegisterSettings) -> int:
+    """Predict the bytes that a registration will write, its report included."""
+    side = inputs.fixed
+    shape = side.compared.level_grid(side.level).shape_zyx
+    pixels = sum(math.prod(shape) // n for n in shape)
+    kinds = 3 if settings.representation == "intensity" else 6
+    per_rotation = 8 * (9 + 1 + 1 + 1 + 3)  # rotation, score, angle, overlap and pivot in search.npz
+    return 4 * pixels * kinds + per_rotation * (settings.rotations + 1) + _PAGE_BYTES
+
+
 def write_result(
     folder: Path,
-    transform: Transform,
+    transform: Transform | None,
     record: dict[str, Any],
     panels: dict[str, NDArray[np.float32]],
     landscape: dict[str, NDArray[Any]] | None,
 ) -> RegisterResult:
-    """Write everything; a result that was there before is withdrawn first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*FILES, "search.npz"):
-        (folder / name).unlink(missing_ok=True)
-    _write_arrays(folder / "panels.npz", panels)
-    if landscape is not None:
-        _write_arrays(folder / "search.npz", landscape)
-    provenance = {key: record[key] for key in ("inputs", "settings", "versions", "verdict")}
-    save_transform(transform, folder, provenance)
-    record = {
-        **record,
+    """Write everything; a result that was there before is withdrawn first.
+
+    Raises
+    ------
+    UnsavedResult
+        If the file system refuses, e.g. because the disk is full.
+    """
+    found = make_record(
+        Result,
+        {
+            **record,
+            **_placed(transform),
+            "direction": DIRECTION,
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        },
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (RESULT_FILE, *TRANSFORM_FILES, PANELS_FILE, SEARCH_FILE):
+            (folder / name).unlink(missing_ok=True)
+        _write_arrays(folder / PANELS_FILE, panels)
+        if landscape is not None:
+            _write_arrays(folder / SEARCH_FILE, landscape)
+        if transform is not None:
+            provenance = {key: record[key] for key in ("inputs", "settings", "versions", "verdict")}
+            save_transform(transform, folder, provenance)
+        results.write_result(folder, found)
+    except OSError as error:
+        raise UnsavedResult(
+            f"{folder} cannot be written to ({brief(error.strerror or str(error))}); the result stands above as JSON. "
+            "Make room and run the same command again for the files",
+            as_json(found),
+        ) from error
+    return RegisterResult(folder, found)
+
+
+def _placed(transform: Transform | None) -> dict[str, Any]:
+    if transform is None:
+        return dict.fromkeys(("matrix_lps_mm", "centre_lps_mm", "rotation_deg", "translation_mm"))
+    return {
         "matrix_lps_mm": transform.matrix_mm.tolist(),
         "centre_lps_mm": transform.centre_mm.tolist(),
         "rotation_deg": transform.rotation_deg,
         "translation_mm": transform.translation_mm.tolist(),
-        "direction": DIRECTION,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    partial = folder / ".result.json.partial"
-    partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(folder / "result.json")
-    return RegisterResult(
-        folder=folder,
-        verdict=record["verdict"],
-        reasons=list(record["reasons"]),
-        transform=transform,
-        agreement=record["agreement"],
-        margin=record["margin"],
-        record=record,
-    )
+
+
+def candidate_record(number: int, candidate: Candidate, frame: Frame) -> dict[str, Any]:
+    """One candidate as it stands in result.json, in the world."""
+    transform = frame.world(candidate.transform)
+    return {
+        "rank": number,
+        "answer": candidate.answer,
+        "rotation_deg": transform.rotation_deg,
+        "coarse_score": candidate.coarse_score,
+        "refined_score": candidate.score,
+        "agreement": candidate.agreement.correlation,
+        "overlap": candidate.agreement.overlap,
+        "failure": candidate.failure,
+        "matrix_lps_mm": transform.matrix_mm.tolist(),
+    }
+
+
+def input_record(side: Side) -> dict[str, Any]:
+    """One volume as it stands in result.json; absolute paths, which mean the same from every folder."""
+    return {
+        "path": str(side.volume.path.absolute()),
+        "fingerprint": side.volume.fingerprint(),
+        "grid": side.volume.grid.as_dict(),
+        "compared": {
+            "path": str(side.compared.path.absolute()),
+            "level": side.level,
+            "grid": side.compared.level_grid(side.level).as_dict(),
+        },
+    }
+
+
+def landscape(found: Search | None, frame: Frame) -> dict[str, NDArray[Any]] | None:
+    """Arrays of search.npz, in the world; None where nothing was searched."""
+    if found is None:
+        return None
+    rotations = frame.world_rotations(found.rotations_xyz)
+    return {
+        "rotations": rotations,
+        "scores": found.scores,
+        "angles_deg": angle_deg(rotations),
+        "overlaps": found.overlaps,
+        "pivots_mm": frame.world_points_mm(found.pivots_mm),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -141,7 +250,5 @@ def versions() -> dict[str, str]:
 
 
 def _write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with written_whole(path) as spare, spare.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)

@@ -100,6 +100,9 @@ class Refiner:
         self._fixed = itk_image(fixed.values[0], self._grid, flat=self._flat)
         self._moving = itk_image(moving.values[0], self._normal(moving.grid), flat=self._flat)
         self._fixed_mask = itk_image(fixed.mask, self._grid, flat=self._flat)
+        self._moving_mask: sitk.Image | None = None
+        if moving.known is not None:
+            self._moving_mask = itk_image(moving.known, self._normal(moving.grid), flat=self._flat)
 
     def refine(
         self,
@@ -124,6 +127,8 @@ class Refiner:
         method = self._method(levels)
         mask = self._fixed_mask if within is None else itk_image(within, self._grid, flat=self._flat)
         method.SetMetricFixedMask(mask)
+        if self._moving_mask is not None:
+            method.SetMetricMovingMask(self._moving_mask)
         method.SetMovingInitialTransform(itk_transform(self._to_normal(start), flat=self._flat))
         method.SetInitialTransform(small, inPlace=True)
         iterations = 0

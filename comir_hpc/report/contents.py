@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
-from collections.abc import Mapping
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.errors import ComirError
+from comir_hpc.errors import CheckpointError, ComirError
+from comir_hpc.runs.model import MODEL_FILE, Model, read_model
+from comir_hpc.runs.pictures import Arrays
+from comir_hpc.runs.record import brief
+from comir_hpc.runs.result import RESULT_FILE, Result, read_result
 from comir_hpc.tracking import METRICS_FILE, read_diagnostics, read_metrics
 
-Arrays = Mapping[str, NDArray[Any]]
 TRANSFORM_FILES = ("transform.tfm", "transform.h5", "transform.json")
 
 
@@ -28,7 +30,7 @@ class Contents:
     ----------
     folder : Path
         Absolute.
-    result : dict or None
+    result : Result or None
         result.json of `register`; None for a training run's own report.
     panels, search : mapping of str to array, or None
         panels.npz and search.npz of `register`.
@@ -36,24 +38,24 @@ class Contents:
         Folder of the training run, where one is found.
     metrics : list of dict
         Lines of its metrics.jsonl.
-    config, model : str, dict or None
+    config, model : str, Model or None
         Its config.yaml as text and its model.json.
     pictures : tuple of Path
         Its pictures, oldest first.
     diagnoses : tuple of dict
         What `evaluate` measured of its checkpoints, by step.
     missing : dict
-        Why a piece (``panels``, ``search``, ``training``) is not there, as a sentence.
+        Why a piece (``panels``, ``search``, ``training``, ``model``) is not there, as a sentence.
     """
 
     folder: Path
-    result: dict[str, Any] | None
+    result: Result | None
     panels: Arrays | None = None
     search: Arrays | None = None
     run: Path | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     config: str | None = None
-    model: dict[str, Any] | None = None
+    model: Model | None = None
     pictures: tuple[Path, ...] = ()
     diagnoses: tuple[dict[str, Any], ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
@@ -65,15 +67,15 @@ def read_contents(folder: Path) -> Contents:
     Raises
     ------
     ComirError
-        If there is nothing to report on, or result.json is damaged.
+        If there is nothing to report on, or result.json is damaged or of a newer format.
     """
     folder = folder.absolute()
     if not folder.is_dir():
         raise ComirError(f"{folder} does not exist; expected a folder that register or train wrote")
-    result = _read_result(folder)
+    result = read_result(folder) if (folder / RESULT_FILE).is_file() else None
     if result is None and not (folder / METRICS_FILE).is_file():
         raise ComirError(
-            f"{folder} holds neither result.json nor {METRICS_FILE}; expected a folder that register or train wrote"
+            f"{folder} holds neither {RESULT_FILE} nor {METRICS_FILE}; expected a folder that register or train wrote"
         )
     missing: dict[str, str] = {}
     panels = search = None
@@ -91,7 +93,7 @@ def read_contents(folder: Path) -> Contents:
         run=run,
         metrics=read_metrics(run),
         config=_read_text(run / "config.yaml"),
-        model=_read_json(run / "model.json"),
+        model=_read_model(run, missing),
         pictures=tuple(sorted((run / "pictures").glob("*.png"))),
         diagnoses=tuple(record for _, record in read_diagnostics(run)),
         missing=missing,
@@ -111,30 +113,19 @@ def file_sums(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _read_result(folder: Path) -> dict[str, Any] | None:
-    path = folder / "result.json"
-    if not path.is_file():
+def _read_model(run: Path, missing: dict[str, str]) -> Model | None:
+    if not (run / MODEL_FILE).is_file():
+        missing["model"] = f"{MODEL_FILE} is not in this folder: the run has not ended."
         return None
-    result = _read_json(path)
-    if result is None:
-        raise ComirError(f"{path} is damaged (not a JSON object); run the registration again")
-    if "matrix_lps_mm" not in result:
-        inner = sorted(str(p.parent) for p in folder.glob("*/result.json"))
-        remedy = f"did you mean {' or '.join(inner)}?" if inner else "expected what register wrote"
-        raise ComirError(f"{path} holds no matrix_lps_mm, so it is no result of a registration; {remedy}")
-    return result
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        return read_model(run)
+    except CheckpointError as error:
+        missing["model"] = f"{error}."
         return None
-    return record if isinstance(record, dict) else None
 
 
 def _read_text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def _read_arrays(path: Path, name: str, missing: dict[str, str]) -> Arrays | None:
@@ -143,14 +134,33 @@ def _read_arrays(path: Path, name: str, missing: dict[str, str]) -> Arrays | Non
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        missing[name] = f"{path.name} cannot be read ({error})."
+            found = {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        missing[name] = f"{path.name} cannot be read ({brief(error)})."
         return None
+    strange = [key for key, array in found.items() if not _expected(key, array)]
+    if strange:
+        shape = f"{found[strange[0]].dtype} of shape {found[strange[0]].shape}"
+        missing[name] = (
+            f"{path.name} cannot be read ({strange[0]} is {shape}, which `register` does not write)."
+        )
+        return None
+    return found
 
 
-def _find_run(folder: Path, result: Mapping[str, Any], missing: dict[str, str]) -> Path | None:
-    named = result.get("run") or (result.get("model") or {}).get("run")
+def _expected(key: str, array: NDArray[Any]) -> bool:
+    """Whether an array has the type and the number of axes that `register` gives it."""
+    if key == "rotations":
+        axes = 3
+    elif key in ("scores", "angles_deg", "overlaps") or key.endswith("_spacing_mm"):
+        axes = 1
+    else:
+        axes = 2
+    return bool(np.issubdtype(array.dtype, np.floating)) and array.ndim == axes and array.size > 0
+
+
+def _find_run(folder: Path, result: Result, missing: dict[str, str]) -> Path | None:
+    named = result.run_folder
     if not named:
         missing["training"] = (
             "No encoder was trained for this result: it compares the intensities themselves."

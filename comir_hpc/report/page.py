@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,9 +17,11 @@ from comir_hpc.memory import in_words
 from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents, file_sums
 from comir_hpc.report.panels import plane_pictures
+from comir_hpc.report.snippets import make_snippets
 from comir_hpc.report.training import describe_run
-from comir_hpc.report.wording import Chart, Number, Snippet, duration, figure, is_number
+from comir_hpc.report.wording import Chart, Number, duration, figure, is_number
 from comir_hpc.rotations import angle_deg
+from comir_hpc.runs.result import Errors, Metric, Result
 from comir_hpc.tracking import flatten
 from comir_hpc.transforms import Transform
 
@@ -29,6 +30,7 @@ _MEANINGS = {
     "WARN": "An alignment was found. Check it before you use it.",
     "FAIL": "No alignment that can be trusted was found. Do not use this transform.",
 }
+_NOTHING = "No transform was found."
 _SYMBOLS = {"PASS": "✓", "WARN": "!", "FAIL": "✕"}
 
 
@@ -55,48 +57,49 @@ def render(contents: Contents) -> str:
 # ---------------------------------------------------------------------- a registration
 
 
-def _registration(contents: Contents, result: dict[str, Any]) -> dict[str, Any]:
-    inputs = result.get("inputs") or {}
-    verdict = str(result.get("verdict", "unknown"))
-    found = Transform(np.asarray(result["matrix_lps_mm"], dtype=np.float64))
-    fixed_grid = _grid(inputs, "fixed")
+def _registration(contents: Contents, result: Result) -> dict[str, Any]:
+    verdict = result.verdict or "unknown"
+    found = result.transform
+    fixed_grid = _grid(result, "fixed")
     centre = np.zeros(3) if fixed_grid is None else fixed_grid.centre_mm
     direction = None if fixed_grid is None else np.asarray(fixed_grid.direction)
     candidates = _candidates(result, found, centre)
     return {
-        "title": f"{_name(inputs, 'moving')} on {_name(inputs, 'fixed')}",
+        "title": f"{_name(result, 'moving')} on {_name(result, 'fixed')}",
         "verdict": verdict,
         "symbol": _SYMBOLS.get(verdict, "?"),
-        "meaning": _MEANINGS.get(verdict, "The result carries no verdict."),
-        "reasons": result.get("reasons") or [],
-        "advice": _advice(verdict, result),
-        "notes": result.get("notes") or [],
-        "numbers": _numbers(result, found, centre),
+        "meaning": _MEANINGS.get(verdict, "The result carries no verdict.")
+        if found is not None
+        else _NOTHING,
+        "reasons": result.reasons,
+        "advice": _advice(result),
+        "notes": result.notes,
+        "numbers": _numbers(result, centre),
         "errors": _errors(result),
         "planes": [] if contents.panels is None else plane_pictures(contents.panels, direction),
         "landscape": _landscape(contents, found, candidates, fixed_grid),
         "candidates": candidates,
-        "matrix": [[f"{v:.6f}" for v in row] for row in found.matrix_mm],
-        "direction": result.get("direction", ""),
-        "snippets": _snippets(contents.folder, inputs),
-        "timings": _timings(result.get("timings_s") or {}),
+        "matrix": [] if found is None else [[f"{v:.6f}" for v in row] for row in found.matrix_mm],
+        "direction": result.direction,
+        "snippets": [] if found is None else make_snippets(contents.folder, result),
+        "timings": _timings(result.timings_s),
         "files": file_sums(contents.folder),
-        "inputs": [_input(inputs, role) for role in ("fixed", "moving") if role in inputs],
-        "versions": result.get("versions") or {},
-        "settings": flatten(result.get("settings") or {}),
-        "model": flatten(result.get("model") or {}),
+        "inputs": [_input(result, role) for role in ("fixed", "moving") if role in result.inputs],
+        "versions": result.versions,
+        "settings": flatten(result.settings),
+        "model": flatten(result.model or {}),
     }
 
 
-def _advice(verdict: str, result: Mapping[str, Any]) -> list[Markup]:
-    learned = (result.get("settings") or {}).get("representation") == "comir"
-    if verdict == "PASS":
+def _advice(result: Result) -> list[Markup]:
+    learned = result.settings.get("representation") == "comir"
+    if result.verdict == "PASS":
         return [
             Markup("Look at the checkerboard once: edges must run on across the squares."),
             Markup("Apply the transform with the commands under <a href='#transform'>Transform</a>."),
         ]
     wider = "raise <code>--rotations</code> and <code>--candidates</code>, and register again."
-    if verdict == "WARN":
+    if result.verdict == "WARN":
         steps = [
             Markup("Go through the pictures plane by plane, above all those of the representations."),
             Markup("If they are off, search more widely: " + wider),
@@ -119,20 +122,32 @@ def _advice(verdict: str, result: Mapping[str, Any]) -> list[Markup]:
     return steps
 
 
-def _numbers(result: Mapping[str, Any], found: Transform, centre_mm: Any) -> list[Number]:
-    shift = found.apply(centre_mm) - centre_mm
-    metric, truth = result.get("metric") or {}, result.get("truth") or {}
-    baseline, timings = result.get("baseline") or {}, result.get("timings_s") or {}
+def _numbers(result: Result, centre_mm: Any) -> list[Number]:
+    metric, truth, baseline = result.metric or Metric(), result.truth, result.baseline
     numbers = []
-    if truth:
+    if truth is not None:
         other = ""
-        if is_number(baseline.get("tre_mm")):
-            other = f"; {baseline.get('name', 'baseline')}: {figure(baseline['tre_mm'])} mm"
-        voxels = f"{figure(truth.get('tre_voxels'))} voxels" if "tre_voxels" in truth else ""
-        numbers.append(Number("Error against the truth", f"{figure(truth.get('tre_mm'))} mm", voxels + other))
-    numbers += [
-        Number("Agreement", figure(result.get("agreement")), "correlation after alignment; 1 is perfect"),
-        Number("Margin", figure(result.get("margin")), "lead over the next distinct answer"),
+        if baseline is not None and is_number(baseline.tre_mm):
+            other = f"; {baseline.name}: {figure(baseline.tre_mm)} mm"
+        voxels = "" if truth.tre_voxels is None else f"{figure(truth.tre_voxels)} voxels"
+        numbers.append(Number("Error against the truth", f"{figure(truth.tre_mm)} mm", voxels + other))
+    if result.transform is not None:
+        numbers += _found_numbers(result, result.transform, centre_mm)
+    if metric.value is not None and is_number(metric.value) and metric.value != result.agreement:
+        numbers.append(Number("Metric", figure(metric.value), metric.name))
+    if result.timings_s:
+        seconds = sum(result.timings_s.values())
+        numbers.append(Number("Time", duration(seconds), "all stages of the registration"))
+    if result.peak_memory_mib is not None and is_number(result.peak_memory_mib):
+        numbers.append(Number("Peak memory", in_words(result.peak_memory_mib * 1024**2), "of the process"))
+    return numbers
+
+
+def _found_numbers(result: Result, found: Transform, centre_mm: Any) -> list[Number]:
+    shift = found.apply(centre_mm) - centre_mm
+    return [
+        Number("Agreement", figure(result.agreement), "correlation after alignment; 1 is perfect"),
+        Number("Margin", figure(result.margin), "lead over the next distinct answer"),
         Number("Rotation", f"{found.rotation_deg:.2f}°", "fixed to moving"),
         Number(
             "Translation",
@@ -140,58 +155,56 @@ def _numbers(result: Mapping[str, Any], found: Transform, centre_mm: Any) -> lis
             "of the fixed centre, x y z: " + " ".join(f"{v:.2f}" for v in shift),
         ),
     ]
-    if is_number(metric.get("value")) and metric["value"] != result.get("agreement"):
-        numbers.append(Number("Metric", figure(metric["value"]), str(metric.get("name", ""))))
-    if timings:
-        numbers.append(Number("Time", duration(sum(timings.values())), "all stages of the registration"))
-    if is_number(result.get("peak_memory_mib")):
-        numbers.append(Number("Peak memory", in_words(result["peak_memory_mib"] * 1024**2), "of the process"))
-    return numbers
 
 
-def _errors(result: Mapping[str, Any]) -> list[dict[str, str]]:
+def _errors(result: Result) -> list[dict[str, str]]:
     """Rows of the table of errors against a known truth; none where no truth is known."""
-    truth, baseline = result.get("truth"), result.get("baseline")
-    if not truth:
+    if result.truth is None:
         return []
-    rows = [{"method": "this registration"} | _error_row(truth)]
-    if baseline:
-        rows.append({"method": str(baseline.get("name", "baseline"))} | _error_row(baseline))
+    rows = [{"method": "this registration"} | _error_row(result.truth)]
+    if result.baseline is not None:
+        rows.append({"method": result.baseline.name} | _error_row(result.baseline))
     return rows
 
 
-def _error_row(record: Mapping[str, Any]) -> dict[str, str]:
+def _error_row(errors: Errors) -> dict[str, str]:
     keys = ("tre_mm", "tre_voxels", "tre_median_mm", "tre_p95_mm", "rotation_error_deg")
-    return {key: figure(record.get(key)) for key in keys}
+    return {key: figure(getattr(errors, key)) for key in keys}
 
 
-def _candidates(result: Mapping[str, Any], found: Transform, centre_mm: Any) -> list[dict[str, Any]]:
+def _candidates(result: Result, found: Transform | None, centre_mm: Any) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for candidate in result.get("candidates") or []:
-        other = Transform(np.asarray(candidate["matrix_lps_mm"], dtype=np.float64))
-        angle = float(angle_deg(found.rotation_xyz.T @ other.rotation_xyz))
-        away = float(found.distance_mm(other, centre_mm))
+    for number, candidate in enumerate(result.candidates, start=1):
+        other = candidate.transform
+        away = angle = None
+        if found is not None:
+            angle = float(angle_deg(found.rotation_xyz.T @ other.rotation_xyz))
+            away = float(found.distance_mm(other, centre_mm))
+        turned = other.rotation_deg if candidate.rotation_deg is None else candidate.rotation_deg
         rows.append(
             {
-                "rank": candidate.get("rank", len(rows) + 1),
-                "rotation": f"{candidate.get('rotation_deg', other.rotation_deg):.1f}",
-                "coarse": candidate.get("coarse_score"),
-                "coarse_text": figure(candidate.get("coarse_score")),
-                "refined_text": figure(candidate.get("refined_score")),
+                "rank": number if candidate.rank is None else candidate.rank,
+                "rotation": f"{turned:.1f}",
+                "coarse": candidate.coarse_score,
+                "coarse_text": figure(candidate.coarse_score),
+                "refined_text": figure(candidate.refined_score),
                 "angle": angle,
-                "angle_text": f"{angle:.1f}",
-                "away_text": f"{away:.2f}",
-                "chosen": angle < 1e-3 and away < 1e-3,
+                "angle_text": "–" if angle is None else f"{angle:.1f}",
+                "away_text": "–" if away is None else f"{away:.2f}",
+                "chosen": angle is not None and away is not None and angle < 1e-3 and away < 1e-3,
             }
         )
     return rows
 
 
 def _landscape(
-    contents: Contents, found: Transform, candidates: Sequence[Mapping[str, Any]], fixed: Grid | None
+    contents: Contents,
+    found: Transform | None,
+    candidates: Sequence[Mapping[str, Any]],
+    fixed: Grid | None,
 ) -> list[Chart]:
     search = contents.search
-    if search is None or not {"rotations", "scores"} <= set(search):
+    if search is None or found is None or not {"rotations", "scores"} <= set(search):
         return []
     finite = np.isfinite(search["scores"])
     if not finite.any():
@@ -221,30 +234,6 @@ def _landscape(
     ]
 
 
-def _snippets(folder: Path, inputs: Mapping[str, Any]) -> list[Snippet]:
-    fixed, moving = (str((inputs.get(role) or {}).get("path", role)) for role in ("fixed", "moving"))
-    tfm, record = str(folder / "transform.tfm"), str(folder / "transform.json")
-    command = ["comir-hpc", "warp", "--zarr", moving, "--transform", tfm, "--like", fixed]
-    points = ["comir-hpc", "warp", "--points", "points.csv", "--transform", tfm, "--out", "moved.csv"]
-    return [
-        Snippet("The moving volume on the fixed grid", shlex.join([*command, "--out", "warped.zarr"])),
-        Snippet("Points of the fixed volume, in the moving one (LPS, mm)", shlex.join(points)),
-        Snippet(
-            "SimpleITK",
-            "import SimpleITK as sitk\n\n"
-            'fixed, moving = sitk.ReadImage("fixed.nii.gz"), sitk.ReadImage("moving.nii.gz")\n'
-            f"transform = sitk.ReadTransform({tfm!r})\n"
-            "aligned = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0)",
-        ),
-        Snippet(
-            "NumPy",
-            "import json\nimport numpy as np\n\n"
-            f"matrix = np.array(json.load(open({record!r}))['matrix_lps_mm'])\n"
-            "moving_points = fixed_points @ matrix[:3, :3].T + matrix[:3, 3]  # (N, 3), LPS, mm",
-        ),
-    ]
-
-
 def _timings(timings: Mapping[str, float]) -> list[dict[str, Any]]:
     longest = max(timings.values(), default=0.0) or 1.0
     return [
@@ -253,13 +242,13 @@ def _timings(timings: Mapping[str, float]) -> list[dict[str, Any]]:
     ]
 
 
-def _input(inputs: Mapping[str, Any], role: str) -> dict[str, str]:
-    grid = _grid(inputs, role)
-    record = inputs[role]
+def _input(result: Result, role: str) -> dict[str, str]:
+    grid = _grid(result, role)
+    record = result.inputs[role]
     return {
         "role": role,
-        "path": str(record.get("path", "–")),
-        "fingerprint": str(record.get("fingerprint", "–")),
+        "path": record.path,
+        "fingerprint": record.fingerprint or "–",
         "grid": "–" if grid is None else str(grid),
         "origin": "–" if grid is None else " ".join(f"{v:g}" for v in grid.origin_mm) + " mm (x, y, z; LPS)",
         "direction": "–"
@@ -268,11 +257,11 @@ def _input(inputs: Mapping[str, Any], role: str) -> dict[str, str]:
     }
 
 
-def _grid(inputs: Mapping[str, Any], role: str) -> Grid | None:
-    record = (inputs.get(role) or {}).get("grid")
-    return Grid.from_dict(record) if record else None
+def _grid(result: Result, role: str) -> Grid | None:
+    record = result.inputs.get(role)
+    return None if record is None else record.space
 
 
-def _name(inputs: Mapping[str, Any], role: str) -> str:
-    path = (inputs.get(role) or {}).get("path")
-    return Path(path).name if path else f"the {role} volume"
+def _name(result: Result, role: str) -> str:
+    record = result.inputs.get(role)
+    return f"the {role} volume" if record is None else Path(record.path).name

@@ -12,8 +12,10 @@ from markupsafe import Markup
 from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents
 from comir_hpc.report.diagnosis import describe_diagnoses
-from comir_hpc.report.panels import Picture, picture_file
+from comir_hpc.report.panels import picture_file
 from comir_hpc.report.wording import Chart, Number, duration, figure, is_number
+from comir_hpc.runs.model import Model, Reference
+from comir_hpc.runs.pictures import Picture
 from comir_hpc.tracking import flatten
 
 Rows = Sequence[Mapping[str, Any]]
@@ -44,18 +46,19 @@ def describe_run(contents: Contents) -> dict[str, Any] | None:
     config = _config(contents.config)
     levels = _levels(rows, config)
     main = [name for name in _CURVES if name in series]
-    model = contents.model or {}
+    model = contents.model
+    reference = Reference() if model is None else model.reference
     return {
         "run": str(contents.run),
         "numbers": _numbers(rows, series, config),
         "charts": [_curve(name, series[name], levels.get(name)) for name in main],
         "further": [_curve(name, series[name], None) for name in sorted(set(series) - set(main))],
-        "abilities": _abilities(model.get("reference") or {}),
-        "shifted": _shifted(model.get("reference") or {}),
+        "abilities": _abilities(reference),
+        "shifted": _shifted(reference),
         "diagnosis": describe_diagnoses(contents.diagnoses),
         "pictures": _pictures(contents.pictures),
         "config": contents.config,
-        "model": flatten({k: v for k, v in model.items() if k != "reference"}),
+        "model": {} if model is None else flatten(_without_reference(model)),
     }
 
 
@@ -100,33 +103,38 @@ def _numbers(rows: Rows, series: Mapping[str, Points], config: Mapping[str, Any]
     return numbers
 
 
-def _abilities(reference: Mapping[str, Any]) -> list[Number]:
+def _without_reference(model: Model) -> dict[str, Any]:
+    return {key: value for key, value in model.as_dict().items() if key != "reference"}
+
+
+def _abilities(reference: Reference) -> list[Number]:
     """Figures that `train` measured on clean training patches when it was done."""
     numbers = []
-    if is_number(reference.get("agreement")):
-        low = f"5 % of the patches below {figure(reference.get('agreement_p5'))}"
-        numbers.append(Number("Agreement, aligned", figure(reference["agreement"]), low))
-    if is_number(reference.get("mismatched")):
-        high = f"5 % of the pairs above {figure(reference.get('mismatched_p95'))}"
-        numbers.append(Number("Agreement, different places", figure(reference["mismatched"]), high))
-    for modality, error in (reference.get("equivariance") or {}).items():
-        note = f"share of the variance; worst rotation {figure(error.get('max'))}"
-        numbers.append(Number(f"Equivariance error, {modality}", figure(error.get("mean")), note))
-    ranks = reference.get("effective_rank") or {}
-    if any(rank != 1 for rank in ranks.values()):
+    if is_number(reference.agreement):
+        low = f"5 % of the patches below {figure(reference.agreement_p5)}"
+        numbers.append(Number("Agreement, aligned", figure(reference.agreement), low))
+    if is_number(reference.mismatched):
+        high = f"5 % of the pairs above {figure(reference.mismatched_p95)}"
+        numbers.append(Number("Agreement, different places", figure(reference.mismatched), high))
+    for modality, error in reference.equivariance.items():
+        note = f"share of the variance; worst rotation {figure(error.max)}"
+        numbers.append(Number(f"Equivariance error, {modality}", figure(error.mean), note))
+    if any(rank != 1 for rank in reference.effective_rank.values()):
         numbers += [
             Number(f"Effective rank, {modality}", figure(rank), "latent channels that vary")
-            for modality, rank in ranks.items()
+            for modality, rank in reference.effective_rank.items()
         ]
     return numbers
 
 
-def _shifted(reference: Mapping[str, Any]) -> Chart | None:
+def _shifted(reference: Reference) -> Chart | None:
     """How fast agreement falls as the second modality is shifted: what registration lives on."""
-    shifted = {float(s): v for s, v in (reference.get("shifted") or {}).items() if is_number(v)}
-    if not shifted or not is_number(reference.get("agreement")):
+    shifted = {
+        float(s): v for s, v in reference.shifted.items() if v is not None and is_number(v) and s.isdigit()
+    }
+    if not shifted or reference.agreement is None:
         return None
-    points = sorted({0.0: float(reference["agreement"]), **shifted}.items())
+    points = sorted({0.0: reference.agreement, **shifted}.items())
     shifts, values = zip(*points, strict=True)
     svg = charts.curve("shifted", shifts, values, label="shift, voxels")
     return Chart("Agreement when shifted", Markup(svg), "a steep fall is what a registration can hold on to")

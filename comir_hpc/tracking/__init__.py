@@ -18,14 +18,17 @@ from typing import Any
 
 import yaml
 
+from comir_hpc.checkpoints import unwritable
 from comir_hpc.config import TrackingSettings
 from comir_hpc.errors import CheckpointError, ComirError
+from comir_hpc.runs.model import MODEL_FILE, WEIGHTS_FOLDER
 from comir_hpc.tracking.mirror import Mirror
 from comir_hpc.tracking.record import (
     DIAGNOSTICS_FOLDER,
     METRICS_FILE,
     RUN_ID_FILE,
     SYSTEM_FILE,
+    FirstFailure,
     Status,
     drop_after,
     finite,
@@ -66,8 +69,10 @@ class Tracker:
         mirror: Mirror | None,
         monitor: SystemMonitor | None = None,
         checkpoint_mib: int = 0,
+        failure: FirstFailure | None = None,
     ) -> None:
         self.run_dir = run_dir
+        self._failure = failure or FirstFailure()
         self._mirror, self._monitor, self._checkpoint_mib = mirror, monitor, checkpoint_mib
         self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
 
@@ -119,12 +124,19 @@ class Tracker:
             self.artifact(path, folder="checkpoints")
 
     def finish(self, status: Status = "finished") -> None:
-        """Close the file and end the MLflow run; waits for the mirror for 20 s at most."""
+        """Close the file and end the MLflow run; waits for the mirror for 20 s at most.
+
+        It raises nothing: what ended the training is what the user has to see. What fails here is a warning.
+        """
         if self._monitor:
             self._monitor.stop()
-        self._file.close()
+        try:
+            self._file.close()
+            if self._mirror:
+                write_state(self.run_dir, {**read_state(self.run_dir), "status": status})
+        except OSError as error:
+            self._failure.warn(f"the record of {self.run_dir} is not complete ({error})")
         if self._mirror:
-            write_state(self.run_dir, {**read_state(self.run_dir), "status": status})
             self._mirror.close(status)
 
 
@@ -159,10 +171,25 @@ def open_tracker(
     resume_step : int
         Steps that the checkpoint in use had done; later lines of metrics.jsonl are dropped, because the loop
         will write them again. 0 starts the record afresh.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder cannot be written to (a full disk).
     """
     run_dir = Path(run_dir).absolute()
+    try:
+        return _open_tracker(settings, run_dir, params, resume_step)
+    except OSError as error:
+        raise unwritable(run_dir, error) from error
+
+
+def _open_tracker(
+    settings: TrackingSettings, run_dir: Path, params: Mapping[str, Any], resume_step: int
+) -> Tracker:
     run_dir.mkdir(parents=True, exist_ok=True)
     drop_after(run_dir / METRICS_FILE, resume_step)
+    failure = FirstFailure()
     state = {
         "mlflow": settings.mlflow,
         "experiment": settings.experiment,
@@ -174,16 +201,16 @@ def open_tracker(
     mirror = None
     if settings.mlflow is not None:
         write_state(run_dir, state)
-        mirror = Mirror(Target.of(run_dir, settings.mlflow, state))
+        mirror = Mirror(Target.of(run_dir, settings.mlflow, state), failure)
         mirror.start()
         for row in (*read_metrics(run_dir), *read_system(run_dir)):
             mirror.add_row(row)
-    monitor = _watch_system(settings, run_dir, state["started"], mirror)
-    return Tracker(run_dir, mirror, monitor, settings.checkpoint_mib)
+    monitor = _watch_system(settings, run_dir, state["started"], mirror, failure)
+    return Tracker(run_dir, mirror, monitor, settings.checkpoint_mib, failure)
 
 
 def _watch_system(
-    settings: TrackingSettings, run_dir: Path, started: float, mirror: Mirror | None
+    settings: TrackingSettings, run_dir: Path, started: float, mirror: Mirror | None, failure: FirstFailure
 ) -> SystemMonitor | None:
     if settings.system_every is None:
         return None
@@ -195,7 +222,7 @@ def _watch_system(
         if mirror:
             mirror.add_row(row)
 
-    monitor = SystemMonitor(run_dir / SYSTEM_FILE, started, settings.system_every, deliver)
+    monitor = SystemMonitor(run_dir / SYSTEM_FILE, started, settings.system_every, deliver, failure)
     monitor.start()
     return monitor
 
@@ -256,7 +283,7 @@ def _state_without_mlflow(run_dir: Path, rows: list[dict[str, Any]]) -> dict[str
     return {
         **{key: tracking[key] for key in ("experiment", "checkpoint_mib") if key in tracking},
         "params": flatten(settings),
-        "status": "finished" if (run_dir / "model.json").is_file() else "running",
+        "status": "finished" if (run_dir / MODEL_FILE).is_file() else "running",
         "started": rows[0].get("time", time.time()),
     }
 
@@ -307,7 +334,7 @@ def _diagnostic_files(measured: Measured) -> list[tuple[Path, str]]:
 
 def _files(run_dir: Path, state: Mapping[str, Any], measured: Measured) -> list[tuple[Path, str]]:
     """Everything of a run that MLflow keeps as artifacts: what the training sends, and what was measured since."""
-    files = [(run_dir / name, "") for name in ("config.yaml", "model.json", "model")]
+    files = [(run_dir / name, "") for name in ("config.yaml", MODEL_FILE, WEIGHTS_FOLDER)]
     files += [(path, "pictures") for path in sorted((run_dir / "pictures").glob("*.png"))]
     newest = sorted((run_dir / "checkpoints").glob("step-*"))[-1:]
     files += [(p, "checkpoints") for p in newest if _mib(p) <= state.get("checkpoint_mib", 0)]

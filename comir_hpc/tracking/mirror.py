@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -10,28 +9,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.tracking.record import Status
+from comir_hpc.tracking.record import FirstFailure, Status
 from comir_hpc.tracking.remote import MlflowRun, Target, failures
 
 _RETRY_S = 60.0  # between attempts to reach a server that failed
 _CLOSING_S = 20.0  # longest wait for the mirror at the end; creating a sqlite database takes 5
 
-_log = logging.getLogger("comir_hpc.tracking")
-
 
 class Mirror(threading.Thread):
     """Carries rows and files to MLflow; nobody ever waits for it, but `close` for a bounded time."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, failure: FirstFailure | None = None) -> None:
         super().__init__(name="mlflow-mirror", daemon=True)
         self._target = target
+        self._failure = failure or FirstFailure()
         self._run: MlflowRun | None = None
         self._rows: deque[Mapping[str, Any]] = deque()
         self._files: deque[tuple[Path, str]] = deque()
         self._status: Status = "running"
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._warned = False
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Deliver a line of metrics."""
@@ -82,11 +79,7 @@ class Mirror(threading.Thread):
             self._run.end(self._status, time.time())
 
     def _warn(self, reason: str) -> None:
-        if not self._warned:
-            _log.warning(
-                "MLflow at %s cannot be reached (%s); training goes on, `comir-hpc sync %s` sends what it missed",
-                self._target.shown,
-                reason,
-                self._target.run_dir,
-            )
-        self._warned = True
+        self._failure.warn(
+            f"MLflow at {self._target.shown} cannot be reached ({reason}); training goes on, `comir-hpc sync "
+            f"{self._target.run_dir}` sends what it missed"
+        )

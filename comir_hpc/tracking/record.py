@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+from comir_hpc.host.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 SYSTEM_FILE = "system.jsonl"
@@ -14,6 +17,24 @@ RUN_ID_FILE = "mlflow_run_id"
 STATE_FILE = "tracking.json"
 Status = Literal["running", "finished", "failed", "stopped"]
 DIAGNOSTICS_FOLDER, DIAGNOSTICS_FILE = "diagnostics", "diagnostics.json"
+
+_log = logging.getLogger("comir_hpc.tracking")
+
+
+class FirstFailure:
+    """Says in one line what failed first in the record of a run, and nothing of what fails after it.
+
+    A full disk or a dead server makes every part of the record fail, in several threads: the user needs to know once.
+    """
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def warn(self, text: str) -> None:
+        """Log a line, unless there was one."""
+        if not self._said:
+            self._said = True
+            _log.warning("%s", text)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -40,7 +61,7 @@ def read_diagnostics(run_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError):
             continue
-        if isinstance(record, dict) and "step" in record:
+        if isinstance(record, dict) and _is_step(record.get("step")):
             found.append((path.parent, record))
     return found
 
@@ -67,9 +88,13 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             return
-        if not isinstance(row, dict) or "step" not in row:
+        if not isinstance(row, dict) or not _is_step(row.get("step")):
             return
         yield row
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -77,9 +102,7 @@ def drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in _rows(path) if row["step"] <= step] if step else []
-    spare = path.with_suffix(".tmp")
-    spare.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    spare.replace(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -89,16 +112,20 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_state(run_dir: Path) -> dict[str, Any]:
-    """What is known of the mirror of a run: URI, experiment, parameters, status, start."""
+    """What is known of the mirror of a run: URI, experiment, parameters, status, start; nothing if it is damaged."""
     path = run_dir / STATE_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def write_state(run_dir: Path, state: Mapping[str, Any]) -> None:
     """Replace it as a whole."""
-    spare = run_dir / f"{STATE_FILE}.tmp"
-    spare.write_text(json.dumps(state, indent=1), encoding="utf-8")
-    spare.replace(run_dir / STATE_FILE)
+    write_text(run_dir / STATE_FILE, json.dumps(state, indent=1))
 
 
 def finite(value: float) -> float | None:

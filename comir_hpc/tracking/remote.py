@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from comir_hpc.host.files import write_text
 from comir_hpc.tracking.record import DIAGNOSTICS_FOLDER, RUN_ID_FILE
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ class MlflowRun:
     def __init__(self, target: Target) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        # It logs every failure of its database with a traceback, and raises it too: the latter is enough.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
 
         _make_database(target.uri)
@@ -137,7 +139,7 @@ class MlflowRun:
             number, start_time=int(target.started * 1000), run_name=target.run_dir.name
         )
         self._client.set_tag(run.info.run_id, "run_folder", str(target.run_dir))
-        (target.run_dir / RUN_ID_FILE).write_text(run.info.run_id + "\n", encoding="utf-8")
+        write_text(target.run_dir / RUN_ID_FILE, run.info.run_id + "\n")
         return run
 
     def _make_experiment(self, target: Target) -> str:

@@ -6,7 +6,6 @@ a line goes into system.jsonl, and from there to MLflow, under the names that ML
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -16,12 +15,10 @@ from typing import Any
 
 import psutil
 
-from comir_hpc.tracking.record import append_row
+from comir_hpc.tracking.record import FirstFailure, append_row
 
 Row = Mapping[str, Any]
 _MB = 1e6  # MLflow's unit: megabytes, not mebibytes
-
-_log = logging.getLogger("comir_hpc.tracking")
 
 
 class SystemMonitor(threading.Thread):
@@ -36,10 +33,20 @@ class SystemMonitor(threading.Thread):
         resumed run goes on counting.
     sink : callable
         Gets every line as well.
+    failure : FirstFailure, optional
+        Told when the file cannot be written.
     """
 
-    def __init__(self, path: Path, started: float, every_s: float, sink: Callable[[Row], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        started: float,
+        every_s: float,
+        sink: Callable[[Row], None],
+        failure: FirstFailure | None = None,
+    ) -> None:
         super().__init__(name="system-monitor", daemon=True)
+        self._failure = failure or FirstFailure()
         self._path, self._zero, self._every_s, self._sink = path, started, every_s, sink
         self._ending = threading.Event()
 
@@ -52,8 +59,8 @@ class SystemMonitor(threading.Thread):
             try:
                 append_row(self._path, row)
             except OSError as error:
-                _log.warning(
-                    "%s cannot be written (%s); the machine's load is no longer noted", self._path, error
+                self._failure.warn(
+                    f"{self._path} cannot be written ({error}); the machine's load is no longer noted"
                 )
                 return
             self._sink(row)

@@ -7,10 +7,10 @@ The story is in `train` below and in `loop.Loop.train`; `checks` refuses what ca
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,25 @@ import torch
 from torch import nn
 
 from comir_hpc import __version__
-from comir_hpc.checkpoints import checkpoint_path, read_newest, write_file
+from comir_hpc.checkpoints import checkpoint_path, read_newest, read_tensors, unwritable, write_file
 from comir_hpc.config import TrainSettings, dump
 from comir_hpc.engine import Engine, make_engine
+from comir_hpc.errors import CheckpointError
+from comir_hpc.host.locks import writer
 from comir_hpc.launch import choose_device, read_launch
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.patches import PatchSampler
 from comir_hpc.reference import reference_figures
+from comir_hpc.runs.html import table
+from comir_hpc.runs.model import (
+    MODEL_FILE,
+    WEIGHTS_FOLDER,
+    Model,
+    read_model,
+    weights_path,
+    write_model,
+)
+from comir_hpc.runs.record import is_newer, make_record
 from comir_hpc.specimens import Specimen, prepare_specimens
 from comir_hpc.tracking import NullTracker, Tracker, open_tracker
 from comir_hpc.train.checks import (
@@ -74,8 +86,18 @@ class TrainResult:
     @property
     def summary(self) -> str:
         """One line."""
-        done = f"{self.run}: {self.steps} steps, loss {self.loss:.4f}, agreement {self.reference['agreement']:.3f}"
+        agreement = self.reference.get("agreement")
+        done = f"{self.run}: {self.steps} steps, loss {self.loss:.4f}"
+        done += "" if agreement is None else f", agreement {agreement:.3f}"
         return "; ".join([f"{done}, {self.seconds:.0f} s", *self.notes])
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        figures = {key: self.reference.get(key) for key in ("agreement", "mismatched", "retrieval")}
+        rows = {"run": self.run, "steps": self.steps, "loss": f"{self.loss:.4f}"}
+        return table(
+            "train", rows | {key: f"{value:.3g}" for key, value in figures.items() if value is not None}
+        )
 
 
 def train(settings: TrainSettings, run: Path, *, progress: Progress | None = None) -> TrainResult:
@@ -95,20 +117,47 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
         Before anything is written, if settings and volumes cannot work together.
     CheckpointError
         If no checkpoint can be read, or one cannot be written.
+    HeldError
+        If another training is at work in that folder.
     StopRequested
         On SIGTERM or SIGUSR2, after saving; the same call continues.
     """
     start = time.perf_counter()
     settings = _with_absolute_paths(settings)
     check_settings(settings)
-    if choose_device(settings.engine.device, read_launch(os.environ)).type == "cpu":
+    launch = read_launch(os.environ)
+    if choose_device(settings.engine.device, launch).type == "cpu":
         keep_freed_memory()  # before anything starts a thread, which would get a heap of its own
+    if not run.exists():
+        _require_trainable(settings)  # the lock makes the folder
+    # All ranks of a job are one writer, and the first of them holds the lock. When it is refused, the launcher ends
+    # the others, as whenever a rank ends with an error. A finished run needs no lock, since nothing is written.
+    needed = launch.rank == 0 and not _is_finished(settings, run)
+    with writer(run, run, "comir-hpc train") if needed else nullcontext():
+        return _train(settings, run, progress, start)
+
+
+def _require_trainable(settings: TrainSettings) -> None:
+    inputs = inspect_inputs(settings)
+    build_networks(choose_recomputed_levels(settings, inputs), inputs)
+
+
+def _is_finished(settings: TrainSettings, run: Path) -> bool:
+    try:
+        model = _read_model(settings, run, False, [])
+    except CheckpointError:
+        return False  # damaged: it may have to be written again
+    return model is not None and model.step == settings.optimiser.steps
+
+
+def _train(settings: TrainSettings, run: Path, progress: Progress | None, start: float) -> TrainResult:
+    """Train while nobody else writes into the folder of the run."""
     found = read_newest(run / "checkpoints")
     state, path, notes = found or (None, None, [])
-    model = _read_model(settings, run)
-    done = max((state["loop"]["step"] if state else 0, model["step"] if model else 0))
+    model = _read_model(settings, run, state is not None, notes)
+    done = max((state["loop"]["step"] if state else 0, model.step if model else 0))
     claim_run(settings, run, done)
-    if model and model["step"] == settings.optimiser.steps:
+    if model and model.step == settings.optimiser.steps:
         return _result(run, model, start, notes)
     for note in notes:
         _log.warning("%s", note)
@@ -137,8 +186,8 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
             )
             raise
         model = _hand_over(settings, run, loop, description, specimens)
-        tracker.artifact(run / "model.json")
-        tracker.artifact(run / "model")
+        tracker.artifact(run / MODEL_FILE)
+        tracker.artifact(run / WEIGHTS_FOLDER)
         tracker.checkpoint(checkpoint_path(run / "checkpoints", settings.optimiser.steps))
         tracker.finish()
     finally:
@@ -183,28 +232,34 @@ def _hand_over(
     loop: Loop,
     description: dict[str, Any],
     specimens: tuple[Specimen, ...],
-) -> dict[str, Any]:
+) -> Model:
     """Measure the model and write it; model.json comes last, because it stands for all of it."""
     engine = loop.engine
-    record: dict[str, Any] = {}
+    model: Model | None = None
     if engine.rank == 0:
         clean = PatchSampler(specimens, settings.sampling, loop.sampler.group, settings.seed, augment=False)
         figures = reference_figures(loop.encode, clean, settings.modalities, engine.device)
         for name, network in loop.average.items():
-            write_file(run / "model" / f"{name}.pt", _weights(network))
-        record = {
-            "version": __version__,
-            **description,
-            "precision": engine.precision,
-            "step": engine.steps_done,
-            "loss": loop.last_loss,
-            "seed": settings.seed,
-            "inputs": {str(v.path): v.fingerprint() for s in specimens for v in s.volumes},
-            "reference": figures,
-        }
-        write_file(run / "model.json", (json.dumps(record, indent=2) + "\n").encode())
+            write_file(weights_path(run, name), _weights(network))
+        model = make_record(
+            Model,
+            {
+                "version": __version__,
+                **description,
+                "precision": engine.precision,
+                "step": engine.steps_done,
+                "loss": loop.last_loss,
+                "seed": settings.seed,
+                "inputs": {str(v.path): v.fingerprint() for s in specimens for v in s.volumes},
+                "reference": figures,
+            },
+        )
+        try:
+            write_model(run, model)
+        except OSError as error:
+            raise unwritable(run / MODEL_FILE, error) from error
     engine.any(False)  # the others wait here
-    return record or json.loads((run / "model.json").read_text(encoding="utf-8"))
+    return model or read_model(run)
 
 
 def _weights(network: nn.Module) -> bytes:
@@ -215,16 +270,38 @@ def _weights(network: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
-def _read_model(settings: TrainSettings, run: Path) -> dict[str, Any] | None:
-    """Return the model.json of a run that was finished, with that many steps or fewer."""
-    path = run / "model.json"
-    if not path.is_file():
+def _read_model(settings: TrainSettings, run: Path, resumable: bool, notes: list[str]) -> Model | None:
+    """Return the model of a run that was finished, with that many steps or fewer.
+
+    Parameters
+    ----------
+    resumable : bool
+        Whether there is a checkpoint from which a damaged model can be made again.
+    notes : list of str
+        Gets a line if it will be.
+
+    Raises
+    ------
+    CheckpointError
+        If it is of a newer format, or damaged where nothing else is left of the training.
+    """
+    if not (run / MODEL_FILE).is_file():
         return None
-    model: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    complete = all((run / "model" / f"{name}.pt").is_file() for name in settings.modalities)
-    return model if complete else None
+    try:
+        model = read_model(run)
+        if not all(weights_path(run, name).is_file() for name in settings.modalities):
+            return None
+        for name in settings.modalities:
+            read_tensors(weights_path(run, name))
+    except CheckpointError as error:
+        if not resumable or is_newer(run / MODEL_FILE):
+            raise
+        notes.append(f"{error}; it is made again from the last checkpoint")
+        return None
+    return model
 
 
-def _result(run: Path, model: dict[str, Any], start: float, notes: list[str]) -> TrainResult:
+def _result(run: Path, model: Model, start: float, notes: list[str]) -> TrainResult:
     seconds = time.perf_counter() - start
-    return TrainResult(run, model["step"], model["loss"], model["reference"], seconds, tuple(notes))
+    loss = float("nan") if model.loss is None else model.loss
+    return TrainResult(run, model.step, loss, model.reference.as_dict(), seconds, tuple(notes))

@@ -18,9 +18,9 @@ from comir_hpc.config import TrainSettings, dump
 from comir_hpc.engine import check_engine
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
 from comir_hpc.geometry import Grid
+from comir_hpc.groups import Group, group_for_spacing, rotation_group
 from comir_hpc.launch import read_launch
 from comir_hpc.networks import Network, build_network, network_options
-from comir_hpc.rotations import Group, group_for_spacing, rotation_group
 from comir_hpc.tracking import flatten
 from comir_hpc.volume import Volume
 

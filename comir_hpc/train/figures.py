@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from comir_hpc.checkpoints import unwritable
+from comir_hpc.host.files import written_whole
+
 
 def draw_picture(
     path: Path, images: Sequence[Tensor], maps: Sequence[Tensor], modalities: Sequence[str], step: int
@@ -22,6 +25,11 @@ def draw_picture(
         scale so that they can be compared. At most six patches.
     step : int
         Of the training; for the title.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be written (a full disk).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -43,10 +51,12 @@ def draw_picture(
             place.set_yticks([])
         axes[row, 0].set_title(name, loc="left", fontsize=8)
     figure.suptitle(f"step {step}, middle slices, {columns} of {len(images[0])} patches", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    spare = path.with_name(f".{path.name}.part")
-    figure.savefig(spare, format="png")
-    spare.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as spare:
+            figure.savefig(spare, format="png")
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _slices(tensor: Tensor, count: int) -> np.ndarray[Any, Any]:

@@ -1,14 +1,11 @@
-"""The loop's clock, and its ear for the scheduler's signals."""
+"""The loop's clock."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 
 @dataclass(frozen=True)
@@ -57,23 +54,3 @@ class Clock:
     def since_save(self) -> float:
         """Seconds since the last checkpoint, or since the start."""
         return time.monotonic() - self._save
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Turn SIGTERM and SIGUSR2 into a flag: schedulers send one of them before they kill (USR1 is NCCL's)."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals are delivered to the main thread only, which belongs to whoever called us
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.set()
-
-    before = {name: signal.signal(name, request) for name in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        yield stop
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -1,4 +1,4 @@
-"""A transform applied: the moving original onto the fixed grid, from zarr to zarr, or points either way."""
+"""A transform applied: the moving original onto the fixed grid, as a zarr or one file, or points either way."""
 
 from __future__ import annotations
 
@@ -6,81 +6,31 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import BlockResult, Figures, build_pyramid, fill_output, open_output, side_by_side
+from comir_hpc.cluster import BlockResult, Execution, Figures, Output, carry_out, side_by_side
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
+from comir_hpc.host.places import require_apart
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.runs.html import table
+from comir_hpc.transforms import notes_on, read_transform
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
-from comir_hpc.warp.points import carry_points, write_text
-from comir_hpc.warp.resampling import Interpolation, Resampler, read_itk_transform, share_inside
+from comir_hpc.warp.files import file_format
+from comir_hpc.warp.one_file import make_file, plan_file
+from comir_hpc.warp.points import carry_points, require_table_name, write_text
+from comir_hpc.warp.resampling import WORKING_BYTES, Interpolation, Resampler, share_inside
+from comir_hpc.warp.result import WarpResult
 
-__all__ = ["WarpResult", "plan_warp", "warp"]
+__all__ = ["Grid", "WarpResult", "plan_warp", "side_by_side", "table", "warp"]
 
 Progress = Callable[[str, int, int], None]
 
-_WORKING_BYTES = 512 << 20  # a piece's moving region with ITK's copies of it
 _PROBE = 64  # voxels along each side of what is resampled to tell the time
-
-
-@dataclass(frozen=True)
-class WarpResult:
-    """What `warp` did.
-
-    Attributes
-    ----------
-    path : Path
-        Volume or CSV that was written.
-    points : int
-        Points carried; zero for a volume.
-    grid : Grid or None
-        Of the volume.
-    blocks, computed, missing : int
-        Blocks of this part; those it computed; those of all parts that are still to be done.
-    inside : float
-        Share of the fixed grid that lies inside the moving volume.
-    seconds : float
-        Of this call.
-    predicted, measured : Figures or None
-        What this call was expected to need for a volume, and what it needed.
-    """
-
-    path: Path
-    points: int = 0
-    grid: Grid | None = None
-    blocks: int = 0
-    computed: int = 0
-    missing: int = 0
-    inside: float = 0.0
-    seconds: float = 0.0
-    predicted: Figures | None = None
-    measured: Figures | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every part is done."""
-        return self.missing == 0
-
-    @property
-    def summary(self) -> str:
-        """One line, and for a volume one of what was expected beside what was needed."""
-        if self.grid is None:
-            return f"{self.path}: {self.points} points"
-        line = (
-            f"{self.path}: {self.grid}, {self.inside:.0%} of it inside the moving volume; {self.computed} blocks "
-            f"({self.blocks - self.computed} were done) in {self.seconds:.1f} s"
-        )
-        if not self.complete:
-            line += f"; {self.missing} blocks of other parts are missing, whichever part is last completes it"
-        if self.computed and self.predicted and self.measured:
-            line += f"\n{side_by_side(self.predicted, self.measured)}"
-        return line
 
 
 def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpResult:
@@ -97,7 +47,8 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     Raises
     ------
     ConfigError
-        If volume and points are both given, or neither, or labels are to be interpolated.
+        If volume and points are both given, or neither, labels are to be interpolated, or the output's name is of no
+        known format or that of an input.
     VolumeError
         If an input is missing or damaged or changes while it is read, the output exists and was made from something
         else, or blocks fail.
@@ -109,28 +60,17 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     start = time.perf_counter()
     if _wants_points(settings):
         assert settings.points is not None
-        transform = read_itk_transform(settings.transform)
-        text, count = carry_points(settings.points, transform, settings.direction)
-        write_text(settings.out, text, overwrite=settings.overwrite)
-        return WarpResult(settings.out, points=count, seconds=time.perf_counter() - start)
+        transform = read_transform(settings.transform)
+        carried = carry_points(settings.points, transform, settings.direction)
+        write_text(settings.out, carried.text, overwrite=settings.overwrite)
+        notes = (*carried.notes, *notes_on(transform, settings.transform.name))
+        return WarpResult(settings.out, carried.count, notes, seconds=time.perf_counter() - start)
+    if file_format(settings.out) is not None:
+        return _warp_to_file(settings, progress, start)
     job = _Job(settings)
-    ledger = Ledger(settings.out, fingerprint(**job.record))
-    out = open_output(
-        settings.out, ledger, job.create, record=job.record, overwrite=settings.overwrite, parts=settings.part[1]
-    )  # fmt: skip
-    plan = plan_blocks(out.grid.shape_zyx, out.shard_zyx)
-
-    def finish() -> None:
-        build_pyramid(out, plan, ledger)
-        out.finish()
-
-    filled = fill_output(
-        out, plan, _Work(job), ledger, part=settings.part, predict=lambda blocks: _prediction(job, plan, blocks),
-        require_unchanged=job.require_unchanged, finish=finish, begun=start,
-        workers=settings.workers, cluster=settings.cluster, verify=settings.verify,
-        progress=progress, what=f"warp {settings.out.name}",
-    )  # fmt: skip
-    return WarpResult(settings.out, grid=out.grid, inside=job.inside, **vars(filled))
+    filled = carry_out(job, begun=start, progress=progress)
+    notes = (*notes_on(job.transform, settings.transform.name), *job.resampler.notes)
+    return WarpResult(settings.out, notes=notes, grid=job.fixed, inside=job.inside, **vars(filled))
 
 
 def plan_warp(settings: WarpSettings) -> dict[str, Any]:
@@ -143,20 +83,23 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
     """
     if _wants_points(settings):
         assert settings.points is not None
-        text, count = carry_points(
-            settings.points, read_itk_transform(settings.transform), settings.direction
-        )
-        return {"points": count, "direction": settings.direction, "disk": in_words(len(text))}
+        carried = carry_points(settings.points, read_transform(settings.transform), settings.direction)
+        return {"points": carried.count, "direction": settings.direction, "disk": in_words(len(carried.text))}
     job = _Job(settings)
+    about = {
+        "moving": f"{settings.zarr}: {job.moving.grid}",
+        "grid": str(job.fixed),
+        "inside_the_moving_volume": f"{job.inside:.0%}",
+        "interpolation": job.interpolation,
+    }
+    if file_format(settings.out) is not None:
+        return about | plan_file(settings, job.resampler)
     _, shard = chunk_and_shard(job.fixed.shape_zyx, settings.chunk, settings.shard)
     plan = plan_blocks(job.fixed.shape_zyx, shard)
     part = plan.part(*settings.part)
     predicted = _prediction(job, plan, len(part))
     return {
-        "moving": f"{settings.zarr}: {job.moving.grid}",
-        "grid": str(job.fixed),
-        "inside_the_moving_volume": f"{job.inside:.0%}",
-        "interpolation": job.interpolation,
+        **about,
         "blocks": len(plan),
         "block": " x ".join(map(str, plan.core_zyx)),
         "blocks_of_this_part": len(part),
@@ -185,10 +128,23 @@ def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
     return Figures(
         blocks=blocks,
         seconds=per_voxel * math.prod(fixed.shape_zyx) * blocks / len(plan) / settings.workers,
-        peak_bytes=peak_bytes() + _WORKING_BYTES + 3 * voxel * math.prod(shards[0]),
+        peak_bytes=peak_bytes() + WORKING_BYTES + 3 * voxel * math.prod(shards[0]),
         num_bytes=voxel * sum(map(math.prod, shapes)),
         files=1 + files,
     )
+
+
+def _warp_to_file(settings: WarpSettings, progress: Progress | None, start: float) -> WarpResult:
+    job = _Job(settings)
+    resampler = job.resampler
+    blocks, limits = make_file(
+        settings, resampler, require_unchanged=job.require_unchanged, progress=progress
+    )
+    notes = (*notes_on(job.transform, settings.transform.name), *resampler.notes, *limits)
+    return WarpResult(
+        settings.out, notes=notes, grid=job.fixed, blocks=blocks,
+        computed=blocks, inside=job.inside, seconds=time.perf_counter() - start,
+    )  # fmt: skip
 
 
 def _wants_points(settings: WarpSettings) -> bool:
@@ -204,6 +160,8 @@ def _wants_points(settings: WarpSettings) -> bool:
         raise ConfigError(f"warp takes --zarr M.zarr --like F.zarr, or --points P.csv; {found}")
     if settings.zarr is not None and settings.like is None:
         raise ConfigError("--zarr needs --like F.zarr, the volume whose grid the result gets")
+    if settings.points is not None:
+        require_table_name(settings.out, (settings.points, settings.transform))
     return settings.points is not None
 
 
@@ -215,15 +173,16 @@ def _part_of(box: Box) -> Box:
 class _Job:
     """Volumes and transform, found to fit each other before anything is written."""
 
+    verb = "warp"
+
     def __init__(self, settings: WarpSettings) -> None:
         assert settings.zarr is not None
         assert settings.like is not None
-        if settings.out.resolve() in (settings.zarr.resolve(), settings.like.resolve()):
-            raise ConfigError(f"--out is {settings.out}, which is read; choose another name")
+        require_apart(settings.out, settings.zarr, settings.like, settings.transform)
         self.settings = settings
         self.moving = Volume.open(settings.zarr)
         self.fixed = Volume.open(settings.like).grid
-        self.transform = read_itk_transform(settings.transform)
+        self.transform = read_transform(settings.transform)
         self.inside = share_inside(self.transform, self.fixed, self.moving.grid)
         if self.inside == 0:
             raise RegistrationError(
@@ -256,6 +215,40 @@ class _Job:
     def resampler(self) -> Resampler:
         return Resampler(self.moving, self.transform, self.fixed, self.interpolation, self.outside)
 
+    @property
+    def out(self) -> Path:
+        return self.settings.out
+
+    @property
+    def execution(self) -> Execution:
+        how = self.settings
+        return Execution(how.part, how.workers, how.cluster, how.verify, how.overwrite)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        settings = self.settings
+        assert settings.zarr is not None
+        assert settings.like is not None
+        given = {"--zarr": settings.zarr, "--transform": settings.transform, "--like": settings.like}
+        return (*(word for name, path in given.items() for word in (name, str(path.resolve()))), "--out")
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.out, fingerprint(**self.record))
+
+    def plan(self, out: Volume) -> BlockPlan:
+        return plan_blocks(out.grid.shape_zyx, out.shard_zyx)
+
+    def work(self, out: Volume) -> _Work:
+        del out
+        return _Work(self)
+
+    def needs(self, plan: BlockPlan, blocks: int) -> Figures:
+        return _prediction(self, plan, blocks)
+
+    def finish(self, output: Output) -> dict[str, Any]:
+        output.build_pyramid()
+        return {}
+
     @cached_property
     def source_fingerprint(self) -> str:
         return self.moving.fingerprint()
@@ -269,6 +262,7 @@ class _Job:
             "grid": self.fixed.as_dict(),
             "interpolation": self.interpolation,
             **self.settings.model_dump(mode="json", include={"chunk", "shard"}),
+            **({"checksums": True} if self.settings.checksums else {}),
         }
 
     def create(self, path: Path) -> Volume:
@@ -286,7 +280,7 @@ class _Job:
         }
         return Volume.create(
             path, self.fixed, self.moving.dtype, channels=self.moving.num_channels, kind=source["kind"],
-            chunk=settings.chunk, shard=settings.shard, metadata=metadata,
+            chunk=settings.chunk, shard=settings.shard, checksums=settings.checksums, metadata=metadata,
         )  # fmt: skip
 
     def require_unchanged(self) -> None:

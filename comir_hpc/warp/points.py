@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
-import SimpleITK as sitk
-
 from comir_hpc.config.words import Direction as Direction
-from comir_hpc.errors import RegistrationError, VolumeError
+from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
+from comir_hpc.host import files
+from comir_hpc.host.places import require_apart
 from comir_hpc.points import AXES, read_point_table
-from comir_hpc.warp.resampling import apply_itk
+from comir_hpc.transforms import PointMap
+from comir_hpc.warp.files import make_folder
 
 
-def carry_points(path: Path, transform: sitk.Transform, direction: Direction) -> tuple[str, int]:
+@dataclass(frozen=True)
+class CarriedPoints:
+    """Points of a file, carried through a transform.
+
+    Attributes
+    ----------
+    text : str
+        Content of the result, CSV: x, y, z are the points carried, columns named after the space that they came from
+        hold the given ones, and all other columns are kept.
+    count : int
+        How many points.
+    notes : tuple of str
+        What was assumed of the file, for the user to see.
+    """
+
+    text: str
+    count: int
+    notes: tuple[str, ...]
+
+
+def carry_points(path: Path, transform: PointMap, direction: Direction) -> CarriedPoints:
     """Carry the points of a file through a transform.
 
     Parameters
     ----------
     path : Path
         CSV of points in the space that `direction` begins with.
-    transform : sitk.Transform
+    transform : PointMap
         Fixed points to moving points.
     direction : {"fixed-to-moving", "moving-to-fixed"}
         Which way; the second needs a transform with an inverse.
-
-    Returns
-    -------
-    (text, count)
-        The content of the result: x, y, z are the points carried, columns named after the space that they came from
-        hold the given ones, and all other columns are kept.
 
     Raises
     ------
@@ -42,9 +57,9 @@ def carry_points(path: Path, transform: sitk.Transform, direction: Direction) ->
     """
     table = read_point_table(path)
     origin, _, target = direction.partition("-to-")
-    moved = apply_itk(_towards(transform, direction), table.points_mm)
+    moved = _towards(transform, direction).apply(table.points_mm)
     given = [f"{origin}_{axis}" for axis in AXES]
-    kept = [i for i, name in enumerate(table.columns) if name.lower() not in (*AXES, *given)]
+    kept = [i for i, name in enumerate(table.columns) if i not in table.axes and name.lower() not in given]
     out = io.StringIO()
     out.write(
         f"# {origin} -> {target}, world LPS mm: x, y, z are {target} points, {', '.join(given)} the {origin} ones\n"
@@ -53,7 +68,20 @@ def carry_points(path: Path, transform: sitk.Transform, direction: Direction) ->
     writer.writerow([*AXES, *given, *(table.columns[i] for i in kept)])
     for row, before, after in zip(table.rows, table.points_mm, moved, strict=True):
         writer.writerow([*map(_number, after), *map(_number, before), *(row[i] for i in kept)])
-    return out.getvalue(), len(moved)
+    return CarriedPoints(out.getvalue(), len(moved), table.notes)
+
+
+def require_table_name(out: Path, read: tuple[Path, ...]) -> None:
+    """Refuse a name for the result that is not one of a table, or that of a file that is read.
+
+    Raises
+    ------
+    ConfigError
+        With the name.
+    """
+    if out.suffix.lower() not in (".csv", ".txt"):
+        raise ConfigError(f"--out {out}: points are written as CSV; expected a name that ends in .csv")
+    require_apart(out, *read)
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
@@ -64,29 +92,26 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
     VolumeError
         If another file is there and `overwrite` is not set, or it cannot be written.
     """
-    if path.exists() and not overwrite and (path.is_dir() or path.read_bytes() != text.encode()):
-        raise VolumeError(
-            f"{path} exists and holds something else; choose another --out, or pass --overwrite"
-        )
-    spare = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        spare.write_text(text, encoding="utf-8")
-        spare.replace(path)
+        if path.exists() and not overwrite and (path.is_dir() or path.read_bytes() != text.encode()):
+            raise VolumeError(
+                f"{path} exists and holds something else; choose another --out, or pass --overwrite"
+            )
+        make_folder(path)
+        files.write_text(path, text)
     except OSError as error:
-        spare.unlink(missing_ok=True)
         raise VolumeError(f"{path} cannot be written ({error.strerror}); make room or get access") from error
 
 
-def _towards(transform: sitk.Transform, direction: Direction) -> sitk.Transform:
+def _towards(transform: PointMap, direction: Direction) -> PointMap:
     if direction == "fixed-to-moving":
         return transform
     try:
-        return transform.GetInverse()
-    except RuntimeError as error:
+        return transform.inverse()
+    except RegistrationError as error:
         raise RegistrationError(
-            f"this transform ({transform.GetName()}) has no inverse in closed form, so moving points cannot be carried "
-            "to the fixed volume; register the other way round, or use --direction fixed-to-moving"
+            f"{error}, so moving points cannot be carried to the fixed volume; register the other way round, or use "
+            "--direction fixed-to-moving"
         ) from error
 
 

@@ -8,7 +8,6 @@ at once by rounding only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,52 +17,43 @@ from numpy.typing import NDArray
 from comir_hpc.config.words import Interpolation as Interpolation
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import Box, FloatArray, Grid
-from comir_hpc.transforms import itk_image, itk_transform, load_transform
+from comir_hpc.transforms import PointMap, as_affine, itk_image, itk_lattice, itk_on_grid
 from comir_hpc.volume import Volume
 
 _METHOD = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
 # Moving voxels around the points that are looked up. A cubic spline's coefficients depend on all voxels, by a factor of
 # 0.27 less with each one farther away: 16 leave 1e-9.
 _MARGIN = {"linear": 2, "nearest": 2, "cubic": 16}
+WORKING_BYTES = 512 << 20
+"""Memory for a piece's moving region with ITK's copies of it."""
 _REGION_BYTES = 256 << 20  # of the moving volume read at once; a block that needs more is split
 _BENT_PIECE = 64  # voxels along each side for which the displacement of every voxel is held
 _LATTICE = 16  # points along each axis at which overlap is sampled
 
 
-def read_itk_transform(path: Path) -> sitk.Transform:
-    """Read any transform that ITK reads, linear or not, or our ``.json``.
+def share_inside(transform: PointMap, fixed: Grid, moving: Grid) -> float:
+    """Share of the fixed grid, sampled at 4096 points, that the transform sends into the moving grid.
 
-    Raises
-    ------
-    RegistrationError
-        If the file is missing, damaged or not three-dimensional.
+    A moving volume that lies between the sampled points is found from its own side, if the transform has an inverse.
     """
-    if path.suffix == ".json" or not path.is_file():
-        return itk_transform(load_transform(path))
+    share = _share_of(fixed, moving, transform)
+    if share > 0:
+        return share
     try:
-        found = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise RegistrationError(f"{path} is not a transform that ITK can read: {reason}") from error
-    if found.GetDimension() != 3:
-        raise RegistrationError(f"{path} holds a transform in {found.GetDimension()} dimensions, expected 3")
-    return found
+        seen = _share_of(moving, fixed, transform.inverse())
+    except RegistrationError:
+        return 0.0
+    # Less than one of the sampled points.
+    return seen / _LATTICE**3
 
 
-def apply_itk(transform: sitk.Transform, points_mm: FloatArray) -> FloatArray:
-    """Images (n, 3) of points (n, 3), world LPS (x, y, z) in mm."""
-    moved = [transform.TransformPoint(point) for point in points_mm.tolist()]
-    return np.asarray(moved, dtype=np.float64).reshape(-1, 3)
-
-
-def share_inside(transform: sitk.Transform, fixed: Grid, moving: Grid) -> float:
-    """Share of the fixed grid, sampled at 4096 points, that the transform sends into the moving grid."""
+def _share_of(one: Grid, other: Grid, transform: PointMap) -> float:
     # A single slice is sampled in its middle: it may be thicker than the other.
-    counts = [1 if n == 1 else _LATTICE for n in fixed.shape_zyx]
-    axes = [(np.arange(k) + 0.5) / k * n - 0.5 for k, n in zip(counts, fixed.shape_zyx, strict=True)]
+    counts = [1 if n == 1 else _LATTICE for n in one.shape_zyx]
+    axes = [(np.arange(k) + 0.5) / k * n - 0.5 for k, n in zip(counts, one.shape_zyx, strict=True)]
     lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    index = moving.index_zyx(apply_itk(transform, fixed.world_mm(lattice)))
-    inside = ((index >= -0.5) & (index <= np.asarray(moving.shape_zyx) - 0.5)).all(axis=1)
+    index = other.index_zyx(transform.apply(one.world_mm(lattice)))
+    inside = ((index >= -0.5) & (index <= np.asarray(other.shape_zyx) - 0.5)).all(axis=1)
     return float(inside.mean())
 
 
@@ -74,7 +64,7 @@ class Resampler:
     ----------
     moving : Volume
         Level 0 is read.
-    transform : sitk.Transform
+    transform : PointMap
         Fixed points to moving points.
     fixed : Grid
         Where the result lies.
@@ -88,12 +78,13 @@ class Resampler:
     def __init__(
         self,
         moving: Volume,
-        transform: sitk.Transform,
+        transform: PointMap,
         fixed: Grid,
         interpolation: Interpolation,
         outside: Sequence[float],
     ) -> None:
         self.moving, self.transform, self.fixed = moving, transform, fixed
+        self._straight = as_affine(transform) is not None
         self.interpolation, self.outside = interpolation, outside
 
     def __call__(self, box: Box) -> NDArray[Any]:
@@ -102,10 +93,20 @@ class Resampler:
         for piece, region in self._pieces(box):
             place = (slice(None), *piece.slices_in(box))
             for channel, fill in enumerate(self.outside):
-                result[place][channel] = fill
+                result[place][channel] = fill if result.dtype.kind == "f" else _clipped(fill, result.dtype)
             if region.size:
                 self._fill(result[place], piece, region)
         return result
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the values."""
+        if self.interpolation == "nearest" or not _is_wide_integer(self.moving.dtype):
+            return ()
+        return (
+            f"{self.moving.path.name}: its integers of 64 bits are interpolated, which keeps 16 digits; if they are "
+            "labels, use --interpolation nearest",
+        )
 
     def region(self, box: Box) -> Box:
         """Voxels of the moving volume that a box of the fixed grid depends on; empty when it lies outside."""
@@ -118,19 +119,16 @@ class Resampler:
     def _images(self, box: Box) -> FloatArray:
         """Moving points among whose bounding box all images of the box's voxels are."""
         grid = self.fixed.crop(box)
-        if self.transform.IsLinear():
+        if self._straight:
             ends = [(0, n - 1) for n in box.shape]
             corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
-            return apply_itk(self.transform, grid.world_mm(corners))
-        field = sitk.TransformToDisplacementField(self.transform, sitk.sitkVectorFloat64, *_lattice(grid))
-        voxels = np.stack(np.meshgrid(*map(np.arange, box.shape), indexing="ij"), axis=-1)
-        moved: FloatArray = grid.world_mm(voxels) + sitk.GetArrayFromImage(field)
-        return moved.reshape(-1, 3)
+            return self.transform.apply(grid.world_mm(corners))
+        return self.transform.apply_to_grid(grid).reshape(-1, 3)
 
     def _pieces(self, box: Box) -> Iterator[tuple[Box, Box]]:
         """Split a box until what each piece needs of the moving volume fits into memory."""
         longest = int(np.argmax(box.shape))
-        bent = not self.transform.IsLinear() and box.shape[longest] > _BENT_PIECE
+        bent = not self._straight and box.shape[longest] > _BENT_PIECE
         if not bent:
             region = self.region(box)
             # An image, its float64 copy and ITK's own are held for one channel, the others as they are stored.
@@ -145,15 +143,34 @@ class Resampler:
     def _fill(self, result: NDArray[Any], piece: Box, region: Box) -> None:
         values = self.moving.read(region)
         source, target = self.moving.grid.crop(region), self.fixed.crop(piece)
+        look_up = itk_on_grid(self.transform, target)
         for channel, fill in enumerate(self.outside):
+            if self.interpolation == "nearest" and _is_wide_integer(values.dtype):
+                result[channel] = _nearest_of_wide(values[channel], source, target, look_up, fill)
+                continue
             image = itk_image(values[channel], source)
             # Labels stay what they are; everything else is interpolated in floating point and rounded by us.
             kind = image.GetPixelID() if self.interpolation == "nearest" else _wide(values.dtype)
-            size, *frame = _lattice(target)
-            found = sitk.Resample(
-                image, size, self.transform, _METHOD[self.interpolation], *frame, fill, kind
-            )
+            size, *frame = itk_lattice(target)
+            found = sitk.Resample(image, size, look_up, _METHOD[self.interpolation], *frame, fill, kind)
             result[channel] = _as_dtype(sitk.GetArrayViewFromImage(found), values.dtype)
+
+
+def _nearest_of_wide(
+    values: NDArray[Any], source: Grid, target: Grid, look_up: sitk.Transform, fill: float
+) -> NDArray[Any]:
+    """Look up 64-bit integers in two halves: ITK passes every value through float64, which is exact to 2^53 only."""
+    size, *frame = itk_lattice(target)
+    result = np.full(target.shape_zyx, _clipped(fill, values.dtype), dtype=values.dtype)
+    halves, found = np.ascontiguousarray(values).view(np.uint32), result.view(np.uint32)
+    outside = found[0, 0, :2].tolist()
+    for half in (0, 1):
+        image = itk_image(halves[..., half::2], source)
+        looked_up = sitk.Resample(
+            image, size, look_up, sitk.sitkNearestNeighbor, *frame, float(outside[half]), sitk.sitkUInt32
+        )
+        found[..., half::2] = sitk.GetArrayViewFromImage(looked_up)
+    return result
 
 
 def _halves(box: Box, axis: int, middle: int) -> tuple[Box, Box]:
@@ -162,10 +179,8 @@ def _halves(box: Box, axis: int, middle: int) -> tuple[Box, Box]:
     return Box(box.start, (stop[0], stop[1], stop[2])), Box((start[0], start[1], start[2]), box.stop)
 
 
-def _lattice(grid: Grid) -> tuple[Any, ...]:
-    """SimpleITK's description of a grid: size, origin, spacing, direction."""
-    direction = [number for row in grid.direction for number in row]
-    return grid.shape_zyx[::-1], grid.origin_mm, grid.spacing_mm[::-1], direction
+def _is_wide_integer(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "iu" and dtype.itemsize == 8
 
 
 def _wide(dtype: np.dtype[Any]) -> int:
@@ -183,3 +198,9 @@ def _as_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     high = float(info.max) if dtype.itemsize < 8 else float(np.nextafter(float(info.max), 0))
     rounded: NDArray[Any] = np.rint(np.clip(values, float(info.min), high)).astype(dtype)
     return rounded
+
+
+def _clipped(value: float, dtype: np.dtype[Any]) -> int:
+    """Return the integer of a dtype that is nearest to a value."""
+    info = np.iinfo(dtype)
+    return int(min(max(round(value), int(info.min)), int(info.max)))

@@ -23,9 +23,10 @@ from torch import Tensor
 from comir_hpc.config import OVERLAP, WINDOW, Precision
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box, Grid, Triple, Vector
+from comir_hpc.groups import Group, act
 from comir_hpc.launch import DTYPES
 from comir_hpc.networks import Network
-from comir_hpc.rotations import Group, act
+from comir_hpc.padding import Unpadded
 from comir_hpc.volume import Intensity, Volume
 from comir_hpc.windows.evaluation import Cut, in_batches, on_threads
 from comir_hpc.windows.grid import Blend, Window, WindowGrid, plan_windows
@@ -37,7 +38,7 @@ Read = Callable[[Box], Array]
 
 
 class NormalisedReader:
-    """Reads boxes of one pyramid level as network input, by the volume's own statistics.
+    """Reads boxes of one pyramid level as network input, by the volume's own statistics, its padding as background.
 
     Parameters
     ----------
@@ -49,11 +50,12 @@ class NormalisedReader:
 
     def __init__(self, volume: Volume, level: int) -> None:
         self.volume, self.level = volume, level
+        self._unpadded = Unpadded(volume)
         self._intensities = [volume.intensity(c) for c in range(volume.num_channels)]
 
     def __call__(self, box: Box) -> Array:
         """Normalised values (c, z, y, x) of a box inside the level."""
-        values = self.volume.read(box, level=self.level)
+        values = self._unpadded.read(box, level=self.level)
         result = np.empty(values.shape, dtype=np.float32)
         for c, z in np.ndindex(
             *values.shape[:2]

@@ -37,8 +37,8 @@ def on_threads(evaluate: Evaluate, cuts: Iterable[Cut]) -> Iterator[Cut]:
             if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
                 raise
             raise VolumeError(
-                f"a window of {cut.shape[1:]} voxels does not fit into memory; run `comir-hpc infer` with a smaller "
-                "--window"
+                f"a window of {cut.shape[1:]} voxels does not fit into memory; run `comir-hpc infer` with a "
+                "smaller --window"
             ) from error
 
     count = torch.get_num_threads()

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from comir_hpc.checkpoints import read_tensors
 from comir_hpc.config import Precision
 from comir_hpc.config.words import Symmetry as Symmetry
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
 from comir_hpc.geometry import Vector
+from comir_hpc.groups import rotation_group
 from comir_hpc.launch import choose_device, choose_precision
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.networks import Network, build_network, fold_norms
-from comir_hpc.rotations import rotation_group
+from comir_hpc.runs.model import MODEL_FILE, Model, read_model, weights_path
+from comir_hpc.runs.record import brief
 from comir_hpc.volume import Volume
 from comir_hpc.windows.encoder import Encoder
 
@@ -84,91 +84,95 @@ def load_encoder(
     ConfigError
         If the network cannot be turned by `symmetrise`.
     """
-    record = _read_model(run)
-    if modality not in record["modalities"]:
+    model = read_model(run)
+    if modality not in model.modalities:
         raise CheckpointError(
-            f"{run} has encoders of {', '.join(record['modalities'])}; there is none of {modality!r}: give one of them "
+            f"{run} has encoders of {', '.join(model.modalities)}; there is none of {modality!r}: give one of them "
             "as the modality"
         )
     chosen = choose_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()
-    network = _build(run, record, modality)
-    path = run / "model" / f"{modality}.pt"
-    _load_weights(network, path, record["network"]["name"])
+    path = weights_path(run, modality)
+    state = _read_weights(path)
+    _require_as_many_weights(model, modality, state, path)
+    network = _build(run, model, modality)
+    _take_weights(network, state, path, model.network.name)
     fold_norms(network)
     group = None if symmetrise == "none" else rotation_group(symmetrise)
     if group is not None:
         network.require_group(group)
-    z, y, x = record["spacing_mm"]
     return Encoder(
         network=network.eval().to(chosen),
         run=run,
         modality=modality,
-        step=int(record["step"]),
-        spacing_mm=(float(z), float(y), float(x)),
-        group=str(record["group"]),
+        step=model.step,
+        spacing_mm=model.spacing_mm,
+        group=model.group,
         digest=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
         device=chosen,
         precision=choose_precision(precision, chosen),
         symmetry=group,
-        reference=dict(record.get("reference") or {}),
+        reference=model.reference.as_dict(),
     )
 
 
-def _read_model(run: Path) -> dict[str, Any]:
-    path = run / "model.json"
-    if not path.is_file():
-        saved = sorted((run / "checkpoints").glob("step-*"))
-        found = (
-            f"is unfinished (its newest checkpoint is {saved[-1].name}): run the same `comir-hpc train` again"
-            if saved
-            else "is no run folder: expected one that `comir-hpc train ... --run DIR` has finished"
-        )
-        raise CheckpointError(
-            f"{run} has no model.json and {found}" if run.exists() else f"{run} does not exist; it {found}"
-        )
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for key in (
-            "modalities",
-            "network",
-            "options",
-            "in_channels",
-            "latent_channels",
-            "spacing_mm",
-            "group",
-            "step",
-        ):
-            record[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or of another version ({error!r}); run `comir-hpc train` again to write it"
-        ) from error
-    return record
-
-
-def _build(run: Path, record: dict[str, Any], modality: str) -> Network:
-    try:
-        return build_network(
-            record["network"]["name"],
-            in_channels=int(record["in_channels"][modality]),
-            latent_channels=int(record["latent_channels"]),
-            **record["options"],
-        )
-    except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{run / 'model.json'} describes a network that this version cannot build: {error}"
-        ) from error
-
-
-def _load_weights(network: Network, path: Path, name: str) -> None:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; run the same `comir-hpc train` again")
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); run the same `comir-hpc train` again") from error
+        state = read_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; run the same `comir-hpc train` again") from error
+    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+        raise CheckpointError(
+            f"{path} holds no table of weights; run the same `comir-hpc train` again to write it"
+        )
+    return state
+
+
+def _require_as_many_weights(model: Model, modality: str, state: dict[str, Tensor], path: Path) -> None:
+    """Refuse a description that needs far more memory than the weights that belong to it, before it is allocated.
+
+    A convolution between two levels has at least the product of their channels as weights, in every network of ours.
+    So this is a lower bound: it refuses no description that fits.
+    """
+    channels = [model.in_channels.get(modality, 1), *(model.options.widths or (1,))]
+    given = model.options.convs_per_level
+    convs = given if isinstance(given, tuple) else (given,)
+    fewest = sum(one * two for one, two in pairwise(channels)) + channels[1] * model.latent_channels
+    for level, width in enumerate(channels[1:]):
+        # The last number counts for all coarser levels. The first convolution of a level is in the sum above.
+        fewest += (convs[min(level, len(convs) - 1)] - 1) * width**2
+    # Of the storages, which are in memory: a shape alone claims what it likes.
+    there = sum(value.untyped_storage().nbytes() // value.element_size() for value in state.values())
+    if fewest > there:
+        raise CheckpointError(
+            f"{path} holds {there} weights, but the {model.network.name} that {MODEL_FILE} describes has at least "
+            f"{brief(str(fewest), 24)} ({', '.join(f'{c}' for c in channels[:6])} channels); the two files belong to "
+            "different runs"
+        )
+
+
+def _build(run: Path, model: Model, modality: str) -> Network:
+    if modality not in model.in_channels:
+        raise CheckpointError(
+            f"{run / MODEL_FILE} names no in_channels of {modality!r}; run the same `comir-hpc train` again to write it"
+        )
+    try:
+        return build_network(
+            model.network.name,
+            in_channels=model.in_channels[modality],
+            latent_channels=model.latent_channels,
+            **model.options.as_dict(),
+        )
+    except (ConfigError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{run / MODEL_FILE} describes a network that this version cannot build: {brief(error)}"
+        ) from error
+
+
+def _take_weights(network: Network, state: dict[str, Tensor], path: Path, name: str) -> None:
     expected = network.state_dict()
     missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [

@@ -1,0 +1,63 @@
+"""Feed a training: draws and the boxes that they need, read ahead by other processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from comir_hpc.patches import Draw, PatchSampler
+
+
+class _Boxes(Dataset[list[Tensor]]):
+    """What a reader process does: open the volumes once, then read the box of one sample at a time."""
+
+    def __init__(self, sampler: PatchSampler) -> None:
+        self.sampler = sampler
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
+        return self.sampler.read(self.sampler.draw(*key))
+
+
+def _ignore_signals(worker: int) -> None:
+    # The scheduler signals every process of the job; the main one saves and then ends its readers.
+    del worker
+    for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def feed(
+    sampler: PatchSampler, steps: range, indices: Sequence[int], *, workers: int
+) -> Iterator[tuple[list[Draw], list[list[Tensor]]]]:
+    """Draws and source boxes of the samples `indices` of every step, in order.
+
+    Parameters
+    ----------
+    workers : int
+        Processes that read ahead; 0, or volumes that are all in memory: read here.
+    """
+    ahead = workers > 0 and not sampler.specimens[0].cached
+    boxes = iter(_readers(sampler, steps, indices, workers)) if ahead else None
+    for step in steps:
+        draws = [sampler.draw(step, index) for index in indices]
+        if boxes is None:
+            yield draws, [sampler.read(draw) for draw in draws]
+        else:
+            yield draws, [next(boxes) for _ in draws]
+
+
+def _readers(
+    sampler: PatchSampler, steps: range, indices: Sequence[int], workers: int
+) -> DataLoader[list[Tensor]]:
+    return DataLoader(
+        _Boxes(sampler),
+        sampler=((step, index) for step in steps for index in indices),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=max(2, -(-2 * len(indices) // workers)),
+        # zarrs and torch's own threads do not survive a fork.
+        multiprocessing_context="spawn",
+        worker_init_fn=_ignore_signals,
+    )

@@ -1,0 +1,166 @@
+"""The model.json of a training run: everything that makes the encoders from their weights, and what they can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from comir_hpc.errors import CheckpointError
+from comir_hpc.host.files import write_text
+from comir_hpc.runs.record import Record, as_json, read_record
+
+MODEL_FILE = "model.json"
+WEIGHTS_FOLDER = "model"
+"""Folder of the run with one file of weights a modality."""
+
+_REMEDY = "run the same `comir-hpc train` again: it writes it from the last checkpoint"
+# A U-shaped network halves its axes at every level: with 32 levels the smallest patch has 2^31 voxels a side.
+Count = Annotated[int, Field(ge=1)]
+Widths = Annotated[tuple[Count, ...], Field(min_length=1, max_length=32)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Figure = float | None
+
+
+class Spread(Record):
+    """Mean and largest value of a figure over a group of rotations; None where it is not finite."""
+
+    mean: Figure = None
+    max: Figure = None
+
+
+class Reference(Record):
+    """Figures that `train` measured on clean training patches when it was done (`reference.reference_figures`)."""
+
+    patches: int | None = None
+    agreement: Figure = None
+    agreement_p5: Figure = None
+    agreement_pooled: Figure = None
+    mismatched: Figure = None
+    mismatched_p95: Figure = None
+    retrieval: Figure = None
+    shifted: dict[str, Figure] = Field(default_factory=dict)
+    equivariance: dict[str, Spread] = Field(default_factory=dict)
+    effective_rank: dict[str, Figure] = Field(default_factory=dict)
+    deviation: dict[str, Figure] = Field(default_factory=dict)
+
+    @property
+    def expected_agreement(self) -> float | None:
+        """Agreement that a right registration should come near: over all voxels where it is known, else of patches."""
+        return self.agreement if self.agreement_pooled is None else self.agreement_pooled
+
+
+class Options(Record):
+    """Options of `networks.build_network`; those that only some networks have are kept as they are."""
+
+    widths: Widths | None = None
+    convs_per_level: Annotated[int, Field(ge=1, le=64)] | tuple[Annotated[int, Field(ge=1, le=64)], ...] = 1
+    spacing_zyx: tuple[Positive, Positive, Positive] | None = None
+    group: str | None = None
+
+
+class NetworkName(Record):
+    """Settings of the network as they were given; the name decides what is built."""
+
+    name: str
+
+
+class Model(Record):
+    """Content of model.json.
+
+    Attributes
+    ----------
+    format : int
+        Version of the file; 0 before there was one.
+    version : str
+        Of comir-hpc.
+    modalities : tuple of str
+        Names of the encoders.
+    network, options : NetworkName, Options
+        What `build_network` needs.
+    in_channels : dict
+        Image channels by modality.
+    latent_channels : int
+        Channels of the representation.
+    spacing_mm : three float
+        Voxel spacing (z, y, x) of the training.
+    group : str
+        Rotations that the training undid.
+    step : int
+        Optimiser steps done.
+    loss : float or None
+        Of the last step.
+    inputs : dict
+        Fingerprints of the training volumes by path.
+    reference : Reference
+        What the encoders can do.
+    run : str or None
+        Training run that this model is a checkpoint of; None for the run's own model.
+    """
+
+    format: int = 0
+    version: str = ""
+    modalities: Annotated[tuple[str, ...], Field(min_length=1)]
+    network: NetworkName
+    options: Options
+    in_channels: dict[str, Count]
+    latent_channels: Count
+    spacing_mm: tuple[Positive, Positive, Positive]
+    group: str
+    patch: tuple[Count, ...] | None = None
+    precision: str | None = None
+    step: Annotated[int, Field(ge=0)]
+    loss: Figure = None
+    seed: int | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
+    reference: Reference = Reference()
+    run: str | None = None
+
+    def provenance(self, run: Path) -> dict[str, Any]:
+        """Say which model it was, for the result of a registration; JSON-ready."""
+        kept = ("step", "modalities", "spacing_mm", "group", "latent_channels", "reference")
+        record = self.as_dict()
+        return {"run": str(run), **{key: record[key] for key in kept if key in record}}
+
+
+def read_model(run: Path) -> Model:
+    """Read the model.json of a run folder.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged, of a newer format, or a key is missing or of another type. Also if there is none: the message
+        says whether the run is unfinished or no run at all.
+    """
+    path = run / MODEL_FILE
+    if not path.is_file():
+        raise CheckpointError(_absent(run))
+    return read_record(path, Model, CheckpointError, _REMEDY)
+
+
+def write_model(run: Path, model: Model) -> None:
+    """Write the model.json of a run folder whole or not at all, and wait until it is on the disk.
+
+    Raises
+    ------
+    OSError
+        If the file system refuses, e.g. because the disk is full.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / MODEL_FILE, as_json(model), durable=True)
+
+
+def weights_path(run: Path, modality: str) -> Path:
+    """Give the place of the weights of one modality's encoder in a run folder."""
+    return run / WEIGHTS_FOLDER / f"{modality}.pt"
+
+
+def _absent(run: Path) -> str:
+    saved = sorted((run / "checkpoints").glob("step-*"))
+    found = (
+        f"is unfinished (its newest checkpoint is {saved[-1].name}): run the same `comir-hpc train` again"
+        if saved
+        else "is no run folder: expected one that `comir-hpc train ... --run DIR` has finished"
+    )
+    return f"{run} has no {MODEL_FILE} and {found}" if run.exists() else f"{run} does not exist; it {found}"

@@ -1,0 +1,244 @@
+"""The result.json of a registration: the verdict, what it rests on, the transform, and where everything came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from comir_hpc.errors import RegistrationError
+from comir_hpc.geometry import Grid
+from comir_hpc.runs.record import Record, make_record, read_record, write_record
+from comir_hpc.transforms import Transform
+
+RESULT_FILE = "result.json"
+
+_REMEDY = "run the registration again"
+Figure = float | None
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Row = tuple[Finite, Finite, Finite, Finite]
+Point = tuple[Finite, Finite, Finite]
+
+
+def _invertible(matrix: tuple[Row, Row, Row, Row]) -> tuple[Row, Row, Row, Row]:
+    try:
+        Transform(matrix)  # type: ignore[arg-type]  # which makes an array of it
+    except RegistrationError as error:
+        raise ValueError("an affine map that can be inverted") from error
+    return matrix
+
+
+def _grid(record: dict[str, Any]) -> dict[str, Any]:
+    try:
+        Grid.from_dict(record)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"a grid of shape, spacing, origin, direction and unit ({error})") from error
+    return record
+
+
+Matrix = Annotated[tuple[Row, Row, Row, Row], AfterValidator(_invertible)]
+GridRecord = Annotated[dict[str, Any], AfterValidator(_grid)]
+
+
+class Metric(Record):
+    """What candidates are ranked by, and its value at the answer."""
+
+    name: str = ""
+    value: Figure = None
+
+
+class CandidateRecord(Record):
+    """One start of the refinement, and what became of it.
+
+    Attributes
+    ----------
+    rank : int
+        From 1, best first.
+    answer : int or None
+        Number of the distinct answer that it belongs to, 0 for the best; -1 for none.
+    coarse_score, refined_score : float or None
+        Before and after refinement.
+    failure : str or None
+        Why it is no valid answer.
+    matrix_lps_mm : 4 x 4
+        Fixed to moving.
+    """
+
+    rank: int | None = None
+    answer: int | None = None
+    rotation_deg: Figure = None
+    coarse_score: Figure = None
+    refined_score: Figure = None
+    agreement: Figure = None
+    overlap: Figure = None
+    failure: str | None = None
+    matrix_lps_mm: Matrix
+
+    @property
+    def transform(self) -> Transform:
+        """Fixed to moving."""
+        return Transform(self.matrix_lps_mm)  # type: ignore[arg-type]  # which makes an array of it
+
+
+class InputRecord(Record):
+    """One of the two volumes.
+
+    Attributes
+    ----------
+    path : str
+        Of the store; absolute since format 1.
+    fingerprint : str or None
+        Of its content.
+    grid : dict or None
+        As `Grid.as_dict` gives it.
+    compared : dict or None
+        Store, level and grid that were compared.
+    """
+
+    path: str
+    fingerprint: str | None = None
+    grid: GridRecord | None = None
+    compared: dict[str, Any] | None = None
+
+    @property
+    def space(self) -> Grid | None:
+        """The grid, where it is known."""
+        return None if self.grid is None else Grid.from_dict(self.grid)
+
+
+class Errors(Record):
+    """How far a registration is from a known truth; see `evaluate.Evaluation`."""
+
+    matrix_lps_mm: Matrix | None = None
+    num_points: int | None = None
+    tre_mm: Figure = None
+    tre_median_mm: Figure = None
+    tre_p95_mm: Figure = None
+    tre_voxels: Figure = None
+    rotation_error_deg: Figure = None
+    success: bool | None = None
+
+
+class Baseline(Errors):
+    """The errors of another method on the same pair."""
+
+    name: str = "baseline"
+
+
+class Result(Record):
+    """Content of result.json.
+
+    Attributes
+    ----------
+    format : int
+        Version of the file; 0 before there was one.
+    verdict : str or None
+        PASS, WARN or FAIL.
+    reasons, notes : tuple of str
+        What the verdict rests on, and what the user has to know besides.
+    agreement, reference_agreement, margin, overlap : float or None
+        What the verdict was made from; None where it could not be measured.
+    candidates : tuple of CandidateRecord
+        Best first.
+    timings_s : dict
+        Seconds of each part.
+    inputs : dict of str to InputRecord
+        ``fixed`` and ``moving``.
+    settings : dict
+        As given.
+    model : dict or None
+        Which model the representations came from.
+    fingerprint : str or None
+        Of everything that the result depends on.
+    matrix_lps_mm : 4 x 4 or None
+        Fixed to moving, LPS, mm. None: the registration failed without an answer.
+    truth, baseline : Errors, Baseline or None
+        What `evaluate` and `demo` added.
+    """
+
+    format: int = 0
+    verdict: Literal["PASS", "WARN", "FAIL"] | None = None
+    reasons: tuple[str, ...] = ()
+    metric: Metric | None = None
+    agreement: Figure = None
+    reference_agreement: Figure = None
+    margin: Figure = None
+    overlap: Figure = None
+    halves_distance_mm: Figure = None
+    consensus: str | None = None
+    drift_mm: Figure = None
+    candidates: tuple[CandidateRecord, ...] = ()
+    timings_s: dict[str, Finite] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    inputs: dict[str, InputRecord] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] | None = None
+    run: str | None = None
+    fingerprint: str | None = None
+    notes: tuple[str, ...] = ()
+    matrix_lps_mm: Matrix | None = None
+    centre_lps_mm: Point | None = None
+    rotation_deg: Figure = None
+    translation_mm: Point | None = None
+    direction: str = ""
+    peak_memory_mib: Figure = None
+    truth: Errors | None = None
+    baseline: Baseline | None = None
+
+    @property
+    def transform(self) -> Transform | None:
+        """Fixed to moving; None where no answer was found."""
+        if self.matrix_lps_mm is None:
+            return None
+        centre = (0.0, 0.0, 0.0) if self.centre_lps_mm is None else self.centre_lps_mm
+        return Transform(self.matrix_lps_mm, centre)  # type: ignore[arg-type]  # which makes arrays of them
+
+    @property
+    def run_folder(self) -> str | None:
+        """Folder of the training run as it was named; None where nothing was learned."""
+        named = self.run or (self.model or {}).get("run")
+        return named if isinstance(named, str) else None
+
+    def with_entries(self, **entries: Any) -> Result:
+        """Return the same result with other keys, checked.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            If a value is of another type: a mistake of the caller.
+        """
+        return make_record(Result, {**self.as_dict(), **entries})
+
+
+def read_result(folder: Path) -> Result:
+    """Read the result.json of a folder that `register` wrote.
+
+    Raises
+    ------
+    RegistrationError
+        If there is none, it is damaged or of a newer format, it is no result of a registration, or a key is of another
+        type.
+    """
+    path = folder / RESULT_FILE
+    if not path.is_file():
+        raise RegistrationError(f"{path} does not exist; expected a folder that `comir-hpc register` wrote")
+    result = read_record(path, Result, RegistrationError, _REMEDY)
+    if "matrix_lps_mm" not in result.model_fields_set:
+        inner = sorted(str(p.parent) for p in folder.glob(f"*/{RESULT_FILE}"))
+        remedy = f"did you mean {' or '.join(inner[:3])}?" if inner else "expected what register wrote"
+        raise RegistrationError(
+            f"{path} holds no matrix_lps_mm, so it is no result of a registration; {remedy}"
+        )
+    return result
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Replace the result.json of a folder as a whole.
+
+    Raises
+    ------
+    OSError
+        If the file system refuses, e.g. because the disk is full.
+    """
+    write_record(folder / RESULT_FILE, result)
