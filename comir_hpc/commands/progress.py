@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from comir_hpc.commands.terminal import Terminal
+from comir_hpc.commands.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -63,6 +63,9 @@ class _Bars:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
+            from rich.markup import escape
+
+            # A file's name may hold what rich would take for a style, or characters that move the cursor.
+            self._tasks[what] = self._bars.add_task(escape(printable(what)), total=total)
         self._bars.update(self._tasks[what], completed=done, total=total)
         self._lines.record(what, done, total)
