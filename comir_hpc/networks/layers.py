@@ -217,7 +217,7 @@ def same_conv(
 
 
 def kernel_radius(module: nn.Module, axis: int) -> int:
-    """Add up the kernel radii of all convolutions in a module, voxels along one axis: how far a chain of them reaches."""
+    """Add up the kernel radii of all convolutions in a module, in voxels along one axis: the reach of the chain."""
     sizes = (getattr(layer, "kernel_size", None) for layer in module.modules())
     return sum(size[axis] // 2 for size in sizes if isinstance(size, tuple))
 
