@@ -2,9 +2,9 @@
 
 Representations (or intensities) of both volumes at one level of their pyramids; a search over all rotations and
 shifts; refinement of the best distinct answers; a verdict. One file a part: `inputs` what is given, `features` what
-is compared, `isotropic` thick slices, `plane` where (single slices are laid flat), `global_search` with its `coarse` maps and `criteria`,
-`refine`, `agreement` the yardstick, `candidates` the ranking, `halves` a cross-check, `verdict`, `panels`, `outputs`
-what is written.
+is compared (`isotropic` for thick slices), `plane` where (single slices are laid flat), `global_search` with its
+`coarse` maps and `criteria`, `refine`, `agreement` the yardstick, `candidates` the ranking, `halves` a cross-check,
+`verdict`, `panels`, `outputs` what is written.
 """
 
 from __future__ import annotations
