@@ -3,8 +3,8 @@
 Representations (or intensities) of both volumes at one level of their pyramids; a search over all rotations and
 shifts; refinement of the best distinct answers; a verdict. One file a part:
 
-* `inputs` opens what is given, `features` says what is compared, `isotropic` resamples thick slices, `plane` lays single
-  slices flat;
+* `inputs` opens what is given, `features` says what is compared, `isotropic` resamples thick slices, `plane` lays
+  single slices flat;
 * `global_search` tries all rotations on `coarse` maps by `criteria`; `refine` optimises, `candidates` ranks;
 * `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges;
 * `panels` draws, `outputs` writes.
