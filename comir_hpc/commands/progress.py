@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from comir_hpc.commands.terminal import Terminal, printable
+from comir_hpc.host.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-Show = Callable[[str, int, int], None]
-
 
 @contextmanager
-def progress_on(terminal: Terminal) -> Iterator[Show]:
+def progress_on(terminal: Terminal) -> Iterator[Progress]:
     """Give a callable `progress(what, done, total)` that shows how far the work is."""
     lines = _Tenths(terminal)
     if terminal.quiet or sys.stderr is None or not sys.stderr.isatty():
         yield lines
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as NewBars
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    with NewBars(console=Console(stderr=True), transient=True) as bars:
         yield _Bars(bars, lines)
 
 
