@@ -416,7 +416,7 @@ def test_a_refusal_names_what_differs(tmp_path: Path) -> None:
     record = {"window": 64, "spacing": (1.0, 2.0), "source": Path("a.zarr")}
     open_output(path, Ledger(path, "one"), make, record=record)
     assert open_output(path, Ledger(path, "one"), make, record=record).path == path
-    with pytest.raises(VolumeError, match=r"something else \(window: 64, now 32\); choose another --out"):
+    with pytest.raises(VolumeError, match=r"something else \(window: 64, now 32\); choose another name"):
         open_output(path, Ledger(path, "two"), make, record={**record, "window": 32})
 
 
