@@ -27,7 +27,7 @@ _NAMED_WORLDS = {"ITK": "LPS", "DICOM": "LPS", "NIFTI": "RAS", **_SLICER_CODES}
 _SYSTEM = re.compile(
     r"(?:coordinate[\s_]*system|world|space|orientation|convention)\s*[=:]\s*\"?([\w+-]+)", re.IGNORECASE
 )
-_SYSTEM_WORD = re.compile(r"\b([LR][AP][SI])\b")
+_SYSTEM_WORD = re.compile(r"\b([LR][AP][SI]|(?i:ras|lps))\b")
 _UNIT = re.compile(r"\bunits?\s*[=:]\s*\"?([\w\u00b5\u03bc]+)", re.IGNORECASE)
 _SLICER_HEADER = re.compile(r"#\s*columns\s*=\s*(.*)", re.IGNORECASE)
 _SEPARATORS = ",;\t"
@@ -273,7 +273,7 @@ def _system(draft: _Draft) -> str:
     for comment in draft.comments:
         named = [word.upper() for word in _SYSTEM.findall(comment)]
         said += [_NAMED_WORLDS.get(word, word.removesuffix("+")) for word in named]
-        said += [] if named else _SYSTEM_WORD.findall(comment)
+        said += [] if named else [word.upper() for word in _SYSTEM_WORD.findall(comment)]
     columns = tuple(draft.columns[place].lower() for place in draft.axes)
     if (world := _WORLDS.get(columns)) is not None:
         said.append(world)

@@ -86,7 +86,12 @@ def _mean_of_floats(slab: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
             parts[0] = np.add(parts[0], part, dtype=exact)
         total = parts[0]
     mean: NDArray[Any] = total[0] / math.prod(step_zyx)
-    return np.rint(mean) if kind in "iu" else mean
+    if kind not in "iu":
+        return mean
+    # The largest integers of 64 bits have no float64 of their own: the next one is beyond the type, and wraps around.
+    largest = np.nextafter(float(np.iinfo(slab.dtype).max), 0)
+    rounded: NDArray[Any] = np.minimum(np.rint(mean), largest)
+    return rounded
 
 
 def _mode(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:

@@ -380,7 +380,7 @@ def test_memory_is_predicted_and_refused(tmp_path: Path, monkeypatch: pytest.Mon
     size = image("float64").nbytes
     task = settings(packed, tmp_path / "v.zarr", shard=16, max_memory=size / 2**30)
     with pytest.raises(
-        VolumeError, match=r"scan\.nii\.gz needs .* KiB of memory, .* \(--max-memory\); .*gunzip"
+        VolumeError, match=r"scan\.nii\.gz needs .* KiB of memory, .* \(--max-memory-gib\); .*gunzip"
     ):
         ingest(task)
     assert not (tmp_path / "v.zarr").exists()

@@ -517,15 +517,15 @@ def test_warp_of_a_slice(tmp_path: Path, interpolation: str, order: int) -> None
 
 
 def test_the_report_turns_a_coronal_slice_head_up() -> None:
-    from comir_hpc.report.panels import _oriented
+    from comir_hpc.runs.pictures import oriented
 
     plane = np.arange(6.0, dtype=np.float32).reshape(2, 3)
     panels = {f"slice_{kind}": plane for kind in ("fixed", "before", "after")}
     # Rows of the array grow to the head: the last one belongs on top. Columns grow to the left of the patient.
     to_head = np.array(((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0)))
-    np.testing.assert_array_equal(_oriented(panels, "slice", to_head)["fixed"], plane[::-1])
-    np.testing.assert_array_equal(_oriented(panels, "slice", np.eye(3))["fixed"], plane)
-    np.testing.assert_array_equal(_oriented(panels, "slice", np.diag([-1.0, 1, 1]))["fixed"], plane[:, ::-1])
+    np.testing.assert_array_equal(oriented(panels, "slice", to_head)["fixed"], plane[::-1])
+    np.testing.assert_array_equal(oriented(panels, "slice", np.eye(3))["fixed"], plane)
+    np.testing.assert_array_equal(oriented(panels, "slice", np.diag([-1.0, 1, 1]))["fixed"], plane[:, ::-1])
 
 
 def test_a_nifti_slice_keeps_its_place(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from comir_hpc.infer.inputs import core_of
 from comir_hpc.infer.job import Job
 from comir_hpc.infer.prediction import block_bytes, calibrate, evaluations, output_files_and_bytes
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.runs.html import table
 from comir_hpc.volume import Volume, chunk_and_shard
 
 __all__ = ["InferResult", "infer", "plan_infer"]
@@ -77,6 +78,16 @@ class InferResult:
         ratio = (self.seam or {}).get("windows")
         line = f"{line}; jump across window borders {ratio:.2f} of that inside" if ratio is not None else line
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        rows = {
+            "representation": self.path,
+            "grid": self.grid,
+            "level": self.level,
+            "time": f"{self.seconds:.1f} s",
+        }
+        return table("infer", rows | ({"blocks of other parts": self.missing} if self.missing else {}))
 
 
 def infer(settings: InferSettings, *, progress: Progress | None = None) -> InferResult:

@@ -94,6 +94,7 @@ class Job(Inputs):
             "level": self.level,
             "encoder": self.encoder.identity(),
             **self.settings.model_dump(mode="json", include=shared),
+            **({"checksums": True} if self.settings.checksums else {}),
         }
 
     def create(self, path: Path) -> Volume:
@@ -113,7 +114,8 @@ class Job(Inputs):
         integers = np.dtype(settings.dtype).kind == "i"
         return Volume.create(
             path, self.grid, np.dtype(settings.dtype), channels=self.encoder.latent_channels,
-            kind="representation", chunk=settings.chunk, shard=settings.shard, metadata=metadata,
+            kind="representation", chunk=settings.chunk, shard=settings.shard, checksums=settings.checksums,
+            metadata=metadata,
             scale=_scale(self, np.iinfo(settings.dtype).max) if integers else None,
         )  # fmt: skip
 

@@ -26,6 +26,7 @@ from comir_hpc.ingest.job import Job
 from comir_hpc.memory import in_words
 from comir_hpc.padding import padding_notes
 from comir_hpc.readers import Source, in_memory, open_source
+from comir_hpc.runs.html import table
 from comir_hpc.volume import Kind, Volume
 
 __all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest"]
@@ -75,6 +76,14 @@ class IngestResult:
         waiting = f"; {self.missing} blocks wait for other parts" if self.missing else ""
         line = f"{self.path}: {self.grid}, {self.seconds:.1f} s{waiting}"
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
+
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        rows = {"volume": self.path, "grid": self.grid, "time": f"{self.seconds:.1f} s"}
+        missing = {"blocks of other parts": self.missing} if self.missing else {}
+        return table(
+            "ingest", {**rows, **missing, **{f"note {n + 1}": note for n, note in enumerate(self.notes)}}
+        )
 
 
 def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> IngestResult:

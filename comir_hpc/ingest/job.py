@@ -109,6 +109,7 @@ class Job:
             **self.settings.model_dump(
                 mode="json", include={"dataset", "kind", "chunk", "shard", "non_finite", "foreground_above"}
             ),
+            **({"checksums": True} if self.settings.checksums else {}),
         }
 
     def ledger(self) -> Ledger:
@@ -142,7 +143,8 @@ class Job:
         settings, source = self.settings, self.source
         return Volume.create(
             path, self.grid, source.dtype, channels=source.num_channels, kind=settings.kind,
-            chunk=settings.chunk, shard=settings.shard, shuffle=best_shuffle(source.read(self.probe())),
+            chunk=settings.chunk, shard=settings.shard, checksums=settings.checksums,
+            shuffle=best_shuffle(source.read(self.probe())),
             metadata={"centre": typical_value(source)},
         )  # fmt: skip
 

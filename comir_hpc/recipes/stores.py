@@ -16,10 +16,10 @@ from typing import Any, Generic
 from comir_hpc.config.base import AnySettings
 from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
+from comir_hpc.host.progress import Progress
 from comir_hpc.ingest import ingest, plan_ingest
 from comir_hpc.readers import Source, open_source
 
-Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
 
 _DIGITS = 8  # of the fingerprint: two sources of one name in one folder meet in one of four billion cases

@@ -1,10 +1,12 @@
 """`comir-hpc register`: find the transform between two volumes, and say whether it can be trusted.
 
 Representations (or intensities) of both volumes are compared at one level of their pyramids. First come all rotations
-and shifts, then the best distinct answers are refined, and then the verdict is made. Each part has a file: `inputs`
-opens what is given, `features` is what is compared, and `plane` flattens single slices. `global_search` searches, with
-its `coarse` maps and `criteria`; `refine` refines. `agreement` measures likeness, `candidates` ranks, `halves` is a
-cross-check, `verdict` judges, `panels` makes the pictures, and `outputs` writes.
+and shifts, then the best distinct answers are refined, and then the verdict is made. Each part has a file:
+
+* `inputs` opens what is given, `features` is what is compared, `isotropic` cuts thick slices, `plane` flattens slices;
+* `global_search` tries all rotations on `coarse` maps by `criteria`; `refine` optimises, `candidates` ranks;
+* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges;
+* `panels` draws, `outputs` writes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray
 from comir_hpc.memory import in_words
-from comir_hpc.padding import padding_notes
 from comir_hpc.register.agreement import Similarity
 from comir_hpc.register.candidates import FINE, Candidate, Ranking, rank
 from comir_hpc.register.features import Features, one_channel
@@ -213,6 +214,8 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         plan[side.role] = (
             f"{side.compared.path}, level {side.level}: {side.compared.level_grid(side.level)}, {how}"
         )
+        if side.notes:
+            plan[f"{side.role}_notes"] = side.notes
     if settings.initial == "global":
         planar = inputs.fixed.volume.grid.planar
         plan["search"] = (
@@ -293,7 +296,7 @@ def _search_voxels(settings: RegisterSettings, planar: bool) -> int:
 
 
 def _centred(pair: Pair) -> Transform:
-    """Make the shift that puts one specimen's centre of mass on the other's."""
+    """Shift one specimen's centre of mass onto the other's."""
     centre = pair.fixed.centroid_mm
     return Transform.rigid(np.eye(3), pair.moving.centroid_mm - centre, centre)
 
@@ -335,7 +338,7 @@ def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
 
 
 def _notes(frame: SlicePlane, inputs: Inputs) -> dict[str, list[str]]:
-    notes = padding_notes(inputs.fixed.volume) + padding_notes(inputs.moving.volume)
+    notes = inputs.fixed.notes + inputs.moving.notes
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "

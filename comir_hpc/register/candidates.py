@@ -124,10 +124,9 @@ def rank(
         ranked[ranked.index(finalist)] = improve(finalist, FINE)
     ranked = _ordered(ranked, similarity)
     if ranked[0].failure is not None:
-        reasons = "; ".join(sorted({c.failure for c in ranked if c.failure}))
         raise RegistrationError(
-            f"none of {len(ranked)} starts led to an answer ({reasons}); check that the two volumes show the "
-            "same specimen, or start elsewhere: --initial global or moments"
+            f"none of {len(ranked)} starts led to an answer (the best: {ranked[0].failure}); check that the two "
+            "volumes show the same specimen, or start elsewhere: --initial global or moments"
         )
     if kind == "affine":
         ranked[0] = improve(ranked[0], FINE, "affine")

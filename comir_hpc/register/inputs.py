@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from comir_hpc import __version__
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError, VolumeError
+from comir_hpc.geometry import Grid
 from comir_hpc.memory import available_bytes, in_words
-from comir_hpc.padding import Unpadded
+from comir_hpc.padding import Unpadded, padding_notes
 from comir_hpc.register.features import Features, checked, specimen_mask
+from comir_hpc.register.isotropic import cut_grid, on_cubic_voxels, pieces
 from comir_hpc.runs.model import Model, read_model, weights_path
 from comir_hpc.volume import Volume
 from comir_hpc.windows import Encoder, load_encoder, nearest_level
@@ -72,7 +74,10 @@ class Input:
 
     def predicted_bytes(self, level: int) -> float:
         """Predict the bytes that a registration needs for this volume at a level."""
-        voxels = math.prod(self.compared.level_grid(level).shape_zyx)
+        grid = self.compared.level_grid(level)
+        if _at_level(self, level).interpolated:
+            grid = cut_grid(grid)
+        voxels = math.prod(grid.shape_zyx)
         return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - 1))
 
     def original_level(self) -> int:
@@ -105,8 +110,30 @@ class Input:
         else:
             values = intensity[None]
         known = unpadded.known(level=original) if unpadded.padded else None
-        features = Features(values, specimen_mask(self.volume, original), grid, known)
-        return checked(features, self.compared.path), intensity
+        mask = specimen_mask(self.volume, original)
+        features = checked(Features(values, mask, grid, known), self.compared.path)
+        if not self.interpolated:
+            return features, intensity
+        features = on_cubic_voxels(features)
+        return features, features.values[0]
+
+    @property
+    def interpolated(self) -> bool:
+        """Whether intensities are compared that lie on thick slices."""
+        thick = pieces(self.compared.level_grid(self.level)) != (1, 1, 1)
+        return thick and self.encoder is None and not self.ready
+
+    @property
+    def notes(self) -> list[str]:
+        """What is assumed about the volume, in sentences."""
+        notes = padding_notes(self.volume)
+        if self.interpolated:
+            grid = self.compared.level_grid(self.level)
+            notes.append(
+                f"{self.volume.path}: voxels of {_in_mm(grid)} mm are compared on {_in_mm(cut_grid(grid))} mm, by "
+                "splines along the thick axes; what is thinner than a slice is not in the data"
+            )
+        return notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +302,10 @@ def _too_large(sides: list[Input], levels: list[int], needed: float, limit: floa
             "their coarser levels can be compared"
         )
     return f"comparing {grids} needs {in_words(needed)}, {in_words(limit)} are allowed; {remedy}"
+
+
+def _in_mm(grid: Grid) -> str:
+    return " x ".join(f"{s:.4g}" for s in grid.spacing_mm)
 
 
 def _at_level(side: Input, level: int) -> Input:

@@ -24,13 +24,13 @@ from comir_hpc.register.plane import SlicePlane
 from comir_hpc.register.verdict import Verdict
 from comir_hpc.rotations import angle_deg
 from comir_hpc.runs import result as results
-from comir_hpc.runs.html import result_html
 from comir_hpc.runs.record import as_json, brief, make_record
 from comir_hpc.runs.result import RESULT_FILE, Result
+from comir_hpc.runs.result_html import PANELS_FILE, result_html
 from comir_hpc.transforms import DIRECTION, Transform, save_transform
 
 TRANSFORM_FILES = ("transform.tfm", "transform.json")
-PANELS_FILE, SEARCH_FILE = "panels.npz", "search.npz"
+SEARCH_FILE = "search.npz"
 FAILED_START = "refinement led to no answer"
 _PAGE_BYTES = 8 * 2**20  # room for the report (3 MB at most), the JSON files and what file systems add
 

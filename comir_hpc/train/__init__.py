@@ -19,14 +19,16 @@ import torch
 from torch import nn
 
 from comir_hpc import __version__
-from comir_hpc.checkpoints import checkpoint_path, read_newest, unwritable, write_file
+from comir_hpc.checkpoints import checkpoint_path, read_newest, read_tensors, unwritable, write_file
 from comir_hpc.config import TrainSettings, dump
 from comir_hpc.engine import Engine, make_engine
+from comir_hpc.errors import CheckpointError
 from comir_hpc.host.locks import writer
 from comir_hpc.launch import choose_device, read_launch
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.patches import PatchSampler
 from comir_hpc.reference import reference_metrics
+from comir_hpc.runs.html import table
 from comir_hpc.runs.model import (
     MODEL_FILE,
     WEIGHTS_FOLDER,
@@ -35,7 +37,7 @@ from comir_hpc.runs.model import (
     weights_path,
     write_model,
 )
-from comir_hpc.runs.record import make_record
+from comir_hpc.runs.record import is_newer, make_record
 from comir_hpc.specimens import Specimen, prepare_specimens
 from comir_hpc.tracking import NullTracker, Tracker, open_tracker
 from comir_hpc.train.checks import (
@@ -90,6 +92,14 @@ class TrainResult:
         done += "" if agreement is None else f", agreement {agreement:.3f}"
         return "; ".join([f"{done}, {self.seconds:.0f} s", *self.notes])
 
+    def _repr_html_(self) -> str:
+        """Show the same in a notebook."""
+        figures = {key: self.reference.get(key) for key in ("agreement", "mismatched", "retrieval")}
+        rows = {"run": self.run, "steps": self.steps, "loss": f"{self.loss:.4f}"}
+        return table(
+            "train", rows | {key: f"{value:.3g}" for key, value in figures.items() if value is not None}
+        )
+
 
 def train(settings: TrainSettings, run: Path, *, progress: Progress | None = None) -> TrainResult:
     """Train the encoders, or continue where the run in `run` was stopped (collective: every rank calls it).
@@ -135,7 +145,10 @@ def _require_trainable(settings: TrainSettings) -> None:
 
 
 def _is_finished(settings: TrainSettings, run: Path) -> bool:
-    model = _read_model(settings, run)
+    try:
+        model = _read_model(settings, run, False, [])
+    except CheckpointError:
+        return False  # damaged: it may have to be written again
     return model is not None and model.step == settings.optimiser.steps
 
 
@@ -143,7 +156,7 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
     """Train while nobody else writes into the folder of the run."""
     found = read_newest(run / "checkpoints")
     state, path, notes = found or (None, None, [])
-    model = _read_model(settings, run)
+    model = _read_model(settings, run, state is not None, notes)
     done = max((state["loop"]["step"] if state else 0, model.step if model else 0))
     claim_run(settings, run, done)
     if model and model.step == settings.optimiser.steps:
@@ -259,12 +272,35 @@ def _weights(network: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
-def _read_model(settings: TrainSettings, run: Path) -> Model | None:
-    """Return the model of a run that was finished, with that many steps or fewer."""
+def _read_model(settings: TrainSettings, run: Path, resumable: bool, notes: list[str]) -> Model | None:
+    """Return the model of a run that was finished, with that many steps or fewer.
+
+    Parameters
+    ----------
+    resumable : bool
+        Whether there is a checkpoint from which a damaged model can be made again.
+    notes : list of str
+        Gets a line if it will be.
+
+    Raises
+    ------
+    CheckpointError
+        If it is of a newer format, or damaged where nothing else is left of the training.
+    """
     if not (run / MODEL_FILE).is_file():
         return None
-    model = read_model(run)
-    return model if all(weights_path(run, name).is_file() for name in settings.modalities) else None
+    try:
+        model = read_model(run)
+        if not all(weights_path(run, name).is_file() for name in settings.modalities):
+            return None
+        for name in settings.modalities:
+            read_tensors(weights_path(run, name))
+    except CheckpointError as error:
+        if not resumable or is_newer(run / MODEL_FILE):
+            raise
+        notes.append(f"{error}; it is made again from the last checkpoint")
+        return None
+    return model
 
 
 def _result(run: Path, model: Model, start: float, notes: list[str]) -> TrainResult:
