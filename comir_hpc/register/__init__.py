@@ -5,8 +5,7 @@ and shifts, then the best distinct answers are refined, and then the verdict is 
 
 * `inputs` opens what is given, `features` is what is compared, `isotropic` cuts thick slices, `plane` flattens slices;
 * `global_search` tries all rotations on `coarse` maps by `criteria`; `refine` optimises, `candidates` ranks;
-* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges;
-* `panels` draws, `outputs` writes.
+* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges, `panels` draws, `outputs` writes.
 """
 
 from __future__ import annotations
