@@ -149,6 +149,7 @@ def displace(
     index = np.eye(4)
     index[:3, :3] = displacement.rotation_zyx
     index[:3, 3] = centre + displacement.shift_vox - displacement.rotation_zyx @ middle
+    # World of the source -> its index -> index in the cube -> world of the cube.
     matrix = cube.matrix_mm @ index @ np.linalg.inv(grid.matrix_mm)
     return moved, cube, Transform(matrix).about(grid.centre_mm)
 

@@ -71,6 +71,7 @@ def equivariance_errors(
     group.require_invariant(shape, "the shape of the cubes")
     group.require_invariant(tuple(trim_zyx), "the trim")
     straight = encode(cubes)
+    # The mask needs no turning: each turned map is turned back before it is compared.
     keep = _kept(straight, trim_zyx, mask)
     variance = _variance(straight, keep)
     errors = [
@@ -180,6 +181,7 @@ def so3_curve(
     for row, angle in enumerate(angles_deg):
         rotations = [rotation_by(axis, angle) for axis in axes]
         errors[row] = [measured.error(rotation) for rotation in rotations]
+        # The floor is measured about one axis only, since each axis costs another encoding.
         floor[row] = measured.floor(rotations[0])
         if progress:
             progress(row + 1, len(angles_deg))
@@ -207,6 +209,7 @@ def _kept(maps: Tensor, trim_zyx: Sequence[int], mask: Tensor | None) -> Tensor:
 
 
 def _variance(maps: Tensor, kept: Tensor) -> float:
+    # In double precision: millions of squares are added up.
     values = maps.transpose(0, 1).flatten(1)[:, kept.flatten()].double()
     return float(values.var(dim=1, correction=0).mean())
 

@@ -87,6 +87,7 @@ class Group:
     @property
     def tied_axes(self) -> tuple[tuple[int, ...], ...]:
         """Array axes (0 is z) that elements carry onto each other: ((0, 1, 2),) for O, ((0,), (1, 2)) for D4."""
+        # Axis j is carried onto axis i if any element has an entry there. In a group this is an equivalence.
         carried = (self.matrices != 0).any(axis=0)
         return tuple(sorted({tuple(int(axis) for axis in np.flatnonzero(row)) for row in carried}))
 
@@ -214,8 +215,9 @@ def _group(name: str) -> Group:
         for order in itertools.permutations(range(3))
         for signs in itertools.product((1, -1), repeat=3)
     ]
+    # The first in this order is the identity, which callers rely on.
     matrices = np.array([matrix for matrix in signed if all(test(matrix) for test in _TESTS[name])])
-    matrices.setflags(write=False)
+    matrices.setflags(write=False)  # the group is cached, hence shared
     return Group(name, matrices)
 
 

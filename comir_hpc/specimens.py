@@ -104,6 +104,7 @@ def specimen_share(volumes: Sequence[Volume], level: int, patch_zyx: Triple) -> 
         for i in range(level, min(v.num_levels for v in volumes))
     ]
     coarse = max(i for i, ratio in enumerate(ratios) if (ratio <= wanted).all())
+    # Blocks of that level's voxels make up the rest of a lattice step.
     block = wanted // ratios[coarse]
     mask = np.concatenate(list(_specimen_slabs(volumes, level + coarse, block)))
     if not mask.any():

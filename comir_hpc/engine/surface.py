@@ -66,6 +66,7 @@ class Engine(ABC):
             torch.cuda.set_device(self.device)
         else:
             keep_freed_memory()
+        # The group has to exist before the norms are synchronised, and the norms before a wrapper sees the networks.
         if self.world_size > 1:
             self._owns_group = join_group(launch, self.device, settings.timeout_s)
             networks = synchronise_norms(networks, self.device)
@@ -204,6 +205,7 @@ class Engine(ABC):
                 write_checkpoint(folder, record)
             except CheckpointError as error:
                 problem = error
+        # All ranks have to learn of the problem. If only the first one ended, the others would wait for it in vain.
         if any(self.any(problem is not None)):
             raise problem or CheckpointError(
                 f"{folder} could not be written by the first rank; see its message"

@@ -129,6 +129,7 @@ def _model_folder(run: Path, step: int | None, place: Path) -> tuple[Path, int]:
         newest = next(iter(list_checkpoints(run / "checkpoints")), None)
         remedy = f"give --checkpoint {int(newest.name[5:])}" if newest else "it has no checkpoint either"
         raise CheckpointError(f"{run} has no model.json: the training has not ended; {remedy}")
+    # The finished model is in the run itself, so that no copy of it has to be written.
     if finished is not None and step in (None, finished):
         return run, finished
     assert step is not None
@@ -150,6 +151,7 @@ def _write_model(run: Path, step: int, place: Path) -> Path:
             "--checkpoint the finished model is measured"
         )
     loop: dict[str, Any] = read_checkpoint(path)["loop"]
+    # The averaged weights are written, because they are what the training hands on at its end.
     folder = place / path.name
     for name in loop["model"]["modalities"]:
         prefix = f"{name}."
@@ -193,5 +195,6 @@ def _widest(encoder: Encoder, trained: Group, *, planar: bool) -> Group:
     try:
         encoder.network.require_group(group)
     except ConfigError:
+        # A network that pools axes differently cannot follow a group that exchanges them: its error would say nothing.
         return trained
     return group if len(group) >= len(trained) else trained

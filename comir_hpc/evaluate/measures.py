@@ -35,6 +35,7 @@ def cube_sides(settings: EvaluateSettings, subject: Subject) -> tuple[Triple, Tr
 
 def curve_angles_deg(settings: EvaluateSettings) -> NDArray[np.float64]:
     """List the angles, degrees up to 180, at which the curve over SO(3) is measured."""
+    # A little more than 180, so that 180 itself is among them.
     return np.arange(settings.angle_step, 180 + 1e-9, settings.angle_step)
 
 
@@ -102,6 +103,8 @@ def error_at_border(
 
     The result is the mean squared change as a share of the variance; None where there is nothing to compare.
     """
+    # The same voxels are encoded twice: in the cube, and in a larger cube about the same middle. What is added on each
+    # side is a multiple of the stride, so that both pool the same voxels together.
     one = Places(places.starts[:1], places.side_zyx, places.trim_zyx, places.around_zyx)
     side, stride = np.asarray(places.side_zyx), np.asarray(stride_zyx)
     more = np.where(side == 1, 0, np.ceil(side / 4 / stride) * stride).astype(int)
@@ -119,6 +122,7 @@ def error_at_border(
 
 def metrics_on_patches(subject: Subject) -> dict[str, Any]:
     """Measure agreement and retrieval on patches, or take what `train` wrote when it ended, if it fits."""
+    # `train` has measured the finished model in the same way. Runs of older versions have no retrieval there.
     written = next(iter(subject.encoders.values())).reference
     if subject.own and "retrieval" in written:
         return written

@@ -221,6 +221,7 @@ def registration_bias(folder: Path) -> Bias:
     if found is None or fixed is None or grid is None:
         reasons = "; ".join(result.reasons) or "its result names no volume and no transform"
         raise RegistrationError(f"{folder}: the registration of the aligned pair failed ({reasons})")
+    # The pair is aligned, so the true transform is the identity: every displacement is an error.
     points = specimen_points(Volume.open(fixed.path))
     moved = found.apply(points) - points
     return Bias(

@@ -37,6 +37,7 @@ def draw_diagnosis(path: Path, record: Mapping[str, Any]) -> None:
     ended = f", aligned pair {bias['voxels']:.3f} voxel / {bias['degrees']:.3f}° off" if bias else ""
     figure.suptitle(f"{Path(record['run']).name}, step {record['step']}{ended}", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Written under another name first: a reader never sees half a picture.
     spare = path.with_name(f".{path.name}.part")
     figure.savefig(spare, format="png")
     spare.replace(path)

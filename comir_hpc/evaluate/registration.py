@@ -119,6 +119,7 @@ def specimen_points(volume: Volume, count: int = _NUM_POINTS) -> FloatArray:
         volume.num_levels - 1,
     )
     mask = volume.intensity().foreground(Unpadded(volume).read(level=level)[0])
+    # Voxels at even steps through the list would follow its rows and planes: a random choice does not.
     index = np.argwhere(mask)
     if not len(index):
         raise VolumeError(f"{volume.path} has no foreground; give points with --points")

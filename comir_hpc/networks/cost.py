@@ -62,6 +62,7 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
+        # Storages are counted and not tensors, since a view shares the memory of the tensor that it looks at.
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
@@ -97,6 +98,7 @@ class _Step(nn.Module):
     def forward(self, x_BCZYX: Tensor, dtype: torch.dtype) -> None:
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32):
             y_BLZYX = self.network(x_BCZYX)
+        # What is alive between the two passes is what the backward pass needs.
         self.kept_bytes = self.tally.live
         y_BLZYX.sum().backward()
 
@@ -126,6 +128,7 @@ def predict_step(
     step = _Step(network, tally)
     before = network.training
     with FakeTensorMode() as fake:
+        # The weights are replaced by fake ones in this call only, so that the network stays as it is.
         state: dict[str, Tensor] = {
             name: fake.from_tensor(tensor)
             for name, tensor in (*step.named_parameters(), *step.named_buffers())

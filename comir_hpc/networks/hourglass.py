@@ -183,6 +183,7 @@ class Hourglass(Network):
             for axis in range(3)
         )
         self.receptive_halo_zyx = (z, y, x)
+        # The head works at full resolution, so that it forgets with the finest level.
         for level, blocks in enumerate(zip(encoders, downs, decoders, strict=False)):
             self._forget([*blocks, head] if level == 0 else blocks, level < checkpoint_levels)
         # torch's stub lacks this overload.
@@ -281,6 +282,7 @@ def conv_hourglass(
             grow=grow,
         )
 
+    # Only the first convolution is made by `first`: it reads an image, all others read feature maps.
     encoders = [block(in_channels, 0, first)]
     encoders.extend(block(widths[level], level + 1) for level in range(len(pooling)))
     decoders = []

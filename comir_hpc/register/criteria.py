@@ -108,6 +108,7 @@ class MaskedCorrelation:
         """Return the coefficient, -inf where a variance vanishes, and the overlapping weight."""
         if self._spectra is None:
             self._spectra = correlator.spectra(_moments(self._fixed.values, self._fixed.weights))
+        # The spectra of the fixed map are the same for all rotations, so they are computed once.
         fixed, moving = self._spectra, moving.conj()
         channels = len(fixed) - 2
         products = np.concatenate(
@@ -154,7 +155,7 @@ class MutualInformation:
             self._spectra = correlator.spectra(self._fixed_maps)
         fixed, moving = self._spectra, moving.conj()
         joint = np.stack([correlator.window(one * moving) for one in fixed])
-        joint = np.maximum(joint, 0)
+        joint = np.maximum(joint, 0)  # rounding of the FFT leaves counts a little below zero
         overlap = joint.sum(axis=(0, 1))
         count = np.maximum(overlap, 1e-3)
 

@@ -288,7 +288,7 @@ def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
         ]
         if not movable:
             raise RegistrationError(_too_large(sides, levels, sum(needs), limit_bytes))
-        levels[max(movable, key=lambda i: needs[i])] += 1
+        levels[max(movable, key=lambda i: needs[i])] += 1  # of the larger volume
 
 
 def _too_large(sides: list[Input], levels: list[int], needed: float, limit: float) -> str:

@@ -166,6 +166,7 @@ def write_result(
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # result.json is deleted first and written last: while it is there, all other files belong to it.
         for name in (RESULT_FILE, *TRANSFORM_FILES, PANELS_FILE, SEARCH_FILE):
             (folder / name).unlink(missing_ok=True)
         _write_arrays(folder / PANELS_FILE, panels)

@@ -113,7 +113,7 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
             raise VolumeError(f"volumes of modality {name} differ in channels: {listed}; use the same ones")
         in_channels[name] = volumes[0][number].num_channels
         for pair in volumes:
-            pair[number].intensity()
+            pair[number].intensity()  # refuses a volume without statistics before the work begins
     return Inputs(volumes, grids[0], _choose_group(settings, grids[0]), in_channels)
 
 
@@ -126,6 +126,7 @@ def build_networks(settings: TrainSettings, inputs: Inputs) -> nn.ModuleDict:
         If the patch is not a multiple of the network's stride, or the network cannot follow the group.
     """
     options = encoder_options(settings, inputs)
+    # The seed acts inside only. So every rank gets the same weights, and random numbers outside are not disturbed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         networks = {

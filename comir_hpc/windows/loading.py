@@ -46,6 +46,7 @@ def nearest_level(volume: Volume, spacing_mm: Vector) -> int:
     ratios = [
         (np.asarray(volume.level_grid(level).spacing_mm) / wanted)[axes] for level in range(volume.num_levels)
     ]
+    # Ratios are compared by their logarithm, for which twice as coarse and twice as fine are equally far.
     distances = [float(np.abs(np.log(ratio)).max()) for ratio in ratios]
     best = int(np.argmin(distances))
     if distances[best] > np.log(_LEVEL_TOLERANCE):
@@ -107,6 +108,7 @@ def load_encoder(
     _require_as_many_weights(model, modality, state, path)
     network = _build(run, model, modality)
     _take_weights(network, state, path, model.network.name)
+    # Before the network moves to its device: the folded filters are then computed in fp32 on the CPU, on every machine.
     fold_norms(network)
     group = None if symmetrise == "none" else rotation_group(symmetrise)
     if group is not None:
