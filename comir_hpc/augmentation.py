@@ -94,12 +94,13 @@ def vary(image: Tensor, offsets: Tensor, change: IntensityChange, scale: Scale) 
     Gamma, bias and gain act on the brightness above air, so that air stays as dark as it is.
     """
     if change == IntensityChange.plain(change.noise_seed):
-        return image
+        return image  # to the bit: the arithmetic below would round, and clip what is darker than air
     slopes = (b / max(1.0, (n - 1) / 2) for b, n in zip(change.bias_zyx, image.shape[1:], strict=True))
     # Clamped, since a patch's corners add up the gains of three axes.
     field = sum((offsets[..., axis] * slope for axis, slope in enumerate(slopes)), torch.zeros(()))
     gain = field.clamp(-1, 1).exp() * change.gain
     bright = ((image - scale.air) / scale.span).clamp(0, 1).pow(change.gamma) * scale.span * gain
+    # A generator of its own, so that the noise does not depend on what was drawn before.
     generator = torch.Generator(image.device).manual_seed(change.noise_seed)
     noise = torch.randn(image.shape, generator=generator, device=image.device)
     return bright + (scale.air + change.shift) + change.noise * noise

@@ -266,12 +266,14 @@ def all_pairs(u: Maps, v: Maps, critic: str) -> PairSums:
     rows_u, rows_v = u.values.flatten(1), v.values.flatten(1)
     cross = _gram(rows_u) if u is v else rows_u @ rows_v.T
     if u.valid is None or v.valid is None:
+        # Without masks the energy of a map is the same for all its partners: one number a map, not one a pair.
         count = cross.new_tensor(float(voxels))
         sums = PairSums(count, channels, cross, u.energy[:, None], v.energy[None])
         if critic != "correlation":
             return sums
         return sums.centred(u.values.sum(dim=2).T[:, :, None], v.values.sum(dim=2).T[:, None])
     within_u, within_v = _Within(u.valid, cross.dtype), _Within(v.valid, cross.dtype)
+    # If both sets are one, both tables of sums are the same; the second one is used transposed below.
     over_v = within_v.sums(u.energy_map)
     over_u = over_v if u is v else within_u.sums(v.energy_map)
     sums = PairSums(within_v.sums(u.valid[:, 0].to(cross.dtype)), channels, cross, over_v, over_u.T)

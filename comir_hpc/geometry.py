@@ -233,6 +233,7 @@ class Grid:
             return False
         # Along an axis of one voxel only its centre is compared, because its spacing is only a thickness.
         ends = [(0.0,) if n == 1 else (-0.5, n - 0.5) for n in self.shape_zyx]
+        # The difference of two affine maps is affine: it is largest at a corner.
         corners = np.asarray(list(itertools.product(*ends)))
         distance = np.abs(self.world_mm(corners) - other.world_mm(corners)).max()
         return bool(distance <= tolerance * self.finest_mm)

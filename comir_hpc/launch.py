@@ -119,6 +119,7 @@ def choose_device(name: str, launch: Launch | None = None) -> torch.device:
         If a GPU is asked for and there is none, or a node has more processes than GPUs.
     """
     local_rank = launch.local_rank if launch else 0
+    # `auto` takes what there is. `cuda` where there is no GPU is refused below.
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

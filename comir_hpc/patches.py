@@ -131,6 +131,7 @@ class PatchSampler:
 
     def draw(self, step: int, index: int, *, stream: int = TRAINING) -> Draw:
         """Draw sample `index` of optimiser step `step`; it is the same on every rank and in every process."""
+        # Philox is counter-based: the seed decides on all numbers, and no state has to be kept or saved.
         entropy = np.random.SeedSequence([self.seed % 2**64, stream, step, index])
         rng = np.random.Generator(np.random.Philox(entropy))
         pair = int(rng.integers(len(self.specimens)))
@@ -152,6 +153,7 @@ class PatchSampler:
         """Draw rotation, scale and mirror as a map of voxel offsets, and whether it keeps to the voxel grid."""
         settings = self.settings
         planar = settings.patch[0] == 1
+        # Random numbers are drawn also where they are not used, so that switching off one variation leaves the others.
         rotation = rotation_by("z", rng.uniform(0, 360)) if planar else random_rotation(rng)
         physical = rotation * math.exp(rng.uniform(-1, 1) * math.log1p(settings.scale))
         on_grid = rng.random() >= settings.rotate or not self.augment
@@ -199,6 +201,7 @@ class PatchSampler:
         """Find the box of the volume that interpolation at the patch's voxels needs; it is never empty."""
         corners = self._corners(draw)
         start = np.floor(corners.min(axis=0)).astype(int)
+        # One voxel more than the last corner's: interpolation reads the voxels on both sides of a position.
         stop = np.floor(corners.max(axis=0)).astype(int) + 2
         wanted = Box(_triple(start), _triple(stop))
         return wanted.intersect(self.specimens[draw.pair].grid.box)
@@ -237,6 +240,7 @@ class PatchSampler:
             for number, draw in enumerate(draws):
                 scale = self._scale(draw.pair, modality, device)
                 patch = interpolate(sources[number][modality].to(device), where[number], scale)
+                # Beyond the volume there is air, not the border voxel that interpolation holds there.
                 patch = torch.where(valid[number], patch, scale.air)
                 masks.append((patch > scale.threshold).any(dim=0, keepdim=True))
                 patches.append(vary(patch, offsets, draw.changes[modality], scale))

@@ -46,6 +46,7 @@ def retrieval(table: Tensor, ignore: Tensor | None = None) -> float:
     if ignore is not None:
         others[ignore] = -torch.inf
     others.fill_diagonal_(-torch.inf)
+    # Along both dimensions: each modality in turn looks for its partner in the other one.
     found = torch.cat([partner > others.amax(dim=dim) for dim in (0, 1)])
     return float(found.double().mean())
 
@@ -66,6 +67,7 @@ def effective_rank(maps: Tensor, mask: Tensor | None = None) -> float:
     values = maps.transpose(0, 1).flatten(1).double()
     if mask is not None:
         values = values[:, mask.flatten()]
+    # For a single channel, torch.cov gives a scalar; rounding may give eigenvalues a little below zero.
     spectrum = torch.linalg.eigvalsh(torch.cov(values).reshape(len(values), -1)).clamp_min(0)
     if not spectrum.sum() > 0:
         return 0.0

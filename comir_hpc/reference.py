@@ -64,6 +64,7 @@ def reference_metrics(
     maps = [encode(number, images) for number, images in enumerate(batch.images)]
     table = agreement(maps[0], maps[1], batch.valid)
     aligned = table.diagonal()
+    # Patches near each other show the same structure: as pairs of different places they would look too much alike.
     near = torch.from_numpy(sampler.ignore(draws)).to(device)
     apart = table[~near]
     specimen = batch.valid & specimen_mask(batch.above[0]) & specimen_mask(batch.above[1])

@@ -183,6 +183,7 @@ def covering_radius_deg(rotations: ArrayLike) -> float:
     from scipy.spatial import ConvexHull
 
     quaternions = to_quaternions(rotations)
+    # Fewer than four independent quaternions do not enclose the origin, and their hull has no volume.
     if np.linalg.matrix_rank(quaternions, tol=1e-9) < 4:
         return 180.0  # some quaternion is at right angles to all of them, hence half a turn away from each
     hull = ConvexHull(np.concatenate([quaternions, -quaternions]))

@@ -124,6 +124,7 @@ class TurnedCubes:
         self._mask = np.ones(shape, dtype=np.bool_) if mask is None else mask
         self._ball = inner_ball(self._side, trim_zyx, self._spacing)
         self._straight = self._represent(_middle(surroundings, self._side))
+        # Only the ball counts, also for the unturned cube: a turned corner would lie outside of the cube.
         self._kept = _middle(self._mask, self._side) & self._ball
         self.voxels = int(self._kept.sum())
         if not self.voxels:
@@ -137,6 +138,7 @@ class TurnedCubes:
     def error(self, rotation: FloatArray) -> float:
         """Return the equivariance error e(R) of a rotation (3, 3) in zyx order."""
         turned = self._represent(self._turn(self._images, rotation, self._side))
+        # Linear for the mask: a cubic spline would overshoot at its edges.
         mask = self._turn(self._mask, rotation, self._side, order=1) > 0.5
         return self._distance(turned, self._turn(self._straight, rotation), mask & self._ball)
 

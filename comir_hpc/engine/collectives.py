@@ -37,6 +37,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # Piece r of every rank's gradient belongs to the rows of rank r: exchange the pieces, then add them up.
         own = torch.empty_like(grad, memory_format=torch.contiguous_format)
         dist.all_to_all_single(own, grad.contiguous())
         return torch.stack(own.tensor_split(dist.get_world_size())).sum(dim=0)

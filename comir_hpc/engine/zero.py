@@ -57,6 +57,7 @@ class DeepSpeedEngine(Engine):
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss (collective); `Engine.backward` says what is averaged and summed."""
+        # Not divided by the number of micro-batches: each carries its part of one gradient, and the parts add up.
         self._deepspeed.backward(loss, scale_wrt_gas=False)
 
     def update(self) -> Tensor:

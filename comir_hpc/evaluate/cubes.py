@@ -82,6 +82,7 @@ def place_cubes(
             break  # the specimen is no larger than the cubes placed already
         chosen.append(centres[int(away.argmax())])
     stride = np.asarray(stride_zyx)
+    # Rounded to the stride: a cube then pools the same voxels together as the whole volume does.
     starts = [np.rint((centre - (np.asarray(side_zyx) - 1) / 2) / stride) * stride for centre in chosen]
     return Places(tuple(map(_triple, starts)), side_zyx, trim_zyx, _around(side_zyx, specimen))
 
@@ -128,6 +129,7 @@ def _read(
     image = np.empty((len(intensities), *side_zyx), dtype=np.float32)
     above = np.zeros(side_zyx, dtype=np.bool_)
     for channel, intensity in enumerate(intensities):
+        # Air everywhere; the part inside the volume is filled in below.
         image[channel] = intensity.normalise(np.array(intensity.low))
     if inside.size:
         place = inside.slices_in(wanted)
@@ -144,6 +146,7 @@ def _around(side_zyx: Triple, specimen: Specimen) -> Triple:
     """
     spacing, side = np.asarray(specimen.grid.spacing_mm), np.asarray(side_zyx)
     flat = side == 1
+    # A corner is half a diagonal from the middle, in whichever direction it is turned.
     diagonal = np.linalg.norm(np.where(flat, 0.0, side * spacing))
     grow = np.ceil((diagonal / spacing - side) / 2 + _SPLINE_REACH)
     return _triple(np.where(flat, 1, side + 2 * grow))

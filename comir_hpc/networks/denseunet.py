@@ -191,7 +191,7 @@ def _assemble(
     encoders.append(parts.dense(channels, sizes.bottom, sizes, keep_input=False))
 
     decoders: list[Decoder] = []
-    # On the way up a block gives only its new channels (but at full resolution), so that they do not grow level by level.
+    # On the way up a block gives only its new channels (but at full resolution), so that they do not grow by levels.
     coarse = sizes.bottom * sizes.growth
     for level in reversed(range(len(sizes.layers))):
         joined = skips[level] + coarse

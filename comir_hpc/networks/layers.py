@@ -272,6 +272,7 @@ class ConvBlock(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.shortcut: Stage | None = None
         if residual:
+            # An image is never added as it is: `first` carries it to feature maps, on which a group may act.
             same = first is None and in_channels == out_channels
             point = nn.Identity() if same else entry(in_channels, out_channels, _POINT)
             self.shortcut = Stage(point, copies=copies, grow=grow)

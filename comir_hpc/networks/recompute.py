@@ -66,6 +66,7 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
         module,
         *inputs,
         use_reentrant=False,
+        # Only dropout draws random numbers; to save and restore their state costs time on a GPU.
         preserve_rng_state=any(isinstance(layer, nn.Dropout | nn.Dropout3d) for layer in module.modules()),
         context_fn=lambda: (contextlib.nullcontext(), _frozen_statistics(module)),
     )

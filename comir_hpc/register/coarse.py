@@ -130,6 +130,7 @@ def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> CoarseFeat
     inside = np.argwhere(stacked[-1] > 0)
     if not len(inside):
         raise RegistrationError("the mask of a volume is empty: there is no foreground to compare")
+    # The new grid is centred on the box around the mask, and just large enough for it.
     every = np.where(blurred_axes, spacing_mm / finer / spacing, 1.0)
     low, high = inside.min(axis=0), inside.max(axis=0)
     counts = np.ceil((high - low) / every).astype(int) + 1

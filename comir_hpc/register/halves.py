@@ -25,6 +25,7 @@ def halves_distance_mm(
     The specimen is cut across each axis in turn (across two for a slice), and the mean is taken. It is infinite if a
     half cannot be registered at all.
     """
+    # Cut through the centre of mass, so that both halves hold about as much specimen.
     centre = fixed.grid.index_zyx(fixed.centroid_mm)
     distances = []
     for axis in fixed.grid.axes:

@@ -70,5 +70,6 @@ def _resampled(
     index = np.squeeze(np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1), axis=axis)
     place = grid.index_zyx(transform.apply(onto.world_mm(index)))
     plane = ndimage.map_coordinates(values, np.moveaxis(place, -1, 0), order=1, mode="nearest")
+    # To the edges of the outer voxels, not only to their centres: half a voxel further.
     inside = ((place >= -0.5) & (place <= np.asarray(values.shape) - 0.5)).all(axis=-1)
     return np.where(inside, plane, np.nan).astype(np.float32)

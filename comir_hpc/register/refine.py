@@ -142,6 +142,7 @@ class Refiner:
         method.SetMetricFixedMask(mask)
         if self._moving_mask is not None:
             method.SetMetricMovingMask(self._moving_mask)
+        # ITK applies the transform that it optimises first, and then the moving initial one.
         method.SetMovingInitialTransform(itk_transform(self._to_normal(start), flat=self._flat))
         method.SetInitialTransform(small, inPlace=True)
         iterations = 0

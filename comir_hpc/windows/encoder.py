@@ -264,6 +264,7 @@ class Encoder:
     def _averaged(self, x: Tensor, group: Group) -> Tensor:
         total: Tensor | None = None
         for g in group.matrices:
+            # The input is turned by g, and the output turned back, so that all outputs lie in the input's frame.
             y = act(self.network(act(x, g).contiguous()).float(), g.T)
             total = y if total is None else total + y
         assert total is not None
