@@ -94,7 +94,9 @@ def read_point_table(path: Path) -> PointTable:
         try:
             _read_rows(draft, text)
         except csv.Error as error:
-            raise VolumeError(f"{path} is no well-formed table ({str(error)!a}); repair its quotes") from error
+            raise VolumeError(
+                f"{path} is no well-formed table ({str(error)!a}); repair its quotes"
+            ) from error
     if not draft.points:
         raise VolumeError(f"{path} has a header and no points; expected a row for each point")
     factors, notes = _conversion(draft)

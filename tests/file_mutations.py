@@ -6,13 +6,11 @@ fields and tags (odd values, other types), text (JSON, XML, attributes, lines), 
 
 from __future__ import annotations
 
-import copy
 import functools
 import gzip
 import io
 import json
 import random
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -25,102 +23,10 @@ import tifffile
 import zarr
 from dicom_files import enhanced, phantom, slices
 from header_mutations import metaimage_bytes, nifti_bytes, nrrd_bytes
+from mutations import broken, changed_json, reworded
 
 Made = tuple[Path, str]
 SHAPE = (4, 5, 6)
-_VALUES: tuple[Any, ...] = (
-    0, 1, -1, 2, 3, 7, 0.5, -2.5, 1e-30, 1e30, float("nan"), float("inf"), 255, 65536, 2**31 - 1, 2**40, -(2**31), None,
-    True, "", "x", "0", "-3", "nan", "1e999", "2,5", "../..", "z", "µm", "furlong", "second", [], [1], [1, 2, 3], {},
-    {"a": 1}, "y" * 3000,
-)  # fmt: skip
-_WORDS = (
-    "0", "1", "-1", "7", "1e400", "nan", "inf", "2,5", "x", "", "3", "uint8", "mm", "nm", "XYCZT", "XYZTC", "furlong",
-    "99999999999", "0x10", "٣", "\u00b5m", "true",
-)  # fmt: skip
-
-
-# ---------------------------------------------------------------------- what is done to any file
-
-
-def broken(content: bytes, rng: random.Random, header: int = 600) -> tuple[bytes, str]:
-    """Bytes with a few changed, lost or added, most of them in the header, or cut off."""
-    kind, end = rng.random(), max(1, min(header, len(content)))
-    if kind < 0.5:
-        places = [rng.randrange(end) for _ in range(rng.choice([1, 1, 2, 4, 8]))]
-        changed = bytearray(content)
-        for place in places:
-            changed[place] = rng.choice([0, 1, 255, 127, 128, 10, 32, rng.randrange(256)])
-        return bytes(changed), f"bytes {places} changed"
-    at = rng.randrange(len(content)) if kind < 0.75 else rng.randrange(end)
-    if kind < 0.85:
-        return content[:at], f"cut off at byte {at}"
-    if kind < 0.93:
-        return content[:at] + content[at + rng.randrange(1, 9) :], f"bytes lost at {at}"
-    return content[:at] + rng.randbytes(rng.randrange(1, 9)) + content[at:], f"bytes added at {at}"
-
-
-def reworded(text: str, rng: random.Random) -> tuple[str, str]:
-    """Text with some numbers or words replaced, or a piece lost."""
-    done = []
-    for _ in range(rng.choice([1, 1, 2, 3])):
-        found = list(re.finditer(r"-?\d[\d.]*|[A-Za-zµ]+", text))
-        if not found:
-            break
-        match, word = rng.choice(found), rng.choice(_WORDS)
-        if rng.random() < 0.12:
-            start, stop = match.start(), min(len(text), match.start() + rng.randrange(1, 40))
-            done.append(f"lost {text[start:stop]!r}")
-            text = text[:start] + text[stop:]
-        else:
-            done.append(f"{text[max(0, match.start() - 18) : match.end()]!r} -> {word}")
-            text = text[: match.start()] + word + text[match.end() :]
-    return text, "; ".join(done)
-
-
-def changed_json(entry: Any, rng: random.Random) -> tuple[Any, str]:
-    """JSON with one to three of its entries replaced, lost, doubled or renamed."""
-    entry, done = copy.deepcopy(entry), []
-    for _ in range(rng.choice([1, 1, 2, 3])):
-        holders = list(_holders(entry, ""))
-        if not holders:
-            break
-        where, holder, key = rng.choice(holders)
-        kind, value = rng.random(), rng.choice(_VALUES)
-        if kind < 0.6:
-            holder[key] = _near(holder[key], rng) if rng.random() < 0.5 else value
-            done.append(f"{where} = {str(holder[key])[:40]}")
-        elif kind < 0.8:
-            del holder[key]
-            done.append(f"{where} lost")
-        elif isinstance(holder, list):
-            holder.insert(rng.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
-            done.append(f"{where} doubled")
-        else:
-            holder[str(value)[:20]] = holder.pop(key)
-            done.append(f"{where} renamed {str(value)[:20]}")
-    return entry, "; ".join(done)
-
-
-def _near(value: Any, rng: random.Random) -> Any:
-    """Another value of the same kind."""
-    if isinstance(value, bool) or value is None:
-        return not value
-    if isinstance(value, int | float):
-        return rng.choice([value + 1, value - 1, -value, value * 1000, value / 1000, 0, value + 0.5, str(value)])
-    if isinstance(value, list):
-        return rng.choice([value[::-1], value[:-1], [*value, 1], value + value])
-    if isinstance(value, str):
-        return rng.choice([value.upper(), value + "s", value[:-1], value[::-1], "z", "t", "c", "scale", "space"])
-    return value
-
-
-def _holders(entry: Any, where: str) -> Any:
-    items = entry.items() if isinstance(entry, dict) else enumerate(entry) if isinstance(entry, list) else ()
-    for key, value in items:
-        yield f"{where}/{key}", entry, key
-        yield from _holders(value, f"{where}/{key}")
-
-
 # ---------------------------------------------------------------------- headers of text and of fields
 
 
@@ -219,18 +125,28 @@ def _other_tag(content: bytes, rng: random.Random) -> tuple[bytes, str]:
         elif part < 0.3:
             struct.pack_into(f"{order}I", changed, at + 4, rng.choice([0, 1, 2, 3, 100, 2**31, 2**32 - 1]))
         elif part < 0.36:
-            struct.pack_into(f"{order}H", changed, at, rng.choice([254, 256, 257, 258, 262, 277, 284, 317, 339, 700]))
+            struct.pack_into(
+                f"{order}H", changed, at, rng.choice([254, 256, 257, 258, 262, 277, 284, 317, 339, 700])
+            )
         else:
-            value = rng.choice([0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64, 100, 1000, 32773, 34712, 65535, 2**31])
+            value = rng.choice(
+                [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64, 100, 1000, 32773, 34712, 65535, 2**31]
+            )
             narrow = struct.unpack(f"{order}H", content[at + 2 : at + 4])[0] == 3
-            struct.pack_into(f"{order}{'H' if narrow else 'I'}", changed, at + 8, value & 0xFFFF if narrow else value)
-        done.append(f"tag {code}: {content[at : at + 12].hex(' ')} -> {bytes(changed[at : at + 12]).hex(' ')}")
+            struct.pack_into(
+                f"{order}{'H' if narrow else 'I'}", changed, at + 8, value & 0xFFFF if narrow else value
+            )
+        done.append(
+            f"tag {code}: {content[at : at + 12].hex(' ')} -> {bytes(changed[at : at + 12]).hex(' ')}"
+        )
     return bytes(changed), "; ".join(done)
 
 
 def _other_description(content: bytes, rng: random.Random) -> tuple[bytes, str]:
     """The text of tag 270 replaced, behind the end of the file."""
-    at, order = next((a, o) for a, o in _entries(content) if struct.unpack(f"{o}H", content[a : a + 2])[0] == 270)
+    at, order = next(
+        (a, o) for a, o in _entries(content) if struct.unpack(f"{o}H", content[a : a + 2])[0] == 270
+    )
     count, start = struct.unpack(f"{order}II", content[at + 4 : at + 12])
     text = content[start : start + count].rstrip(b"\0").decode("utf-8", "replace")
     text, done = reworded(text, rng)
@@ -244,8 +160,10 @@ def _other_description(content: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 
 _ODD_NUMBERS = (0, 1, -1, 2, 3, 7, 1000, 65535)
-_ODD_TEXT = ("", "0", "-1", "1e99", "nan", "x", "2,5", "1\\2", "1\\2\\3", "0\\0\\0", "1\\0\\0\\0\\1\\0", "1\\0\\0\\0\\0\\1",
-             "-1\\0\\0\\0\\1\\0", "0.5\\0.5", "MONOCHROME1", "RGB", "PALETTE COLOR", "YBR_FULL", "1.2.3", "99999999999")  # fmt: skip
+_ODD_TEXT = (
+    "", "0", "-1", "1e99", "nan", "x", "2,5", "1\\2", "1\\2\\3", "0\\0\\0", "1\\0\\0\\0\\1\\0", "1\\0\\0\\0\\0\\1",
+    "-1\\0\\0\\0\\1\\0", "0.5\\0.5", "MONOCHROME1", "RGB", "PALETTE COLOR", "YBR_FULL", "1.2.3", "99999999999",
+)  # fmt: skip
 _KEYWORDS = (
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "ImagePositionPatient",
@@ -293,13 +211,18 @@ def _other_dicom(path: Path, rng: random.Random) -> str:
         for _ in range(rng.choice([1, 1, 2, 3])):
             holder = rng.choice(holders) if rng.random() < 0.4 else whole
             keywords = [e.keyword for e in holder if e.keyword in _KEYWORDS] or list(_KEYWORDS)
-            done.append(_other_element(holder, rng.choice(keywords if rng.random() < 0.7 else _KEYWORDS), rng))
+            done.append(
+                _other_element(holder, rng.choice(keywords if rng.random() < 0.7 else _KEYWORDS), rng)
+            )
         stream = io.BytesIO()
         whole.save_as(stream, enforce_file_format=True)
     content = stream.getvalue()
     if rng.random() < 0.1:
         syntax = rng.choice(_SYNTAXES)
-        content, done = content.replace(b"1.2.840.10008.1.2.1\0", syntax, 1), [*done, f"syntax {syntax.decode()}"]
+        content, done = (
+            content.replace(b"1.2.840.10008.1.2.1\0", syntax, 1),
+            [*done, f"syntax {syntax.decode()}"],
+        )
     path.write_bytes(content)
     return "; ".join(done)
 
@@ -338,7 +261,9 @@ def hdf5_file(folder: Path, rng: random.Random) -> Made:
     order = rng.choice(["zyx", "xyz", "yxz", "czyx", "zyxc", "tzyxc"])
     sizes = dict(zip("tczyx", (1, 2, *SHAPE), strict=True))
     array = np.arange(np.prod([sizes[a] for a in order]), dtype=rng.choice(["u1", ">u2", "f4", "i8", "f2"]))
-    tags = json.dumps({"axes": [{"key": a, "typeFlags": 2, "resolution": 0.5, "description": ""} for a in order]})
+    tags = json.dumps(
+        {"axes": [{"key": a, "typeFlags": 2, "resolution": 0.5, "description": ""} for a in order]}
+    )
     said, what = rng.choice(["axistags", "labels", "none"]), f"{order} {array.dtype}"
     with h5py.File(path, "w") as file:
         made = file.create_dataset("volume/data", data=array.reshape([sizes[a] for a in order]),
@@ -421,7 +346,9 @@ def point_table(folder: Path, rng: random.Random) -> Made:
         cells = {"x": k + 0.5, "y": -2.0 * k, "z": 3 * k, "name": f'"p{k}"', "label": f"l{k}"}
         lines.append(separator.join(str(cells[name.lower()]) for name in head))
     if rng.random() < 0.2:
-        lines.insert(0, rng.choice(["# CoordinateSystem = RAS", "# unit = um", "# made by hand", "# space: LPS"]))
+        lines.insert(
+            0, rng.choice(["# CoordinateSystem = RAS", "# unit = um", "# made by hand", "# space: LPS"])
+        )
     suffix = ".csv"
     if rng.random() < 0.2:
         suffix = ".fcsv"

@@ -29,7 +29,9 @@ Verdict = Literal["refused", "alike", "noted", "failed"]
 LONGEST_MESSAGE = 600
 LONGEST_SECONDS = 5.0
 MOST_MEMORY_KIB = 1 << 20
-_UNSAFE = re.compile(r"weights_only|allow_pickle|trust|disable|ignore_|unsafe|--force|skip.{0,10}check", re.IGNORECASE)
+_UNSAFE = re.compile(
+    r"weights_only|allow_pickle|trust|disable|ignore_|unsafe|--force|skip.{0,10}check", re.IGNORECASE
+)
 _READ_AT_ONCE = 1 << 22
 
 
@@ -131,13 +133,17 @@ def _volume(kind: str, path: Path, meter: _Meter) -> tuple[Verdict, str]:
     if not placed and any(_same_values(ours, answer) for answer in answers(kind, path)):
         return "alike", ""
     said = f"{source.kind} {source.shape} {source.dtype} {grid}"
-    return ("noted", "; ".join(source.notes)) if source.notes else ("failed", f"read otherwise, no note: {said}")
+    return (
+        ("noted", "; ".join(source.notes)) if source.notes else ("failed", f"read otherwise, no note: {said}")
+    )
 
 
 def _same_values(ours: np.ndarray, answer: list) -> bool:
     """Whether the values are those of a reference reader, in the same order, wherever they lie."""
     values = np.concatenate([np.moveaxis(piece.values, -1, 0) for piece in answer], axis=1)
-    return values.shape == ours.shape and np.allclose(values.astype(float), ours.astype(float), equal_nan=True)
+    return values.shape == ours.shape and np.allclose(
+        values.astype(float), ours.astype(float), equal_nan=True
+    )
 
 
 def _points(path: Path, meter: _Meter) -> tuple[Verdict, str]:
@@ -146,4 +152,8 @@ def _points(path: Path, meter: _Meter) -> tuple[Verdict, str]:
     said = points(path)
     if said is not None and said.shape == table.points_mm.shape and np.allclose(said, table.points_mm):
         return "alike", ""
-    return ("noted", "; ".join(table.notes)) if table.notes else ("failed", f"{table.points_mm.tolist()}, not {said}")
+    return (
+        ("noted", "; ".join(table.notes))
+        if table.notes
+        else ("failed", f"{table.points_mm.tolist()}, not {said}")
+    )

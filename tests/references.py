@@ -29,7 +29,7 @@ from comir_hpc.geometry import Grid
 _LARGEST = 1 << 22
 _NIFTI_MM = {"mm": 1.0, "unknown": 1.0, "micron": 1e-3, "meter": 1e3}
 _MM = {"µm": 1e-3, "um": 1e-3, "micrometer": 1e-3, "nm": 1e-6, "nanometer": 1e-6, "mm": 1.0, "millimeter": 1.0,
-       "cm": 10.0, "m": 1e3, "meter": 1e3, "micron": 1e-3, "centimeter": 10.0}  # fmt: skip
+       "cm": 10.0, "m": 1e3, "meter": 1e3, "micron": 1e-3, "centimeter": 10.0, "angstrom": 1e-7}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,12 @@ def _slice_affine(said: dict[str, Any]) -> np.ndarray | None:
     try:
         row, column = np.reshape(np.array(said["ImageOrientationPatient"], float), (2, 3))
         down, along = map(float, said["PixelSpacing"])
-        steps = [np.cross(row, column), column * down, row * along, np.array(said["ImagePositionPatient"], float)]
+        steps = [
+            np.cross(row, column),
+            column * down,
+            row * along,
+            np.array(said["ImagePositionPatient"], float),
+        ]
         return np.stack(steps, axis=1)
     except (KeyError, ValueError, TypeError):
         return None
@@ -252,7 +257,7 @@ def answers(kind: str, path: Path) -> Iterator[Answer]:
         with LoggingOutputSuppressor(), np.errstate(all="ignore"):
             try:
                 yield reader(path)
-            except Exception:  # noqa: BLE001, S112 - whatever a reference reader raises, it has no answer
+            except Exception:  # noqa: BLE001 - whatever a reference reader raises, it has no answer
                 continue
 
 

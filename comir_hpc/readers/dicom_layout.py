@@ -131,7 +131,9 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
         raise ValueError(f"{stored} bits stored of {bits}")
     photometric = str(header.get("PhotometricInterpretation", None) or "MONOCHROME2").strip()
     if photometric.split("_")[0] not in _PHOTOMETRIC:
-        raise ValueError(f"its pixels are {photometric[:20]!r}, expected MONOCHROME1 or 2, RGB, YBR or a palette")
+        raise ValueError(
+            f"its pixels are {photometric[:20]!r}, expected MONOCHROME1 or 2, RGB, YBR or a palette"
+        )
     samples = header.get("SamplesPerPixel", None)
     if samples is None and photometric[:4] not in ("MONO", "PALE"):
         raise ValueError(f"no SamplesPerPixel in it, and its pixels are {photometric[:20]!r}")

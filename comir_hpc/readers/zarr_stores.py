@@ -118,7 +118,11 @@ def _require_no_image(path: Path, store: Path) -> None:
     """Refuse an image whose metadata name no level: its arrays alone do not say their axes and places."""
     attributes = dict(foreign_node(store).attrs)
     said = attributes.get("ome", attributes)
-    if isinstance(said, dict) and "multiscales" in said and not any(m["datasets"] for m in _multiscales(attributes)):
+    if (
+        isinstance(said, dict)
+        and "multiscales" in said
+        and not any(m["datasets"] for m in _multiscales(attributes))
+    ):
         raise VolumeError(
             f"{path}: its OME-Zarr metadata (multiscales) name no array, so axes and place are not known; correct "
             "them, or export it again"
