@@ -207,8 +207,9 @@ def by_h5py(path: Path) -> Answer:
         if "axistags" in found.attrs:
             axes = "".join(tag["key"] for tag in json.loads(found.attrs["axistags"])["axes"])
         else:
-            axes = "".join(d.label[:1] for d in found.dims) or ("zyx" if found.ndim == 3 else "czyx")
-        array, sizes = _zyxc(found[()], axes.lower()), np.ravel(found.attrs.get("element_size_um", 0))
+            axes = "".join(d.label.replace("depth", "z")[:1] for d in found.dims) or ("zyx" if found.ndim == 3 else "czyx")
+        array, sizes = _zyxc(found[()], axes.lower()), found.attrs.get("element_size_um", 0)
+        sizes = re.findall(r"\d+\.?\d*", sizes) if isinstance(sizes, str) else np.ravel(sizes)
     return [Piece(array, _sized(sizes, ["um"] * 3))]
 
 
@@ -228,14 +229,16 @@ def by_zarr(path: Path) -> Answer:
     letters = "".join({"time": "t", "channel": "c"}.get(a.get("type"), a["name"]) for a in image["axes"])
     units = [_MM.get(a.get("unit"), 1.0) for a in image["axes"]]
     scale, shift = np.ones(len(letters)), np.zeros(len(letters))
-    for step in [*level["coordinateTransformations"], *image.get("coordinateTransformations", ())]:
+    steps = [*level.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
+    for step in steps:
         if step["type"] == "scale":
             scale, shift = (v * np.array(step["scale"], float) for v in (scale, shift))
         else:
             shift = shift + np.array(step["translation"], float)
     place = [letters.index(a) for a in "zyx"]
     origin = [(shift * units)[p] for p in place[::-1]]
-    return [Piece(_zyxc(array[...], letters), _diagonal([(scale * units)[p] for p in place], origin))]
+    affine = _diagonal([(scale * units)[p] for p in place], origin) if steps else None
+    return [Piece(_zyxc(array[...], letters), affine)]
 
 
 READERS: dict[str, tuple[Callable[[Path], Answer], ...]] = {
@@ -266,7 +269,7 @@ def points(path: Path) -> np.ndarray | None:
     data = path.read_bytes()
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        lines = re.sub(r"(?m)^# .* = (?=id,x,y,z)", "", text).splitlines()  # the header of 3D Slicer
+        lines = re.sub(r"(?m)^# .* = (?=\w+,x,y,z)", "", text).splitlines()  # the header of 3D Slicer
         first = next(n for n, line in enumerate(lines) if not line.startswith("#") and line.strip())
         rows = list(csv.DictReader(lines[first:], delimiter=max(",;\t", key=lines[first].count), strict=True))
         names = {name.strip().lower(): name for name in rows[0] if name}

@@ -113,10 +113,11 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _slices(name: str) -> Callable[[Path], np.ndarray]:
-    """Slices of a folder by pydicom, in the order of their names, each times its slope."""
+    """Slices of a folder by pydicom, from the lowest to the highest, each times its slope."""
 
     def voxels(cases: Path) -> np.ndarray:
         files = [pydicom.dcmread(f) for f in sorted((cases / name).glob("*.dcm"))]
+        files.sort(key=lambda f: (f.get("ImagePositionPatient") or (0, 0, f.InstanceNumber))[2])
         planes = [
             f.pixel_array * float(f.get("RescaleSlope", 1)) + float(f.get("RescaleIntercept", 0))
             for f in files

@@ -129,6 +129,9 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
     kind = "f" if tag != _PIXEL_DATA else "ui"[signed]
     if not 1 <= stored <= bits <= 64:
         raise ValueError(f"{stored} bits stored of {bits}")
+    high = int(header.get("HighBit", None) or stored - 1)
+    if not stored - 1 <= high < bits:
+        raise ValueError(f"the highest of {stored} bits stored is number {high} of {bits}")
     photometric = str(header.get("PhotometricInterpretation", None) or "MONOCHROME2").strip()
     if photometric.split("_")[0] not in _PHOTOMETRIC:
         raise ValueError(
@@ -139,7 +142,7 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
         raise ValueError(f"no SamplesPerPixel in it, and its pixels are {photometric[:20]!r}")
     pixels = Pixels(
         path, (int(header.Rows), int(header.Columns), 1 if samples is None else int(samples)),
-        int(header.get("NumberOfFrames", 1) or 1), bits, stored, int(header.get("HighBit", stored - 1)), kind,
+        int(header.get("NumberOfFrames", 1) or 1), bits, stored, high, kind,
         photometric, bool(header.get("PlanarConfiguration", 0)), start, order, coder,
     )  # fmt: skip
     _check_length(pixels, length)
