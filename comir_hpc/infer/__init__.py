@@ -78,6 +78,13 @@ class InferResult:
         line = f"{line}; jump across window borders {ratio:.2f} of that inside" if ratio is not None else line
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
 
+    def _repr_html_(self) -> str:
+        """Show grid and middle slices in a notebook."""
+        from comir_hpc.runs.html import volume_html
+
+        rows = {"grid": self.grid, "level": self.level, "seconds": f"{self.seconds:.1f}"}
+        return volume_html("Representation", rows, self.path)
+
 
 def infer(settings: InferSettings, *, progress: Progress | None = None) -> InferResult:
     """Encode one modality's volume with a trained network.

@@ -76,6 +76,13 @@ class IngestResult:
         line = f"{self.path}: {self.grid}, {self.seconds:.1f} s{waiting}"
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
 
+    def _repr_html_(self) -> str:
+        """Show grid, notes and middle slices in a notebook."""
+        from comir_hpc.runs.html import volume_html
+
+        rows = {"grid": self.grid, "seconds": f"{self.seconds:.1f}", "notes": "; ".join(self.notes)}
+        return volume_html("Volume", rows, self.path)
+
 
 def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> IngestResult:
     """Write a file of any format as an OME-Zarr volume with a pyramid and intensity statistics.

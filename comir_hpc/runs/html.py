@@ -6,10 +6,13 @@ import zipfile
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from comir_hpc.errors import VolumeError
+from comir_hpc.geometry import Grid
 from comir_hpc.runs.pictures import (
     PLANES,
     complete_planes,
@@ -35,6 +38,44 @@ def table(title: str, rows: Mapping[str, object]) -> str:
         for name, value in rows.items()
     )
     return f"<div><strong>{escape(title)}</strong><table>{body}</table></div>"
+
+
+def volume_html(title: str, rows: Mapping[str, object], path: Path) -> str:
+    """Give a table and the middle slices of a volume on disk, from its finest level that is small enough to read.
+
+    Nothing is drawn of a file that is no store, of a store that is not complete, and where no level is small.
+    """
+    from comir_hpc.volume import Volume
+
+    pictures = ""
+    if path.is_dir():
+        try:
+            volume = Volume.open(path)
+            small = [n for n in range(volume.num_levels) if max(volume.level_grid(n).shape_zyx) <= _LONGEST]
+            if small:
+                pictures = slices_html(volume.read(level=small[0]), volume.level_grid(small[0]))
+        except VolumeError as error:
+            rows = {**rows, "pictures": f"none: {error}"}
+    return table(title, {**rows, "path": path}) + pictures
+
+
+def slices_html(values: NDArray[Any], grid: Grid) -> str:
+    """Give the middle slices of (z, y, x) or (c, z, y, x) values as pictures; of several channels the first."""
+    first = values[0] if values.ndim == 4 else values
+    panels: dict[str, NDArray[np.float32]] = {}
+    for axis, name in enumerate(["slice"] if grid.planar else ["axial", "coronal", "sagittal"]):
+        panels[f"{name}_fixed"] = np.take(first, first.shape[axis] // 2, axis=axis).astype(np.float32)
+        spacing = [s for other, s in enumerate(grid.spacing_mm) if other != axis]
+        panels[f"{name}_spacing_mm"] = np.asarray(spacing, dtype=np.float32)
+    direction = np.asarray(grid.direction, dtype=np.float64)
+    names = [name for name in PLANES if f"{name}_fixed" in panels]
+    shades = shaded({name: oriented(panels, name, direction) for name in names})
+    planes = ((name, isotropic(shades[name, "fixed"], spacing_mm(panels, name), _LONGEST)) for name in names)
+    return "".join(_picture(plane, f"{PLANES[name]}, middle") for name, plane in planes)
+
+
+def _picture(plane: NDArray[np.float32], words: str) -> str:
+    return f'<img src="{png_uri(plane)}" alt="{words}" title="{words}" style="display:inline;margin:2px">'
 
 
 def result_html(folder: Path, result: Result) -> str:
@@ -89,6 +130,6 @@ def _rows(panels: Mapping[str, NDArray[np.float32]], direction: NDArray[np.float
                     isotropic(shades[name, when], spacing_mm(panels, name), _LONGEST),
                 )
                 words = f"{PLANES[name]}, {when} alignment: fixed blue, moving orange, both grey"
-                text += f'<img src="{png_uri(both)}" alt="{words}" title="{words}" style="display:inline;margin:2px">'
+                text += _picture(both, words)
         text += "<br>"
     return text

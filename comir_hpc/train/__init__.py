@@ -89,6 +89,14 @@ class TrainResult:
         done += "" if agreement is None else f", agreement {agreement:.3f}"
         return "; ".join([f"{done}, {self.seconds:.0f} s", *self.notes])
 
+    def _repr_html_(self) -> str:
+        """Show steps, loss and figures in a notebook."""
+        from comir_hpc.runs.html import table
+
+        figures = {name: f"{value:.3g}" for name, value in self.reference.items() if isinstance(value, float)}
+        rows = {"steps": self.steps, "loss": f"{self.loss:.4f}", **figures, "seconds": f"{self.seconds:.1f}"}
+        return table("Training", {**rows, "notes": "; ".join(self.notes), "run": self.run})
+
 
 def train(settings: TrainSettings, run: Path, *, progress: Progress | None = None) -> TrainResult:
     """Train the encoders, or continue where the run in `run` was stopped (collective: every rank calls it).

@@ -88,6 +88,14 @@ class WarpResult:
             line += f"\n{side_by_side(self.predicted, self.measured)}"
         return line
 
+    def _repr_html_(self) -> str:
+        """Show what was carried, notes and middle slices in a notebook."""
+        from comir_hpc.runs.html import volume_html
+
+        rows = {"grid": self.grid, "inside the moving volume": f"{self.inside:.0%}"}
+        rows = {"points": self.points} if self.grid is None else rows
+        return volume_html("Warped", {**rows, "notes": "; ".join(self.notes)}, self.path)
+
 
 def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpResult:
     """Apply a transform of `register` to the moving volume, or to points.
