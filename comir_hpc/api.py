@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from comir_hpc.config import (
     CompareSettings,
@@ -92,7 +92,7 @@ def read(volume: VolumeLike, *, level: int = 0) -> Image:
         if not 0 <= level < opened.num_levels:
             raise ConfigError(f"{store} has levels 0 to {opened.num_levels - 1}; there is no level {level}")
         values = opened.read(level=level)
-        kind = "labels" if opened.metadata["kind"] == "labels" else "image"
+        kind: Literal["image", "labels"] = "labels" if opened.metadata["kind"] == "labels" else "image"
         one = values[0] if len(values) == 1 else values
         return Image.on_grid(one, opened.level_grid(level), kind, store.name.split(".")[0])
 

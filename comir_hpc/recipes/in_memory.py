@@ -77,22 +77,22 @@ class Image:
     def __post_init__(self) -> None:
         import numpy as np
 
-        array, spacing = np.asarray(self.array), tuple(np.asarray(self.spacing_zyx, dtype=float).ravel())
+        array = np.asarray(self.array)
         if array.ndim == 2:
-            array, spacing = array[None], ((1.0, *spacing) if len(spacing) == 2 else spacing)
-        if array.ndim not in (3, 4) or array.size == 0:
+            array = array[None]
+        _require_volume(array, self.name)
+        spacing = _numbers(self.spacing_zyx, "spacing_zyx", self.name)
+        if len(spacing) == 2 and array.shape[-3] == 1:
+            spacing = (1.0, *spacing)
+        origin = _numbers(self.origin_xyz, "origin_xyz", self.name)
+        direction = _numbers(self.direction, "direction", self.name)
+        if (len(spacing), len(origin), len(direction)) != (3, 3, 9):
             raise VolumeError(
-                f"{self.name}: an array of shape {array.shape}; expected (z, y, x), (c, z, y, x), or (y, x) of a slice"
+                f"{self.name}: spacing_zyx has {len(spacing)} numbers, origin_xyz {len(origin)}, direction "
+                f"{len(direction)}; expected 3, 3 and 3 x 3"
             )
-        if array.ndim == 4 and array.shape[3] <= _MOST_COLOURS < array.shape[0]:
-            raise VolumeError(
-                f"{self.name}: an array of shape {array.shape} seems to have its channels last; expected (c, z, y, x): "
-                "np.moveaxis(array, -1, 0)"
-            )
-        if len(spacing) != 3:
-            raise VolumeError(
-                f"{self.name}: spacing_zyx has {len(spacing)} numbers; expected the distances of voxels along z, y, x"
-            )
+        object.__setattr__(self, "origin_xyz", origin)
+        object.__setattr__(self, "direction", (direction[:3], direction[3:6], direction[6:]))
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "spacing_zyx", spacing)
         with keyword_errors():
@@ -103,13 +103,8 @@ class Image:
         """Where the voxels lie."""
         from comir_hpc.geometry import Grid
 
-        return Grid(
-            self.array.shape[-3:],
-            self.spacing_zyx,
-            self.origin_xyz,
-            self.direction,
-            self.unit,
-        )  # type: ignore[arg-type]  # which makes tuples of them
+        place: tuple[Any, Any, Any] = self.spacing_zyx, self.origin_xyz, self.direction
+        return Grid(self.array.shape[-3:], *place, self.unit)
 
     @classmethod
     def from_sitk(cls, image: sitk.Image) -> Image:
@@ -289,6 +284,27 @@ def keyword_errors() -> Iterator[None]:
 
         error.args = tuple(_OPTION.sub(keyword, a) if isinstance(a, str) else a for a in error.args)
         raise
+
+
+def _require_volume(array: NDArray[Any], name: str) -> None:
+    if array.ndim not in (3, 4) or array.size == 0:
+        raise VolumeError(
+            f"{name}: an array of shape {array.shape}; expected (z, y, x), (c, z, y, x), or (y, x) of a slice"
+        )
+    if array.ndim == 4 and array.shape[3] <= _MOST_COLOURS < array.shape[0]:
+        raise VolumeError(
+            f"{name}: an array of shape {array.shape} seems to have its channels last; expected (c, z, y, x): "
+            "np.moveaxis(array, -1, 0)"
+        )
+
+
+def _numbers(values: Any, what: str, name: str) -> tuple[float, ...]:
+    import numpy as np
+
+    try:
+        return tuple(np.asarray(values, dtype=np.float64).ravel().tolist())
+    except (TypeError, ValueError) as error:
+        raise VolumeError(f"{name}: {what} is {values!r:.80}; expected numbers") from error
 
 
 def in_memory(value: Any) -> bool:

@@ -156,8 +156,9 @@ def array_as_store(
     if not _finished(store):
         store.parent.mkdir(parents=True, exist_ok=True)
         result = ingest_array(array, grid, store, kind=kind, overwrite=True, progress=progress)
-        for note in result.notes if tell is not None else ():
-            tell(note)
+        if tell is not None:
+            for note in result.notes:
+                tell(note)
     return store
 
 

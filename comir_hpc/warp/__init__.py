@@ -92,7 +92,7 @@ class WarpResult:
         """Show what was carried, notes and middle slices in a notebook."""
         from comir_hpc.runs.html import volume_html
 
-        rows = {"grid": self.grid, "inside the moving volume": f"{self.inside:.0%}"}
+        rows: dict[str, object] = {"grid": self.grid, "inside the moving volume": f"{self.inside:.0%}"}
         rows = {"points": self.points} if self.grid is None else rows
         return volume_html("Warped", {**rows, "notes": "; ".join(self.notes)}, self.path)
 
