@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -33,26 +33,39 @@ def documented(kind: type[Settings]) -> Callable[[Function], Function]:
     def wrap(function: Function) -> Function:
         own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         named = {p.name for p in own}
-        more = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=_default(field),
-                annotation=_bare(field.annotation),
-            )
-            for name, field in _in_order(kind)
-            if name not in named
-        ]
+        more = [p for p in _parameters(kind) if p.name not in named]
         function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [*own, *more], return_annotation=inspect.signature(function).return_annotation
         )
-        lines = ["", "", "Parameters", "----------"]
-        for parameter in (*own, *more):
-            lines += _described(parameter, kind)
-        function.__doc__ = inspect.cleandoc(function.__doc__ or "") + "\n".join(lines)
+        function.__doc__ = f"{inspect.getdoc(function)}\n\n{_section([*own, *more], kind)}"
         return function
 
     return wrap
+
+
+def settings_doc(kind: type[Settings]) -> str:
+    """Return the docstring of a class of settings with a section on every setting."""
+    return f"{inspect.getdoc(kind)}\n\n{_section(_parameters(kind), kind)}"
+
+
+def _section(parameters: Sequence[inspect.Parameter], kind: type[Settings]) -> str:
+    lines = ["Parameters", "----------"]
+    for parameter in parameters:
+        lines += _described(parameter, kind)
+    return "\n".join(lines)
+
+
+def _parameters(kind: type[Settings]) -> list[inspect.Parameter]:
+    """Return every setting as a keyword."""
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_default(field),
+            annotation=_bare(field.annotation),
+        )
+        for name, field in _in_order(kind)
+    ]
 
 
 def _in_order(kind: type[Settings]) -> list[tuple[str, FieldInfo]]:
@@ -78,8 +91,7 @@ def _described(parameter: inspect.Parameter, kind: type[Settings]) -> list[str]:
         text = f"{group.__doc__} A dictionary of {', '.join(group.model_fields)}."
     if parameter.name == "out" and field is not None and field.is_required() and parameter.default is None:
         text = f"{text} In `folder` when not given."
-    with_default = parameter.default is not parameter.empty
-    default = f", default {parameter.default!r}" if with_default and parameter.default is not None else ""
+    default = "" if parameter.default is parameter.empty else f", default {parameter.default!r}"
     said = inspect.formatannotation(parameter.annotation).strip("'").replace("pathlib.", "")
     return [f"{parameter.name} : {said}{default}", f"    {' '.join((text or '').split())}"]
 
