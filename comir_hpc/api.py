@@ -27,7 +27,15 @@ from comir_hpc.config import (
 )
 from comir_hpc.errors import ConfigError
 from comir_hpc.recipes.documented import documented
-from comir_hpc.recipes.in_memory import Image, Progress, as_image, in_memory, keyword_errors, workplace
+from comir_hpc.recipes.in_memory import (
+    Image,
+    Progress,
+    as_image,
+    in_memory,
+    keyword_errors,
+    tell,
+    workplace,
+)
 
 if TYPE_CHECKING:
     from comir_hpc.evaluate import Table
@@ -193,7 +201,8 @@ def warp(
 ) -> WarpResult | Image | Any:
     """Apply a transform: the moving volume onto the fixed grid, or the points of a file either way.
 
-    An image in memory comes back as one of its kind when `out` is not given; everything else as a `WarpResult`.
+    An image in memory comes back as one of its kind when `out` is not given, and a slice with one voxel along z.
+    Everything else comes back as a `WarpResult`.
     """
     with workplace("warp", folder, Path(out).parent if out else None, progress) as place:
         from comir_hpc.warp import warp as resample
@@ -205,7 +214,10 @@ def warp(
             return place.kept_for(resample(chosen, progress=progress))
         with workplace("warp", None, None, progress) as scratch:
             chosen = place.settings(WarpSettings, settings, **volumes, out=scratch.folder / "warped.zarr")
-            image = read(resample(chosen, progress=progress))
+            result = resample(chosen, progress=progress)
+            image = read(result)
+        for note in result.notes:
+            tell(note)
         return image if isinstance(zarr, Image) else image.to_sitk()
 
 
@@ -231,7 +243,8 @@ def diagnose(
     model: FolderLike, *, folder: PathLike | None = None, progress: Progress | None = None, **settings: Any
 ) -> RunDiagnosis:
     """Measure what the encoders of a run can do, and where the registration of its aligned pair ends."""
-    with workplace("diagnose", folder, settings.get("out"), progress) as place:
+    out = settings.get("out")
+    with workplace("diagnose", folder, Path(out) if out else None, progress) as place:
         from comir_hpc.recipes.diagnosis import diagnose_run
 
         chosen = place.settings(EvaluateSettings, settings, model=model)

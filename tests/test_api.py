@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from registration_cases import seen, specimen, turn
+from trained_run import write_run
 
 from comir_hpc import api
 from comir_hpc.api import Image
@@ -132,6 +133,35 @@ def test_array_sitk_and_path_inputs_give_the_same_transform(result: Any, tmp_pat
         np.testing.assert_array_equal(found.transform.matrix_mm, result.transform.matrix_mm)
 
 
+def test_images_of_two_dimensions_are_slices() -> None:
+    plane = sitk.GetImageFromArray(VALUES[20])
+    plane.SetOrigin((3.0, 4.0))
+    shifted = sitk.GetImageFromArray(np.roll(VALUES[20], (3, -2), (0, 1)))
+    shifted.SetOrigin((3.0, 4.0))
+    found = api.register(plane, shifted, **QUICK)
+    np.testing.assert_allclose(found.transform.apply([[10, 12, 0]]), [[8, 15, 0]], atol=0.1)
+    back = api.warp(shifted, found, plane)
+    assert (back.GetSize(), back.GetOrigin()) == ((36, 44, 1), (3.0, 4.0, 0.0))
+    difference = sitk.GetArrayFromImage(back)[0] - VALUES[20]
+    assert np.abs(difference[5:-5, 5:-5]).max() < 0.1 * VALUES.max()
+
+
+def test_results_stand_for_what_they_wrote(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", spacing=(1.0, 1.0, 1.0))
+    encoded = [
+        api.infer(image, run, name, folder=tmp_path, window=16)
+        for image, name in ((FIXED, "one"), (MOVING, "two"))
+    ]
+    assert [each.path.name for each in encoded] == ["one_representation.zarr", "two_representation.zarr"]
+    assert api.read(encoded[0]).grid == GRID
+    modalities = {"model": run, "fixed_modality": "one", "moving_modality": "two", "initial": "identity"}
+    ready = {"fixed_representation": encoded[0], "moving_representation": encoded[1]}
+    found = api.register(FIXED, MOVING, folder=tmp_path, **ready, **modalities)
+    compared = found.result.inputs["fixed"].compared
+    assert compared is not None
+    assert compared["path"] == str(encoded[0].path)
+
+
 def test_other_units_place_the_same(result: Any) -> None:
     fixed, moving = (
         Image(i.array, [1000] * 3, "um", [1000 * o for o in i.origin_xyz]) for i in (FIXED, MOVING)
@@ -247,6 +277,21 @@ def test_a_temporary_folder_lives_as_long_as_its_result() -> None:
     assert not folder.exists()
 
 
+def test_what_is_assumed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from comir_hpc.datasets import write_nifti
+
+    write_nifti(tmp_path / "f.nii", VALUES, GRID)
+    header = (tmp_path / "f.nii").read_bytes()
+    (tmp_path / "f.nii").write_bytes(header[:123] + b"\0" + header[124:])  # xyzt_units: unknown
+    api.read(tmp_path / "f.nii")
+    assert "millimetres" in caplog.text
+    mirror = np.diag([-1.0, 1, 1, 1])
+    mirror[0, 3] = 2 * CENTRE[0]
+    caplog.clear()
+    api.warp(MOVING, Affine(mirror), FIXED)
+    assert "left" in caplog.text
+
+
 def test_nothing_is_left_behind_by_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ComirError):
@@ -255,6 +300,12 @@ def test_nothing_is_left_behind_by_an_error(tmp_path: Path, monkeypatch: pytest.
 
 
 # ---------------------------------------------------------------------- errors
+
+
+def test_only_options_become_keywords(tmp_path: Path) -> None:
+    with pytest.raises(ComirError, match=r"scan--out\.nii"):
+        api.read(tmp_path / "scan--out.nii")
+
 
 WRONG = {
     "setting": (

@@ -33,7 +33,11 @@ Progress = Callable[[str, int, int], None]
 AnyResult = TypeVar("AnyResult")
 
 _log = logging.getLogger("comir_hpc")
-_OPTION = re.compile(r"`[^`]*`|--([a-z][a-z-]*)")
+_OPTION = re.compile(r"`[^`]*`|(?<![\w-])--([a-z][a-z-]*)")
+_KEYWORDS = {
+    "labels": 'kind="labels"',
+    "volume": "volumes",
+}  # of options that are not called as their settings
 _TRANSFORMS = ("transform", "truth")  # settings that name a file of a transform
 _MOST_COLOURS = 4  # that a last axis holds: red, green, blue, opacity
 
@@ -187,7 +191,7 @@ class Workplace:
         from comir_hpc.recipes.stores import with_stores
 
         self._write_images()
-        return with_stores(found, self.folder, progress=self.progress, tell=_log.warning)
+        return with_stores(found, self.folder, progress=self.progress, tell=tell)
 
     def store(self, volume: Any) -> Path:
         """Return the store of one volume, which is made where it is none."""
@@ -195,7 +199,7 @@ class Workplace:
 
         path = Path(self._located(volume))
         self._write_images()
-        return as_store(path, self.folder, progress=self.progress, tell=_log.warning)
+        return as_store(path, self.folder, progress=self.progress, tell=tell)
 
     def kept_for(self, result: AnyResult) -> AnyResult:
         """Keep a temporary folder as long as a result that needs it, and return the result."""
@@ -230,9 +234,7 @@ class Workplace:
         from comir_hpc.recipes.stores import array_as_store
 
         for store, image in self._images.items():
-            array_as_store(
-                image.array, image.grid, store, kind=image.kind, progress=self.progress, tell=_log.warning
-            )
+            array_as_store(image.array, image.grid, store, kind=image.kind, progress=self.progress, tell=tell)
 
     def _transform_file(self, value: Any) -> Path | None:
         """Return the file of a transform in memory or of a registration; None if the value is neither."""
@@ -280,7 +282,7 @@ def keyword_errors() -> Iterator[None]:
     except ComirError as error:
 
         def keyword(found: re.Match[str]) -> str:
-            return found[1].replace("-", "_") if found[1] else found[0]
+            return _KEYWORDS.get(found[1], found[1].replace("-", "_")) if found[1] else found[0]
 
         error.args = tuple(_OPTION.sub(keyword, a) if isinstance(a, str) else a for a in error.args)
         raise
@@ -305,6 +307,11 @@ def _numbers(values: Any, what: str, name: str) -> tuple[float, ...]:
         return tuple(np.asarray(values, dtype=np.float64).ravel().tolist())
     except (TypeError, ValueError) as error:
         raise VolumeError(f"{name}: {what} is {values!r:.80}; expected numbers") from error
+
+
+def tell(note: str) -> None:
+    """Show the user what was assumed of an input; a notebook shows what is logged as a warning."""
+    _log.warning("%s", note)
 
 
 def in_memory(value: Any) -> bool:

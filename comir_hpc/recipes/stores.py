@@ -204,7 +204,7 @@ def _store_of(source: Source, folder: Path) -> Path:
 
 
 def _named(name: str, fingerprint: str, folder: Path) -> Path:
-    return folder / f"{name.split('.')[0] or 'volume'}-{fingerprint[:_DIGITS]}.zarr"
+    return folder / f"{Path(name).name.split('.')[0] or 'volume'}-{fingerprint[:_DIGITS]}.zarr"
 
 
 def _finished(store: Path) -> bool:
