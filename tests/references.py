@@ -207,7 +207,9 @@ def by_h5py(path: Path) -> Answer:
         if "axistags" in found.attrs:
             axes = "".join(tag["key"] for tag in json.loads(found.attrs["axistags"])["axes"])
         else:
-            axes = "".join(d.label.replace("depth", "z")[:1] for d in found.dims) or ("zyx" if found.ndim == 3 else "czyx")
+            axes = "".join(d.label.replace("depth", "z")[:1] for d in found.dims) or (
+                "zyx" if found.ndim == 3 else "czyx"
+            )
         array, sizes = _zyxc(found[()], axes.lower()), found.attrs.get("element_size_um", 0)
         sizes = re.findall(r"\d+\.?\d*", sizes) if isinstance(sizes, str) else np.ravel(sizes)
     return [Piece(array, _sized(sizes, ["um"] * 3))]
