@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ _COLOURS = {"PASS": "#0a6b62", "WARN": "#7a4d00", "FAIL": "#9a2412"}
 
 
 def table(title: str, rows: Mapping[str, object]) -> str:
-    """Give an HTML table of two columns under a title; all text is escaped."""
+    """Give an HTML table of two columns under a title, without empty rows; all text is escaped."""
     body = "".join(
         f'<tr><th style="text-align:left">{escape(str(name))}</th>'
         f'<td style="text-align:left">{escape(str(value))}</td></tr>'
         for name, value in rows.items()
+        if value != ""
     )
     return f"<div><strong>{escape(title)}</strong><table>{body}</table></div>"
 
@@ -70,12 +71,19 @@ def slices_html(values: NDArray[Any], grid: Grid) -> str:
     direction = np.asarray(grid.direction, dtype=np.float64)
     names = [name for name in PLANES if f"{name}_fixed" in panels]
     shades = shaded({name: oriented(panels, name, direction) for name in names})
-    planes = ((name, isotropic(shades[name, "fixed"], spacing_mm(panels, name), _LONGEST)) for name in names)
-    return "".join(_picture(plane, f"{PLANES[name]}, middle") for name, plane in planes)
+    pictures = [isotropic(shades[name, "fixed"], spacing_mm(panels, name), _LONGEST) for name in names]
+    words = [f"{PLANES[name]}, middle" for name in names]
+    return _row(pictures, words)
 
 
-def _picture(plane: NDArray[np.float32], words: str) -> str:
-    return f'<img src="{png_uri(plane)}" alt="{words}" title="{words}" style="display:inline;margin:2px">'
+def _row(pictures: Sequence[NDArray[np.float32]], words: Sequence[str]) -> str:
+    """Give pictures side by side; small ones are shown larger, all by the same factor."""
+    factor = max(1, _LONGEST // max((max(p.shape[:2]) for p in pictures), default=_LONGEST))
+    style = "display:inline;margin:2px;image-rendering:pixelated"
+    return "".join(
+        f'<img src="{png_uri(p)}" alt="{text}" title="{text}" width="{p.shape[1] * factor}" style="{style}">'
+        for p, text in zip(pictures, words, strict=True)
+    )
 
 
 def result_html(folder: Path, result: Result) -> str:
@@ -123,13 +131,13 @@ def _rows(panels: Mapping[str, NDArray[np.float32]], direction: NDArray[np.float
     shades = shaded({name: oriented(panels, name, direction) for name in names})
     text = ""
     for when in ("before", "after"):
-        for name in names:
-            if (name, when) in shades:
-                both = overlay(
-                    isotropic(shades[name, "fixed"], spacing_mm(panels, name), _LONGEST),
-                    isotropic(shades[name, when], spacing_mm(panels, name), _LONGEST),
-                )
-                words = f"{PLANES[name]}, {when} alignment: fixed blue, moving orange, both grey"
-                text += _picture(both, words)
-        text += "<br>"
+        there = [name for name in names if (name, when) in shades]
+        sides = {
+            name: [
+                isotropic(shades[name, kind], spacing_mm(panels, name), _LONGEST) for kind in ("fixed", when)
+            ]
+            for name in there
+        }
+        words = [f"{PLANES[n]}, {when} alignment: fixed blue, moving orange, both grey" for n in there]
+        text += _row([overlay(*sides[name]) for name in there], words) + "<br>"
     return text
