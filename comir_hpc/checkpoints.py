@@ -150,8 +150,8 @@ def read_tensors(path: Path) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """First line of what torch says, without its source lines and its advice."""
-    line = brief(error).split(" (Triggered ")[0]
+    """First sentence of what torch says, without its source lines and its advice."""
+    line = brief(error).split(". ")[0].split(" (Triggered ")[0]
     return type(error).__name__ if "weights_only" in line else line
 
 

@@ -1,7 +1,8 @@
 """How an array is laid out on disk: chunks, shards, filter, compression and checksums.
 
-Each chunk is compressed by blosc and followed by a checksum of what was stored (zarr's codec ``crc32c``), and so is the
-index of every shard: whichever bit of a file flips, reading it is an error. What that costs is in docs/volumes.md.
+Each chunk is compressed by blosc. On request it is followed by a checksum of what was stored (zarr's codec ``crc32c``),
+as the index of every shard always is: whichever bit of a file flips then, reading it is an error. What that costs, and
+why it is not done unasked, is in docs/volumes.md.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def create_level(
     chunks: Triple,
     shards: Triple,
     shuffle: Shuffle,
+    checksums: bool,
 ) -> None:
     """Make an empty array of one pyramid level in a zarr group.
 
@@ -91,14 +93,17 @@ def create_level(
         Voxels (z, y, x) of one chunk and of one shard; both hold one channel.
     shuffle : str
         Filter before compression.
+    checksums : bool
+        Whether every chunk is followed by a checksum.
     """
+    codecs: list[Any] = [BloscCodec(cname=_CODEC, clevel=_LEVEL, shuffle=shuffle)]
     group.create_array(
         str(level),
         shape=shape,
         dtype=dtype,
         chunks=(1, *chunks),
         shards=(1, *shards),
-        compressors=[BloscCodec(cname=_CODEC, clevel=_LEVEL, shuffle=shuffle), Crc32cCodec()],
+        compressors=[*codecs, Crc32cCodec()] if checksums else codecs,
         fill_value=0,
         dimension_names=AXES,
     )

@@ -1,13 +1,14 @@
-"""Critics: how alike two representations are, for every pair of many, by matrix products.
+"""Measure how alike two representations are, for every pair of many, by matrix products. Such a measure is a critic.
 
-Every critic is symmetric, does not change when both maps are turned alike, and is a function of a few sums over
-jointly valid voxels of products of the two maps. Over all pairs such sums are matrix products of flattened maps:
-memory grows with N*V (the maps) and N*N (the scores), never with N*N*V. Definitions: docs/theory.md, sections 3 and 7.
+Every critic is symmetric, and does not change when both maps are turned alike. It is a function of a few sums of
+products of the two maps over jointly valid voxels. Over all pairs, such sums are matrix products of flattened maps.
+So memory grows with N*V (the maps) and N*N (the scores), never with N*N*V. Definitions: docs/theory.md, sections 3
+and 7.
 
 Shapes: A and B maps, N of one set, L latent channels, V = Z*Y*X voxels.
 
-Everything runs in float32, or float64 when the maps are, whatever autocast is on. TF32 is the caller's choice
-(`torch.set_float32_matmul_precision`); at "highest", torch's default, products are exact float32.
+Everything runs in float32, or in float64 when the maps are float64; autocast changes nothing. TF32 is the caller's
+choice (`torch.set_float32_matmul_precision`). At "highest", torch's default, products are exact float32.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from torch import Tensor
 
 from comir_hpc.errors import ConfigError
 
-# Below this mean square a map counts as constant: its direction is noise, and dividing by it would turn
-# rounding errors into gradients.
+# Below this mean square a map counts as constant. Its direction is then only noise, and dividing by its length would
+# turn rounding errors into gradients.
 FLAT = 1e-8
-# Rows of blocks that a symmetric product is made of: 10 of 16 blocks are computed.
+# Rows of blocks that a symmetric product is made of. With 4 rows, 10 of the 16 blocks are computed.
 _GRAM_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Maps (..., L, Z, Y, X), or flattened (..., L, V), zero where `valid` (..., 1, Z, Y, X) is false."""
+    """Maps (..., L, Z, Y, X), or flattened (..., L, V).
+
+    They are zero where `valid`, bool (..., 1, Z, Y, X) or (..., 1, V), is false. Without a mask it is None.
+    """
 
     values: Tensor
     valid: Tensor | None
@@ -40,7 +44,7 @@ class Maps:
     @cached_property
     def energy(self) -> Tensor:
         """Return the sum of squares of flattened maps over channels and voxels, (...)."""
-        # A norm is one pass over the maps, and its gradient another; squares and their sum are five.
+        # A norm takes one pass over the maps, and its gradient another one. Squares and their sum would take five.
         norm: Tensor = torch.linalg.vector_norm(self.values, dim=(-2, -1))
         return norm.square()
 
@@ -50,28 +54,28 @@ class Maps:
         return self.values.square().sum(dim=-2)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Maps:
-        """Return the maps with one operation on the layout carried out on values and validity alike."""
+        """Return the maps after an operation that changes the layout of values and of validity in the same way."""
         return Maps(function(self.values), None if self.valid is None else function(self.valid))
 
 
 @dataclass(frozen=True)
 class PairSums:
-    """Sums over the jointly valid voxels of pairs of maps; the shapes broadcast to that of the pairs."""
+    """Sums over the jointly valid voxels of pairs of maps u and v; their shapes broadcast to that of the pairs."""
 
     count: Tensor
-    """Jointly valid voxels."""
+    """Number of jointly valid voxels."""
     channels: int
-    """L."""
+    """Number of latent channels, L."""
     cross: Tensor
     """Sum of u v over voxels and channels."""
     square_u: Tensor
-    """Sum of u^2."""
+    """Sum of u^2 over voxels and channels."""
     square_v: Tensor
-    """Sum of v^2."""
+    """Sum of v^2 over voxels and channels."""
 
     @property
     def num_values(self) -> Tensor:
-        """Return how many values each sum runs over; 1 where there are none, to divide by."""
+        """Number of values that each sum runs over; at least one voxel's, because it is divided by."""
         return self.channels * self.count.clamp_min(1)
 
     def floor(self, energy: Tensor) -> Tensor:
@@ -79,9 +83,10 @@ class PairSums:
         return torch.maximum(energy, FLAT * self.num_values)
 
     def centred(self, sums_u: Tensor, sums_v: Tensor) -> PairSums:
-        """Take each channel's joint mean off; `sums_u` and `sums_v` are the sums of channels, (L, ...)."""
+        """Take off each channel's mean over the joint voxels; `sums_u` and `sums_v` are sums of channels, (L, ...)."""
         count = self.count.clamp_min(1)
-        # What is left of a square after the mean is taken off cannot be trusted below its rounding.
+        # The difference of two nearly equal sums holds mostly rounding errors. So the result is kept above 100 times
+        # the rounding of the sum that it comes from.
         rounding = 100 * torch.finfo(self.cross.dtype).eps
         return PairSums(
             self.count,
@@ -119,11 +124,12 @@ def score(sums: PairSums, critic: str) -> Tensor:
 
 
 def require_known(kind: str, name: str, names: Sequence[str]) -> None:
-    """Refuse a name that is not among `names`, and name the nearest.
+    """Refuse a name that is not among `names`, and say which one is nearest.
 
     Raises
     ------
     ConfigError
+        If the name is unknown.
     """
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
@@ -134,7 +140,7 @@ def require_known(kind: str, name: str, names: Sequence[str]) -> None:
 def scores(
     maps_u: Tensor, maps_v: Tensor, critic: str, *, mask_u: Tensor | None = None, mask_v: Tensor | None = None
 ) -> Tensor:
-    """Similarity of every map of one set with every map of another, without temperature.
+    """Score every map of one set with every map of another, without temperature.
 
     ============= =======================================================================
     mse           minus the mean squared difference over channels and voxels
@@ -143,19 +149,22 @@ def scores(
     tanimoto      <u, v> / (|u|^2 + |v|^2 - <u, v>)
     ============= =======================================================================
 
-    Without masks all but the norms comes from one matrix product, <u_i, v_j>. With masks m, every sum of a pair
-    runs over its jointly valid voxels m_i m_j, and is again a matrix product, of maps set to zero where invalid:
-    the cross term stays <m_i u_i, m_j v_j>; the count is m_i . m_j; the energies are (m_i |u_i|^2) . m_j and
-    m_i . (m_j |v_j|^2); the sums of a channel are (m_i u_i) . m_j and m_i . (m_j v_j).
+    Without masks, everything but the norms comes from one matrix product, <u_i, v_j>. With masks m, every sum of a pair
+    runs over its jointly valid voxels m_i m_j. It is again a matrix product, of maps that are zero where invalid. The
+    cross term is <m_i u_i, m_j v_j>, and the count is m_i . m_j. The energies are (m_i |u_i|^2) . m_j and
+    m_i . (m_j |v_j|^2). The sums of a channel are (m_i u_i) . m_j and m_i . (m_j v_j).
 
     Parameters
     ----------
     maps_u : (A, L, Z, Y, X)
+        The first set of maps.
     maps_v : (B, L, Z, Y, X)
+        The second set of maps.
     critic : one of `CRITICS`
+        Name of the measure.
     mask_u, mask_v : bool (A, 1, Z, Y, X) and (B, 1, Z, Y, X), both or none
-        True where a voxel is valid, in the frame of the maps (any rotation undone). Values of invalid voxels do
-        not matter, not even NaN.
+        True where a voxel is valid, in the frame of the maps (any rotation is undone). Invalid voxels may hold any
+        value, also NaN.
 
     Returns
     -------
@@ -187,6 +196,7 @@ def require_shapes(maps: Sequence[Tensor], masks: Sequence[Tensor] | None) -> No
     Raises
     ------
     ConfigError
+        If shapes differ, or a mask has another shape than its maps or is not boolean.
     """
     shapes = [tuple(one.shape) for one in maps]
     if any(len(shape) != 5 or shape[1:] != shapes[0][1:] for shape in shapes):
@@ -200,11 +210,11 @@ def require_shapes(maps: Sequence[Tensor], masks: Sequence[Tensor] | None) -> No
 
 
 def prepare(maps: Sequence[Tensor], masks: Sequence[Tensor] | None, critic: str) -> list[Maps]:
-    """Bring sets of maps to the loss's precision, fill what is invalid, take off constants the critic cannot see.
+    """Bring sets of maps to the loss's precision, set invalid voxels to zero, and take off what a critic cannot see.
 
-    |u|^2 + |v|^2 - 2 <u, v> cancels badly when the maps share a large offset. The mse critic is blind to an offset
-    common to all maps, the correlation to one of each map; so the means, held constant, go first. Values and
-    gradients are what they would be without.
+    |u|^2 + |v|^2 - 2 <u, v> loses its digits when the maps share a large offset. The mse critic does not see an offset
+    that all maps share, and the correlation does not see one of each map. So these means are taken off first, as
+    constants without gradient. Values and gradients stay what they would be in exact arithmetic.
     """
     each = [Maps(exact(one), None if masks is None else masks[i]) for i, one in enumerate(maps)]
     if critic in ("mse", "correlation"):
@@ -226,7 +236,7 @@ def _channel_means(maps: Maps) -> Tensor:
 
 
 class _Gram(torch.autograd.Function):
-    """X X^T: little more than the half above the diagonal is computed, and the gradient is one product, (G + G^T) X."""
+    """Compute X X^T from little more than the half above the diagonal; the gradient is one product, (G + G^T) X."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -251,7 +261,7 @@ def _gram(rows: Tensor) -> Tensor:
 
 
 def all_pairs(u: Maps, v: Maps, critic: str) -> PairSums:
-    """Sums of every pair of flattened maps, (A, L, V) and (B, L, V), by matrix products; see `scores`."""
+    """Sum up over every pair of flattened maps, (A, L, V) and (B, L, V), by matrix products (`scores` says which)."""
     channels, voxels = u.values.shape[1:]
     rows_u, rows_v = u.values.flatten(1), v.values.flatten(1)
     cross = _gram(rows_u) if u is v else rows_u @ rows_v.T
@@ -279,7 +289,7 @@ class _Within:
         masks = valid[:, 0]
         self._column: Tensor | None = None
         if valid.device.type == "cpu":  # a GPU would have to be waited for
-            # Masks that leave nothing out share one column, the first; most do.
+            # Most masks leave nothing out. They share one column, the first, which makes the product smaller.
             partial = ~masks.all(dim=-1)
             if not partial.all():
                 self._column = torch.where(partial, partial.cumsum(dim=0), 0)
@@ -287,13 +297,13 @@ class _Within:
         self._columns = masks.to(dtype)
 
     def sums(self, rows: Tensor) -> Tensor:
-        """Sums of (..., A, V), zero outside the rows' own masks, over every mask: (..., A, B)."""
+        """Sum rows (..., A, V), which are zero outside their own masks, over every mask: (..., A, B)."""
         sums = rows @ self._columns.T
         return sums if self._column is None else sums.index_select(-1, self._column)
 
 
 def partners(u: Maps, v: Maps, critic: str) -> PairSums:
-    """Sums of each flattened map with the one of the same index, (A, L, V) both."""
+    """Sum up over each flattened map and the one of the same index; both sets are (A, L, V)."""
     channels, voxels = u.values.shape[1:]
     if u.valid is None or v.valid is None:
         count = u.values.new_tensor(float(voxels))

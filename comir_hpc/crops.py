@@ -1,6 +1,6 @@
-"""Sub-crops of maps around displaced centres, as views where they can be, with one gradient for all of them.
+"""Cut maps into sub-crops around displaced centres, as views where possible, with one gradient for all of them.
 
-Shapes: N samples, L channels, p sub-crops an axis, V voxels of a sub-crop.
+Shapes: N samples, L channels, p sub-crops along an axis, V voxels of a sub-crop.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def require_room(shape_zyx: Sequence[int], margin_zyx: Sequence[int], pieces: in
     shape_zyx : three int
         Voxels of a patch.
     margin_zyx : three int
-        Voxels of the largest displacement along each axis.
+        Largest displacement along each axis, in voxels.
     pieces : int
-        Sub-crops an axis; one along an axis of a single voxel.
+        Number of sub-crops along each axis; an axis of a single voxel always has one.
 
     Raises
     ------
     ConfigError
-        If less than a voxel a sub-crop is left along an axis.
+        If less than one voxel is left for each sub-crop along an axis.
     """
     for side, margin in zip(shape_zyx, margin_zyx, strict=True):
         if side - 2 * margin < (pieces if side > 1 else 1):
@@ -51,19 +51,19 @@ def crop(maps: Maps, shifts_zyx: Sequence[ShiftZYX], margin: Sequence[int], piec
     Parameters
     ----------
     maps : Maps
-        (N, L, Z, Y, X), and masks (N, 1, Z, Y, X) or none.
+        Maps (N, L, Z, Y, X), with masks (N, 1, Z, Y, X) or without.
     shifts_zyx : sequence of (dz, dy, dx), voxels
-        Where the centre of the cropped box is moved to, at most by the margin.
+        Displacements of the centre of the cropped box, at most as large as the margin.
     margin : three int
-        Voxels left off to either side along z, y, x, so that boxes of all shifts are of one size.
+        Voxels that are left off on either side along z, y, x, so that the boxes of all shifts have one size.
     pieces : int
-        Sub-crops an axis, p; `require_room` says whether they fit. Voxels that do not divide are left off at the
-        end; an axis of one voxel stays whole.
+        Number of sub-crops along an axis, p; `require_room` says whether they fit. Voxels that are left over by the
+        division are dropped at the end. An axis of one voxel stays whole.
 
     Returns
     -------
     list of Maps
-        (N p^3, L, V) for each shift, in the maps' dtype.
+        Flat sub-crops (N p^3, L, V) for each shift, in the maps' dtype.
     """
     starts = [[m + s for m, s in zip(margin, shift, strict=True)] for shift in shifts_zyx]
     views = [partial(_view, start=start, margin=margin, pieces=pieces) for start in starts]
@@ -73,11 +73,11 @@ def crop(maps: Maps, shifts_zyx: Sequence[ShiftZYX], margin: Sequence[int], piec
 
 
 def _view(maps: Tensor, start: Sequence[int], margin: Sequence[int], pieces: int) -> Tensor:
-    """Sub-crops (N, pz, py, px, C, z, y, x) of (N, C, Z, Y, X) from a corner on, without a copy."""
+    """View maps (N, C, Z, Y, X) from a corner on as sub-crops (N, pz, py, px, C, z, y, x), without a copy."""
     for number, (side, m, first) in enumerate(zip(maps.shape[-3:], margin, start, strict=True)):
         parts = pieces if side > 1 else 1
         size = (side - 2 * m) // parts
-        axis = 2 + 2 * number  # of the axes before it, each is two by now
+        axis = 2 + 2 * number  # each space axis before this one has become two
         maps = maps.narrow(axis, first, parts * size).unflatten(axis, (parts, size))  # type: ignore[no-untyped-call]
     return maps.permute(0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -87,7 +87,7 @@ def _flat(view: Tensor) -> Tensor:
 
 
 class _Crops(torch.autograd.Function):
-    """Flat crops by many views of the same maps; one copy each, and one addition each in the gradient."""
+    """Make flat crops by many views of the same maps; each costs one copy, and one addition in the gradient."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, views: Sequence[Callable[[Tensor], Tensor]]) -> tuple[Tensor, ...]:
@@ -96,6 +96,7 @@ class _Crops(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # When the first view covers the whole map it overwrites everything, and no zeros are needed.
         covered = grads[0].numel() == math.prod(ctx.shape)
         total = (torch.empty if covered else torch.zeros)(
             ctx.shape, dtype=grads[0].dtype, device=grads[0].device

@@ -1,7 +1,7 @@
-"""The contrastive loss: negatives, bounds and activation decay, as pure functions of tensors.
+"""Compute the contrastive loss: negatives, bounds and activation decay, as pure functions of tensors.
 
-Nothing here knows of ranks, devices or networks: the caller gathers the maps of all ranks, with gradient, and
-says which rows are its own. How alike two maps are is `critics`. Derivations: docs/theory.md, sections 4, 6 and 7.
+Nothing here knows of ranks, devices or networks. The caller gathers the maps of all ranks, with gradient, and says
+which rows are its own. `critics` measures how alike two maps are. Derivations: docs/theory.md, sections 4, 6 and 7.
 
 Shapes: M modalities, N samples (of all ranks, after sub-cropping), n of them local, P = M (M - 1) ordered pairs of
 modalities, K displacements, L latent channels, V voxels.
@@ -26,29 +26,31 @@ from comir_hpc.pairs import NO_NEGATIVES, PairScores, score_pairs
 
 BOUNDS = ("infonce", "jsd", "nwj")
 
-# The exponential of more overflows float32; a critic bounded by 1 reaches 1 / temperature.
+# float32 overflows above exp(88). A critic that is at most 1 reaches 1 / temperature, so this bounds the temperature.
 _LARGEST_EXPONENT = 80.0
 
 
 @dataclass(frozen=True)
 class LossParts:
-    """The loss and what it is made of: scalars on the maps' device, all but `loss` without gradient.
+    """The loss and what it is made of: scalars on the maps' device. Only `loss` has a gradient.
 
-    The mean over ranks of equal size is the value over all samples.
+    The mean of each part over ranks of equal size is its value over all samples.
     """
 
     loss: Tensor
-    """Contrastive loss plus activation decay: what is minimised."""
+    """Contrastive loss plus activation decay, which is what training minimises."""
     contrastive: Tensor
     """Mean loss of an anchor under the chosen bound."""
     decay: Tensor
     """Weighted activation decay."""
     bound: Tensor
-    """Nats of mutual information (infonce: at most ln 2 too many; nwj) or of Jensen-Shannon divergence (jsd)."""
+    """Lower bound in nats: of mutual information (infonce, at most ln 2 too high; nwj), or of the Jensen-Shannon
+    divergence (jsd)."""
     ceiling: Tensor
-    """Largest value that `bound` can take: mean ln(1 + negatives), the critic's largest score, or ln 2."""
+    """Largest value that `bound` can take: mean ln(1 + negatives) for infonce, the critic's largest score for nwj,
+    ln 2 for jsd."""
     retrieval: Tensor
-    """Share of anchors whose partner scores higher than every negative."""
+    """Share of anchors, in [0, 1], whose partner scores higher than every negative."""
     num_negatives: Tensor
     """Mean number of negatives of an anchor."""
     positive: Tensor
@@ -56,23 +58,24 @@ class LossParts:
     negative: Tensor
     """Mean score of negatives, without temperature."""
     used: Tensor
-    """Share of anchors that share enough valid voxels with their partner and have a negative."""
+    """Share of anchors, in [0, 1], that share enough valid voxels with their partner and have a negative."""
 
     def numbers(self) -> dict[str, float]:
-        """Return all parts as plain numbers by name, for a log; waits for the device."""
+        """Return all parts as plain numbers by name, for a log. This waits for the device."""
         return {field.name: float(getattr(self, field.name).detach()) for field in fields(self)}
 
 
 def check(settings: LossSettings, num_samples: int, patch_zyx: Sequence[int]) -> None:
-    """Refuse settings that leave nothing to contrast; to be called before any data is read.
+    """Refuse settings that leave nothing to contrast. Call it before any data is read.
 
     Parameters
     ----------
     settings : LossSettings
+        The settings to check.
     num_samples : int
-        Aligned patches in one step, over all ranks.
+        Number of aligned patches in one step, over all ranks.
     patch_zyx : three int
-        Voxels of a representation patch.
+        Sides of a patch of the representation, in voxels.
 
     Raises
     ------
@@ -102,17 +105,18 @@ def draw_shifts(
 ) -> tuple[ShiftZYX, ...]:
     """Draw the displacements of one step: distinct, in any direction, of evenly spread length, in opposite pairs.
 
-    A displacement and its opposite together pull the optimum to neither side: without the opposite, a step's shifts
-    would favour an offset of the two representations, which is a bias of the registration.
+    A displacement and its opposite together pull the optimum to neither side. Without the opposite, the shifts of a
+    step would favour an offset between the two representations, which is a bias of the registration.
 
     Parameters
     ----------
     rng : numpy Generator
-        Seeded alike on all ranks, so that their losses are those of one.
+        Random numbers with the same seed on all ranks, so that their losses are parts of one.
     settings : LossSettings
-        `displacement_negatives` of them, `displacement_voxels` long (Euclidean).
+        How many are drawn (`displacement_negatives`), and how long they are in voxels (`displacement_voxels`,
+        Euclidean).
     patch_zyx : three int
-        Axes of a single voxel are not displaced (2D).
+        Sides of a patch in voxels. Nothing is displaced along an axis of one voxel (2D).
 
     Returns
     -------
@@ -121,7 +125,7 @@ def draw_shifts(
     Raises
     ------
     ConfigError
-        If fewer than that many shifts have such a length.
+        If there are fewer shifts of such a length than asked for.
     """
     shortest, longest = settings.displacement_voxels
     count = settings.displacement_negatives
@@ -129,7 +133,8 @@ def draw_shifts(
         return ()
     ranges = [np.arange(-longest, longest + 1) if side > 1 else np.zeros(1, int) for side in patch_zyx]
     vectors = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
-    vectors = vectors[len(vectors) // 2 :]  # in order, so this half holds one of each opposite pair
+    # The list is in order, so that its second half holds one vector of each opposite pair.
+    vectors = vectors[len(vectors) // 2 :]
     lengths = np.linalg.norm(vectors, axis=1)
     keep = (lengths >= shortest) & (lengths <= longest)
     if 2 * keep.sum() < count:
@@ -137,7 +142,7 @@ def draw_shifts(
             f"{count} displacement_negatives were asked for, but only {2 * keep.sum()} shifts "
             f"are {shortest} to {longest} voxels long; ask for fewer, or widen displacement_voxels"
         )
-    # There are about r^(d-1) lattice vectors of length r.
+    # There are about r^(d-1) lattice vectors of length r in d dimensions. This weight makes all lengths as likely.
     weights = np.where(keep, np.maximum(lengths, 1) ** (1.0 - sum(side > 1 for side in patch_zyx)), 0.0)
     chosen = vectors[rng.choice(len(vectors), -(-count // 2), replace=False, p=weights / weights.sum())]
     both = np.stack([chosen, -chosen], axis=1).reshape(-1, 3)[:count]
@@ -155,39 +160,41 @@ def contrastive_loss(
 ) -> LossParts:
     """Contrast each sample's map with its partner in every other modality, against all other maps of the two.
 
-    For an ordered pair of modalities the anchor is sample i's map in the first, the positive its map in the
-    second, and the negatives are the other samples' maps in both, 2N - 2 of them; `shifts_zyx` adds the positive
-    itself, displaced, K more. The loss is the mean over anchors and ordered pairs of modalities.
+    Take an ordered pair of modalities. The anchor is sample i's map in the first one, and the positive is its map in
+    the second one. The negatives are the other samples' maps in both, 2N - 2 of them. `shifts_zyx` adds K more: the
+    positive itself, displaced. The loss is the mean over anchors and ordered pairs of modalities.
 
     Parameters
     ----------
     maps : M >= 2 tensors (N, L, Z, Y, X)
-        Representations of N aligned samples, of all ranks; every group element undone.
+        Representations of N aligned samples of all ranks, with every group element undone.
     settings : LossSettings
-        `displacement_negatives` and `displacement_voxels` act through `draw_shifts` only.
+        Critic, bound, temperature, and what else defines the loss. `displacement_negatives` and `displacement_voxels`
+        act through `draw_shifts` only.
     masks : M bool tensors (N, 1, Z, Y, X), optional
-        True where a voxel is valid, group elements undone; every sum is restricted to jointly valid voxels. An
-        anchor that has less than `min_overlap` of its voxels in common with its partner is left out, and so is a
-        negative that has less in common with the anchor.
+        True where a voxel is valid, with group elements undone. Every sum runs over jointly valid voxels. An anchor is
+        left out if it has less than the share `min_overlap` of its voxels in common with its partner. A negative is
+        left out if it has less than that in common with the anchor.
     ignore : bool (N, N), optional
-        True where two samples overlap in the specimen, and are no negatives of each other. An anchor without any
-        negative contributes nothing (`LossParts.used` shows it).
+        True where two samples overlap in the specimen, so that they are no negatives of each other. An anchor without
+        any negative contributes nothing (`LossParts.used` shows it).
     shifts_zyx : sequence of (dz, dy, dx), voxels
-        From `draw_shifts`. Every map is cropped by the largest shift along each axis, so that aligned and
-        displaced crops are of one size.
+        Displacements that `draw_shifts` gave. Every map is cropped by the largest shift along each axis, so that
+        aligned and displaced crops have one size.
     rows : (start, stop), optional
-        Samples whose anchors are scored here; all by default. The mean over K equal ranges, of the loss and of
+        Range of samples whose anchors are scored here; all by default. The mean over K equal ranges, of the loss and of
         its gradient, is that of all samples.
 
     Returns
     -------
     LossParts
+        The loss with its gradient, and the parts that it is made of.
 
     Raises
     ------
     ConfigError
-        If shapes disagree, there are no negatives, or the masks leave no anchor. It depends on the maps of all
-        ranks only, so that all ranks raise it or none.
+        If shapes disagree, there are no negatives, or the masks leave no anchor. This depends only on the maps of all
+        ranks together, so that either all ranks raise it or none does.
 
     Notes
     -----
@@ -216,9 +223,9 @@ def activation_decay(
     masks: Sequence[Tensor] | None = None,
     rows: tuple[int, int] | None = None,
 ) -> Tensor:
-    """``decay_l1`` times mean |z| plus ``decay_l2`` times mean z^2, over valid voxels, channels and modalities.
+    """Compute ``decay_l1`` times mean |z| plus ``decay_l2`` times mean z^2, over valid voxels, channels and modalities.
 
-    Parameters are those of `contrastive_loss`; the result is a scalar with gradient.
+    The parameters are those of `contrastive_loss`. The result is a scalar with gradient.
     """
     start, stop = rows or (0, len(maps[0]))
     total = exact(maps[0]).new_zeros(())
@@ -232,7 +239,7 @@ def activation_decay(
             total = total + settings.decay_l1 * local.abs().sum()
         if settings.decay_l2:
             total = total + settings.decay_l2 * local.square().sum()
-    # Counted over all samples, not the local ones, so that ranks with fewer valid voxels weigh less.
+    # The count is that of all samples, not of the local ones: a rank with fewer valid voxels has to weigh less.
     if masks is None:
         count = total.new_tensor(float(sum(one.numel() for one in maps)))
     else:
@@ -266,9 +273,10 @@ def _parts(scores: PairScores, settings: LossSettings, decay: Tensor) -> LossPar
 
 
 def _anchor_loss(scores: PairScores, settings: LossSettings) -> Tensor:
-    """Loss of each anchor, (P, n); finite, with finite gradient, for unusable anchors too."""
+    """Compute the loss of each anchor, (P, n). It is finite, with finite gradient, for unusable anchors too."""
     positive = scores.positive / settings.temperature
-    # A row without negatives would be all -inf, whose gradient is NaN even where it is not used.
+    # A row without negatives would hold only -inf. Its gradient is NaN, also where the row is not used, so such a row
+    # counts all candidates.
     eligible = scores.eligible | ~scores.eligible.any(dim=-1, keepdim=True)
     negative = (scores.negative / settings.temperature).masked_fill(~eligible, -math.inf)
     count = eligible.sum(dim=-1).to(positive.dtype)
@@ -280,7 +288,7 @@ def _anchor_loss(scores: PairScores, settings: LossSettings) -> Tensor:
 
 
 def _bound(contrastive: Tensor, log_candidates: Tensor, settings: LossSettings) -> tuple[Tensor, Tensor]:
-    """Value of the bound that the loss stands for, and the largest it can take."""
+    """Compute the value of the bound that the loss stands for, and the largest value that it can take."""
     if settings.bound == "infonce":
         return log_candidates - contrastive, log_candidates
     if settings.bound == "jsd":

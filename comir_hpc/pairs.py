@@ -1,4 +1,4 @@
-"""Scores of each anchor with its partner and its negatives, from which the contrastive loss is computed.
+"""Score each anchor with its partner and its negatives; the contrastive loss is computed from these scores.
 
 Shapes: M modalities, N samples (of all ranks, after sub-cropping), n of them local, P = M (M - 1) ordered pairs of
 modalities, K displacements, L latent channels, V voxels.
@@ -27,13 +27,27 @@ NO_NEGATIVES = (
 
 @dataclass(frozen=True)
 class PairScores:
-    """Scores, without temperature, of each local anchor for every ordered pair of modalities."""
+    """Scores of each local anchor for every ordered pair of modalities, without temperature.
 
-    positive: Tensor  # (P, n)
-    negative: Tensor  # (P, n, candidates)
-    eligible: Tensor  # bool (P, n, candidates): which candidates are negatives
-    usable: Tensor  # bool (P, n): enough voxels in common with the partner, and a negative
-    share: Tensor  # scalar: weight of an anchor in the mean over all samples, times the number of ranks
+    Attributes
+    ----------
+    positive : (P, n)
+        Score of each anchor with its partner.
+    negative : (P, n, candidates)
+        Scores of each anchor with all candidates for a negative.
+    eligible : bool (P, n, candidates)
+        Which candidates are negatives.
+    usable : bool (P, n)
+        Which anchors have enough voxels in common with their partner, and a negative.
+    share : scalar
+        Weight of an anchor in the mean over all samples, times the number of ranks.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    eligible: Tensor
+    usable: Tensor
+    share: Tensor
 
 
 def score_pairs(
@@ -46,7 +60,7 @@ def score_pairs(
 ) -> PairScores:
     """Score all maps against all maps, then sort the scores into positives and negatives.
 
-    Parameters are those of `comir_hpc.loss.contrastive_loss`.
+    The parameters are those of `comir_hpc.loss.contrastive_loss`.
 
     Raises
     ------
@@ -76,6 +90,7 @@ def score_pairs(
         negative, eligible = torch.cat([negative, value], dim=-1), torch.cat([eligible, common], dim=-1)
     meeting = _meeting(flat, needed)
     usable = meeting[:, local] & eligible.any(dim=-1)
+    # The mean is over the usable anchors of all ranks. The engine averages over ranks: hence the factor, their number.
     share = num_samples / (local.stop - local.start) / meeting.sum().to(value.dtype)
     return PairScores(positive, negative, eligible, usable, share)
 
@@ -86,11 +101,12 @@ def _stack(maps: Sequence[Maps]) -> Maps:
 
 
 def _table(flat: Maps, local: slice, critic: str, needed: float) -> tuple[Tensor, Tensor]:
-    """Scores (M, n, M, N) of local maps with all maps, and whether the two share enough voxels."""
+    """Score local maps with all maps, (M, n, M, N), and find whether the two share enough voxels."""
     num_maps, num_samples = flat.values.shape[:2]
     num_local = local.stop - local.start
     everything = flat.apply(lambda x: x.flatten(0, 1))
-    # The same object where nothing is left out, so that its energies are computed once.
+    # Where nothing is left out, both are the same object: its energies are then computed once, and only half of the
+    # product.
     anchors = everything if num_local == num_samples else flat.apply(lambda x: x[:, local].flatten(0, 1))
     sums = all_pairs(anchors, everything, critic)
     shape = (num_maps, num_local, num_maps, num_samples)
@@ -101,7 +117,7 @@ def _table(flat: Maps, local: slice, critic: str, needed: float) -> tuple[Tensor
 def _rivals(
     num_samples: int, local: slice, ignore: Tensor | None, pieces: int, device: torch.device
 ) -> Tensor:
-    """Which samples are negatives of which local ones, bool (n, N): other ones that do not overlap them."""
+    """Find which samples are negatives of which local ones, bool (n, N): other ones that do not overlap them."""
     rivals = ~torch.eye(num_samples, dtype=torch.bool, device=device)[local]
     if ignore is None:
         return rivals
@@ -131,9 +147,10 @@ def _sort(value: Tensor, eligible: Tensor, local: slice) -> tuple[Tensor, Tensor
 def _displaced(
     here: Sequence[Maps], crops: Callable[[Maps], list[Maps]], critic: str, needed: float
 ) -> tuple[Tensor, Tensor]:
-    """Scores (P, n, K) of anchors with displaced partners, and whether the two share enough voxels.
+    """Score anchors with displaced partners, (P, n, K), and find whether the two share enough voxels.
 
-    `here` are M maps (N, L, Z, Y, X); `crops` makes the anchors of one, and then its displaced partners.
+    `here` holds M sets of maps (N, L, Z, Y, X). `crops` makes from one set its anchors, and then its displaced
+    partners.
     """
     parts, place = _by_validity(here)
     scored = [_against_displaced(part, crops, critic, needed) for part in parts]
@@ -143,7 +160,10 @@ def _displaced(
 
 
 def _by_validity(here: Sequence[Maps]) -> tuple[list[Sequence[Maps]], Tensor]:
-    """Samples that are valid throughout, without masks, then the others; and where among these each sample is."""
+    """Divide samples into those that are valid everywhere, which need no masks, and the others.
+
+    Returns the parts, and for each sample its place among the parts put one after the other.
+    """
     values, masks = [one.values for one in here], [one.valid for one in here if one.valid is not None]
     everyone = torch.arange(len(values[0]), device=values[0].device)
     if not masks or masks[0].device.type != "cpu":  # a GPU would have to be waited for
@@ -172,7 +192,7 @@ def _against_displaced(
 
 
 def _meeting(flat: Maps, needed: float) -> Tensor:
-    """Say for all samples whether partners share enough voxels, bool (P, N): what all ranks must agree on."""
+    """Find for all samples whether partners share enough voxels, bool (P, N); every rank finds the same."""
     num_maps, num_samples = flat.values.shape[:2]
     pairs = list(itertools.permutations(range(num_maps), 2))
     if flat.valid is None:

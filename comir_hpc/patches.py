@@ -1,11 +1,11 @@
-"""Aligned patches of several modalities: which ones, from where in the volumes, and how they are varied.
+"""Draw aligned patches of several modalities: which ones, from where in the volumes, and how they are varied.
 
-Everything random about a sample is one `Draw`, and that depends on the seed, the step and the sample's number in
-the step only: any number of ranks sees the same batch, and a resumed run needs to know nothing but its step. A
-draw names one affine map from patch to volume for all modalities, so that a turned and scaled patch is
-interpolated once, from the box of voxels under it, and has no empty corners inside the volume.
+Everything random about a sample is one `Draw`. It depends only on the seed, the step and the sample's number in the
+step. So any number of ranks sees the same batch, and a resumed run needs to know nothing but its step. A draw holds
+one affine map from patch to volume for all modalities. A turned and scaled patch is therefore interpolated once, from
+the box of voxels under it, and has no empty corners inside the volume.
 
-Reading is separate from resampling: reader processes fetch boxes, the device turns and varies them.
+Reading is separate from resampling: reader processes fetch boxes, and the device turns and varies them.
 
 Axes: n samples, c channels, z y x space. Patch offsets and volume positions are (z, y, x) in voxels of the chosen
 pyramid level.
@@ -33,29 +33,29 @@ from comir_hpc.rotations import random_rotation, rotation_by
 from comir_hpc.specimens import Specimen
 
 TRAINING, REFERENCE = 0, 1
-"""Streams of random numbers: the samples of one are never those of the other."""
+"""Numbers of two streams of random numbers, so that training never sees the samples of the other stream."""
 
-# The strengths of the augmentations in proportion to `sampling.intensity`.
+# Strengths of the augmentations when `sampling.intensity` is 1; they are proportional to it.
 _GAMMA, _CONTRAST, _BRIGHTNESS, _BIAS, _NOISE = 1.5, 1.0, 1.0, 0.7, 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Everything random about one sample; nothing is read for it.
+    """Everything random about one sample. No voxel is read to make it.
 
     Attributes
     ----------
     pair : int
-        Which specimen.
+        Number of the training pair, hence of its specimen.
     centre_zyx : (3,) float64
-        Position in the volume of the patch's centre.
+        Position of the patch's centre in the volume, in voxels.
     matrix : (3, 3) float64
-        Maps an offset from the patch's centre to an offset in the volume, in voxels: rotation, scale and mirror in
-        physical space.
+        Linear map from an offset from the patch's centre to an offset in the volume, both in voxels (z, y, x). It
+        holds rotation, scale and mirror, which are meant in physical space.
     elements : (M,) int64
-        Group element that each modality's input is turned by, independently.
+        Number of the group element that each modality's input is turned by. They are drawn independently.
     changes : tuple of M IntensityChange
-        Intensity changes of each modality.
+        How the intensities of each modality are varied.
     """
 
     pair: int
@@ -72,13 +72,13 @@ class PatchBatch:
     Attributes
     ----------
     images : tuple of M float32 tensors (n, c, z, y, x)
-        Normalised intensities, the same specimen region in every modality.
+        Normalised intensities, of the same region of the specimen in every modality.
     valid : bool tensor (n, 1, z, y, x)
-        True inside the volume.
+        True where a voxel lies inside the volume.
     above : tuple of M bool tensors (n, 1, z, y, x)
-        True where a channel exceeds the modality's foreground threshold, before intensities are varied.
+        True where any channel is above the modality's foreground threshold, before intensities are varied.
     elements : (M, n) int64
-        Group elements to turn each modality's samples by.
+        Numbers of the group elements by which each modality's samples are to be turned.
     """
 
     images: tuple[Tensor, ...]
@@ -88,18 +88,21 @@ class PatchBatch:
 
 
 class PatchSampler:
-    """Draws samples, reads the boxes under them and resamples these on a device.
+    """Draw samples, read the boxes under them, and resample these on a device.
 
     Parameters
     ----------
     specimens : sequence of Specimen
-        One a training pair.
+        The specimen of each training pair.
     settings : SamplingSettings
+        Size of the patches, and how they are chosen and varied.
     group : Group
-        Its elements are drawn independently for every sample and modality.
+        Rotations whose elements are drawn independently for every sample and modality.
     seed : int
+        Seed of all random numbers.
     augment : bool
-        Off: no rotation, scale, mirror, intensity change or group element; for figures on clean patches.
+        Whether patches are varied. False leaves out rotation, scale, mirror, intensity changes and group elements, to
+        measure on clean patches.
 
     Raises
     ------
@@ -127,7 +130,7 @@ class PatchSampler:
     # ------------------------------------------------------------------ drawing
 
     def draw(self, step: int, index: int, *, stream: int = TRAINING) -> Draw:
-        """Sample `index` of optimiser step `step`; the same whenever and wherever it is asked for."""
+        """Draw sample `index` of optimiser step `step`; it is the same on every rank and in every process."""
         entropy = np.random.SeedSequence([self.seed % 2**64, stream, step, index])
         rng = np.random.Generator(np.random.Philox(entropy))
         pair = int(rng.integers(len(self.specimens)))
@@ -138,7 +141,7 @@ class PatchSampler:
         centre = np.clip(centre, -0.5, shape - 0.5)
         matrix, on_grid = self._draw_matrix(rng, np.asarray(specimen.grid.spacing_mm))
         half = (np.asarray(self.settings.patch) - 1) / 2
-        # On voxel centres nothing is interpolated: the networks also see the image as sharp as it is.
+        # Such a patch lies on voxel centres, where nothing is interpolated: the networks also see sharp images.
         snapped = on_grid | (np.asarray(self.settings.patch) == 1)
         centre = np.where(snapped, np.rint(centre - half) + half, centre)
         elements = rng.integers(len(self.group), size=len(specimen.volumes))
@@ -146,7 +149,7 @@ class PatchSampler:
         return Draw(pair, centre, matrix, elements * self.augment, changes)
 
     def _draw_matrix(self, rng: np.random.Generator, spacing_zyx: FloatArray) -> tuple[FloatArray, bool]:
-        """Rotation, scale and mirror as a map of voxel offsets, and whether it keeps to the voxel grid."""
+        """Draw rotation, scale and mirror as a map of voxel offsets, and whether it keeps to the voxel grid."""
         settings = self.settings
         planar = settings.patch[0] == 1
         rotation = rotation_by("z", rng.uniform(0, 360)) if planar else random_rotation(rng)
@@ -156,7 +159,7 @@ class PatchSampler:
             physical = np.eye(3)
         if rng.random() < 0.5 and settings.mirror and self.augment:
             physical = physical * np.array([1.0, 1.0, -1.0])
-        # Offsets are voxels: to millimetres, turn, and back.
+        # Offsets are in voxels, but rotations are meant in space: convert to millimetres, turn, and convert back.
         return physical * spacing_zyx / spacing_zyx[:, None], on_grid
 
     def _draw_change(self, rng: np.random.Generator) -> IntensityChange:
@@ -174,9 +177,9 @@ class PatchSampler:
         )
 
     def ignore(self, draws: Sequence[Draw]) -> NDArray[np.bool_]:
-        """Which samples are too near each other in one specimen to be negatives, (n, n) with a true diagonal.
+        """Find which samples are too near each other in one specimen to be negatives, bool (n, n), diagonal True.
 
-        Distances are measured in patch sides along each axis, hence in physical units.
+        Distances are measured in sides of a patch along each axis.
         """
         centres = np.stack([d.centre_zyx for d in draws]) / np.asarray(self.settings.patch)
         pairs = np.asarray([d.pair for d in draws])
@@ -185,7 +188,7 @@ class PatchSampler:
         return np.asarray(near & (pairs[:, None] == pairs[None]), dtype=np.bool_)
 
     def inside(self, draw: Draw) -> bool:
-        """Whether every voxel of the patch lies inside the volume."""
+        """Say whether every voxel of the patch lies inside the volume."""
         corners = self._corners(draw)
         shape = np.asarray(self.specimens[draw.pair].grid.shape_zyx)
         return bool((corners >= -0.5).all() and (corners <= shape - 0.5).all())
@@ -193,7 +196,7 @@ class PatchSampler:
     # ------------------------------------------------------------------ reading
 
     def box(self, draw: Draw) -> Box:
-        """Voxels of the volume that interpolation at the patch's voxels needs; never empty."""
+        """Find the box of the volume that interpolation at the patch's voxels needs; it is never empty."""
         corners = self._corners(draw)
         start = np.floor(corners.min(axis=0)).astype(int)
         stop = np.floor(corners.max(axis=0)).astype(int) + 2
@@ -207,9 +210,9 @@ class PatchSampler:
         return corners
 
     def read(self, draw: Draw) -> list[Tensor]:
-        """Source voxels of a draw from every modality, (c, z, y, x) each, in the volumes' own dtypes."""
+        """Read the source voxels of a draw from every modality, (c, z, y, x) each, in the volumes' own dtypes."""
         values = self.specimens[draw.pair].read(self.box(draw))
-        # Torch knows the machine's own byte order only.
+        # torch knows only the machine's own byte order.
         return [
             torch.from_numpy(np.ascontiguousarray(v.astype(v.dtype.newbyteorder("="), copy=False)))
             for v in values
@@ -220,13 +223,13 @@ class PatchSampler:
     def resample(
         self, draws: Sequence[Draw], sources: Sequence[Sequence[Tensor]], device: torch.device
     ) -> PatchBatch:
-        """Patches of several draws from the boxes read for them, normalised and varied, on a device."""
+        """Make the patches of several draws from the boxes read for them, normalised and varied, on a device."""
         offsets = _offsets(self.settings.patch, device)
         tables = torch.from_numpy(np.stack([self._table(d) for d in draws])).to(device)
         points = (offsets @ tables[:, None, None, :3]) + tables[:, 3, None, None, None]
         low, high = tables[:, 4, None, None, None], tables[:, 5, None, None, None]
         valid = ((points >= low) & (points <= high)).all(dim=-1).unsqueeze(1)
-        # grid_sample wants (x, y, z) with the outer edges of the box's end voxels at -1 and 1.
+        # grid_sample wants positions as (x, y, z), where -1 and 1 are the outer edges of the box's end voxels.
         where = ((2 * points + 1) / tables[:, 6, None, None, None] - 1).flip(-1)
         images, above = [], []
         for modality in range(len(draws[0].changes)):
@@ -243,9 +246,10 @@ class PatchSampler:
         return PatchBatch(tuple(images), valid, tuple(above), elements)
 
     def _table(self, draw: Draw) -> NDArray[np.float32]:
-        """Matrix (transposed), centre, lower and upper edge of the volume and shape of the box, (7, 3).
+        """Collect the numbers of a draw that the device needs, (7, 3) float32.
 
-        Positions are relative to the box, which keeps their precision in float32 in any volume.
+        The rows are the matrix (transposed, three rows), the centre, the lower and upper edge of the volume, and the
+        shape of the box. Positions are relative to the box, so that float32 is precise enough in a volume of any size.
         """
         box = self.box(draw)
         low = -0.5 - np.asarray(box.start)
@@ -268,7 +272,8 @@ class PatchSampler:
 
 
 def _places(specimen: Specimen, settings: SamplingSettings) -> NDArray[np.int64]:
-    """Lattice points (flat numbers) whose patch meets the foreground quota."""
+    """Find the lattice points (flat numbers) whose patch holds the share of specimen that the settings ask for."""
+    # With a quota of 0 a patch needs at least a trace of specimen: the smallest positive float32.
     places = np.flatnonzero(
         specimen.share.values >= max(settings.foreground, float(np.finfo(np.float32).tiny))
     )
@@ -288,19 +293,21 @@ def _triple(values: NDArray[Any]) -> Triple:
 
 
 def _offsets(patch_zyx: Triple, device: torch.device) -> Tensor:
-    """Voxel offsets from the patch's centre, (z, y, x, 3) float32."""
+    """List the voxels' offsets from the patch's centre, (z, y, x, 3) float32, in voxels."""
     axes = [torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2 for n in patch_zyx]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
 def specimen_mask(above: Tensor) -> Tensor:
-    """Where most of the 5 x 5 x 5 neighbours are above the threshold, bool like `above` (n, 1, z, y, x).
+    """Mark where most of the 5 x 5 x 5 neighbours are above the threshold, bool like `above` (n, 1, z, y, x).
 
-    Noise in the air leaves single voxels above it, and dark structure leaves holes; `register` masks volumes alike.
+    Single voxels of noise in the air are above the threshold, and dark structure leaves holes in the specimen. Both
+    disappear. `register` makes its masks in the same way.
     """
     share = above.float()
     for axis, length in enumerate(above.shape[2:]):
-        # Torch averages over no more voxels than there are: fewer in thin patches, one in a single slice.
+        # torch cannot average over more voxels than there are. So the reach is smaller in thin patches, and one voxel
+        # in a single slice; it stays odd, to be centred.
         reach = min(5, length - 1 + length % 2)
         size = [reach if axis == other else 1 for other in range(3)]
         share = F.avg_pool3d(share, size, stride=1, padding=[n // 2 for n in size], count_include_pad=False)

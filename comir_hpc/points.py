@@ -27,7 +27,7 @@ _NAMED_WORLDS = {"ITK": "LPS", "DICOM": "LPS", "NIFTI": "RAS", **_SLICER_CODES}
 _SYSTEM = re.compile(
     r"(?:coordinate[\s_]*system|world|space|orientation|convention)\s*[=:]\s*\"?([\w+-]+)", re.IGNORECASE
 )
-_SYSTEM_WORD = re.compile(r"\b([LR][AP][SI])\b")
+_SYSTEM_WORD = re.compile(r"\b([LR][AP][SI]|(?i:ras|lps))\b")
 _UNIT = re.compile(r"\bunits?\s*[=:]\s*\"?([\w\u00b5\u03bc]+)", re.IGNORECASE)
 _SLICER_HEADER = re.compile(r"#\s*columns\s*=\s*(.*)", re.IGNORECASE)
 _SEPARATORS = ",;\t"
@@ -94,7 +94,9 @@ def read_point_table(path: Path) -> PointTable:
         try:
             _read_rows(draft, text)
         except csv.Error as error:
-            raise VolumeError(f"{path} is no well-formed table ({error}); repair its quotes") from error
+            raise VolumeError(
+                f"{path} is no well-formed table ({str(error)!a}); repair its quotes"
+            ) from error
     if not draft.points:
         raise VolumeError(f"{path} has a header and no points; expected a row for each point")
     factors, notes = _conversion(draft)
@@ -237,7 +239,8 @@ def _number(cell: str, axis: str, where: str) -> float:
         value = float(cell)
     except ValueError:
         value = float("nan")
-    if np.isfinite(value) and "_" not in cell:
+    plain = cell.strip(" \t")
+    if np.isfinite(value) and "_" not in cell and plain.isascii() and plain.isprintable():
         return value
     comma = re.fullmatch(r"\s*[-+]?\d+,\d+\s*", cell) is not None
     raise VolumeError(
@@ -273,7 +276,7 @@ def _system(draft: _Draft) -> str:
     for comment in draft.comments:
         named = [word.upper() for word in _SYSTEM.findall(comment)]
         said += [_NAMED_WORLDS.get(word, word.removesuffix("+")) for word in named]
-        said += [] if named else _SYSTEM_WORD.findall(comment)
+        said += [] if named else [word.upper() for word in _SYSTEM_WORD.findall(comment)]
     columns = tuple(draft.columns[place].lower() for place in draft.axes)
     if (world := _WORLDS.get(columns)) is not None:
         said.append(world)
@@ -308,5 +311,6 @@ def _unit(draft: _Draft) -> str:
 
 def _shortened(columns: Sequence[str]) -> str:
     """Names of the first columns, and how many more there are."""
-    shown = ", ".join(name if len(name) <= 30 else f"{name[:30]}..." for name in columns[:8])
+    names = ["".join(letter if letter.isprintable() else "?" for letter in name[:31]) for name in columns[:8]]
+    shown = ", ".join(name if len(name) <= 30 else f"{name[:30]}..." for name in names)
     return shown if len(columns) <= 8 else f"{shown} and {len(columns) - 8:,} more"

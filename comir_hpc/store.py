@@ -11,7 +11,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,14 @@ class Store:
         self.path = path
         self._group = group
         attributes: dict[str, Any] = dict(group.attrs)
-        self.grid = Grid.from_dict(attributes["comir"]["grid"])
-        self._arrays = _level_arrays(path, group, attributes, lenient)
+        try:
+            self.grid = Grid.from_dict(attributes["comir"]["grid"])
+            self._arrays = _level_arrays(path, group, attributes, lenient)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise VolumeError(
+                f"{path}: its metadata are damaged ({type(error).__name__}: {error}); run the command that wrote it "
+                "again with --overwrite"
+            ) from error
         self._shards = [Shards(path / array.path) for array in self._arrays]
         self._quantised: dict[str, list[float]] | None = attributes["comir"].get("quantised")
         self._complete = bool(attributes["comir"].get("complete"))
@@ -174,10 +180,23 @@ class Store:
 
     def _require_files(self) -> None:
         inventory = self._inventory()
-        if inventory is not None and inventory.num_files > LOOKED_AT_ONCE:
+        if inventory is None:
+            self._require_credible()
+        elif inventory.num_files > LOOKED_AT_ONCE:
             self._unseen = inventory
-        elif inventory is not None:
+        else:
             self._refuse(inventory.damage(), inventory.num_files)
+
+    def _require_credible(self) -> None:
+        """Refuse a volume without a list of files whose size cannot be that of what is stored."""
+        from comir_hpc.readers.claims import require_credible  # readers import volumes
+
+        for array in self._arrays:
+            files = (f for f in (self.path / array.path / "c").rglob("*") if f.is_file())
+            require_credible(
+                self.path, array.shape, array.dtype, array.shards or array.chunks,
+                lambda enough, files=files: sum(1 for _ in islice(files, enough)),  # type: ignore[misc]
+            )  # fmt: skip
 
     def _refuse(self, damage: list[str], num_files: int) -> None:
         if damage:
@@ -189,11 +208,11 @@ class Store:
 
     def repair(self, *, content: bool = False) -> str:
         """Say what mends a damaged volume; `content` when the damage is inside a file, where only --verify looks."""
-        command = self.metadata.get("command")
-        if not command:
+        command = _command(self.metadata, self.path)
+        if command is None:
             return "write it again with what wrote it"
         options = "the options it was made with" + (" and --verify" if content else "")
-        return f"mend it: run `{shlex.join(['comir-hpc', *command, str(self.path)])}` again, with {options}"
+        return f"mend it: run `{command}` again, with {options}"
 
     def fingerprint(self) -> str:
         """Digest that changes when the content may have changed: metadata, and every file's size and time."""
@@ -211,20 +230,39 @@ def _level_arrays(
 ) -> list[zarr.Array[Any]]:
     """Open the levels that the metadata name; if `lenient`, those before the first that is missing."""
     names = [dataset["path"] for dataset in attributes["ome"]["multiscales"][0]["datasets"]]
+    if names != [str(level) for level in range(len(names))] or not names:
+        raise VolumeError(
+            f"{path}: a level of the pyramid lies outside of the store: its metadata name {names}, expected 0, 1, ...; "
+            "run the command that wrote it again with --overwrite"
+        )
     arrays: list[zarr.Array[Any]] = []
     for name in names:
         array = array_of(group, name)
         if array is None:
             if lenient and arrays:
                 break
-            command = attributes["comir"].get("command")
+            command = _command(attributes["comir"], path)
             again = " with --overwrite" if not arrays else ""
             raise VolumeError(
                 f"{path}: a level of the pyramid is missing ({name}/zarr.json); run the command that wrote it again"
-                f"{again}" + (f": {shlex.join(['comir-hpc', *command, str(path)])}" if command else "")
+                f"{again}" + (f": {command}" if command else "")
             )
         arrays.append(array)
+    shape = tuple(attributes["comir"]["grid"]["shape_zyx"])
+    if len(arrays[0].shape) != 4 or arrays[0].shape[1:] != shape:
+        raise VolumeError(
+            f"{path}: its metadata speak of {shape} voxels (z, y, x), its array of {arrays[0].shape} (c, z, y, x); one "
+            "of them is damaged: run the command that wrote it again with --overwrite"
+        )
     return arrays
+
+
+def _command(comir: dict[str, Any], path: Path) -> str | None:
+    """Return the command line that makes a store again, where its metadata know it."""
+    words = comir.get("command")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
+        return None
+    return shlex.join(["comir-hpc", *words, str(path)])
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array[Any] | None:

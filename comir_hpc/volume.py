@@ -5,8 +5,8 @@ namespace, and the standard's own transformations say what they can (scale, and 
 volume has four axes (c, z, y, x), a single channel too.
 
 Writers own whole shards: `write` refuses anything else, because two writers in one shard lose data without a word
-(zarr-python 3682, dask 12583). A finished volume knows its files (`inventory`), and a chunk its checksum (`chunks`), so
-that neither a lost file nor a flipped bit is read as voxels.
+(zarr-python 3682, dask 12583). A finished volume knows its files (`inventory`), so that a lost one is not read as
+zeros.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Volume(Store):
         chunk: int | Sequence[int] = 64,
         shard: int | Sequence[int] = 256,
         shuffle: Shuffle = "bitshuffle",
+        checksums: bool = False,
         scale: Sequence[float] | None = None,
         metadata: dict[str, Any] | None = None,
         overwrite: bool = False,
@@ -81,6 +82,8 @@ class Volume(Store):
             Voxels (z, y, x) of the unit of reading and of the unit of writing; clipped to the volume.
         shuffle : str
             Filter before compression, see `best_shuffle`.
+        checksums : bool
+            Follow every chunk with a checksum, so that a flipped bit is an error when it is read (`chunks`).
         scale : sequence of float, optional
             Of each channel: what is written are integers, what `read` gives is these times the scale, float32.
         metadata : dict, optional
@@ -100,7 +103,8 @@ class Volume(Store):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         chunks, shards = chunk_and_shard(grid.shape_zyx, chunk, shard)
         group = zarr.create_group(store=str(path), zarr_format=3)
-        create_level(group, 0, (channels, *grid.shape_zyx), np.dtype(dtype), chunks, shards, shuffle)
+        shape = (channels, *grid.shape_zyx)
+        create_level(group, 0, shape, np.dtype(dtype), chunks, shards, shuffle, checksums)
         comir = {
             "grid": grid.as_dict(),
             "kind": kind,
@@ -108,6 +112,8 @@ class Volume(Store):
             "version": __version__,
             "complete": False,
         }
+        if checksums:
+            comir["checksums"] = True
         if scale is not None:
             comir["quantised"] = {"scale": [float(s) for s in scale], "offset": [0.0] * channels}
         group.attrs["comir"] = {**(metadata or {}), **comir}
@@ -206,7 +212,7 @@ class Volume(Store):
             return self._shards[level].read((slice(0, self.num_channels), *box.slices))
         except (RuntimeError, ValueError, OSError) as error:
             raise VolumeError(
-                f"{self.path}: box {box} cannot be read{self._unreadable(level, box)} ({str(error)[-160:]}); "
+                f"{self.path}: box {box} cannot be read{self._unreadable(level, box)} ({_cause(error)}); "
                 f"{self.repair(content=True)}"
             ) from error
 
@@ -297,8 +303,11 @@ class Volume(Store):
         if not kept:
             if (self.path / str(level)).exists():
                 shutil.rmtree(self.path / str(level))
-            shuffle: Shuffle = self.metadata.get("shuffle", "bitshuffle")
-            create_level(self._group, level, shape, self.stored_dtype, chunks, shards, shuffle)
+            how: tuple[Shuffle, bool] = (
+                self.metadata.get("shuffle", "bitshuffle"),
+                "checksums" in self.metadata,
+            )
+            create_level(self._group, level, shape, self.stored_dtype, chunks, shards, *how)
             there = array_of(self._group, str(level))
         assert there is not None
         self._arrays = [*self._arrays[:level], there]
@@ -337,3 +346,9 @@ class Volume(Store):
                 coarse = downsample(fine, step, labels=self.metadata["kind"] == "labels")
             values[(slice(None), *layer.write.slices)] = coarse
         self.write(box, values, level=level)
+
+
+def _cause(error: Exception) -> str:
+    """What tensorstore complains of, without the path, which stands before, and places in its own source."""
+    text = " ".join(str(error).split(" [source", 1)[0].split())
+    return text.rsplit('": ', 1)[-1][:120].strip() or type(error).__name__

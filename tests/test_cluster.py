@@ -47,12 +47,13 @@ class Ramp:
     fail_once: Path | None = None
     die: Path | None = None
     pause: float = 0.0
+    stay: int | None = None
 
     def __call__(self, block: Block) -> BlockResult:
         if self.diary is not None:
             with self.diary.open("a") as file:
                 file.write(f"{block.index} {os.getpid()}\n")
-        time.sleep(self.pause)
+        time.sleep(60 if block.index == self.stay else self.pause)
         if block.index in self.fail:
             raise ValueError("bad voxels")
         if block.index == 2 and self.fail_once and not self.fail_once.exists():
@@ -82,12 +83,13 @@ class Ramped:
     verb: str = "ramp"
     record: dict[str, str] = field(default_factory=lambda: {"what": "ramp"})
     command: tuple[str, ...] = ("--out",)
+    checksums: bool = False
 
     def ledger(self) -> Ledger:
         return Ledger(self.out, "one")
 
     def create(self, path: Path) -> Volume:
-        return make(path)
+        return Volume.create(path, GRID, np.float64, chunk=4, shard=8, checksums=self.checksums)
 
     def plan(self, out: Volume):
         return plan_blocks(SHAPE, out.shard_zyx, core_zyx=(self.core,) * 3)
@@ -414,7 +416,7 @@ def test_a_refusal_names_what_differs(tmp_path: Path) -> None:
     record = {"window": 64, "spacing": (1.0, 2.0), "source": Path("a.zarr")}
     open_output(path, Ledger(path, "one"), make, record=record)
     assert open_output(path, Ledger(path, "one"), make, record=record).path == path
-    with pytest.raises(VolumeError, match=r"something else \(window: 64, now 32\); choose another --out"):
+    with pytest.raises(VolumeError, match=r"something else \(window: 64, now 32\); choose another name"):
         open_output(path, Ledger(path, "two"), make, record={**record, "window": 32})
 
 

@@ -141,6 +141,21 @@ def test_points_from_a_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_point_table(path).points_mm, [[1, 2, 3], [4, 5, 6]])
 
 
+def test_points_in_ras_are_measured_in_lps(tmp_path: Path) -> None:
+    half = Transform.rigid(np.diag([-1.0, -1.0, 1.0]), (0, 0, 0), (50, 0, 0))
+    save_transform(half, tmp_path / "truth", {})
+    folder = write_registration(tmp_path / "r", make_volume(tmp_path / "v.zarr"), Transform.identity())
+    points = tmp_path / "F.fcsv"
+    points.write_text(
+        "# CoordinateSystem = RAS\n# columns = id,x,y,z,label\n1,10,0,3,F-1\n", encoding="utf-8"
+    )
+    table = evaluate([folder], tmp_path / "truth" / "transform.tfm", points=points)
+    assert table.rows[0].tre_mm == pytest.approx(
+        120
+    )  # twice from x = -10 to the axis; taken for LPS it would be 80
+    assert "F.fcsv: its points are RAS" in table.notes[0]
+
+
 @pytest.mark.parametrize("text", ["x,y\n1,2\n", "x,y,z\n1,2,three\n", "x,y,z\n", "x,y,z\n1,2\n"])
 def test_points_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     path = tmp_path / "p.csv"

@@ -278,6 +278,16 @@ def test_progress_is_a_line_every_tenth(capsys: pytest.CaptureFixture[str]) -> N
     assert lines == [f"work: {n}/100" for n in range(0, 101, 10)] + ["empty: 0/0"]
 
 
+def test_a_bar_shows_any_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_on(Terminal()) as progress:
+        progress("ingest a[/b]\x07.zarr", 1, 2)
+    said = capsys.readouterr().err
+    assert "a[/b]\\x07.zarr" in said
+    assert "\x07" not in said
+
+
 # ---------------------------------------------------------------------- readers that leave
 
 

@@ -380,7 +380,7 @@ def test_memory_is_predicted_and_refused(tmp_path: Path, monkeypatch: pytest.Mon
     size = image("float64").nbytes
     task = settings(packed, tmp_path / "v.zarr", shard=16, max_memory=size / 2**30)
     with pytest.raises(
-        VolumeError, match=r"scan\.nii\.gz needs .* KiB of memory, .* \(--max-memory\); .*gunzip"
+        VolumeError, match=r"scan\.nii\.gz needs .* KiB of memory, .* \(--max-memory-gib\); .*gunzip"
     ):
         ingest(task)
     assert not (tmp_path / "v.zarr").exists()
@@ -398,7 +398,7 @@ def test_plan_is_json_and_writes_nothing(tmp_path: Path) -> None:
     ingest(task)
     store = files_of(task.out)
     assert plan["files_at_most"] >= len(store)
-    assert job.Job.of(open_source(task.source), task).output_files_and_bytes()[1] >= sum(
+    assert job.Job.from_source(open_source(task.source), task).output_files_and_bytes()[1] >= sum(
         map(len, store.values())
     )
 

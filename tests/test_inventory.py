@@ -133,3 +133,35 @@ def test_the_list_is_no_part_of_the_fingerprint(path: Path) -> None:
     before = Volume.open(path).fingerprint()
     Volume.open(path, writable=True).finish()
     assert Volume.open(path).fingerprint() == before
+
+
+def test_every_verb_that_reads_a_store_refuses_one_that_lost_a_file(path: Path, tmp_path: Path) -> None:
+    """Before it writes anything; the error names the file."""
+    from trained_run import write_run
+
+    from comir_hpc.config import InferSettings, RegisterSettings, TrainSettings, WarpSettings
+    from comir_hpc.infer import infer
+    from comir_hpc.register import register
+    from comir_hpc.train import train
+    from comir_hpc.transforms import Transform, save_transform
+    from comir_hpc.warp import warp
+
+    other = store(tmp_path / "other.zarr", VALUES)
+    shard(path, 1).unlink()
+    save_transform(Transform.identity(), tmp_path)
+    run, out = write_run(tmp_path / "run"), tmp_path / "out"
+    transform = tmp_path / "transform.tfm"
+    pairs = [{"one": other, "two": path}]
+    acts = [
+        lambda: infer(InferSettings(zarr=path, model=run, modality="one", out=out.with_suffix(".zarr"))),
+        lambda: warp(WarpSettings(zarr=path, like=other, transform=transform, out=out.with_suffix(".zarr"))),
+        lambda: warp(WarpSettings(zarr=other, like=path, transform=transform, out=out.with_suffix(".zarr"))),
+        lambda: register(RegisterSettings(fixed=other, moving=path, out=out, representation="intensity")),
+        lambda: train(TrainSettings(modalities=("one", "two"), pairs=pairs), out),
+    ]
+    for act in acts:
+        with pytest.raises(VolumeError, match=r"v\.zarr: 1 of \d+ shard files .*1/c/0/1/0/1 is missing"):
+            act()
+        assert not out.with_suffix(".zarr").exists()
+        assert not (out / "result.json").exists()
+        assert not (out / "checkpoints").exists()

@@ -19,7 +19,8 @@ import pytest
 
 from comir_hpc.errors import HeldError, VolumeError
 from comir_hpc.host import locks
-from comir_hpc.host.locks import Owner, exclusive, require_alone, writer
+from comir_hpc.host.locks import exclusive, require_alone, writer
+from comir_hpc.host.owner import Owner
 
 HOLDER = """
 import sys, time

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,3 +89,11 @@ def test_levels_end_small_and_become_isotropic(
         ]
         assert max(halved) <= min(halved) * 1.42
         assert not others or min(others) > min(halved)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_the_largest_integers_do_not_wrap_around(dtype: type[np.integer[Any]]) -> None:
+    values = np.full((1, 4, 4, 4), np.iinfo(dtype).max, dtype=dtype)
+    coarse = downsample(values, (2, 2, 2))
+    assert coarse.dtype == dtype
+    assert coarse.min() >= int(np.iinfo(dtype).max) - 2**12

@@ -60,7 +60,7 @@ def test_a_search_in_vain_leaves_a_result_with_its_reasons_and_no_transform(fail
     result = read_result(failed.out)
     assert result.verdict == "FAIL"
     assert result.transform is None
-    assert "none of 1 starts led to an answer (only " in result.reasons[0]
+    assert "none of 1 starts led to an answer (the best: only " in result.reasons[0]
     assert "of the smaller specimen overlaps" in result.reasons[0]
     assert (result.agreement, result.margin) == (None, None)
     assert result.fingerprint
@@ -168,7 +168,7 @@ def test_the_command_prints_the_result_that_it_cannot_write(tmp_path: Path) -> N
             "    except OSError: pass\n"
             "    return panels(*a, **k)\n"
             "r.make_panels = fill\n"
-            "from comir_hpc.cli import main\n"
+            "from comir_hpc.commands import main\n"
             "main()\n"
         )
         arguments = [

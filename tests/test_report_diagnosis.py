@@ -112,6 +112,33 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert {number.value for number in shown["numbers"] if "Equivariance" in number.label} == {"–"}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"modalities": [1]},
+        {"modalities": {"t1w": {"equivariance": {"errors": "none"}}}},
+        {"elements": [{"angle_deg": "ninety", "trained": True}]},
+        {"step": 4.5},
+        {"cubes": {"starts": 3}},
+    ],
+)
+def test_figures_of_wrong_types_are_left_out(changes: dict[str, Any]) -> None:
+    assert describe_diagnoses([{**make_record(), **changes}]) is None
+    shown = describe_diagnoses([make_record(100), {**make_record(400), **changes}])
+    assert shown is not None
+    assert shown["step"] == 100
+
+
+def test_figures_of_other_lengths_are_not_drawn() -> None:
+    record = make_record()
+    for one in record["modalities"].values():
+        one["equivariance"]["errors"].pop()
+        one["so3"]["floor"].pop()
+    shown = describe_diagnoses([record])
+    assert shown is not None
+    assert shown["charts"] == []
+
+
 def test_ranks_of_several_channels_are_said() -> None:
     record = make_record()
     record["modalities"]["t1w"]["effective_rank"] = 2.4

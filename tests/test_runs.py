@@ -11,16 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from phantoms import store_pair
 from result_folder import write_result_folder
 from trained_run import write_run
 
 from comir_hpc.checkpoints import read_tensors
+from comir_hpc.cluster import Figures
 from comir_hpc.errors import CheckpointError, ComirError, RegistrationError
+from comir_hpc.infer import InferResult
+from comir_hpc.ingest import IngestResult
 from comir_hpc.runs.folder import require_room
-from comir_hpc.runs.html import result_html, table
+from comir_hpc.runs.html import table
 from comir_hpc.runs.model import Model, read_model, write_model
 from comir_hpc.runs.record import FORMAT, as_json, make_record
 from comir_hpc.runs.result import Result, read_result, write_result
+from comir_hpc.runs.result_html import result_html
+from comir_hpc.train import TrainResult
+from comir_hpc.volume import Volume
+from comir_hpc.warp import WarpResult
 from comir_hpc.windows import load_encoder
 
 BEFORE = Path(__file__).with_name("format_0")  # as version 0.1.0 wrote them, of the demo
@@ -273,6 +281,7 @@ def test_damaged_weights_are_one_line_without_advice_to_open_them_unsafely(
         except CheckpointError as error:
             said.append(str(error))
     assert len(said) >= 5
+    assert not [line for line in said if "internal miniz error" in line]
     assert not [line for line in said if "weights_only" in line or "\n" in line or len(line) > 600]
     torch.save({"a": Code()}, path)
     with pytest.raises(CheckpointError, match="can run code"):
@@ -334,3 +343,24 @@ def test_every_record_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         model.step = 1  # type: ignore[misc]
     assert isinstance(model, Model)
+
+
+def test_results_of_the_other_verbs_are_tables(tmp_path: Path) -> None:
+    store = store_pair(tmp_path, (24, 24, 24))["one"]
+    grid = Volume.open(store).grid
+    figures = Figures(1, 1.0, 1, 1, 1)
+    shown = [
+        IngestResult(store, grid, 1, 1, 0, 1.5, 10, figures, figures, ("mm was <assumed>",)),
+        InferResult(store, grid, 0, 1, 1, 2, 1.5, 10.0, None, figures, figures),
+        WarpResult(store, grid=grid, inside=0.5),
+        WarpResult(store, points=3),
+        TrainResult(store, 6, 0.25, {"agreement": 0.5}, 1.0),
+    ]
+    tables = [one._repr_html_() for one in shown]
+    assert all(str(store) in text and text.count("<table>") == 1 for text in tables)
+    assert "mm was &lt;assumed&gt;" in tables[0]
+    assert "blocks of other parts" in tables[1]
+    assert "50%" in tables[2]
+    assert str(grid) in tables[2]
+    assert "points" in tables[3]
+    assert "0.5" in tables[4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import resource
@@ -113,8 +114,13 @@ def test_what_a_killed_writer_left_is_removed_with_the_block(volume: Volume) -> 
     assert not other.exists()
 
 
-def test_whichever_bit_flips_reading_is_an_error_that_names_the_shard(volume: Volume) -> None:
+def test_with_checksums_whichever_bit_flips_is_an_error_that_names_the_shard(tmp_path: Path) -> None:
+    grid = Grid(SHAPE, (1.0, 1.0, 1.0))
+    volume = Volume.create(tmp_path / "c.zarr", grid, "uint16", chunk=4, shard=8, checksums=True)
     volume.write(BOX, noise())
+    array = zarr.open_array(str(volume.path / "0"), mode="r")
+    assert "crc32c" in json.dumps(array.metadata.to_dict(), default=str).lower()
+    np.testing.assert_array_equal(array[:], noise())
     shard = volume.path / "0" / "c" / "0" / "1" / "0" / "1"
     content = shard.read_bytes()
     for position in np.random.default_rng(0).integers(0, len(content), 60):
@@ -128,24 +134,6 @@ def test_whichever_bit_flips_reading_is_an_error_that_names_the_shard(volume: Vo
         volume.read(Box((0, 0, 0), (8, 16, 16)))
     shard.write_bytes(content)
     np.testing.assert_array_equal(volume.read(), noise())
-
-
-def test_a_store_without_checksums_is_read_and_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As older versions made them: an array says by itself how its chunks are stored."""
-    codecs = type("None", (), {})
-    monkeypatch.setattr("comir_hpc.chunks.Crc32cCodec", codecs)
-    monkeypatch.setattr(
-        "zarr.Group.create_array",
-        lambda self, *a, create=zarr.Group.create_array, **k: create(
-            self, *a, **{**k, "compressors": [c for c in k["compressors"] if not isinstance(c, codecs)]}
-        ),
-    )
-    old = Volume.create(tmp_path / "old.zarr", Grid(SHAPE, (1.0, 1.0, 1.0)), "uint16", chunk=4, shard=8)
-    old.write(BOX, noise())
-    assert "crc32c" not in str(zarr.open_array(str(old.path / "0")).metadata.codecs[0].codecs)
-    np.testing.assert_array_equal(Volume.open(old.path, allow_incomplete=True).read(), noise())
 
 
 KILLED = """

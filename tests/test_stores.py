@@ -167,6 +167,15 @@ def test_warp_takes_files_of_one_name(tmp_path: Path) -> None:
     assert "inside the moving volume" in planned.output
 
 
+def test_warp_without_a_grid_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    path = scan(tmp_path / "a.nii.gz")
+    out = tmp_path / "out" / "w.zarr"
+    done = CliRunner().invoke(app, ["warp", "--zarr", str(path), "--transform", "t.tfm", "--out", str(out)])
+    assert isinstance(done.exception, ConfigError)
+    assert "--like" in str(done.exception)
+    assert not out.parent.exists()
+
+
 def test_train_takes_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         scan(tmp_path / f"{name}.nii.gz")

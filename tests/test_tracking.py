@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import logging
@@ -558,3 +559,42 @@ def test_a_database_appears_whole_and_never_over_another(
     assert {"runs", "metrics", "params"} <= set(tables)
     assert path.read_bytes() == b"another run was first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------------- a disk that is full
+
+
+def test_what_fails_at_the_end_is_a_warning_and_only_one(tmp_path, monkeypatch, caplog):
+    """The training has ended, perhaps with an error of its own: that is what the user has to see."""
+    tracker = open_tracker(TrackingSettings(), tmp_path / "run", {})
+    tracker.log(1, {"loss": 1})
+
+    class Full:
+        def close(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tracker, "_file", Full())
+    monkeypatch.setattr(mirror.MlflowRun, "end", lambda *a: Full().close())
+    tracker.finish("failed")
+    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "the record of" in warnings[0]
+    assert "No space left on device" in warnings[0]
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_clear_line():
+    with pytest.raises(CheckpointError, match=r"/proc/comir-hpc cannot be written .*same command again"):
+        open_tracker(FILE_ONLY, Path("/proc/comir-hpc"), {})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3"])
+def test_a_damaged_state_is_as_none(tmp_path, text):
+    (tmp_path / "tracking.json").write_text(text, encoding="utf-8")
+    assert send_diagnostics(tmp_path) is None
+
+
+@pytest.mark.parametrize("step", ['"one"', "null", "[1]", "true", "1.5"])
+def test_a_line_whose_step_is_no_number_ends_the_list(tmp_path, step):
+    lines = f'{{"step": 1, "loss": 2}}\n{{"step": {step}, "loss": 2}}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from comir_hpc.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
 from comir_hpc.config import TrainSettings, load, validate
 from comir_hpc.datasets import phantom_pair
-from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
+from comir_hpc.errors import CheckpointError, ConfigError, HeldError, StopRequested, VolumeError
+from comir_hpc.host.locks import writer
 from comir_hpc.networks import Network, build_network
 from comir_hpc.tracking import read_metrics
 from comir_hpc.train import plan_training, train
@@ -25,6 +28,7 @@ from comir_hpc.train.checks import build_networks, inspect_inputs
 from comir_hpc.train.loop import Loop
 from comir_hpc.train.plan import choose_recomputed_levels, predict
 from comir_hpc.volume import Volume
+from comir_hpc.windows import load_encoder
 
 STEPS = 6
 TIMINGS = {
@@ -213,6 +217,33 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     assert_equal_runs(run, whole)
 
 
+@pytest.mark.parametrize("file", ["model.json", "model/one.pt"])
+def test_a_damaged_model_is_made_again_as_the_error_of_its_reader_says(
+    pair: dict[str, Path], whole: Path, tmp_path: Path, file: str
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / file).write_bytes((run / file).read_bytes()[:90])
+    with pytest.raises(CheckpointError, match="run the same `comir-hpc train` again"):
+        load_encoder(run, "one")
+    result = train(settings_of(pair), run)
+    assert "it is made again from the last checkpoint" in result.summary
+    assert_equal_runs(run, whole)
+    load_encoder(run, "one")
+    (run / file).write_bytes(b"")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match=re.escape(file)):  # nothing is left to make it from
+        train(settings_of(pair), run)
+
+
+def test_a_run_of_a_newer_version_is_left_alone(pair: dict[str, Path], whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    newer = (run / "model.json").read_text(encoding="utf-8").replace('"format": 1', '"format": 2')
+    (run / "model.json").write_text(newer, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="written by a newer comir-hpc"):
+        train(settings_of(pair), run)
+    assert (run / "model.json").read_text(encoding="utf-8") == newer
+
+
 def test_killed_and_run_again_gives_the_same_weights(
     pair: dict[str, Path], whole: Path, tmp_path: Path
 ) -> None:
@@ -285,6 +316,21 @@ def test_two_processes_train_as_one(pair: dict[str, Path], whole: Path, tmp_path
     # A checkpoint of two processes continues on one.
     result = train(settings_of(pair, optimiser={"steps": STEPS + 1}), run)
     assert result.steps == STEPS + 1
+
+
+def test_a_second_training_in_one_folder_is_refused_and_names_the_first(
+    pair: dict[str, Path], whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with writer(run, run, "comir-hpc train"):
+        with pytest.raises(
+            HeldError, match=rf"run is being written by `comir-hpc train` .*process {os.getpid()}"
+        ):
+            train(settings_of(pair), run)
+        assert sorted(path.name for path in run.iterdir()) == ["writer-1-of-1.json", "writer.lock"]
+    # A finished run is only read: whoever extends it does not hinder that.
+    with writer(whole, whole, "comir-hpc train"):
+        assert train(settings_of(pair), whole).steps == settings_of(pair).optimiser.steps
 
 
 def test_a_finished_run_returns_at_once(pair: dict[str, Path], whole: Path) -> None:

@@ -12,12 +12,14 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from comir_hpc.errors import RegistrationError
+from comir_hpc.errors import ComirError, RegistrationError
 from comir_hpc.geometry import Grid
+from comir_hpc.points import read_point_table
 from comir_hpc.transforms import (
     Affine,
     Composite,
     ItkTransform,
+    PointMap,
     as_affine,
     itk_image,
     itk_on_grid,
@@ -25,6 +27,7 @@ from comir_hpc.transforms import (
     load_transform,
     notes_on,
     read_transform,
+    save_itk,
     save_transform,
 )
 
@@ -100,6 +103,62 @@ def test_a_composite_has_an_inverse_where_every_part_has_one() -> None:
         Composite(())
     with pytest.raises(RegistrationError, match=r"BSplineTransform.* no inverse"):
         Composite((RIGID, ItkTransform(bspline()))).inverse()
+
+
+def test_a_matrix_as_c3d_and_greedy_write_it_is_read(tmp_path: Path) -> None:
+    """SimpleITK applies a MatrixOffsetTransformBase, but cannot hand it out of a composite."""
+    numbers = " ".join(map(repr, itk_transform(RIGID.about((0, 0, 0))).GetParameters()))
+    linear = itk_text(numbers, "MatrixOffsetTransformBase")
+    (tmp_path / "t.tfm").write_text(linear, encoding="utf-8")
+    read = read_transform(tmp_path / "t.tfm")
+    np.testing.assert_allclose(read.apply(POINTS), RIGID.apply(POINTS), atol=1e-12)
+    np.testing.assert_allclose(
+        load_transform(tmp_path / "t.tfm").apply(POINTS), RIGID.apply(POINTS), atol=1e-12
+    )
+    np.testing.assert_allclose(read.inverse().apply(RIGID.apply(POINTS)), POINTS, atol=1e-10)
+    sitk.WriteTransform(sitk.CompositeTransform([bspline(), bspline()]), str(tmp_path / "c.tfm"))
+    # A composite of it and a B-spline, which is the last one and so applied first.
+    head, _, others = (tmp_path / "c.tfm").read_text(encoding="utf-8").partition("#Transform 1\n")
+    first = linear.split("\n", 2)[2]
+    text = f"{head}#Transform 1\n{first}{others[others.index('#Transform 2') :]}"
+    (tmp_path / "c.tfm").write_text(text, encoding="utf-8")
+    bent = read_transform(tmp_path / "c.tfm")
+    np.testing.assert_allclose(bent.apply(POINTS), RIGID.apply(apply_sitk(bspline(), POINTS)), atol=1e-9)
+    assert [type(part).__name__ for part in bent.parts] == ["ItkTransform", "Affine"]
+
+
+def test_a_field_that_simpleitk_has_no_name_for_is_applied(tmp_path: Path) -> None:
+    """As antsRegistration writes it into composites."""
+    size, shifts = (3, 3, 3), np.tile((1.0, -2.0, 3.0), 27)
+    fixed = [*size, -50, -50, -50, 50, 50, 50, 1, 0, 0, 0, 1, 0, 0, 0, 1]
+    kind = "GaussianSmoothingOnUpdateDisplacementFieldTransform"
+    text = itk_text(" ".join(map(str, shifts)), kind, " ".join(map(str, fixed)))
+    (tmp_path / "t.tfm").write_text(text, encoding="utf-8")
+    read = read_transform(tmp_path / "t.tfm")
+    np.testing.assert_allclose(read.apply(POINTS), POINTS + np.array([1.0, -2.0, 3.0]), atol=1e-9)
+    assert as_affine(read) is None
+    assert read.parts == (read,)
+
+
+@pytest.mark.parametrize("name", ["t.h5", "t.tfm"])
+def test_what_is_saved_for_itk_is_what_itk_applies(tmp_path: Path, name: str) -> None:
+    both = Composite((RIGID, ItkTransform(bspline())))
+    save_itk(both, tmp_path / name)
+    expected = apply_sitk(bspline(), RIGID.apply(POINTS))
+    np.testing.assert_allclose(
+        apply_sitk(sitk.ReadTransform(str(tmp_path / name)), POINTS), expected, atol=1e-9
+    )
+    np.testing.assert_allclose(read_transform(tmp_path / name).apply(POINTS), expected, atol=1e-9)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    save_itk(RIGID, tmp_path / name)
+    assert sitk.ReadTransform(str(tmp_path / name)).GetName() == "AffineTransform"
+
+    class Unknown(PointMap):
+        def apply(self, points_mm: np.ndarray) -> np.ndarray:
+            return points_mm
+
+    with pytest.raises(RegistrationError, match="ITK has no form of a Unknown"):
+        save_itk(Composite((RIGID, Unknown())), tmp_path / "u.h5")
 
 
 def test_a_warp_of_ants_is_a_displacement_field_in_lps(tmp_path: Path) -> None:
@@ -291,6 +350,39 @@ def test_a_list_in_hdf5_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "t.h5", "r+") as file:
         del file["TransformGroup/0"]
     _refused(tmp_path / "t.h5", "is a list of 2 transforms")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tfm", "a.mat", "a.h5", "c.h5", "c.tfm", "1Warp.nii", "transform.json", "F.fcsv"]
+)
+def test_a_damaged_file_is_read_or_refused_in_words(tmp_path: Path, name: str) -> None:
+    """Bytes changed, cut out and put in at random: never another error than ours."""
+    save_transform(RIGID, tmp_path)
+    save_itk(RIGID, tmp_path / "a.tfm")
+    save_itk(RIGID, tmp_path / "a.h5")
+    sitk.WriteTransform(itk_transform(RIGID), str(tmp_path / "a.mat"))
+    for composite in ("c.h5", "c.tfm"):
+        save_itk(Composite((RIGID, ItkTransform(bspline()))), tmp_path / composite)
+    sitk.WriteImage(warp_field(), str(tmp_path / "1Warp.nii"))
+    (tmp_path / "F.fcsv").write_text(
+        "# CoordinateSystem = RAS\n# columns = id,x,y,z\n1,1,2,3\n", encoding="utf-8"
+    )
+    content, rng = (tmp_path / name).read_bytes(), np.random.default_rng(len(name))
+    read = read_point_table if name.endswith(".fcsv") else read_transform
+    refused: list[str] = []
+    for _ in range(40):
+        damaged = bytearray(content)
+        for place in rng.integers(0, min(len(damaged), 500), rng.integers(1, 5)).tolist():
+            kind, width = rng.integers(0, 3), int(rng.integers(1, 20))
+            new = rng.integers(0, 256, 1 if kind == 0 else width, dtype=np.uint8).tobytes()
+            damaged[place : place + (0 if kind == 2 else len(new))] = b"" if kind == 1 else new
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            read(tmp_path / name)
+        except ComirError as error:
+            refused.append(str(error))
+    assert len(refused) > 5
+    assert all(name in message and len(message) < 800 for message in refused)
 
 
 def _refused(path: Path, message: str) -> None:

@@ -1,3 +1,4 @@
+import doctest
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+from comir_hpc import transforms
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.geometry import Grid
 from comir_hpc.transforms import (
@@ -168,6 +170,16 @@ def test_channels_units_and_types_cross_over():
     assert array_and_grid(itk_image(vector[0].astype(np.float16), grid))[0].dtype == np.float32
     with pytest.raises(VolumeError, match="does not fit"):
         itk_image(np.zeros((2, 2, 2)), grid)
+
+
+def test_the_example_of_adding_a_transform_works():
+    names = {"np": np, "PointMap": transforms.PointMap}
+    example = doctest.DocTestParser().get_doctest(transforms.__doc__, names, "adding one", None, 0)
+    assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
+    shift = example.globs["Shift"]((1, 2, 3))
+    both = transforms.Composite((shift, affine()))
+    assert np.allclose(both.apply(POINTS), affine().apply(np.add(POINTS, (1, 2, 3))))
+    assert np.allclose(both.inverse().apply(both.apply(POINTS)), POINTS)
 
 
 def test_refusals(tmp_path):

@@ -171,6 +171,38 @@ def test_unfinished_missing_and_foreign_stores(tmp_path: Path) -> None:
         Volume.open(tmp_path / "v.zarr", allow_incomplete=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: a["comir"]["grid"].pop("spacing_zyx"), "metadata are damaged"),
+        (lambda a: a["comir"].update(grid=7), "metadata are damaged"),
+        (lambda a: a.update(ome=[]), "metadata are damaged"),
+        (lambda a: a["ome"].update(multiscales=[]), "metadata are damaged"),
+        (
+            lambda a: a["ome"]["multiscales"][0]["datasets"][0].update(path="../w.zarr/0"),
+            "outside of the store",
+        ),
+        (
+            lambda a: a["comir"]["grid"].update(shape_zyx=[10**9] * 3),
+            r"speak of \(1000000000, .* its array of",
+        ),
+        (lambda a: a["comir"].update(command={"a": 1}), None),
+        (lambda a: a["comir"].update(command=[1, 2]), None),
+    ],
+)
+def test_damaged_metadata_are_one_sentence(tmp_path: Path, change, words: str | None) -> None:
+    volume, _ = filled(tmp_path / "v.zarr")
+    volume.finish()
+    record = json.loads((volume.path / "zarr.json").read_text(encoding="utf-8"))
+    change(record["attributes"])
+    (volume.path / "zarr.json").write_text(json.dumps(record), encoding="utf-8")
+    if words is None:
+        assert Volume.open(volume.path).repair() == "write it again with what wrote it"
+        return
+    with pytest.raises(VolumeError, match=rf"v\.zarr: .*{words}"):
+        Volume.open(volume.path)
+
+
 def test_create_replaces_only_when_told(tmp_path: Path) -> None:
     filled(tmp_path / "v.zarr")
     with pytest.raises(VolumeError, match="exists; choose another name or pass --overwrite"):

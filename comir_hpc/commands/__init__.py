@@ -30,8 +30,11 @@ def main() -> None:
 
     open_streams()
     terminal = Terminal()
-    code = carry_out(lambda: app(obj=terminal, standalone_mode=False), terminal, interrupt)
-    code = carry_out(close_streams, terminal, interrupt) or code
+    try:
+        code = carry_out(lambda: app(obj=terminal, standalone_mode=False), terminal, interrupt)
+        code = carry_out(close_streams, terminal, interrupt) or code
+    except KeyboardInterrupt:  # while the end is said
+        interrupt.leave()
     if code == EXIT_INTERRUPTED:
         os._exit(code)  # Python's own way out waits for threads, and may replace the code by death of SIGINT
     sys.exit(code)

@@ -175,7 +175,8 @@ def warp(call: Call) -> None:
     from comir_hpc.config import WarpSettings
 
     settings = call.settings(WarpSettings)
-    settings = call.with_stores(settings, settings.out.parent, processes=settings.part[1])
+    if settings.zarr is not None and settings.like is not None:  # otherwise it is points, or refused
+        settings = call.with_stores(settings, settings.out.parent, processes=settings.part[1])
     from comir_hpc.warp import plan_warp
     from comir_hpc.warp import warp as run
 

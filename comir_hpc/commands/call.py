@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from comir_hpc.commands.progress import Show, progress_on
+from comir_hpc.commands.progress import progress_on
 from comir_hpc.commands.terminal import Terminal
 from comir_hpc.errors import ComirError, ConfigError
+from comir_hpc.host.progress import Progress
 
 if TYPE_CHECKING:
     from comir_hpc.config.base import AnySettings, Settings
@@ -84,7 +85,7 @@ class Call:
             raise typer.Exit
         return found.settings
 
-    def progress(self) -> AbstractContextManager[Show]:
+    def progress(self) -> AbstractContextManager[Progress]:
         """Show how far the work is."""
         return progress_on(self.terminal)
 

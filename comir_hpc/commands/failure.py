@@ -64,7 +64,7 @@ def _said(error: Exception, terminal: Terminal) -> int:
         terminal.refused(f"{error.format_message()} See `{command} --help`.")
         return EXIT_USAGE
     if isinstance(error, UnsavedResult):
-        typer.echo(error.content)  # minutes of search, which no file could take
+        terminal.result(error.content)  # minutes of search, which no file could take
     terminal.refused(str(error) if isinstance(error, ComirError) else _unexpected(error, terminal))
     return EXIT_REFUSED
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
+from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
 INTERRUPTED = "interrupted; the same command continues"
@@ -34,7 +35,7 @@ class Interrupt:
         raise KeyboardInterrupt
 
     @staticmethod
-    def leave() -> None:
+    def leave() -> NoReturn:
         """End this process at once, with the word.
 
         Python's own way out would wait for threads, and may replace the exit code by death of SIGINT.

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from comir_hpc.commands.terminal import Terminal
+from comir_hpc.commands.terminal import Terminal, printable
+from comir_hpc.host.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-Show = Callable[[str, int, int], None]
-
 
 @contextmanager
-def progress_on(terminal: Terminal) -> Iterator[Show]:
+def progress_on(terminal: Terminal) -> Iterator[Progress]:
     """Give a callable `progress(what, done, total)` that shows how far the work is."""
     lines = _Tenths(terminal)
     if terminal.quiet or sys.stderr is None or not sys.stderr.isatty():
         yield lines
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as NewBars
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    with NewBars(console=Console(stderr=True), transient=True) as bars:
         yield _Bars(bars, lines)
 
 
@@ -63,6 +62,9 @@ class _Bars:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
+            from rich.markup import escape
+
+            # A file's name may hold what rich would take for a style, or characters that move the cursor.
+            self._tasks[what] = self._bars.add_task(escape(printable(what)), total=total)
         self._bars.update(self._tasks[what], completed=done, total=total)
         self._lines.record(what, done, total)

@@ -148,7 +148,7 @@ def _print(line: str, stream: TextIO | None, colour: str | None = None) -> None:
     if stream is None:  # closed by whoever started us
         return
     with _reader_may_leave(stream):
-        typer.secho(line, file=stream, fg=colour)
+        typer.echo(typer.style(line, fg=colour) if colour else line, file=stream)
         stream.flush()
 
 

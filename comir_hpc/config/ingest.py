@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator
 
 from comir_hpc.config.base import Input, LengthZYX, OnCommandLine, Output
 from comir_hpc.config.shared import Blocks, MemoryLimit, Stored
 from comir_hpc.config.words import SourceKind
+
+
+def _number_or_word(value: object) -> object:
+    if value in ("auto", "none"):
+        return value
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no padding; expected a number, auto or none")
+    return number
+
+
+PaddingValue = Annotated[float | Literal["auto", "none"], BeforeValidator(_number_or_word)]
 
 
 class IngestSettings(Blocks, MemoryLimit, Stored):
@@ -32,9 +48,6 @@ class IngestSettings(Blocks, MemoryLimit, Stored):
     """Value that replaces NaN and infinite voxels; when not given, such voxels are refused."""
     foreground_above: Input[float | None] = None
     """Value above which a voxel belongs to the specimen; found from the histogram when not given."""
-    padding: Annotated[
-        Input[Literal["auto", "none"] | Annotated[float, Field(allow_inf_nan=False)]],
-        OnCommandLine(metavar="VALUE"),
-    ] = "auto"
+    padding: Annotated[Input[PaddingValue], OnCommandLine(metavar="VALUE")] = "auto"
     """Value of voxels that were never measured, such as the corners around a round field of view, in the unit of the
     stored values: auto recognises a constant that fills the border, none takes all values as measured."""

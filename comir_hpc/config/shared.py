@@ -63,6 +63,8 @@ class Stored(Settings):
     """Voxels along each side of a chunk, the unit of reading."""
     shard: Output[Positive] = 256
     """Voxels along each side of a shard, the unit of writing: one file."""
+    checksums: Output[bool] = False
+    """Follow every chunk with a checksum: a flipped bit is an error then. Reading takes a tenth more processor time."""
 
 
 class MemoryLimit(Settings):

@@ -1,8 +1,8 @@
-"""Carries out training steps on one process or many: plain torch, or DeepSpeed, behind one surface.
+"""Carry out training steps on one process or many: plain torch, or DeepSpeed, behind one surface.
 
-Everything collective happens here, and every rank calls every method that is marked so. The loop knows neither
-ranks nor wrappers: it encodes, gathers, and hands back a loss. A checkpoint is the same plain record whatever the
-engine, the ZeRO stage or the number of ranks, so a run may continue with others.
+Everything collective happens here. A method that is marked as collective must be called by every rank. The loop knows
+neither ranks nor wrappers: it encodes, gathers, and hands back a loss. A checkpoint is the same plain record for every
+engine, ZeRO stage and number of ranks, so that a run may continue with other ones.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ def make_engine(settings: EngineSettings, networks: nn.ModuleDict, optimiser: Op
     Parameters
     ----------
     settings : EngineSettings
+        The engine to use, its device and its precision.
     networks : ModuleDict
-        The encoders by modality, with the same weights on every rank. They are moved, and with several ranks
-        their batch norms are synchronised.
+        The encoders by modality, with the same weights on every rank. They are moved to the device. With several
+        ranks, their batch norms are synchronised.
     optimiser : OptimiserSettings
+        Learning rate and its schedule, weight decay, and the clipping of the gradient.
 
     Raises
     ------
@@ -52,9 +54,17 @@ def make_engine(settings: EngineSettings, networks: nn.ModuleDict, optimiser: Op
 def check_engine(settings: EngineSettings, *, recomputing: bool) -> None:
     """Refuse settings that cannot work, before any data is read.
 
+    Parameters
+    ----------
+    settings : EngineSettings
+        The settings to check.
+    recomputing : bool
+        Whether the networks compute activations again in the backward pass.
+
     Raises
     ------
     ConfigError
+        If the settings do not fit the machine or each other.
     """
     if settings.name == "deepspeed" and settings.zero_stage == 3:
         conflict = (

@@ -1,9 +1,9 @@
-"""Networks side by side, layer by layer, so that one exchange between the ranks serves the norms of all of them.
+"""Run several networks in step, so that one exchange between the ranks serves the norms of all of them.
 
-Batch norms over all ranks meet the other ranks twice a layer, and at each meeting everyone waits for the slowest. The
-networks of a step do not depend on each other: each runs in a thread of its own, one at a time and in a fixed order,
-until it needs the other ranks; when all do, they are asked once. Results are those of one network after another, to
-the bit. What it saves: docs/log.md.
+A batch norm over all ranks needs the other ranks twice a layer, and each time everyone waits for the slowest rank. The
+networks of a training step do not depend on each other. So each network runs in a thread of its own until it needs the
+other ranks. Only one thread runs at a time, and the order is fixed. When all networks wait, the other ranks are asked
+once for all of them. The results are, to the bit, those of one network after another. docs/log.md says what it saves.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ from torch.autograd.function import once_differentiable
 
 T = TypeVar("T")
 
-_HERE = threading.local()  # in a thread of Abreast: `exchange`
+# A norm deep inside a network has no way to know of the threads: it finds their `exchange` here. In any other thread
+# there is none, and the norm asks the other ranks by itself.
+_HERE = threading.local()
 
 
 def of_all_ranks(values: Tensor) -> Tensor:
-    """Every rank's values, stacked (K, ...), without gradient: with gloo faster than a sum of so few numbers."""
+    """Gather every rank's values, stacked (K, ...), without gradient.
+
+    With gloo this is faster than a sum over the ranks, since there are so few numbers.
+    """
     exchange: Callable[[Tensor], Tensor] = getattr(_HERE, "exchange", _gather)
     return exchange(values)
 
@@ -36,26 +41,26 @@ def _gather(values: Tensor) -> Tensor:
     return torch.stack(every)
 
 
-class Abreast:
+class Lockstep:
     """Threads that work for different networks and ask the other ranks together.
 
     Parameters
     ----------
     count : int
-        Networks, as many on every rank.
+        Number of networks, the same on every rank.
     """
 
     def __init__(self, count: int) -> None:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="network")
-        # Who has the turn; who is not done; what is asked, and the answers. Only who has the turn touches them.
-        self._turns: list[threading.Semaphore] = []
-        self._working: list[int] = []
-        self._asked: dict[int, Tensor] = {}
-        self._answers: dict[int, Tensor] = {}
+        # These fields need no lock: only the thread that has the turn reads or writes them.
+        self._turns: list[threading.Semaphore] = []  # one a network; its thread runs when it is released
+        self._working: list[int] = []  # numbers of the networks that are not done, ascending
+        self._asked: dict[int, Tensor] = {}  # what each network wants to send to the other ranks
+        self._answers: dict[int, Tensor] = {}  # what came back for each network, until its turn comes
         self._failed = False
 
     def run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
-        """Results of one job a network; a failure of one ends all (collective)."""
+        """Run one job for each network and return the results; if one fails, all end (collective)."""
         self._turns = [threading.Semaphore(0) for _ in jobs]
         self._working = list(range(len(jobs)))
         self._asked, self._answers, self._failed = {}, {}, False
@@ -63,6 +68,7 @@ class Abreast:
         tasks = [self._threads.submit(self._work, number, job, grad) for number, job in enumerate(jobs)]
         self._turns[0].release()
         wait(tasks)
+        # One job has failed for a reason of its own, and the others because of it: the reason is what to report.
         problems = [problem for problem in (task.exception() for task in tasks) if problem is not None]
         for problem in problems:
             if not isinstance(problem, _Abandoned):
@@ -70,6 +76,7 @@ class Abreast:
         return [task.result() for task in tasks]
 
     def _work(self, number: int, job: Callable[[], T], grad: bool) -> T:
+        # Whether gradients are recorded is a state of each thread: it is handed over from the one that called `run`.
         self._turns[number].acquire()
         _HERE.exchange = partial(self._exchange, number)
         try:
@@ -91,7 +98,7 @@ class Abreast:
         return self._answers.pop(number)
 
     def _pass_on(self, number: int) -> None:
-        """Let the next network go on; after the last one, ask the other ranks first. Only who has the turn is here."""
+        """Give the turn to the next network; after the last one, ask the other ranks first."""
         later = [one for one in self._working if one > number]
         try:
             if self._asked and not later and not self._failed:
@@ -116,46 +123,46 @@ class _Abandoned(Exception):
     """Another network of this rank has failed."""
 
 
-def encode_abreast(
-    abreast: Abreast, networks: Sequence[nn.Module], jobs: Sequence[Callable[[], Tensor]]
+def encode_in_lockstep(
+    lockstep: Lockstep, networks: Sequence[nn.Module], jobs: Sequence[Callable[[], Tensor]]
 ) -> tuple[Tensor, ...]:
-    """Maps of all networks, whose forward and backward passes run side by side (collective).
+    """Compute the maps of all networks in step, in the forward and in the backward pass (collective).
 
-    Wrappers see one node of autograd, which hands all weights their gradients at the end, so that their order is the
-    same on every rank.
+    A wrapper such as DistributedDataParallel sees one node of autograd for all networks. This node hands all weights
+    their gradients at the end, so that the order of the gradients is the same on every rank.
 
     Parameters
     ----------
-    abreast : Abreast
-        For as many networks.
+    lockstep : Lockstep
+        Threads for as many networks.
     networks : sequence of M modules
-        Whose weights get gradients.
+        The networks, whose weights get gradients.
     jobs : sequence of M callables
-        Each computes one float32 map (n, l, z, y, x) by the network of the same place.
+        Functions without arguments, one for each network. Each computes one float32 map (n, l, z, y, x).
 
     Returns
     -------
-    M maps
+    M float32 maps (n, l, z, y, x), in the order of the jobs.
 
     Raises
     ------
     Whatever a job or an exchange raises; the other jobs end with it.
     """
     if not torch.is_grad_enabled():
-        return tuple(abreast.run(jobs))
+        return tuple(lockstep.run(jobs))
     weights = [[weight for weight in one.parameters() if weight.requires_grad] for one in networks]
-    maps: tuple[Tensor, ...] = _Encode.apply(abreast, jobs, weights, *(w for some in weights for w in some))  # type: ignore[no-untyped-call]
+    maps: tuple[Tensor, ...] = _Encode.apply(lockstep, jobs, weights, *(w for some in weights for w in some))  # type: ignore[no-untyped-call]
     return maps
 
 
 class _Encode(torch.autograd.Function):
-    """All forward passes, then all backward passes; each keeps a graph of its own between the two."""
+    """Run all forward passes, and later all backward passes; each network keeps a graph of its own in between."""
 
     @staticmethod
-    def forward(ctx: Any, abreast: Abreast, jobs: Any, weights: Any, *_: Tensor) -> tuple[Tensor, ...]:
-        ctx.abreast, ctx.weights = abreast, weights
+    def forward(ctx: Any, lockstep: Lockstep, jobs: Any, weights: Any, *_: Tensor) -> tuple[Tensor, ...]:
+        ctx.lockstep, ctx.weights = lockstep, weights
         with torch.enable_grad():
-            ctx.maps = abreast.run(jobs)
+            ctx.maps = lockstep.run(jobs)
         return tuple(one.detach() for one in ctx.maps)
 
     @staticmethod
@@ -166,5 +173,5 @@ class _Encode(torch.autograd.Function):
             for one, some, grad in zip(ctx.maps, ctx.weights, grads, strict=True)
         ]
         ctx.maps = None
-        found = ctx.abreast.run(jobs)
+        found = ctx.lockstep.run(jobs)
         return (None, None, None, *(gradient for some in found for gradient in some))

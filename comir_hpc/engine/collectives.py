@@ -1,7 +1,7 @@
-"""What ranks do together: meet, gather rows with gradient, and normalise over all their batches.
+"""Let ranks work together: meet, gather rows with gradient, and normalise over all their batches.
 
-Rank r of K gives `gather_rows` its rows; with every rank's loss averaged, the gradient is that of one process
-with all the rows (docs/theory.md, section on negatives).
+Each of K ranks gives its rows to `gather_rows`. When the losses of all ranks are averaged, the gradient is that of one
+process with all the rows (docs/theory.md, section on negatives).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from comir_hpc.launch import Launch
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """All ranks' rows (n, ...) one after the other, (K n, ...), with gradient."""
+    """Gather all ranks' rows (n, ...), one after the other, as (K n, ...) with gradient."""
     gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenate all ranks' rows; backward, each rank gets the sum over ranks of the gradients of its rows."""
+    """Concatenate all ranks' rows; in the backward pass each rank gets the sum of all ranks' gradients of its rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -43,16 +43,16 @@ class _Gather(torch.autograd.Function):
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) * weight + bias of each channel, with statistics over all ranks.
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias for each channel, with statistics over all ranks.
 
-    Made of the kernels of torch's own BatchNorm, so that a map is read as often as there, in its own precision.
+    It is made of the kernels of torch's own BatchNorm: a map is read as often as there, and in its own precision.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x_BCZYX: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # It wants buffers to track statistics in; they also say in which precision to sum.
+        # The kernel needs buffers in which it tracks statistics. Their type also decides in which precision it sums.
         buffers = torch.zeros_like(weight), torch.ones_like(weight)
         own = torch.stack(torch.ops.aten.batch_norm_update_stats(x_BCZYX, *buffers, 0.0))
         # Every rank holds equally many voxels, so means may be averaged.
@@ -68,7 +68,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, variance = ctx.saved_tensors
         scale = torch.rsqrt(variance + ctx.eps)
-        # As if the statistics were constants; what they contribute is added below.
+        # First as if the statistics were constants. What they contribute is a linear function of x, since mean and
+        # variance of a batch depend on x through sums of x and x^2: it is added below as one more normalisation.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grads[0], x, weight, mean, variance, mean, scale, False, ctx.eps, [True, True, True]
         )
@@ -83,11 +84,12 @@ class SynchronisedBatchNorm(nn.BatchNorm3d):
     """BatchNorm over the batches of all ranks together, for CPUs: torch's own works on GPUs only."""
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
-        """(B, C, Z, Y, X), normalised; with running statistics in eval mode."""
+        """Normalise (B, C, Z, Y, X); in evaluation mode with the running statistics."""
         if not self.training:
             return super().forward(x_BCZYX)
         normalised, mean, variance = _Normalise.apply(x_BCZYX, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         num_voxels = x_BCZYX.numel() // x_BCZYX.shape[1] * dist.get_world_size()
+        # torch's BatchNorm tracks the unbiased variance (n / (n - 1)), but normalises with the biased one.
         self._track(mean, variance * (num_voxels / max(1, num_voxels - 1)))
         result: Tensor = normalised
         return result
@@ -104,7 +106,7 @@ class SynchronisedBatchNorm(nn.BatchNorm3d):
 
 
 def synchronise_norms(networks: nn.ModuleDict, device: torch.device) -> nn.ModuleDict:
-    """Replace every BatchNorm3d in place by one over all ranks with the same weights."""
+    """Replace every BatchNorm3d, in place, by one that counts the batches of all ranks, with the same weights."""
     if device.type == "cuda":
         converted: nn.ModuleDict = nn.SyncBatchNorm.convert_sync_batchnorm(networks)  # type: ignore[no-untyped-call]
         return converted
@@ -118,7 +120,7 @@ def synchronise_norms(networks: nn.ModuleDict, device: torch.device) -> nn.Modul
 
 
 def join_group(launch: Launch, device: torch.device, timeout_s: int) -> bool:
-    """Join the group of processes; whether it was made here, and not before.
+    """Join the group of processes; return whether it was made here, so that we must also end it.
 
     Raises
     ------
@@ -132,7 +134,7 @@ def join_group(launch: Launch, device: torch.device, timeout_s: int) -> bool:
                 f"{launch.world_size}; check RANK and WORLD_SIZE"
             )
         return False
-    # Flags travel between CPUs, so that no GPU has to be waited for.
+    # Both backends: small flags travel between CPUs (gloo), so that no GPU has to be waited for.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"timeout": timedelta(seconds=timeout_s)}
     if launch.world_size == 1:

@@ -1,4 +1,4 @@
-"""Plain torch: the engine that everything else is measured against."""
+"""Train with plain torch: the engine that every other one is measured against."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class TorchEngine(Engine):
         super().__init__(settings, networks, optimiser, launch)
         self._wrapped: nn.Module = self._encoders
         if self.world_size > 1:
+            # DistributedDataParallel lays its buffers out by the weights' strides, and warns of gradients with others.
             for weight in self.networks.parameters():
                 weight.register_hook(partial(_with_strides, weight.stride()))  # type: ignore[no-untyped-call]
-            # Synchronised norms keep the buffers equal on all ranks: nothing to broadcast. Torch 2.13 renamed it.
+            # Synchronised norms keep the buffers equal on all ranks, so there is nothing to broadcast. The option has
+            # another name since torch 2.13.
             accepted = inspect.signature(DistributedDataParallel).parameters
             buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -46,12 +48,13 @@ class TorchEngine(Engine):
         return self._wrapped.no_sync()
 
     def backward(self, loss: Tensor) -> None:
-        """See `Engine.backward`."""
+        """Add the gradient of a scalar loss (collective); `Engine.backward` says what is averaged and summed."""
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> Tensor:
-        """See `Engine.update`."""
+        """Clip the gradient and take one optimiser step (collective); return the norm before clipping, a scalar."""
         set_rate(self.optimiser, self.learning_rate)
+        # Unscaled first: the limit of the norm is meant for true gradients, not for those scaled up for fp16.
         self._scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.networks.parameters(), self.schedule.clip_norm)
         self._scaler.step(self.optimiser)
@@ -68,7 +71,7 @@ class TorchEngine(Engine):
 
 
 def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
-    """Strides of the weight, those of axes of length 1 too: DistributedDataParallel warns of any other."""
+    """Give a gradient the strides of its weight, also along axes of length 1."""
     if gradient.stride() == strides:
         return gradient
     laid_out = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
@@ -76,14 +79,14 @@ def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
 
 
 def adamw(networks: nn.ModuleDict, settings: OptimiserSettings) -> torch.optim.AdamW:
-    """Make the optimiser, one group for the weights of all networks."""
+    """Make the optimiser, with one group for the weights of all networks."""
     return torch.optim.AdamW(
         networks.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
 
 
 def set_rate(optimiser: Any, rate: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group of weights."""
     for group in optimiser.param_groups:
         group["lr"] = rate
 
@@ -103,7 +106,7 @@ def load_moments(
     """Take over what `moments` returned."""
     for name, weight in networks.named_parameters():
         if name in state:
-            # The count of steps stays where torch wants it, on the CPU.
+            # torch keeps the count of steps on the CPU, also when the weights are on a GPU.
             optimiser.state[weight] = {
                 key: value.clone() if key == "step" else value.to(weight.device, copy=True)
                 for key, value in state[name].items()

@@ -1,4 +1,4 @@
-"""What the training loop needs of an engine, and what all engines have in common."""
+"""Define what the training loop needs of an engine, and what all engines have in common."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from comir_hpc.checkpoints import read_checkpoint, write_checkpoint
 from comir_hpc.config import EngineSettings, OptimiserSettings
-from comir_hpc.engine.abreast import Abreast, encode_abreast
+from comir_hpc.engine.abreast import Lockstep, encode_in_lockstep
 from comir_hpc.engine.collectives import SynchronisedBatchNorm, gather_rows, join_group, synchronise_norms
 from comir_hpc.errors import CheckpointError
 from comir_hpc.launch import DTYPES, Launch, choose_device, choose_precision
 from comir_hpc.memory import keep_freed_memory
 
-_SETTLING_S = 0.3
+_SETTLING_S = 0.3  # how long to wait after the group of processes has ended; see `Engine.close`
 
 
 def learning_rate(settings: OptimiserSettings, step: int) -> float:
-    """Rate of optimiser step `step` (from 0): a linear rise over the warm-up, then half a cosine down to zero."""
+    """Return the rate of optimiser step `step` (from 0): a linear rise over the warm-up, then half a cosine to zero."""
     warmup = max(1, round(settings.warmup * settings.steps))
     if step < warmup:
         return settings.learning_rate * (step + 1) / (warmup + 1)
@@ -36,19 +36,20 @@ def learning_rate(settings: OptimiserSettings, step: int) -> float:
 
 
 class Engine(ABC):
-    """What the training loop needs of the machinery.
+    """Machinery that encodes, takes optimiser steps, and keeps its own state.
 
     Attributes
     ----------
     networks : ModuleDict
-        The encoders, one a modality, on the device; wrapped by nothing.
+        The encoders by modality, on the device, without any wrapper.
     rank, world_size : int
-        Of this process, and how many there are.
+        Number of this process, and how many processes there are.
     device : torch.device
+        Where the networks are and compute.
     precision : str
-        fp32, bf16 or fp16: of the encoders' arithmetic; weights, loss and optimiser are fp32.
+        Type of the encoders' arithmetic: fp32, bf16 or fp16. Weights, loss and optimiser are fp32.
     steps_done : int
-        Optimiser steps so far; decides the learning rate.
+        Number of optimiser steps so far. It decides the learning rate.
     """
 
     def __init__(
@@ -69,11 +70,14 @@ class Engine(ABC):
             self._owns_group = join_group(launch, self.device, settings.timeout_s)
             networks = synchronise_norms(networks, self.device)
         self.networks = networks.to(self.device)
-        abreast = Abreast(len(networks)) if self._run_abreast() else None
-        self._encoders = _Encoders(self.networks, self.device.type, DTYPES[self.precision], abreast)
+        lockstep = Lockstep(len(networks)) if self._run_in_lockstep() else None
+        self._encoders = _Encoders(self.networks, self.device.type, DTYPES[self.precision], lockstep)
 
-    def _run_abreast(self) -> bool:
-        """Whether networks run abreast. With recomputation not: two levels at once would take the memory it saves."""
+    def _run_in_lockstep(self) -> bool:
+        """Say whether networks run in step.
+
+        With recomputation they do not: levels of two networks at once would take the memory that it saves.
+        """
         layers = list(self.networks.modules())
         return any(isinstance(one, SynchronisedBatchNorm) for one in layers) and not any(
             getattr(one, "recompute", False) for one in layers
@@ -83,7 +87,7 @@ class Engine(ABC):
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next step."""
+        """Learning rate of the next step."""
         return learning_rate(self.schedule, self.steps_done)
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -92,29 +96,33 @@ class Engine(ABC):
         Parameters
         ----------
         images : sequence of M float32 tensors (n, c, z, y, x)
-            In the order of `networks`.
+            One batch of images for each modality, in the order of `networks`.
 
         Returns
         -------
         M float32 tensors (n, l, z, y, x)
+            Representations of the images.
         """
         return list(self._model(*images))
 
     def step(self, loss: Tensor) -> Tensor:
-        """Backward pass and update in one; the norm of the gradient before clipping, a scalar (collective)."""
+        """Go backward and update in one; return the norm of the gradient before clipping, a scalar (collective)."""
         with self.micro_batch(last=True):
             self.backward(loss)
         return self.update()
 
     @contextlib.contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """Encode and go backward inside; gradients add up, and ranks exchange them in the last one only."""
+        """Enclose one micro-batch: encode and go backward inside it.
+
+        Gradients of all micro-batches add up. Ranks exchange them in the last one only.
+        """
         with self._exchange(last):
             yield
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a scalar loss; averaged over ranks, summed over micro-batches (collective)."""
+        """Add the gradient of a scalar loss: the mean over ranks, and the sum over micro-batches (collective)."""
 
     @abstractmethod
     def update(self) -> Tensor:
@@ -123,35 +131,35 @@ class Engine(ABC):
         Returns
         -------
         scalar tensor
-            Norm of the gradient before clipping.
+            Euclidean norm of the gradient before clipping.
         """
 
     @property
     @abstractmethod
     def _model(self) -> nn.Module:
-        """The encoders in their wrapper."""
+        """The encoders in the engine's wrapper."""
 
     @abstractmethod
     def _exchange(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Whether ranks exchange gradients."""
+        """Make a context in which ranks exchange gradients if `last` is set, and otherwise do not."""
 
     # ------------------------------------------------------------------ between ranks
 
     def gather(self, rows: Tensor) -> Tensor:
-        """All ranks' rows (n, ...) one after the other, (K n, ...), with gradient (collective)."""
+        """Gather all ranks' rows (n, ...), one after the other, as (K n, ...) with gradient (collective)."""
         if self.world_size == 1:
             return rows
         return gather_rows(rows)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over ranks, without gradient (collective)."""
+        """Average a tensor over ranks, without gradient (collective)."""
         total = value.detach().clone()
         if self.world_size > 1:
             dist.all_reduce(total)
         return total / self.world_size
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether each flag is set on any rank, so that all decide alike (collective)."""
+        """Find for each flag whether any rank has set it, so that all ranks decide alike (collective)."""
         if self.world_size == 1:
             return flags
         highest = torch.tensor(flags, dtype=torch.uint8)
@@ -161,7 +169,7 @@ class Engine(ABC):
     # ------------------------------------------------------------------ state
 
     def state(self) -> dict[str, Any]:
-        """Weights, optimiser and step as plain fp32 tensors on the CPU, by parameter name (collective)."""
+        """Return weights, optimiser and step as plain fp32 tensors on the CPU, by parameter name (collective)."""
         return {
             "networks": {k: v.detach().cpu().clone() for k, v in self.networks.state_dict().items()},
             "optimiser": self._optimiser_state(),
@@ -187,7 +195,7 @@ class Engine(ABC):
         Raises
         ------
         CheckpointError
-            On every rank, if it cannot be written.
+            If it cannot be written. Every rank raises it, so that none waits for the others.
         """
         record = {"engine": self.state(), "loop": loop}
         problem: CheckpointError | None = None
@@ -202,7 +210,7 @@ class Engine(ABC):
             )
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Read a checkpoint back; the loop's part of it (collective)."""
+        """Read a checkpoint back, and return the loop's part of it (collective)."""
         record = read_checkpoint(folder)
         self.load_state(record["engine"])
         loop: dict[str, Any] = record["loop"]
@@ -210,7 +218,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _optimiser_state(self) -> dict[str, dict[str, Tensor]]:
-        """Moments and step of every parameter by name; empty before the first step."""
+        """Return moments and step of every parameter by name; empty before the first step."""
 
     @abstractmethod
     def _load_optimiser_state(self, state: dict[str, dict[str, Tensor]]) -> None:
@@ -227,22 +235,22 @@ class Engine(ABC):
 
 
 class _Encoders(nn.Module):
-    """All encoders as one module, so that a wrapper sees one forward pass a step."""
+    """All encoders as one module, so that a wrapper sees one forward pass in a step."""
 
     def __init__(
-        self, networks: nn.ModuleDict, device_type: str, dtype: torch.dtype, abreast: Abreast | None
+        self, networks: nn.ModuleDict, device_type: str, dtype: torch.dtype, lockstep: Lockstep | None
     ) -> None:
         super().__init__()
         self.networks = networks
         self.device_type = device_type
         self.dtype = dtype
-        self.abreast = abreast
+        self.lockstep = lockstep
 
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
         networks = list(self.networks.values())
         jobs = [partial(self._encode, one, image) for one, image in zip(networks, images, strict=True)]
-        if self.abreast is not None and self.training:
-            return encode_abreast(self.abreast, networks, jobs)
+        if self.lockstep is not None and self.training:
+            return encode_in_lockstep(self.lockstep, networks, jobs)
         return tuple(job() for job in jobs)
 
     def _encode(self, network: nn.Module, image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""DeepSpeed: optimiser state and gradients divided among the ranks (ZeRO), offload to the host."""
+"""Train with DeepSpeed: optimiser state and gradients are divided among the ranks (ZeRO), or kept on the host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedEngine(Engine):
-    """DeepSpeed: optimiser state, and on request gradients, divided among the ranks (ZeRO 1 and 2)."""
+    """DeepSpeed, which divides the optimiser's state, and on request the gradients, among the ranks (ZeRO 1 and 2)."""
 
     def __init__(
         self, settings: EngineSettings, networks: nn.ModuleDict, optimiser: OptimiserSettings, launch: Launch
@@ -35,7 +35,7 @@ class DeepSpeedEngine(Engine):
             join_group(launch, self.device, settings.timeout_s)  # stays: DeepSpeed cannot leave a group
         self._library = _import_deepspeed(launch, self.device)
         for weight in self.networks.parameters():
-            # DeepSpeed sends weights around as bytes, and cannot see those in channels_last as such.
+            # DeepSpeed sends weights as plain bytes, which is not possible for weights in channels_last.
             weight.data = weight.data.clone(memory_format=torch.contiguous_format)
         config = deepspeed_config(settings, optimiser, precision=self.precision, world_size=self.world_size)
         self._deepspeed, *_ = self._library.initialize(
@@ -56,13 +56,13 @@ class DeepSpeedEngine(Engine):
         yield
 
     def backward(self, loss: Tensor) -> None:
-        """See `Engine.backward`."""
+        """Add the gradient of a scalar loss (collective); `Engine.backward` says what is averaged and summed."""
         self._deepspeed.backward(loss, scale_wrt_gas=False)
 
     def update(self) -> Tensor:
-        """See `Engine.update`."""
+        """Clip the gradient and take one optimiser step (collective); return the norm before clipping, a scalar."""
         set_rate(self._deepspeed.optimizer, self.learning_rate)
-        # Without ZeRO, DeepSpeed clips but keeps no norm.
+        # Without ZeRO, DeepSpeed clips the gradient but does not keep the norm, so it is measured before.
         norm = None if self._zero else _gradient_norm(self.networks)
         self._deepspeed.step()
         self.steps_done += 1
@@ -74,8 +74,9 @@ class DeepSpeedEngine(Engine):
         return bool(self._deepspeed.zero_optimization())
 
     def state(self) -> dict[str, Any]:
-        """See `Engine.state`."""
+        """Return weights, optimiser and step as `Engine.state` does (collective)."""
         state = super().state()
+        # With ZeRO the full fp32 weights are divided among the ranks: they are put together from all of them.
         if self._zero:
             for name, weight in self.networks.named_parameters():
                 state["networks"][name] = (
@@ -105,7 +106,8 @@ class DeepSpeedEngine(Engine):
         zero.refresh_fp32_params()
         if not state:
             return
-        # Moments come into being with the first step; a resumed run needs them before.
+        # DeepSpeed makes the moments in its first step, but a resumed run needs them before that step. They are made
+        # here, empty, and filled below.
         for flat in zero.single_partition_of_fp32_groups:
             empty = {key: torch.zeros_like(flat) for key in _MOMENTS}
             zero.optimizer.state[flat] = {"step": torch.tensor(float(self.steps_done)), **empty}
@@ -123,8 +125,8 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """Translate our settings into DeepSpeed's configuration; nothing else configures it.
 
-    Batch sizes are nominal, because the loop feeds the engine itself. `torch_autocast` rather than `bf16`: it keeps
-    weights in fp32 and chooses the type operation by operation, as plain torch does.
+    The batch sizes in it have no effect, because the loop feeds the engine itself. `torch_autocast` is used rather than
+    `bf16`: it keeps weights in fp32 and chooses the type operation by operation, as plain torch does.
     """
     zero: dict[str, Any] = {"stage": settings.zero_stage}
     if settings.offload_optimiser:
@@ -139,7 +141,7 @@ def deepspeed_config(
         "gradient_clipping": optimiser.clip_norm,
         "torch_autocast": autocast,
         "zero_optimization": zero,
-        # torch's own AdamW, also for an offloaded optimiser: DeepSpeed's would be compiled at the first run.
+        # torch's own AdamW is used, also for an offloaded optimiser: DeepSpeed's would be compiled at the first run.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -147,7 +149,7 @@ def deepspeed_config(
 
 
 def _import_deepspeed(launch: Launch, device: torch.device) -> Any:
-    """Import DeepSpeed so that it neither looks for MPI nor compiles anything."""
+    """Import DeepSpeed in such a way that it neither looks for MPI nor compiles anything."""
     for name, value in launch.environment().items():
         os.environ.setdefault(name, value)
     if device.type == "cpu":
@@ -161,10 +163,11 @@ def _import_deepspeed(launch: Launch, device: torch.device) -> Any:
             "or use engine.name torch"
         ) from error
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # It calls by its old name what torch 2.13 renamed; no user can mend that.
+    # DeepSpeed calls a function by the name that it had before torch 2.13. No user can do anything about the warning.
     warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
     if device.type == "cpu":
-        # Its shared-memory collective is compiled at start (a minute, and a stale lock hangs); gloo serves.
+        # DeepSpeed would compile a collective over shared memory at its start. That takes a minute, and hangs if an
+        # old lock file is there. gloo does the same work.
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False, verbose=False)
     return deepspeed

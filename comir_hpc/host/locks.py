@@ -26,23 +26,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
-import socket
 import struct
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from comir_hpc.errors import HeldError, VolumeError
 from comir_hpc.host.files import write_json
+from comir_hpc.host.owner import Owner, started_at, this_machine
 
 _log = logging.getLogger(__name__)
 
@@ -52,64 +49,6 @@ _BEAT_S = 10.0  # between two renewals of a record
 _SILENCE_S = 60.0  # without a renewal, after which a holder on another machine counts as dead
 _SETTLE_S = 0.5  # on a file system without locks: the later of two that came at once is known after this
 _WHOLE = 1 << 40  # bytes of the lock file that stand for all work; parts hold their share of it
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Whoever holds a lock, as its record says.
-
-    Parameters
-    ----------
-    doing : str
-        What it does, for people: ``comir-hpc ingest``.
-    host, machine : str
-        The machine's name, and what tells it from others with the same name: the kernel's boot and the space of
-        process numbers (containers may have their own).
-    pid, born : int
-        Number of the process, and its start in clock ticks after the boot: a number is given out again.
-    since : str
-        Date and time when the lock was taken.
-    token : str
-        Different for every holding.
-    first, behind : int
-        Bytes of the lock file that it holds.
-    """
-
-    doing: str
-    host: str
-    machine: str
-    pid: int
-    born: int
-    since: str
-    token: str
-    first: int
-    behind: int
-
-    @classmethod
-    def of_this_process(cls, doing: str, first: int, behind: int) -> Owner:
-        """Describe this process, holding from now on."""
-        now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
-        born = _born(os.getpid()) or 0
-        token = uuid.uuid4().hex
-        return cls(doing, socket.gethostname(), _machine(), os.getpid(), born, now, token, first, behind)
-
-    @classmethod
-    def read(cls, path: Path) -> Owner | None:
-        """Read a record; None where there is none or it is damaged."""
-        try:
-            found: Any = json.loads(path.read_bytes())
-            owner = cls(**found)
-            same = {name: type(value) for name, value in asdict(owner).items()} == cls.__types()
-        except (OSError, ValueError, TypeError):
-            return None
-        return owner if same else None
-
-    @classmethod
-    def __types(cls) -> dict[str, type]:
-        return {name: int if kind == "int" else str for name, kind in cls.__annotations__.items()}
-
-    def __str__(self) -> str:
-        return f"`{self.doing}` on host {self.host}, process {self.pid}, since {self.since}"
 
 
 @dataclass(frozen=True)
@@ -329,7 +268,7 @@ def _known_holder(folder: Path, first: int, behind: int) -> Owner | None:
     """Say who holds a lock that the kernel refused; the holder may be about to write its record."""
     for _ in range(10):
         for owner, path in _overlapping(folder, first, behind):
-            if owner.machine != _machine() or _lives(owner, path):
+            if owner.machine != this_machine() or _lives(owner, path):
                 return owner
         time.sleep(0.05)
     return None
@@ -337,8 +276,8 @@ def _known_holder(folder: Path, first: int, behind: int) -> Owner | None:
 
 def _lives(owner: Owner, path: Path) -> bool:
     """Whether the process that wrote a record still runs; on another machine that takes a minute to see."""
-    if owner.machine == _machine():
-        return _born(owner.pid) == owner.born
+    if owner.machine == this_machine():
+        return started_at(owner.pid) == owner.born
     _log.warning(
         "%s was left by %s; looking for up to %.0f s whether that still runs", path, owner, _SILENCE_S
     )
@@ -349,26 +288,6 @@ def _lives(owner: Owner, path: Path) -> bool:
         if now != before:
             return now is not None  # removed: its holder has just ended
     return False
-
-
-def _machine() -> str:
-    """What two processes have in common when each can see whether the other one runs."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _born(pid: int) -> int | None:
-    """When a process started, in clock ticks after the boot; None when it is gone or waits to be buried."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # The second field is the program's name, which may hold blanks and brackets.
-    state, *others = fields.rpartition(")")[2].split()
-    return None if state in "ZX" else int(others[18])
 
 
 def _touched(path: Path) -> int | None:

@@ -20,9 +20,10 @@ from comir_hpc.infer.inputs import core_of
 from comir_hpc.infer.job import Job
 from comir_hpc.infer.prediction import block_bytes, calibrate, evaluations, output_files_and_bytes
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.runs.html import table
 from comir_hpc.volume import Volume, chunk_and_shard
 
-__all__ = ["InferResult", "infer", "plan_infer"]
+__all__ = ["InferResult", "infer", "plan_infer", "table"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -80,7 +81,7 @@ class InferResult:
 
     def _repr_html_(self) -> str:
         """Show grid and middle slices in a notebook."""
-        from comir_hpc.runs.html import volume_html
+        from comir_hpc.runs.volume_html import volume_html
 
         rows = {"grid": self.grid, "level": self.level, "seconds": f"{self.seconds:.1f}"}
         return volume_html("Representation", rows, self.path)
@@ -110,7 +111,7 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
         After SIGTERM or SIGUSR2; the same call goes on.
     """
     start = time.perf_counter()
-    job = Job.of(settings)
+    job = Job.from_settings(settings)
     filled = carry_out(job, begun=start, progress=progress)
     out = Volume.open(job.out, allow_incomplete=True)
     seam = None if filled.missing else out.metadata.get("seam")
@@ -127,7 +128,7 @@ def plan_infer(settings: InferSettings) -> dict[str, Any]:
     VolumeError, CheckpointError, ConfigError
         As `infer`, before it writes.
     """
-    job = Job.of(settings)
+    job = Job.from_settings(settings)
     shape = job.windows.shape_zyx
     _, shard = chunk_and_shard(shape, settings.chunk, settings.shard)
     plan = plan_blocks(shape, shard, core_zyx=core_of(settings, job.windows, shard))

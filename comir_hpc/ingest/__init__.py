@@ -26,9 +26,10 @@ from comir_hpc.ingest.job import Job
 from comir_hpc.memory import in_words
 from comir_hpc.padding import padding_notes
 from comir_hpc.readers import Source, in_memory, open_source
+from comir_hpc.runs.html import table
 from comir_hpc.volume import Kind, Volume
 
-__all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest"]
+__all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest", "table"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -78,7 +79,7 @@ class IngestResult:
 
     def _repr_html_(self) -> str:
         """Show grid, notes and middle slices in a notebook."""
-        from comir_hpc.runs.html import volume_html
+        from comir_hpc.runs.volume_html import volume_html
 
         rows = {"grid": self.grid, "seconds": f"{self.seconds:.1f}", "notes": "; ".join(self.notes)}
         return volume_html("Volume", rows, self.path)
@@ -143,7 +144,7 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
     VolumeError
         As `ingest`, as far as the header tells.
     """
-    job = Job.of(_opened(settings), settings)
+    job = Job.from_source(_opened(settings), settings)
     files, num_bytes = job.output_files_and_bytes()
     plan = {
         "source": f"{settings.source} ({job.source.kind})",
@@ -179,7 +180,7 @@ def _opened(settings: IngestSettings) -> Source:
 
 def _ingest(source: Source, settings: IngestSettings, progress: Progress | None) -> IngestResult:
     start = time.perf_counter()
-    job = Job.of(source, settings)
+    job = Job.from_source(source, settings)
     try:
         filled = carry_out(job, begun=start, progress=progress)
     except OSError as error:

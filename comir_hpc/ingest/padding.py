@@ -8,6 +8,7 @@ changes to the last bit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,13 +77,35 @@ class _Look:
         """Values that are frequent on the outer faces, and where each fills solid parts of the border."""
         values, counts = np.unique(self.voxels[self._faces], return_counts=True)
         for index in np.argsort(-counts, kind="stable")[:_MOST_VALUES]:
-            if counts[index] >= _LEAST_FACES * counts.sum():
+            frequent = counts[index] >= _LEAST_FACES * counts.sum()
+            if frequent and self._solid_on_faces(values[index]) >= _LEAST_SHARE * counts.sum():
                 region = self.border(float(values[index]), solid=self.fine)
                 if (
                     region.mean() >= _LEAST_SHARE
                     and (region & self._faces).sum() >= _LEAST_FACES * counts.sum()
                 ):
                     yield float(values[index]), region
+
+    def has_constant_corners(self) -> bool:
+        """Whether two corners of the volume hold one value, solidly: without them there is no padding to look for."""
+        width = 2 if self.fine else 1
+        held: list[Any] = []
+        for corner in itertools.product((slice(0, width), slice(-width, None)), repeat=3):
+            block = self.voxels[corner]
+            if (block == block.flat[0]).all():
+                held.append(block.flat[0])
+        ends = 2 if self.voxels.shape[0] == 1 else 1  # of a single slice every corner comes twice
+        return any(held.count(value) >= 2 * ends for value in set(held))
+
+    def _solid_on_faces(self, value: Any) -> int:
+        """Voxels of the outer faces inside solid patches of a value: none of air's noise, found without much work."""
+        number = 0
+        for axis in [a for a in range(3) if self.voxels.shape[a] > 1]:
+            square: Mask = np.take(self._cube, 0, axis=axis)
+            for end in (0, -1):
+                face: Mask = np.take(self.voxels, end, axis=axis) == value
+                number += int(ndimage.binary_erosion(face, square, border_value=1).sum())
+        return number
 
     def border(self, value: float, *, solid: bool) -> Mask:
         """Where a value is connected to the outer faces; if `solid` in parts three voxels thick, noise apart."""
@@ -227,7 +250,7 @@ def _named(look: _Look, value: float) -> dict[float, Mask]:
 
 def _excluded(look: _Look) -> dict[float, Mask]:
     """Values that are padding and must be left out. Whether one must depends on those that are out already."""
-    if look.histogram.constant:
+    if look.histogram.constant or not look.has_constant_corners():
         return {}
     pending = dict(look.candidates())
     excluded: dict[float, Mask] = {}
@@ -286,7 +309,7 @@ def _pooled(mask: Mask) -> tuple[Mask, Triple]:
         halve = [2 if size > 1 else 1 for size in mask.shape]
         padded = np.pad(mask, [(0, -size % h) for size, h in zip(mask.shape, halve, strict=True)])
         z, y, x = (size // h for size, h in zip(padded.shape, halve, strict=True))
-        mask = padded.reshape(z, halve[0], y, halve[1], x, halve[2]).any(axis=(1, 3, 5))
+        mask = np.logical_or.reduce(padded.reshape(z, halve[0], y, halve[1], x, halve[2]), axis=(1, 3, 5))
         every = [e * h for e, h in zip(every, halve, strict=True)]
     return mask, (every[0], every[1], every[2])
 

@@ -1,6 +1,6 @@
-"""The encoders: interchangeable siblings, chosen by name.
+"""Build the encoders, which are interchangeable and chosen by name.
 
-A fourth is one file with a function that returns a `Network`, and one line in `NETWORKS`.
+To add another one, write a file with a function that returns a `Network`, and add one line to `NETWORKS`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ NETWORKS: dict[str, Callable[..., Network]] = {"unet": unet, "denseunet": denseu
 
 
 def build_network(name: str, *, in_channels: int, latent_channels: int, **options: Any) -> Network:
-    """Build one encoder; networks of several modalities are separate calls and share no weights.
+    """Build the encoder of one modality.
+
+    Call it once for each modality: the encoders share no weights.
 
     Parameters
     ----------
@@ -46,12 +48,12 @@ def build_network(name: str, *, in_channels: int, latent_channels: int, **option
     in_channels, latent_channels : int
         Channels of the image and of the representation.
     **options
-        Those of the named function; `network_options` derives them from settings.
+        Arguments of the function that `name` stands for. `network_options` derives them from the settings.
 
     Raises
     ------
     ConfigError
-        For an unknown name, an option that the network does not have, or values that contradict each other.
+        If the name is unknown, the network has no such option, or the values contradict each other.
     """
     if name not in NETWORKS:
         raise ConfigError(f"unknown network {name!r}; {_nearest(name, NETWORKS)}")
@@ -81,14 +83,14 @@ def network_options(
     Parameters
     ----------
     settings : NetworkSettings
-        What the user chose.
+        The network settings that the user chose.
     spacing_zyx : three float
-        Voxel spacing of the training volumes, any one unit.
+        Voxel spacing of the training volumes, in any one unit.
     group : str
-        Rotations that the representation should follow, resolved (not ``auto``); of use to `gunet` only, for the
-        others see `Network.require_group`.
+        Name of the group of rotations that the representation should follow, never ``auto``. It becomes an option
+        of the networks that take a group; the others are checked by `Network.require_group`.
     planar : bool
-        Single slices (patches of one voxel along z).
+        Whether the network works on single slices (patches of one voxel along z).
 
     Raises
     ------
@@ -97,6 +99,8 @@ def network_options(
     """
     known = inspect.signature(NETWORKS[settings.name]).parameters
     options = settings.model_dump(mode="json", exclude={"name", "latent_channels"})
+    # A setting at its default may be one that this network does not know: it is dropped. A changed one would be
+    # ignored without a word, so it is refused.
     for key in [key for key in options if key not in known]:
         if getattr(settings, key) != type(settings).model_fields[key].default:
             heeding = [name for name, make in NETWORKS.items() if key in inspect.signature(make).parameters]

@@ -1,4 +1,4 @@
-"""What lies beyond a map's border, and maps joined while it is filled in.
+"""Pad feature maps beyond their border, and join several maps in the same copy.
 
 Axes: B batch, C channels, Z Y X space.
 """
@@ -26,11 +26,11 @@ def pad_border(parts_BCZYX: Sequence[Tensor], kernel_zyx: Triple, padding: Paddi
     Parameters
     ----------
     parts_BCZYX : sequence of (B, ., Z, Y, X)
-        Of one shape but for the channels.
+        Feature maps that differ in the number of channels only.
     kernel_zyx : three int
-        Odd sizes.
+        Sides of the kernel in voxels, each of them odd.
     padding : str
-        With the border voxels (replicate) or the mirror image (reflect).
+        What is put there: copies of the border voxel (``replicate``), or the mirror image (``reflect``).
 
     Raises
     ------
@@ -54,7 +54,10 @@ def pad_border(parts_BCZYX: Sequence[Tensor], kernel_zyx: Triple, padding: Paddi
 
 
 class _Replicated(torch.autograd.Function):
-    """Maps joined and padded in one copy; the backward pass needs nothing but their shapes (torch keeps the map)."""
+    """Join and pad maps in one copy.
+
+    torch's own padding keeps the whole map for its backward pass, although the gradient needs only the shapes.
+    """
 
     @staticmethod
     def forward(ctx: Any, radii: Triple, *parts_BCZYX: Tensor) -> Tensor:
@@ -71,6 +74,7 @@ class _Replicated(torch.autograd.Function):
         inside = _inside(padded, radii, ctx.sides)
         for place, part in zip(inside.split_with_sizes(ctx.channels, dim=1), parts_BCZYX, strict=True):
             place.copy_(part)
+        # One axis after the other: a later axis copies what the earlier ones have filled in, corners included.
         for dim, radius, side in axes:
             if radius:
                 padded.narrow(dim, 0, radius).copy_(padded.narrow(dim, radius, 1))
@@ -81,7 +85,8 @@ class _Replicated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BCZYX: Tensor) -> tuple[Tensor | None, ...]:
         grad_BCZYX = grad_BCZYX.contiguous(memory_format=torch.channels_last_3d)
-        # Of the map torch wants the shape, and the layout, in which it returns the gradient: another would be copied.
+        # torch reads only shape and layout of this argument, and returns the gradient in that layout. A view of the
+        # gradient has the right one; with another layout the result would be copied.
         like = _inside(grad_BCZYX, ctx.radii, ctx.sides)
         folded: Tensor = torch.ops.aten.replication_pad3d_backward(grad_BCZYX, like, _both_ends(ctx.radii))
         return None, *folded.split_with_sizes(ctx.channels, dim=1)

@@ -1,7 +1,7 @@
-"""What a training step will cost, known before it is run: memory and arithmetic, from shapes alone.
+"""Predict the memory and the arithmetic of a training step, before it is run.
 
-A step is traced with tensors that have a shape but no data; every allocation and release is counted. Nothing is
-computed, so a patch that would not fit can be asked about.
+A step is traced with tensors that have a shape but no data, and every allocation and release is counted. Nothing is
+computed, so one can ask about a patch that would not fit into memory.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from comir_hpc.networks.planning import Triple
 
 @dataclass(frozen=True)
 class StepCost:
-    """Forward and backward pass of one network on one batch.
+    """Hold the cost of the forward and backward pass of one network on one batch.
 
     Attributes
     ----------
     kept_bytes : int
-        Alive between the forward and the backward pass: what every further network adds to a step.
+        Bytes that are alive between the forward and the backward pass. Every further network adds as much to a step.
     peak_bytes : int
-        Most that is alive at once, gradients of the weights and temporaries included; the weights themselves, the
-        optimiser's state and a library's workspace are not. Measured on CPU: within 4 % (a batch
-        of two or more; torch's kernel for single samples in fp32 needs up to a quarter more).
+        Most bytes that are alive at once. Gradients of the weights and temporary tensors count; the weights, the
+        optimiser's state and a library's workspace do not. On CPU the measured peak is within 4 % of it for a batch
+        of two or more. torch's kernel for single samples in fp32 needs up to a quarter more.
     flops : int
-        Floating-point operations of all convolutions (a multiplication and an addition are two), recomputation
-        by checkpointing included.
+        Floating-point operations of all convolutions; a multiplication and an addition are two. What checkpointing
+        computes again is included.
     """
 
     kept_bytes: int
@@ -68,7 +68,7 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
-        """Leave out what was there before."""
+        """Leave out tensors that were there before the step."""
         self._known.update(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -109,13 +109,13 @@ def predict_step(
     Parameters
     ----------
     network : Network
-        As it will be trained, with its checkpointed levels; it is not changed.
+        The network as it will be trained, with its checkpointed levels. It is not changed.
     patch_zyx : three int
-        Voxels of a patch.
+        Sides of a patch in voxels.
     batch : int
-        Patches.
+        Number of patches in the batch.
     dtype : torch.dtype
-        float32, or the type of autocast (bfloat16, float16).
+        Type of the arithmetic: float32, or the type of autocast (bfloat16, float16).
 
     Raises
     ------
@@ -148,21 +148,22 @@ def estimate_activation_bytes(
     *,
     num_networks: int = 1,
 ) -> int:
-    """Predict the peak memory of a training step apart from weights and optimiser, bytes.
+    """Predict the peak memory of a training step in bytes, without weights and optimiser.
 
-    All networks run forward before any runs backward, so all but the last only add what they keep.
+    All networks run forward before any runs backward. So the last one adds its peak, and each of the others only
+    what it keeps for the backward pass.
 
     Parameters
     ----------
     network, patch_zyx, batch, dtype
-        As in `predict_step`.
+        The same arguments that `predict_step` takes.
     num_networks : int
-        Networks like this one in the step (one a modality).
+        How many networks like this one are in the step (one for each modality).
     """
     cost = predict_step(network, patch_zyx, batch, dtype)
     return cost.peak_bytes + (num_networks - 1) * cost.kept_bytes
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of trained weights."""
+    """Count the weights that are trained."""
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)

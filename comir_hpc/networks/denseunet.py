@@ -66,7 +66,7 @@ class DenseBlock(nn.Module):
     Parameters
     ----------
     layers : sequence of Module
-        Each adds channels: norm, ReLU, convolution, dropout.
+        The dense layers in order. Each is a norm, ReLU, convolution and dropout, and adds channels.
     keep_input : bool
         Whether the output includes the block's input beside the new channels. Going up it does not, except at
         full resolution (Jegou et al., section 3.2).
@@ -106,22 +106,23 @@ def denseunet(
     configuration : str
         ``three-level`` (halved 3 times) or ``six-level`` (6 times: sides must be multiples of 64).
     spacing_zyx : three float
-        Voxel spacing, any one unit: decides which axes are pooled (`plan_pooling`).
+        Voxel spacing in any one unit. It decides which axes are pooled (`plan_pooling`).
     norm : str
-        ``batch`` (published) or ``channel``.
+        Kind of norm: ``batch`` (published) or ``channel``.
     padding : str
-        ``zeros`` (published), ``replicate`` or ``reflect``.
+        What convolutions see beyond the border: ``zeros`` (published), ``replicate`` or ``reflect``.
     antialiased : bool
-        Mean pooling and trilinear upsampling; False gives the published max pooling and nearest upsampling.
+        Whether to use mean pooling and trilinear upsampling. False gives the published max pooling and nearest
+        upsampling.
     planar : bool
-        Single slices: the 2D network.
+        Whether to build the 2D network, for single slices.
     checkpoint_levels : int
-        Finest levels whose activations are recomputed in the backward pass.
+        How many of the finest levels recompute their activations in the backward pass.
 
     Raises
     ------
     ConfigError
-        For an unknown configuration.
+        If the configuration is unknown.
     """
     if configuration not in PUBLISHED:
         raise ConfigError(
@@ -139,7 +140,7 @@ def denseunet(
 
 @dataclass(frozen=True)
 class _Parts:
-    """How the pieces of one network are made."""
+    """Make the pieces of one network."""
 
     kernel_zyx: Triple
     padding: Padding
@@ -185,6 +186,7 @@ def _assemble(
         skips.append(channels + count * sizes.growth)
         channels = int(skips[-1] * sizes.compression)
         downs.append(parts.down(skips[-1], channels, sizes, factors))
+    # The first convolution has no norm before it: the image is normalised by the volume's statistics already.
     encoders[0] = nn.Sequential(parts.conv(in_channels, sizes.stem), encoders[0])
     encoders.append(parts.dense(channels, sizes.bottom, sizes, keep_input=False))
 

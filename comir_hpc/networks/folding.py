@@ -1,4 +1,8 @@
-"""What inference need not compute again for every window: norms become part of the convolutions before them."""
+"""Fold batch norms into the convolutions before them.
+
+In evaluation mode a batch norm multiplies each channel by a constant and adds another one. The convolution before it
+can do the same with other weights and a bias. Inference then saves one pass over the map for every norm.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,16 @@ from comir_hpc.networks.recompute import Stage
 
 
 class FoldedConv(nn.Module):
-    """A convolution with the running statistics of the norm after it in its filters.
+    """A convolution whose filters and bias also do the work of the batch norm after it.
 
     Parameters
     ----------
     filters : (O, C, kz, ky, kx)
-        With shared taps spread out.
+        All taps of the filters, each at its place also where several share one weight.
     bias : (O,)
+        Constant that is added to each output channel.
     padding : str
-        As in `same_conv`.
+        What the convolution sees beyond the border: ``zeros``, ``replicate`` or ``reflect`` (`same_conv`).
     """
 
     filters: Tensor
@@ -46,9 +51,10 @@ class FoldedConv(nn.Module):
 
 @torch.no_grad()
 def fold_norms(network: nn.Module) -> None:
-    """Put every batch norm that follows a plain convolution into it, in place; for evaluation only.
+    """Fold every batch norm that follows a plain convolution into that convolution, in place.
 
-    The values stay the same but for rounding. Group convolutions and norms over channels stay as they are.
+    It is for evaluation only: the running statistics become constants. The output stays the same apart from rounding.
+    Group convolutions and norms over channels are left as they are.
     """
     for module in network.modules():
         if isinstance(module, ConvBlock):
@@ -58,7 +64,7 @@ def fold_norms(network: nn.Module) -> None:
 
 
 def _fold_chain(rows: Sequence[nn.Sequential]) -> None:
-    """Fold within layers that are applied one after the other, row by row."""
+    """Fold norms within layers that are applied one after the other, row by row."""
     places = [(row, number) for row in rows for number in range(len(row))]
     for (before, i), (after, j) in pairwise(places):
         norm = after[j]
@@ -81,6 +87,7 @@ def _fold(conv: nn.Module, norm: nn.BatchNorm3d) -> FoldedConv | None:
         return None
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    # norm(conv(x) + own) = scale * conv(x) + (norm.bias - scale * (running_mean - own)): a convolution and a bias.
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     mean = norm.running_mean if own is None else norm.running_mean - own
     return FoldedConv(filters * scale[:, None, None, None, None], norm.bias - mean * scale, padding)

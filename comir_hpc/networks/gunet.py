@@ -27,20 +27,20 @@ from comir_hpc.networks.recompute import Stage, split_copies
 
 
 class LiftingConv(nn.Module):
-    """From an image to functions on the group: one base filter, correlated in all its orientations.
+    """Carry an image to functions on the group: one base filter is correlated in all its orientations.
 
     ``out[g] = sum_u w(g^-1 u) x(v + u)``: (B, C, Z, Y, X) to (B, G*O, Z, Y, X), the group outermost.
 
     Parameters
     ----------
     in_channels, out_fields : int
-        C and O.
+        Numbers of image channels C and of output fields O.
     kernel_zyx : three int
-        Odd sizes that the group preserves.
+        Sides of the kernel in voxels, odd, and equal along axes that the group exchanges.
     group : Group
-        Rotations of the grid.
+        Rotations of the grid under which the layer is equivariant.
     padding : str
-        What lies beyond the border, see `same_conv`.
+        What the convolution sees beyond the border: ``zeros``, ``replicate`` or ``reflect`` (`same_conv`).
     """
 
     taps: Tensor
@@ -57,7 +57,8 @@ class LiftingConv(nn.Module):
         self.register_buffer("taps", tap_permutations(group, kernel_zyx), persistent=False)
 
     def filters(self) -> Tensor:
-        """All orientations of the base filter, (G*O, C, kz, ky, kx)."""
+        """Return the base filter in all its orientations, (G*O, C, kz, ky, kx)."""
+        # A rotated filter holds the same weights at other places, so that each orientation is one gather of taps.
         rows = self.weight.flatten(2).permute(2, 0, 1)
         turned_GTOC = rows.index_select(0, self.taps.flatten()).view(*self.taps.shape, *rows.shape[1:])
         return turned_GTOC.permute(0, 2, 3, 1).reshape(-1, rows.shape[2], *self.kernel_size)
@@ -68,16 +69,16 @@ class LiftingConv(nn.Module):
 
 
 class GroupConv(nn.Module):
-    """Between functions on the group: the base filter has a tap for every element and offset.
+    """Carry functions on the group to functions on the group; the base filter has a tap for every element and offset.
 
     ``out[g](v) = sum_h sum_u w(g^-1 h, g^-1 u) F(h, v + u)``: (B, G*C, Z, Y, X) to (B, G*O, Z, Y, X).
 
     Parameters
     ----------
     in_fields, out_fields : int
-        C and O.
+        Numbers of input fields C and output fields O.
     kernel_zyx, group, padding
-        As in `LiftingConv`.
+        The same arguments that `LiftingConv` takes.
     """
 
     sources: Tensor
@@ -98,8 +99,8 @@ class GroupConv(nn.Module):
         self.register_buffer("sources", sources_GGT, persistent=False)
 
     def filters(self) -> Tensor:
-        """The bank of ordinary filters, (G*O, G*C, kz, ky, kx)."""
-        # Whole rows of O*C weights are gathered, which the backward pass adds up contiguously.
+        """Return the layer as a bank of ordinary filters, (G*O, G*C, kz, ky, kx)."""
+        # Whole rows of O*C weights are gathered, so that the backward pass adds up contiguous memory.
         rows = self.weight.flatten(2).permute(2, 0, 1)
         turned = rows.index_select(0, self.sources.flatten())
         turned_GGTOC = turned.view(*self.sources.shape, *rows.shape[1:])
@@ -111,7 +112,7 @@ class GroupConv(nn.Module):
 
 
 class GroupMean(nn.Module):
-    """Mean over the group, (B, G*C, Z, Y, X) to (B, C, Z, Y, X): the fields become scalars that turn with the image."""
+    """Average over the group, (B, G*C, Z, Y, X) to (B, C, Z, Y, X), which makes scalars that turn with the image."""
 
     def __init__(self, order: int) -> None:
         super().__init__()
@@ -143,12 +144,12 @@ def gunet(
     in_channels, latent_channels : int
         Channels of the image and of the representation.
     group : str
-        ``O``, ``D4``, ``D2``; ``C4`` for single slices (`rotations.rotation_group`).
+        Name of the group: ``O``, ``D4`` or ``D2``, or ``C4`` for single slices (`groups.rotation_group`).
     widths : sequence of int
-        Channels of each level, finest first, as for `unet`; the group's G orientations share them, so a level has
-        ceil(width / G) fields and never fewer channels than asked for.
+        Channels of each level, finest first, as for `unet`. The G orientations of the group share them: a level has
+        ceil(width / G) fields, hence never fewer channels than asked for.
     spacing_zyx, convs_per_level, norm, padding, residual, planar, checkpoint_levels
-        As for `unet`.
+        The same arguments that `unet` takes.
 
     Raises
     ------

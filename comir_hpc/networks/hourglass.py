@@ -1,4 +1,4 @@
-"""What every encoder promises, and the U shape (down, across, up) that all of ours have.
+"""Define what every encoder promises, and the U shape (down, across, up) that all of ours have.
 
 Axes: B batch, C input channels, L latent channels, Z Y X space.
 """
@@ -26,12 +26,13 @@ class Network(nn.Module):
     Attributes
     ----------
     in_channels, latent_channels : int
-        C and L.
+        Numbers of image channels C and latent channels L.
     total_stride_zyx : three int
-        Sides of the input must be multiples of it, and windows must start at multiples of it to agree.
+        Factor by which the network reduces its maps, along (z, y, x). Sides of the input must be multiples of it.
+        Windows that start at multiples of it pool the same voxels together as the whole volume does.
     receptive_halo_zyx : three int
-        An output voxel depends on no input voxel farther away than this along each axis. A window with this much
-        around its core gives the whole volume's values there.
+        Distance in voxels along (z, y, x) of the farthest input voxel that an output voxel depends on. A window with
+        this much around its core gives the same values in the core as the whole volume.
     """
 
     in_channels: int
@@ -45,7 +46,7 @@ class Network(nn.Module):
         Parameters
         ----------
         x_BCZYX : (B, C, Z, Y, X) float
-            Normalised intensities.
+            Normalised intensities of the images.
 
         Returns
         -------
@@ -89,7 +90,8 @@ class Network(nn.Module):
         Raises
         ------
         ConfigError
-            If the reduction or the reach differs between such axes: no training makes the network follow the group.
+            If the reduction or the reach differs between such axes. No training can then make the network follow the
+            group.
         """
         group.require_invariant(self.total_stride_zyx, "the network's reduction")
         group.require_invariant(self.receptive_halo_zyx, "the network's reach")
@@ -101,9 +103,10 @@ class Decoder(nn.Module):
     Parameters
     ----------
     up : Module
-        Prepares the coarser level's map.
+        Layers that prepare the coarser level's map.
     block : Module
-        Takes the skip and the prepared map, upsamples the latter if `up` has not, and joins them.
+        Layers that take the skip and the prepared map and join them. They also upsample the prepared map if `up` has
+        not done so.
     """
 
     def __init__(self, up: nn.Module, block: nn.Module) -> None:
@@ -112,7 +115,7 @@ class Decoder(nn.Module):
         self.block = block
 
     def forward(self, coarse: Parts, skip: Parts) -> Parts:
-        """Maps of (B, ., Z/f, Y/f, X/f) and of (B, ., Z, Y, X) to (B, ., Z, Y, X)."""
+        """Join maps (B, ., Z/f, Y/f, X/f) and (B, ., Z, Y, X) to (B, ., Z, Y, X)."""
         result: Parts = self.block(*skip, self.up(*coarse))
         return result
 
@@ -123,22 +126,23 @@ class Hourglass(Network):
     Parameters
     ----------
     in_channels, latent_channels : int
-        C and L.
+        Numbers of image channels C and latent channels L.
     encoders : sequence of Module
-        One a level, finest first.
+        Blocks on the way down, one for each level, finest first.
     downs, decoders : sequences of Module
-        One between each two levels, finest first; `downs` resample by `pooling`, `Decoder.up` undoes it.
+        Parts between each two levels, finest first. `downs` reduce a map by `pooling`, and the decoders enlarge it
+        again.
     head : Module
-        From the last map to L channels, pointwise.
+        Pointwise layer from the last map to L channels.
     pooling : sequence of triples
-        Factors (z, y, x) between the levels.
+        Pooling factors (z, y, x) between the levels.
     linear : bool
-        Whether upsampling is linear (else nearest).
+        Whether upsampling is linear (otherwise it takes the nearest voxel).
     checkpoint_levels : int
-        Finest levels whose activations are recomputed in the backward pass. Most memory lies there.
+        How many of the finest levels recompute their activations in the backward pass. Most memory lies there.
     checkpoint_blocks : bool
-        Recompute whole blocks there, and within them every `Stage`; False recomputes the stages alone, which
-        repeats no convolution and suits dense blocks.
+        Whether these levels recompute whole blocks, and within them every `Stage`. False recomputes the stages alone,
+        which repeats no convolution and suits dense blocks.
     """
 
     def __init__(
@@ -198,6 +202,7 @@ class Hourglass(Network):
             skips.append(self._run(level, encoder, *parts))
             parts = (down(*skips[-1]),)
         parts = self._run(len(skips), self.encoders[-1], *parts)
+        # Each skip is taken off the list, so that nothing here holds its memory longer than needed.
         for level in reversed(range(len(skips))):
             parts = self._run(level, self.decoders[level], parts, skips.pop())
         result: Tensor = self.head(*parts)
@@ -226,23 +231,23 @@ def conv_hourglass(
 ) -> Hourglass:
     """Assemble the U-Net of `unet` and of `gunet`, which differ in their convolutions only.
 
-    The coarse map is narrowed to the finer level's width *before* it is upsampled, which touches an eighth of the
-    voxels.
+    The coarse map is narrowed to the finer level's width *before* it is upsampled: it has an eighth of the voxels
+    then.
 
     Parameters
     ----------
     widths : sequence of int
         Channels (of one copy) of each level, finest first.
     convs_per_level : int or sequence of int
-        Convolutions of a block, finest first; the last number counts for all coarser levels.
+        Number of convolutions in a block, finest first. The last number counts for all coarser levels.
     kernel_zyx, residual, conv, norm
-        See `ConvBlock`.
+        The same arguments that `ConvBlock` takes.
     first : callable
-        Makes the convolution that reads the image.
+        Function that makes the convolution that reads the image.
     head, pooling, checkpoint_levels, in_channels, latent_channels
-        See `Hourglass`.
+        The same arguments that `Hourglass` takes.
     copies : int
-        Group elements of the maps.
+        Number of group elements that the maps hold, 1 without a group.
 
     Raises
     ------

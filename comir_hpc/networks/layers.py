@@ -1,4 +1,4 @@
-"""Layers that the networks share: convolutions, norms, and blocks of them.
+"""Make the layers that the networks share: convolutions, and blocks of them.
 
 Nothing here takes a statistic over space at inference, so that a voxel's output does not depend on the window
 it was computed in. Tensors are kept in channels_last_3d, which CPUs with bf16 dot products and GPUs with tensor
@@ -36,10 +36,10 @@ _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-
 def mix_channels(x_BCZYX: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Pointwise convolution as a matrix product: (B, C, Z, Y, X) and (O, C, 1, 1, 1) to (B, O, Z, Y, X).
 
-    torch on CPU has no channels_last_3d kernel for it in fp32, copies the map and returns another layout.
+    On CPU in fp32, torch has no kernel for it in channels_last_3d: it would copy the map and return another layout.
     """
     if _inferring_on_cpu(x_BCZYX) and torch.is_autocast_enabled("cpu"):
-        # In bf16 it has one, twice as fast as a product with few columns.
+        # In bf16 torch has such a kernel. It is twice as fast as a product with few columns.
         return F.conv3d(x_BCZYX, weight, bias)
     return F.linear(x_BCZYX.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
@@ -61,8 +61,8 @@ def correlate(
 def _convolve(x_BCZYX: Tensor, filters: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
     fp32 = x_BCZYX.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if fp32 and len(x_BCZYX) == 1 and _inferring_on_cpu(x_BCZYX):
-        # Such a map, if it is small, torch gives to a kernel of its own, which is up to ten times slower than oneDNN's
-        # and returns another layout.
+        # If such a map is small, torch uses a kernel of its own. That one is up to ten times slower than oneDNN's, and
+        # returns another layout. So oneDNN's is called by name.
         return torch.mkldnn_convolution(x_BCZYX, filters, bias, padding, [1, 1, 1], [1, 1, 1], 1)
     return F.conv3d(x_BCZYX, filters, bias, padding=padding)
 
@@ -72,14 +72,15 @@ def _inferring_on_cpu(x: Tensor) -> bool:
 
 
 def tap_permutations(group: Group, kernel_zyx: Triple) -> Tensor:
-    """Where each tap of a rotated filter comes from: (G, T) int64, ``[g, u]`` is the number of the tap g^-1 u.
+    """Find where each tap of a rotated filter comes from: (G, T) int64, ``[g, u]`` is the number of the tap g^-1 u.
 
     Parameters
     ----------
     group : Group
         Rotations of the grid.
     kernel_zyx : three int
-        Odd sizes, equal along axes that the group exchanges; taps are numbered in C order.
+        Sides of the kernel in voxels, odd, and equal along axes that the group exchanges. Taps are numbered in C
+        order.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def tap_permutations(group: Group, kernel_zyx: Triple) -> Tensor:
     group.require_invariant(kernel_zyx, "the kernel size")
     centre = np.array(kernel_zyx) // 2
     taps = np.stack(np.unravel_index(np.arange(math.prod(kernel_zyx)), kernel_zyx), axis=-1) - centre
-    # Row vectors times g are column vectors under its transpose, which is its inverse.
+    # A row vector times g equals the transpose of g times a column vector, and the transpose of g is its inverse.
     sources = taps @ group.matrices + centre
     return torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(sources, -1, 0)), kernel_zyx))
 
@@ -100,7 +101,7 @@ class PaddedConv(nn.Conv3d):
     Parameters
     ----------
     in_channels, out_channels, kernel_zyx, padding, bias
-        As in `same_conv`.
+        The same arguments that `same_conv` takes.
     """
 
     def __init__(
@@ -117,16 +118,16 @@ class PaddedConv(nn.Conv3d):
 
 
 class SymmetricConv(nn.Module):
-    """A convolution whose taps are shared among those that a group exchanges: it commutes with the group.
+    """A convolution that commutes with a group, because taps that the group exchanges share one weight.
 
-    With one weight for each orbit of taps, ``w(g^-1 u) = w(u)``, a map of scalars stays one:
-    ``conv(T_g x) = T_g conv(x)`` for every g, before training as after. It is the group convolution (Cohen and Welling
-    2016) between fields of the trivial representation, and costs no more than a plain convolution.
+    There is one weight for each orbit of taps: ``w(g^-1 u) = w(u)``. Hence ``conv(T_g x) = T_g conv(x)`` for every g,
+    before training and after it. This is the group convolution (Cohen and Welling 2016) between fields of the trivial
+    representation. It costs no more than a plain convolution.
 
     Parameters
     ----------
     in_channels, out_channels, kernel_zyx, padding
-        As in `same_conv`.
+        The same arguments that `same_conv` takes.
     group : Group
         Rotations of the grid, which must map the kernel onto itself.
     """
@@ -146,19 +147,19 @@ class SymmetricConv(nn.Module):
         self.kernel_size = kernel_zyx
         self.padding = padding
         self.joins = True
-        # The smallest number among a tap's images names its orbit.
+        # Taps of one orbit have the same images under the group: the smallest number among them names the orbit.
         first = tap_permutations(group, kernel_zyx).amin(dim=0)
         orbit = torch.from_numpy(np.unique(first.numpy(), return_inverse=True)[1])
         sizes = orbit.bincount()
-        # Every orbit contributes the same variance, together that of He et al. 2015.
+        # Every orbit contributes the same variance, and all together that of He et al. 2015.
         spread = (2 / (in_channels * len(sizes) * sizes)).sqrt()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, len(sizes)) * spread)
         self.register_buffer("orbits", F.one_hot(orbit).T.float(), persistent=False)
 
     def kernel(self) -> Tensor:
-        """All taps, (O, C, kz, ky, kx)."""
-        # A product, whose gradient is one too; indexing would add up tap by tap. Channels come last in memory, as in
-        # the maps: otherwise the convolution copies those.
+        """Return the filters with every tap at its place, (O, C, kz, ky, kx)."""
+        # A matrix product, whose gradient is a matrix product too; the gradient of indexing would add up tap by tap.
+        # Channels come last in memory, as in the maps, since the convolution would copy the maps otherwise.
         taps_OTC = self.orbits.T @ self.weight.transpose(1, 2)
         return taps_OTC.view(len(taps_OTC), *self.kernel_size, -1).permute(0, 4, 1, 2, 3)
 
@@ -184,21 +185,21 @@ def same_conv(
     bias: bool = False,
     nonlinearity: Literal["relu", "linear"] = "relu",
 ) -> nn.Conv3d:
-    """Convolution that keeps the shape, initialised to keep the variance through `nonlinearity` (He et al. 2015).
+    """Make a convolution that keeps the shape, with weights that keep the variance (He et al. 2015).
 
     Parameters
     ----------
     in_channels, out_channels : int
         Channels before and after.
     kernel_zyx : three int
-        Odd sizes.
+        Sides of the kernel in voxels, each of them odd.
     padding : str
-        What lies beyond the border: zeros, the border voxel (replicate), or the mirror image (reflect). All
-        commute with the grid's rotations.
+        What the convolution sees beyond the border: zeros (``zeros``), copies of the border voxel (``replicate``), or
+        the mirror image (``reflect``). All of them commute with the grid's rotations.
     bias : bool
-        A constant for each output channel; of no use before a norm.
+        Whether a constant is added to each output channel. Before a norm it has no effect.
     nonlinearity : str
-        What the next layer applies.
+        Activation that the next layer applies; the weights are scaled to keep the variance through it.
     """
     require_choice(padding, Padding, "padding")
     conv: nn.Conv3d
@@ -216,30 +217,32 @@ def same_conv(
 
 
 def kernel_radius(module: nn.Module, axis: int) -> int:
-    """Summed kernel radii along one array axis of all convolutions within, the reach of a chain of them."""
+    """Add up the kernel radii of all convolutions in a module, in voxels along one axis: the reach of the chain."""
     sizes = (getattr(layer, "kernel_size", None) for layer in module.modules())
     return sum(size[axis] // 2 for size in sizes if isinstance(size, tuple))
 
 
 class ConvBlock(nn.Module):
-    """Convolutions, each followed by a norm and ReLU; residual on request (the input joins before the last ReLU).
+    """Convolutions, each followed by a norm and ReLU.
+
+    A residual block adds its input before the last ReLU.
 
     Parameters
     ----------
     in_channels, out_channels : int
         Channels (of one copy) before and after.
     kernel_zyx : three int
-        Kernel of every convolution.
+        Sides of every convolution's kernel in voxels.
     num_convs : int
-        How many.
+        How many convolutions the block has.
     conv, norm : callables
-        Make the layers, so that a group network uses the same block.
+        Functions that make the layers, so that a group network uses the same block.
     first : callable
-        Makes the first convolution and the shortcut; `conv` when not given.
+        Function that makes the first convolution and the shortcut; `conv` when not given.
     residual : bool
-        Add the block's input, through a pointwise convolution where the channels differ.
+        Whether the block's input is added, through a pointwise convolution where the channels differ.
     copies, grow
-        See `Stage`.
+        The same arguments that `Stage` takes.
     """
 
     def __init__(

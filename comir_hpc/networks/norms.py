@@ -1,4 +1,4 @@
-"""Norms that take no statistic over space at inference, each followed by its activation.
+"""Normalise feature maps without a statistic over space at inference; each norm is followed by its activation.
 
 Axes: B batch, C channels, G group elements, Z Y X space.
 """
@@ -28,11 +28,11 @@ class BatchNormRelu(nn.Module):
     Parameters
     ----------
     num_channels : int
-        Channels C of one copy.
+        Number of channels C of one copy.
     copies : int
-        Group elements G; statistics and weights are shared among them, which keeps the layer equivariant.
+        Number of group elements G. Statistics and weights are shared among them, which keeps the layer equivariant.
     relu : bool
-        Apply the activation (in place: only its result is kept for the backward pass).
+        Whether the activation is applied. It works in place, so that only its result is kept for the backward pass.
     """
 
     def __init__(self, num_channels: int, copies: int = 1, *, relu: bool = True) -> None:
@@ -44,7 +44,8 @@ class BatchNormRelu(nn.Module):
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         """Normalise (B, G*C, Z, Y, X)."""
         x_BZYXGC = split_copies(x_BCZYX, self.copies)
-        # The copies go beside x, where BatchNorm takes them for more space; in channels_last_3d this is a view.
+        # The copies are put beside x, so that BatchNorm treats them as more voxels and shares its statistics among
+        # them. In channels_last_3d this is a view.
         y: Tensor = self.norm(x_BZYXGC.flatten(3, 4).permute(0, 4, 1, 2, 3))
         y_BZYXC = (F.relu_(y) if self.relu else y).permute(0, 2, 3, 4, 1)
         return join_copies(y_BZYXC.reshape(x_BZYXGC.shape))
@@ -59,7 +60,7 @@ class ChannelNormRelu(nn.Module):
     Parameters
     ----------
     num_channels, copies, relu
-        As in `BatchNormRelu`.
+        The same arguments that `BatchNormRelu` takes.
     """
 
     def __init__(self, num_channels: int, copies: int = 1, *, relu: bool = True) -> None:
@@ -73,7 +74,7 @@ class ChannelNormRelu(nn.Module):
         """Normalise (B, G*C, Z, Y, X)."""
         x_BZYXC = x_BCZYX.permute(0, 2, 3, 4, 1)
         weight, bias = (part.repeat(self.copies).to(x_BCZYX.dtype) for part in (self.weight, self.bias))
-        # CUDA autocast would return fp32 here and double the memory; the kernel sums in fp32 anyway.
+        # CUDA autocast would return fp32 here, which doubles the memory. The kernel sums in fp32 in any case.
         with torch.autocast(x_BCZYX.device.type, enabled=False):
             y = F.layer_norm(x_BZYXC, x_BZYXC.shape[-1:], weight, bias)
         y = F.relu_(y) if self.relu else y

@@ -1,4 +1,4 @@
-"""Plans of a U-shaped network: which axes to pool, and how far an output voxel sees. Pure integers, no torch."""
+"""Plan a U-shaped network: which axes to pool, and how far an output voxel sees. Pure integers, no torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from comir_hpc.errors import ConfigError
 
 Triple = tuple[int, int, int]
 
-# Below this ratio, halving an axis brings its spacing nearer to that of the finest axis (also halved, hence
-# doubled in spacing) than leaving it alone does: r < 2 / r.
+# Let an axis be r times coarser than the finest one. Pooling doubles the finest spacing. If the axis is pooled as
+# well, it stays r times coarser. If it is left alone, the other one becomes 2 / r times coarser. So pooling both is
+# nearer to a cube while r < 2 / r.
 _POOLED_RATIO = math.sqrt(2)
 
 
@@ -26,11 +27,11 @@ def plan_pooling(
     Parameters
     ----------
     spacing_zyx : three float
-        Distance between voxels, any one unit.
+        Distance between voxels, in any one unit.
     num_levels : int
-        Resolution levels, the full one included.
+        Number of resolution levels, the full one included.
     planar : bool
-        Single slices: z is never pooled.
+        Whether these are single slices, whose z axis is never pooled.
 
     Returns
     -------
@@ -39,7 +40,7 @@ def plan_pooling(
     Raises
     ------
     ConfigError
-        For a spacing that is not three positive numbers, or fewer than two levels.
+        If the spacing is not three positive numbers, or there are fewer than two levels.
 
     Examples
     --------
@@ -63,12 +64,12 @@ def plan_pooling(
 
 
 def plan_kernel(planar: bool) -> Triple:
-    """Kernel size (z, y, x): 3 along every axis, or 1 along z for single slices (the 2D method)."""
+    """Choose the kernel size (z, y, x): 3 along every axis, or 1 along z for single slices (the 2D method)."""
     return (1, 3, 3) if planar else (3, 3, 3)
 
 
 def total_stride(pooling: Sequence[Triple]) -> Triple:
-    """Product of the pooling factors (z, y, x): input sides must be multiples of it."""
+    """Multiply the pooling factors of all levels, (z, y, x): input sides must be multiples of the product."""
     z, y, x = (math.prod(factors[axis] for factors in pooling) for axis in range(3))
     return z, y, x
 
@@ -81,11 +82,11 @@ def receptive_halo(
     *,
     linear: bool = True,
 ) -> int:
-    """Farthest input voxel, along one axis, on which any output voxel of a U-shaped network depends.
+    """Find the farthest input voxel, along one axis, on which any output voxel of a U-shaped network depends.
 
-    The interval an output needs is carried backwards through every layer, for each position within one total
-    stride, because pooling windows and interpolation weights depend on it. Both paths, over the skip and through
-    the coarser level, are followed.
+    The interval of voxels that an output needs is carried backwards through every layer. This is done for each
+    position within one total stride, because pooling windows and interpolation weights depend on the position. Both
+    paths are followed: over the skip, and through the coarser level.
 
     Parameters
     ----------
@@ -96,12 +97,12 @@ def receptive_halo(
     factors : sequence of int
         Pooling factor (1 or 2) from each level to the next coarser one.
     linear : bool
-        Linear upsampling (reads two coarse voxels), else nearest (reads one).
+        Whether upsampling is linear and reads two coarse voxels; otherwise it reads the nearest one.
 
     Returns
     -------
     int
-        Voxels of the input.
+        Distance in voxels of the input.
     """
 
     def below(level: int, first: int, last: int) -> tuple[int, int]:
@@ -134,8 +135,8 @@ def receptive_halo(
     return halo
 
 
-def require_choice(value: str, choices: Any, what: str) -> None:
+def require_choice(value: str, choices: Any, label: str) -> None:
     """Refuse a word that is not one of a Literal's values, with a ConfigError that names them."""
     known = get_args(choices)
     if value not in known:
-        raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(known)}")
+        raise ConfigError(f"{label} is {value!r}; expected one of {', '.join(known)}")

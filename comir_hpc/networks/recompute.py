@@ -1,4 +1,4 @@
-"""Parts of a network that forget their activations and compute them again in the backward pass.
+"""Let parts of a network forget their activations, and compute them again in the backward pass.
 
 Axes: B batch, C channels, G group elements, Z Y X space. A feature map of a group network has G*C channels, the
 group outermost, so that in channels_last_3d its fields are views.
@@ -56,10 +56,10 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 def recomputed(module: nn.Module, *inputs: Any) -> Any:
     """Call a module and keep only its inputs; what lies between is computed again in the backward pass.
 
-    The output, the gradients and the running statistics are those of a plain call. Non-reentrant: the first
-    block's input is the image, which needs no gradient, and reentrant checkpointing would silently give that
-    block none.
+    The output, the gradients and the running statistics are those of a plain call.
     """
+    # Non-reentrant, because the first block's input is the image. It needs no gradient, and reentrant checkpointing
+    # would then give the weights of that block none, without a word.
     if not torch.is_grad_enabled():
         return module(*inputs)
     return checkpoint(
@@ -72,20 +72,21 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
 
 
 class Stage(nn.Module):
-    """Layers in a row that can forget: with `recompute` on, only the inputs are kept for the backward pass.
+    """Layers in a row that can forget their activations.
 
-    The rest is computed again there, up to the last convolution's input, which is all that its gradient needs: a
-    stage that ends in a convolution forgets concatenation, upsampling, norm and activation, and repeats no
-    convolution. For dense blocks this is the memory-efficient form of Pleiss et al. 2017.
+    With `recompute` on, only the inputs are kept for the backward pass. There the layers are computed again up to the
+    last convolution's input, which is all that its gradient needs. So a stage that ends in a convolution forgets
+    concatenation, upsampling, norm and activation, and repeats no convolution. For dense blocks this is the
+    memory-efficient form of Pleiss et al. 2017.
 
     Parameters
     ----------
     *layers : Module
-        In order.
+        The layers, in the order in which they are applied.
     copies : int
-        Group elements of the maps.
+        Number of group elements that the maps hold, 1 without a group.
     grow : Module, optional
-        Upsampling applied to the last of several inputs before they are concatenated.
+        Upsampling that is applied to the last of several inputs, before they are concatenated.
     """
 
     def __init__(self, *layers: nn.Module, copies: int = 1, grow: nn.Module | None = None) -> None:
@@ -102,7 +103,11 @@ class Stage(nn.Module):
 
 
 class _Merged(nn.Sequential):
-    """Joins the parts and applies the layers; a first one that `joins` gets them as they are."""
+    """Join the parts and apply the layers.
+
+    A first layer that has the mark `joins` gets the parts as they are, since it joins them while it pads (one copy
+    instead of two).
+    """
 
     def __init__(self, *layers: nn.Module, copies: int, grow: nn.Module | None) -> None:
         super().__init__(*layers)

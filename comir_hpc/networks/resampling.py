@@ -1,4 +1,4 @@
-"""Pooling and upsampling that put every voxel's centre where it belongs.
+"""Pool and upsample maps so that every voxel's centre stays where it belongs.
 
 Axes: B batch, C channels, Z Y X space.
 """
@@ -26,7 +26,7 @@ def _halve(x: Tensor, dim: int) -> Tensor:
 
 
 def _double(x: Tensor, dim: int) -> Tensor:
-    """Linear interpolation at the quarter points between neighbours, the end voxels held."""
+    """Interpolate linearly at the quarter points between neighbours; beyond the ends the end voxels are held."""
     size = x.shape[dim]
     y = x.new_empty((*x.shape[: dim + 1], 2, *x.shape[dim + 1 :]))
     even, odd = y.select(dim + 1, 0), y.select(dim + 1, 1)
@@ -39,7 +39,7 @@ def _double(x: Tensor, dim: int) -> Tensor:
 
 
 def _double_adjoint(grad: Tensor, dim: int) -> Tensor:
-    """Transpose of `_double`, which is linear."""
+    """Apply the transpose of `_double`: it is linear, so this is its gradient."""
     size = grad.shape[dim] // 2
     pairs = _pairs(grad, dim)
     even, odd = pairs.select(dim + 1, 0), pairs.select(dim + 1, 1)
@@ -52,13 +52,16 @@ def _double_adjoint(grad: Tensor, dim: int) -> Tensor:
 
 
 class _MeanPool(torch.autograd.Function):
-    """Mean of pairs along some axes, as strided sums: torch's avg_pool3d has no bf16 on CPU, and keeps its input."""
+    """Take the mean of pairs along some axes, as strided sums.
+
+    torch's avg_pool3d has no bf16 on CPU, and it keeps its input for the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_BCZYX: Tensor, factors: Triple) -> Tensor:
         ctx.factors = factors
         x_BZYXC = x_BCZYX.permute(0, 2, 3, 4, 1)
-        for dim in (1, 2, 3):  # the longest runs of memory first
+        for dim in (1, 2, 3):  # z first: its sums run over the longest pieces of memory
             if factors[dim - 1] == 2:
                 x_BZYXC = _halve(x_BZYXC, dim)
         return x_BZYXC.mul_(1 / math.prod(factors)).permute(0, 4, 1, 2, 3)
@@ -74,9 +77,10 @@ class _MeanPool(torch.autograd.Function):
 
 
 class _LinearUpsample(torch.autograd.Function):
-    """Trilinear upsampling, separably: keeps bf16 in autocast, and has a deterministic gradient on every device.
+    """Upsample trilinearly, one axis after the other.
 
-    On CPU, forward and backward together take about half the time of torch's own kernel.
+    It keeps bf16 in autocast, and its gradient is deterministic on every device. On CPU, forward and backward
+    together take about half the time of torch's own kernel.
     """
 
     @staticmethod
@@ -91,7 +95,7 @@ class _LinearUpsample(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCZYX: Tensor) -> tuple[Tensor, None]:
-        # Sums in fp32: faster than bf16 on CPU, and rounded once.
+        # The sums are made in fp32: that is faster than bf16 on CPU, and rounds only once.
         g = grad_BCZYX.permute(0, 2, 3, 4, 1).to(torch.promote_types(grad_BCZYX.dtype, torch.float32))
         for dim in (1, 2, 3):
             if ctx.factors[dim - 1] == 2:
@@ -100,18 +104,18 @@ class _LinearUpsample(torch.autograd.Function):
 
 
 class Resample(nn.Module):
-    """Pooling or upsampling by 1 or 2 along each axis, with voxel centres where they belong.
+    """Pool or upsample by 1 or 2 along each axis, without moving voxel centres.
 
-    Mean pooling puts a coarse voxel at the centre of its fine ones, and linear upsampling (align_corners=False)
-    reads it there, so that down and up again is symmetric: no half-voxel shift. Max pooling and nearest
-    upsampling are the published CoMIR's, kept for comparison.
+    Mean pooling puts a coarse voxel at the centre of its fine ones. Linear upsampling (align_corners=False) reads it
+    at that place. So down and up again is symmetric: there is no shift by half a voxel. Max pooling and nearest
+    upsampling are those of the published CoMIR, kept for comparison.
 
     Parameters
     ----------
     factors : three int
-        1 or 2 along (z, y, x).
+        Factor along (z, y, x), each 1 or 2.
     kind : str
-        ``mean`` or ``max`` pool; ``linear`` or ``nearest`` upsample.
+        Operation: ``mean`` and ``max`` pool, ``linear`` and ``nearest`` upsample.
     """
 
     def __init__(self, factors: Triple, kind: Literal["mean", "max", "linear", "nearest"]) -> None:
@@ -133,7 +137,7 @@ class Resample(nn.Module):
             case "linear":
                 y = _LinearUpsample.apply(x_BCZYX, self.factors)  # type: ignore[no-untyped-call]
             case "max":
-                # CPU autocast would turn the map into fp32.
+                # Autocast on CPU would turn the map into fp32, which doubles its memory.
                 with torch.autocast(x_BCZYX.device.type, enabled=False):
                     y = F.max_pool3d(x_BCZYX, self.factors)
             case "nearest":

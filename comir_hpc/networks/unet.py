@@ -1,5 +1,6 @@
-"""`unet`: a 3D U-Net that does not shift: mean pooling, trilinear upsampling, no strided convolution.
+"""`unet`: a 3D U-Net whose output is not shifted against its input.
 
+It uses mean pooling, trilinear upsampling and no strided convolution.
 After Cicek et al. 2016 (3D U-Net), with the anti-aliasing that Zhang 2019 argues for.
 """
 
@@ -45,24 +46,24 @@ def unet(
     widths : sequence of int
         Channels of each resolution level, finest first.
     spacing_zyx : three float
-        Voxel spacing, any one unit: decides which axes are pooled (`plan_pooling`).
+        Voxel spacing in any one unit. It decides which axes are pooled (`plan_pooling`).
     convs_per_level : int or sequence of int
-        Convolutions in each block, finest first; the last number counts for all coarser levels.
+        Number of convolutions in each block, finest first. The last number counts for all coarser levels.
     norm : str
-        ``batch`` or ``channel``.
+        Kind of norm: ``batch`` or ``channel``.
     padding : str
-        ``zeros``, ``replicate`` or ``reflect``: what convolutions see beyond the border.
+        What convolutions see beyond the border: ``zeros``, ``replicate`` or ``reflect``.
     kernels : str
-        ``symmetric``: taps that `group` exchanges share one weight, which makes the network exactly equivariant under
-        it at the cost of a plain one; ``free``: it is left to the loss.
+        With ``symmetric``, taps that `group` exchanges share one weight. The network is then exactly equivariant under
+        the group, and costs as much as a plain one. With ``free``, equivariance is left to the loss.
     group : str
-        Rotations of the grid (`rotations.rotation_group`), of use to symmetric kernels.
+        Name of a group of grid rotations (`groups.rotation_group`). Only symmetric kernels use it.
     residual : bool
-        Add each block's input to its output.
+        Whether each block's input is added to its output.
     planar : bool
-        Single slices: kernels of one voxel along z and no pooling there (the 2D method).
+        Whether the network works on single slices: kernels of one voxel along z, and no pooling there (the 2D method).
     checkpoint_levels : int
-        Finest levels whose activations are recomputed in the backward pass.
+        How many of the finest levels recompute their activations in the backward pass.
 
     Raises
     ------

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from comir_hpc.config import EvaluateSettings, RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.evaluate import Diagnosis, Subject, diagnose, open_subject
+from comir_hpc.host.progress import Progress
 from comir_hpc.register import register
 from comir_hpc.report import report
 from comir_hpc.tracking import send_diagnostics
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ class Image:
 
     def _repr_html_(self) -> str:
         """Show size and middle slices in a notebook."""
-        from comir_hpc.runs.html import slices_html, table
+        from comir_hpc.runs.html import table
+        from comir_hpc.runs.volume_html import slices_html
 
         rows = {"grid": self.grid, "values": self.array.dtype, "kind": self.kind}
         return table(self.name, rows) + slices_html(self.array, self.grid)

@@ -20,11 +20,11 @@ from comir_hpc.config.base import AnySettings
 from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.geometry import Grid
+from comir_hpc.host.progress import Progress
 from comir_hpc.ingest import ingest, ingest_array, plan_ingest
 from comir_hpc.readers import Source, in_memory, open_source
 from comir_hpc.volume import Kind
 
-Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
 
 _DIGITS = 8  # of the fingerprint: two sources of one name in one folder meet in one of four billion cases

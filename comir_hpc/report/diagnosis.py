@@ -10,86 +10,87 @@ from markupsafe import Markup
 
 from comir_hpc.report import charts
 from comir_hpc.report.wording import Chart, Number, figure, is_number
+from comir_hpc.runs.diagnosis import Diagnosis, as_diagnosis
 
-Record = Mapping[str, Any]
 
-
-def describe_diagnoses(records: Sequence[Record]) -> dict[str, Any] | None:
+def describe_diagnoses(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Everything that the page shows of them; None where nothing was measured, or all is damaged."""
-    readable = [record for record in records if isinstance(record.get("modalities"), dict)]
+    read = [as_diagnosis(record) for record in records]
+    readable = sorted((one for one in read if one is not None), key=lambda one: one.step)
     if not readable:
         return None
-    newest = max(readable, key=lambda record: int(record["step"]))
+    newest = readable[-1]
     drawings = [_over_group(newest), _over_angles(newest)]
     if len(readable) > 1:
         drawings.append(_over_steps(readable))
     return {
-        "step": newest["step"],
-        "group": newest.get("group", ""),
+        "step": newest.step,
+        "group": newest.group,
         "numbers": _numbers(newest),
         "charts": [drawing for drawing in drawings if drawing is not None],
         "how": _how(newest),
     }
 
 
-def _numbers(record: Record) -> list[Number]:
+def _numbers(record: Diagnosis) -> list[Number]:
     numbers = []
-    bias = record.get("bias")
-    if bias:
+    if record.bias is not None:
         note = (
-            f"and {figure(bias.get('degrees'))}°: where the aligned pair ends, registered from the identity"
+            f"and {figure(record.bias.degrees)}°: where the aligned pair ends, registered from the identity"
         )
-        numbers.append(Number("Registration bias", f"{figure(bias.get('voxels'))} voxel", note))
+        numbers.append(Number("Registration bias", f"{figure(record.bias.voxels)} voxel", note))
     numbers += [
-        Number("Agreement", figure(record.get("agreement")), "correlation over the specimen, aligned"),
+        Number("Agreement", figure(record.agreement), "correlation over the specimen, aligned"),
         Number(
             "Retrieval",
-            figure((record.get("patches") or {}).get("retrieval")),
+            figure(record.patches.retrieval),
             "share of patches whose partner is the most similar",
         ),
     ]
-    for name, one in record["modalities"].items():
-        error = one.get("equivariance") or {}
-        note = f"worst of {record.get('group', 'the group')}; mean {figure(error.get('mean'))}"
-        numbers.append(Number(f"Equivariance error, {name}", figure(error.get("worst")), note))
-    for name, one in record["modalities"].items():
-        rank = one.get("effective_rank")
-        if is_number(rank) and abs(rank - 1) > 1e-6:
+    for name, one in record.modalities.items():
+        note = f"worst of {record.group or 'the group'}; mean {figure(one.equivariance.mean)}"
+        numbers.append(Number(f"Equivariance error, {name}", figure(one.equivariance.worst), note))
+    for name, one in record.modalities.items():
+        rank = one.effective_rank
+        if rank is not None and is_number(rank) and abs(rank - 1) > 1e-6:
             numbers.append(Number(f"Effective rank, {name}", figure(rank), "latent channels that vary"))
     return numbers
 
 
-def _over_group(record: Record) -> Chart | None:
-    elements = record.get("elements") or []
-    angles = [int(element["angle_deg"]) for element in elements]
+def _over_group(record: Diagnosis) -> Chart | None:
+    elements = record.elements
+    angles = [int(element.angle_deg) for element in elements]
     columns = sorted(set(angles))
     series = {
         name: [
-            (columns.index(angle), float(error), bool(element["trained"]))
-            for angle, error, element in zip(angles, one["equivariance"]["errors"], elements, strict=True)
-            if is_number(error)
+            (columns.index(angle), error, element.trained)
+            for angle, error, element in zip(angles, one.equivariance.errors, elements, strict=True)
+            if error is not None and is_number(error)
         ]
-        for name, one in record["modalities"].items()
+        for name, one in record.modalities.items()
+        if len(one.equivariance.errors) == len(elements)
     }
     if not any(series.values()):
         return None
     svg = charts.errors_by_class("group", [f"{c}°" for c in columns], series, "angle of the rotation")
-    hollow = " Hollow: not among those that the training undid." if _untrained(elements) else ""
-    note = f"a dot a rotation of {record.get('group', 'the group')}, share of the variance; 0 is perfect.{hollow}"
+    untrained = any(not element.trained for element in elements)
+    hollow = " Hollow: not among those that the training undid." if untrained else ""
+    group = record.group or "the group"
+    note = f"a dot a rotation of {group}, share of the variance; 0 is perfect.{hollow}"
     return Chart("Equivariance error of every rotation", Markup(svg), note)
 
 
-def _untrained(elements: Sequence[Record]) -> bool:
-    return any(not element["trained"] for element in elements)
-
-
-def _over_angles(record: Record) -> Chart | None:
-    series, angles = {}, []
-    for name, one in record["modalities"].items():
-        curve = one.get("so3") or {}
-        errors, floor = (np.array(curve.get(key) or [[]], dtype=np.float64) for key in ("errors", "floor"))
+def _over_angles(record: Diagnosis) -> Chart | None:
+    series: dict[str, tuple[charts.FloatArray, charts.FloatArray]] = {}
+    angles: tuple[float, ...] = ()
+    for name, one in record.modalities.items():
+        lengths = {len(one.so3.angles_deg), len(one.so3.errors), len(one.so3.floor)}
+        if lengths == {0} or len(lengths) > 1 or len({len(row) for row in one.so3.errors}) > 1:
+            continue
+        # A value that is not known becomes NaN.
+        errors, floor = (np.array(values, dtype=np.float64) for values in (one.so3.errors, one.so3.floor))
         if errors.size and np.isfinite(errors).all():
-            angles = curve["angles_deg"]
+            angles = one.so3.angles_deg
             series[name] = (errors, floor)
     if not series:
         return None
@@ -100,11 +101,13 @@ def _over_angles(record: Record) -> Chart | None:
     )
 
 
-def _over_steps(records: Sequence[Record]) -> Chart | None:
-    ordered = sorted(records, key=lambda record: int(record["step"]))
-    steps = [float(record["step"]) for record in ordered]
+def _over_steps(ordered: Sequence[Diagnosis]) -> Chart | None:
+    steps = [float(record.step) for record in ordered]
     worst = [
-        max((one["equivariance"]["worst"] or np.nan) for one in record["modalities"].values())
+        max(
+            np.nan if one.equivariance.worst is None else one.equivariance.worst
+            for one in record.modalities.values()
+        )
         for record in ordered
     ]
     if not np.isfinite(worst).all():
@@ -113,14 +116,14 @@ def _over_steps(records: Sequence[Record]) -> Chart | None:
     return Chart("Worst equivariance error by checkpoint", Markup(svg), "of all modalities, over the group")
 
 
-def _how(record: Record) -> str:
+def _how(record: Diagnosis) -> str:
     """How the figures were obtained, in a sentence."""
-    cubes = record.get("cubes") or {}
-    border = [one.get("border") for one in record["modalities"].values()]
-    known = [value for value in border if is_number(value)]
+    cubes = record.cubes
+    borders = [one.border for one in record.modalities.values()]
+    known = [value for value in borders if value is not None and is_number(value)]
     seen = f"; padding changes values there by {figure(max(known))} of their variance" if known else ""
-    side = " × ".join(map(str, cubes.get("side_zyx", [])))
+    side = " × ".join(map(str, cubes.side_zyx))
     return (
-        f"Measured on {len(cubes.get('starts', []))} cubes of {side} voxels, over the specimen in them, "
-        f"{max(cubes.get('trim_zyx', [0]))} voxels away from every face{seen}."
+        f"Measured on {len(cubes.starts)} cubes of {side} voxels, over the specimen in them, "
+        f"{max(cubes.trim_zyx, default=0)} voxels away from every face{seen}."
     )

@@ -15,7 +15,7 @@ MODEL_FILE = "model.json"
 WEIGHTS_FOLDER = "model"
 """Folder of the run with one file of weights a modality."""
 
-_REMEDY = "run the same `comir-hpc train` again to write it"
+_REMEDY = "run the same `comir-hpc train` again: it writes it from the last checkpoint"
 # A U-shaped network halves its axes at every level: with 32 levels the smallest patch has 2^31 voxels a side.
 Count = Annotated[int, Field(ge=1)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1, max_length=32)]
@@ -31,7 +31,7 @@ class Spread(Record):
 
 
 class Reference(Record):
-    """Figures that `train` measured on clean training patches when it was done (`reference.reference_figures`)."""
+    """Figures that `train` measured on clean training patches when it was done (`reference.reference_metrics`)."""
 
     patches: int | None = None
     agreement: Figure = None

@@ -86,6 +86,16 @@ def read_record(path: Path, kind: type[R], refusal: type[ComirError], remedy: st
         raise refusal(f"{path}: {_first(error)}; {remedy}") from error
 
 
+def is_newer(path: Path) -> bool:
+    """Say whether a file has a format that this version does not know; False where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    found = content.get("format") if isinstance(content, dict) else None
+    return isinstance(found, int) and found > FORMAT
+
+
 def make_record(kind: type[R], content: dict[str, Any]) -> R:
     """Check the content of a record that is going to be written.
 

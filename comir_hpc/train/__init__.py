@@ -1,7 +1,7 @@
-"""`comir-hpc train`: aligned pairs in, one encoder a modality out.
+"""`comir-hpc train`: train one encoder for each modality on aligned pairs.
 
-The story is in `train` below and in `loop.Loop.train`; `checks` refuses what cannot work before a voxel is read,
-`figures` draws what came of it.
+The story is in `train` below and in `loop.Loop.train`. `checks` refuses what cannot work before a voxel is read,
+`plan` predicts time and memory, and `figures` draws pictures of patches and their representations.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import torch
 from torch import nn
 
 from comir_hpc import __version__
-from comir_hpc.checkpoints import checkpoint_path, read_newest, unwritable, write_file
+from comir_hpc.checkpoints import checkpoint_path, read_newest, read_tensors, unwritable, write_file
 from comir_hpc.config import TrainSettings, dump
 from comir_hpc.engine import Engine, make_engine
+from comir_hpc.errors import CheckpointError
 from comir_hpc.host.locks import writer
 from comir_hpc.launch import choose_device, read_launch
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.patches import PatchSampler
-from comir_hpc.reference import reference_figures
+from comir_hpc.reference import reference_metrics
+from comir_hpc.runs.html import table
 from comir_hpc.runs.model import (
     MODEL_FILE,
     WEIGHTS_FOLDER,
@@ -35,7 +37,7 @@ from comir_hpc.runs.model import (
     weights_path,
     write_model,
 )
-from comir_hpc.runs.record import make_record
+from comir_hpc.runs.record import is_newer, make_record
 from comir_hpc.specimens import Specimen, prepare_specimens
 from comir_hpc.tracking import NullTracker, Tracker, open_tracker
 from comir_hpc.train.checks import (
@@ -62,16 +64,17 @@ class TrainResult:
     Attributes
     ----------
     run : Path
+        Folder of the run.
     steps : int
-        Optimiser steps done.
+        Number of optimiser steps that are done.
     loss : float
-        Of the last step.
+        Loss of the last step that was logged.
     reference : dict
-        Figures on the training volumes (`reference.reference_figures`).
+        Numbers that were measured on the training volumes (`reference.reference_metrics`).
     seconds : float
-        That this call took.
+        Time that this call took, in seconds.
     notes : tuple of str
-        What the user should know, e.g. a damaged checkpoint that was passed over.
+        What the user should know, e.g. that a damaged checkpoint was passed over.
     """
 
     run: Path
@@ -83,7 +86,7 @@ class TrainResult:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """One line for the user: steps, loss, agreement and time."""
         agreement = self.reference.get("agreement")
         done = f"{self.run}: {self.steps} steps, loss {self.loss:.4f}"
         done += "" if agreement is None else f", agreement {agreement:.3f}"
@@ -91,8 +94,6 @@ class TrainResult:
 
     def _repr_html_(self) -> str:
         """Show steps, loss and figures in a notebook."""
-        from comir_hpc.runs.html import table
-
         figures = {name: f"{value:.3g}" for name, value in self.reference.items() if isinstance(value, float)}
         rows = {"steps": self.steps, "loss": f"{self.loss:.4f}", **figures, "seconds": f"{self.seconds:.1f}"}
         return table("Training", {**rows, "notes": "; ".join(self.notes), "run": self.run})
@@ -104,21 +105,22 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
     Parameters
     ----------
     settings : TrainSettings
+        Everything that defines the training.
     run : Path
         Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictures/, and at the end model/ and model.json.
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)`` while the work goes on.
 
     Raises
     ------
     ConfigError, VolumeError
-        Before anything is written, if settings and volumes cannot work together.
+        If settings and volumes cannot work together. Nothing is written before.
     CheckpointError
         If no checkpoint can be read, or one cannot be written.
     HeldError
         If another training is at work in that folder.
     StopRequested
-        On SIGTERM or SIGUSR2, after saving; the same call continues.
+        After a checkpoint is saved, if SIGTERM or SIGUSR2 came. The same call continues the run.
     """
     start = time.perf_counter()
     settings = _with_absolute_paths(settings)
@@ -128,8 +130,8 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
         keep_freed_memory()  # before anything starts a thread, which would get a heap of its own
     if not run.exists():
         _require_trainable(settings)  # the lock makes the folder
-    # All ranks of a job are one writer, and the first of them holds the lock. When it is refused, the launcher ends
-    # the others, as whenever a rank ends with an error. A finished run needs no lock, since nothing is written.
+    # All ranks of a job are one writer, and the first of them holds the lock. If it is refused, that rank ends with an
+    # error, and the launcher then ends the others. A finished run needs no lock, since nothing is written.
     needed = launch.rank == 0 and not _is_finished(settings, run)
     with writer(run, run, "comir-hpc train") if needed else nullcontext():
         return _train(settings, run, progress, start)
@@ -141,7 +143,10 @@ def _require_trainable(settings: TrainSettings) -> None:
 
 
 def _is_finished(settings: TrainSettings, run: Path) -> bool:
-    model = _read_model(settings, run)
+    try:
+        model = _read_model(settings, run, False, [])
+    except CheckpointError:
+        return False  # damaged: it may have to be written again
     return model is not None and model.step == settings.optimiser.steps
 
 
@@ -149,7 +154,7 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
     """Train while nobody else writes into the folder of the run."""
     found = read_newest(run / "checkpoints")
     state, path, notes = found or (None, None, [])
-    model = _read_model(settings, run)
+    model = _read_model(settings, run, state is not None, notes)
     done = max((state["loop"]["step"] if state else 0, model.step if model else 0))
     claim_run(settings, run, done)
     if model and model.step == settings.optimiser.steps:
@@ -197,7 +202,7 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
 
 
 def _describe(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
-    """Everything that makes the encoders from their weights, JSON-ready."""
+    """Collect everything that is needed to make the encoders from their weights, ready for JSON."""
     return {
         "modalities": list(settings.modalities),
         "network": settings.network.model_dump(mode="json"),
@@ -233,7 +238,7 @@ def _hand_over(
     model: Model | None = None
     if engine.rank == 0:
         clean = PatchSampler(specimens, settings.sampling, loop.sampler.group, settings.seed, augment=False)
-        figures = reference_figures(loop.encode, clean, settings.modalities, engine.device)
+        metrics = reference_metrics(loop.encode, clean, settings.modalities, engine.device)
         for name, network in loop.average.items():
             write_file(weights_path(run, name), _weights(network))
         model = make_record(
@@ -246,7 +251,7 @@ def _hand_over(
                 "loss": loop.last_loss,
                 "seed": settings.seed,
                 "inputs": {str(v.path): v.fingerprint() for s in specimens for v in s.volumes},
-                "reference": figures,
+                "reference": metrics,
             },
         )
         try:
@@ -258,19 +263,42 @@ def _hand_over(
 
 
 def _weights(network: nn.Module) -> bytes:
-    """State of a network as a file for torch.load: fp32, on the CPU, plain layout."""
+    """Make the file with a network's weights for torch.load: fp32, on the CPU, in plain layout."""
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def _read_model(settings: TrainSettings, run: Path) -> Model | None:
-    """Return the model of a run that was finished, with that many steps or fewer."""
+def _read_model(settings: TrainSettings, run: Path, resumable: bool, notes: list[str]) -> Model | None:
+    """Return the model of a run that was finished, with that many steps or fewer.
+
+    Parameters
+    ----------
+    resumable : bool
+        Whether there is a checkpoint from which a damaged model can be made again.
+    notes : list of str
+        Gets a line if it will be.
+
+    Raises
+    ------
+    CheckpointError
+        If it is of a newer format, or damaged where nothing else is left of the training.
+    """
     if not (run / MODEL_FILE).is_file():
         return None
-    model = read_model(run)
-    return model if all(weights_path(run, name).is_file() for name in settings.modalities) else None
+    try:
+        model = read_model(run)
+        if not all(weights_path(run, name).is_file() for name in settings.modalities):
+            return None
+        for name in settings.modalities:
+            read_tensors(weights_path(run, name))
+    except CheckpointError as error:
+        if not resumable or is_newer(run / MODEL_FILE):
+            raise
+        notes.append(f"{error}; it is made again from the last checkpoint")
+        return None
+    return model
 
 
 def _result(run: Path, model: Model, start: float, notes: list[str]) -> TrainResult:

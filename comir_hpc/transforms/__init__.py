@@ -10,6 +10,7 @@ Points are ITK's world, LPS (x, y, z) in millimetres.
 `composite`    `Composite`: several transforms, one after the other
 `itk`          `ItkTransform`: any transform of ITK; images and transforms to SimpleITK and back
 `files`        read and write transform files
+`fields`       displacement fields in NIfTI files
 `foreign`      what a file is that is no transform of ours, and what to do with it
 =============  ============================================================================
 
@@ -29,8 +30,8 @@ A new kind of transform is one file with one class that inherits from `PointMap`
 
 `apply` is all that is needed: `warp` moves points and volumes with it, alone or inside a `Composite`. Without
 `inverse`, points are carried from fixed to moving space only. To read it from a file, give `files.read_transform` a
-branch that recognises the file by its content. To write it, save what it holds as transforms that ITK knows, so that
-other tools can read it too; `itk_on_grid` makes a displacement field of any transform.
+branch that recognises the file by its content. To write it, let `parts` be transforms that ITK knows: `save_itk` then
+writes it so that other tools can read it too. `itk_on_grid` makes a displacement field of any transform.
 """
 
 from comir_hpc.transforms.affine import Affine
@@ -43,12 +44,14 @@ from comir_hpc.transforms.files import (
     load_transform,
     ngff_record,
     read_transform,
+    save_itk,
     save_transform,
 )
 from comir_hpc.transforms.itk import (
     ItkTransform,
     array_and_grid,
     from_itk,
+    itk_form,
     itk_image,
     itk_lattice,
     itk_on_grid,
@@ -71,6 +74,7 @@ __all__ = [
     "array_and_grid",
     "as_affine",
     "from_itk",
+    "itk_form",
     "itk_image",
     "itk_lattice",
     "itk_on_grid",
@@ -80,5 +84,6 @@ __all__ = [
     "ngff_record",
     "notes_on",
     "read_transform",
+    "save_itk",
     "save_transform",
 ]

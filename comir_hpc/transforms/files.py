@@ -1,4 +1,4 @@
-"""Transform files: ours and ITK's read and written, displacement fields of ANTs read.
+"""Transform files: ours and ITK's read and written, those of other tools recognised.
 
 A file is recognised by its content where that is possible. What is none of these is refused by what it is.
 """
@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import h5py
-import nibabel
 import numpy as np
 import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.host.files import write_json, write_text
-from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.host.files import write_json, write_text, written_whole
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.composite import as_affine
+from comir_hpc.transforms.fields import displacement_field
 from comir_hpc.transforms.foreign import what_it_is
-from comir_hpc.transforms.itk import ItkTransform, itk_transform
+from comir_hpc.transforms.itk import ItkTransform, itk_form, itk_transform, silent_itk
 from comir_hpc.transforms.protocol import PointMap
 
 DIRECTION = (
@@ -34,19 +30,6 @@ DIRECTION = (
 FIXED_WORLD, MOVING_WORLD = "fixed_lps_mm", "moving_lps_mm"
 _NGFF_VERSION = "0.6"
 _ITK_TEXT = "#Insight Transform File"
-_VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR, under which ITK and ANTs keep LPS displacements
-# What nibabel raises on a file that is torn or not what its name says.
-_UNREADABLE = (
-    ImageFileError,
-    HeaderDataError,
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    zlib.error,
-    struct.error,
-)
-_FIELD_COPIES = 2  # of a displacement field in float64, while it is read
 
 
 def save_transform(
@@ -77,6 +60,30 @@ def save_transform(
     write_text(paths[0], text)
     write_json(paths[1], record)
     return paths
+
+
+def save_itk(transform: PointMap, path: Path) -> None:
+    """Write a transform of any parts that ITK knows as one file of ITK, whole or not at all.
+
+    One part is written as it is, several as a CompositeTransform.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.h5`` or ``.tfm``; its folder exists.
+
+    Raises
+    ------
+    RegistrationError
+        If a part is no transform that ITK knows, or the file cannot be written.
+    """
+    with written_whole(path) as spare:
+        try:
+            sitk.WriteTransform(itk_form(transform), str(spare))
+        except RuntimeError as error:
+            if isinstance(error, RegistrationError):
+                raise
+            raise RegistrationError(f"{path} cannot be written by ITK; make room or get access") from error
 
 
 def itk_text(transform: Affine) -> str:
@@ -176,7 +183,7 @@ def _read(path: Path) -> PointMap:
     if path.is_file():
         if name.endswith(".json"):
             return _from_json(path)
-        if name.endswith((".nii", ".nii.gz")) and (field := _displacement_field(path)):
+        if name.endswith((".nii", ".nii.gz")) and (field := displacement_field(path)):
             return field
         with path.open("rb") as file:
             head = file.read(1 << 10)
@@ -192,8 +199,19 @@ def _is_itk(path: Path, head: bytes) -> bool:
         return True
     if h5py.is_hdf5(path):
         return _check_itk_hdf5(path)
-    # ITK's own .mat is MATLAB's level 4: a little-endian header of five small integers.
-    return path.suffix.lower() == ".mat" and len(head) > 20 and head[1:4] == b"\0\0\0"
+    return path.suffix.lower() == ".mat" and _is_matlab_4(path.read_bytes())
+
+
+def _is_matlab_4(content: bytes) -> bool:
+    """Whether a file is what ITK writes as .mat: arrays, each with a header of five integers, a name, and numbers."""
+    place, kinds = 0, set()
+    while place + 20 <= len(content):
+        kind, rows, columns, _, length = struct.unpack_from("<5i", content, place)
+        kinds.add(kind)
+        if kinds not in ({0}, {10}) or min(rows, columns) < 0 or not 0 < length < 80:
+            return False
+        place += 20 + length + rows * columns * (8 if kind == 0 else 4)
+    return 0 < place == len(content)
 
 
 def _check_itk_text(path: Path) -> None:
@@ -228,6 +246,8 @@ def _check_itk_hdf5(path: Path) -> bool:
                 return False
             members = [group[name] for name in sorted(group, key=lambda name: (len(name), name))]
             kinds = [np.ravel(member["TransformType"][()])[0].decode() for member in members]
+            # Every array is opened here, because ITK's own HDF5 prints what it stumbles over.
+            file.visititems(lambda name, item: None)
     except (OSError, RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise RegistrationError(
             f"{path} is an HDF5 file that is damaged or cut off; copy it again"
@@ -246,71 +266,14 @@ def _refuse_a_list(path: Path, kinds: list[str]) -> None:
 
 def _from_itk_file(path: Path) -> ItkTransform:
     try:
-        return ItkTransform(sitk.ReadTransform(str(path)))
-    except RuntimeError as error:
+        with silent_itk():
+            return ItkTransform(sitk.ReadTransform(str(path)))
+    # ITK quotes the file in its message: of a damaged one that may be no text.
+    except (RuntimeError, UnicodeDecodeError) as error:
         if isinstance(error, RegistrationError):
             raise
         raise RegistrationError(
             f"{path} is a transform of ITK that is damaged, cut off or of a kind that is not known here; write it again"
-        ) from error
-
-
-def _displacement_field(path: Path) -> ItkTransform | None:
-    """Read the displacement field in a NIfTI file, or None where it holds an image.
-
-    ITK and ANTs keep one vector a voxel along the fifth axis, in LPS and mm, and name the intent "vector". Fields of
-    other tools are refused by name, because theirs are other worlds, positions instead of displacements, or both.
-    """
-    try:
-        header: Any = nibabel.load(path).header
-    except _UNREADABLE as error:
-        raise RegistrationError(
-            f"{path} is a NIfTI file that cannot be read; copy or export it again"
-        ) from error
-    shape, intent = header.get_data_shape(), int(header["intent_code"])
-    word = header["intent_name"].item().decode(errors="replace").strip()
-    if len(shape) < 4 or shape[-1] != 3 or (len(shape) == 4 and not 2006 <= intent <= 2009):
-        return None
-    if intent != _VECTOR_INTENT or word or len(shape) != 5 or shape[3] != 1:
-        tool = {"Mapping": "SPM", "NREG_TRANS": "NiftyReg"}.get(word, "FSL" if 2006 <= intent <= 2009 else "")
-        raise RegistrationError(
-            f"{path} is a field of vectors{f' of {tool}' if tool else ''} (shape {shape}, intent {intent}"
-            f"{f' {word}' if word else ''}), whose world and meaning are not ITK's; convert it to a displacement field "
-            "of ITK (intent 1007, LPS, mm) or a transform of ITK (.h5)"
-        )
-    if "inversewarp" in path.name.lower():
-        raise RegistrationError(
-            f"{path} is by its name the inverse warp of ANTs, which maps moving to fixed points; give the one from "
-            "fixed to moving points (1Warp.nii.gz beside it)"
-        )
-    return _loaded_field(path, shape)
-
-
-def _loaded_field(path: Path, shape: tuple[int, ...]) -> ItkTransform:
-    needed, free = _FIELD_COPIES * 8 * int(np.prod(shape)), available_bytes()
-    if needed > free:
-        raise RegistrationError(
-            f"{path} needs {in_words(needed)} of memory as a displacement field, {in_words(free)} are free; use a "
-            "larger machine"
-        )
-    note = (
-        f"{path.name}: read as a displacement field of ANTs (LPS vectors in mm, fixed to moving). ANTs keeps the "
-        "affine part in a file of its own (0GenericAffine.mat), which is not applied here"
-    )
-    try:
-        # ITK's reader turns what is not finite into zero, which would be "no displacement here".
-        stored: Any = nibabel.load(path)
-        if not np.isfinite(np.asarray(stored.dataobj, dtype=np.float32)).all():
-            raise RegistrationError(
-                f"{path} is a displacement field with numbers that are not finite; write it again"
-            )
-        field = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
-        return ItkTransform(sitk.DisplacementFieldTransform(field), (note,))
-    except (RuntimeError, *_UNREADABLE) as error:
-        if isinstance(error, RegistrationError):
-            raise
-        raise RegistrationError(
-            f"{path} is a displacement field that is damaged or cut off; copy it again"
         ) from error
 
 

@@ -6,6 +6,7 @@ SimpleITK orders a voxel index (x, y, z) where our arrays are (z, y, x). That or
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,12 +95,27 @@ def from_itk(transform: sitk.Transform, *, flat: bool = False) -> Affine:
     with contextlib.suppress(AttributeError):  # a translation, or a composite, has none
         centre[:axes] = transform.Downcast().GetCenter()
     at_centre = np.asarray(transform.TransformPoint(centre[:axes].tolist()))
+    if not np.isfinite(at_centre).all():
+        raise RegistrationError(
+            f"transform ({transform.GetName()}) is not finite: it sends its centre to {at_centre}"
+        )
     matrix = np.eye(4)
     for axis, unit in enumerate(np.eye(axes)):
         moved = transform.TransformPoint((centre[:axes] + unit).tolist())
         matrix[:axes, axis] = np.asarray(moved) - at_centre
     matrix[:axes, 3] = at_centre - matrix[:axes, :axes] @ centre[:axes]
     return Affine(matrix, centre)
+
+
+@contextlib.contextmanager
+def silent_itk() -> Iterator[None]:
+    """Keep ITK from printing warnings: what is wrong with a file is said in our error."""
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def itk_lattice(grid: Grid) -> Lattice:
@@ -197,17 +213,49 @@ def itk_on_grid(transform: PointMap, grid: Grid) -> sitk.Transform:
     return sitk.DisplacementFieldTransform(itk_image(shifts, grid))
 
 
-def _pieces(transform: sitk.Transform) -> list[sitk.Transform]:
-    """Return what a transform of ITK is made of, in the order in which it is applied."""
-    whole = transform.Downcast()
-    if not isinstance(whole, sitk.CompositeTransform):
-        return [whole]
+def itk_form(transform: PointMap) -> sitk.Transform:
+    """Return ITK's own form of a transform: of several parts a CompositeTransform.
+
+    Raises
+    ------
+    RegistrationError
+        If a part is no transform that ITK knows.
+    """
+    forms = []
+    for part in transform.parts:
+        if isinstance(part, Affine):
+            forms.append(itk_transform(part))
+        elif isinstance(part, ItkTransform):
+            forms.append(part.itk)
+        else:
+            raise RegistrationError(
+                f"ITK has no form of a {type(part).__name__}; sample it on a grid first (itk_on_grid)"
+            )
     # ITK applies the transform first that was added last.
-    members = [whole.GetNthTransform(n) for n in reversed(range(whole.GetNumberOfTransforms()))]
+    return forms[0] if len(forms) == 1 else sitk.CompositeTransform(forms[::-1])
+
+
+def _pieces(transform: sitk.Transform) -> list[sitk.Transform]:
+    """Return what a transform of ITK is made of, in the order in which it is applied.
+
+    A linear composite is one piece. So is the composite that SimpleITK makes of a transform that it can apply but has
+    no class for, such as the fields that antsRegistration writes.
+    """
+    whole = transform.Downcast()
+    if not isinstance(whole, sitk.CompositeTransform) or whole.IsLinear():
+        return [whole]
+    try:
+        # ITK applies the transform first that was added last.
+        members = [whole.GetNthTransform(n) for n in reversed(range(whole.GetNumberOfTransforms()))]
+    except RuntimeError:
+        return [whole]
     return [piece for member in members for piece in _pieces(member)]
 
 
 def _numbers(transform: sitk.Transform) -> NDArray[np.float64]:
+    """Return the numbers that a bent transform is made of; none of a composite that cannot be taken apart."""
+    if isinstance(transform, sitk.CompositeTransform):
+        return np.zeros(0)
     if isinstance(transform, sitk.DisplacementFieldTransform):
         return np.asarray(sitk.GetArrayFromImage(transform.GetDisplacementField()), dtype=np.float64)
     return np.asarray(transform.GetParameters(), dtype=np.float64)

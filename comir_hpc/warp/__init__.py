@@ -6,7 +6,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,83 +17,20 @@ from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
 from comir_hpc.host.places import require_apart
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.runs.html import table
 from comir_hpc.transforms import notes_on, read_transform
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
 from comir_hpc.warp.files import file_format
 from comir_hpc.warp.one_file import make_file, plan_file
 from comir_hpc.warp.points import carry_points, require_table_name, write_text
 from comir_hpc.warp.resampling import WORKING_BYTES, Interpolation, Resampler, share_inside
+from comir_hpc.warp.result import WarpResult
 
-__all__ = ["WarpResult", "plan_warp", "warp"]
+__all__ = ["Grid", "WarpResult", "plan_warp", "side_by_side", "table", "warp"]
 
 Progress = Callable[[str, int, int], None]
 
 _PROBE = 64  # voxels along each side of what is resampled to tell the time
-
-
-@dataclass(frozen=True)
-class WarpResult:
-    """What `warp` did.
-
-    Attributes
-    ----------
-    path : Path
-        Volume or CSV that was written.
-    points : int
-        Points carried; zero for a volume.
-    notes : tuple of str
-        What was assumed of the inputs, and what the output's format cannot keep, for the user to see.
-    grid : Grid or None
-        Of the volume.
-    blocks, computed, missing : int
-        Blocks of this part; those it computed; those of all parts that are still to be done.
-    inside : float
-        Share of the fixed grid that lies inside the moving volume.
-    seconds : float
-        Of this call.
-    predicted, measured : Figures or None
-        What this call was expected to need for a volume, and what it needed.
-    """
-
-    path: Path
-    points: int = 0
-    notes: tuple[str, ...] = ()
-    grid: Grid | None = None
-    blocks: int = 0
-    computed: int = 0
-    missing: int = 0
-    inside: float = 0.0
-    seconds: float = 0.0
-    predicted: Figures | None = None
-    measured: Figures | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every part is done."""
-        return self.missing == 0
-
-    @property
-    def summary(self) -> str:
-        """One line, and for a volume one of what was expected beside what was needed."""
-        if self.grid is None:
-            return f"{self.path}: {self.points} points"
-        line = (
-            f"{self.path}: {self.grid}, {self.inside:.0%} of it inside the moving volume; {self.computed} blocks "
-            f"({self.blocks - self.computed} were done) in {self.seconds:.1f} s"
-        )
-        if not self.complete:
-            line += f"; {self.missing} blocks of other parts are missing, whichever part is last completes it"
-        if self.computed and self.predicted and self.measured:
-            line += f"\n{side_by_side(self.predicted, self.measured)}"
-        return line
-
-    def _repr_html_(self) -> str:
-        """Show what was carried, notes and middle slices in a notebook."""
-        from comir_hpc.runs.html import volume_html
-
-        rows: dict[str, object] = {"grid": self.grid, "inside the moving volume": f"{self.inside:.0%}"}
-        rows = {"points": self.points} if self.grid is None else rows
-        return volume_html("Warped", {**rows, "notes": "; ".join(self.notes)}, self.path)
 
 
 def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpResult:
@@ -133,7 +69,7 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
         return _warp_to_file(settings, progress, start)
     job = _Job(settings)
     filled = carry_out(job, begun=start, progress=progress)
-    notes = notes_on(job.transform, settings.transform.name)
+    notes = (*notes_on(job.transform, settings.transform.name), *job.resampler.notes)
     return WarpResult(settings.out, notes=notes, grid=job.fixed, inside=job.inside, **vars(filled))
 
 
@@ -200,11 +136,13 @@ def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
 
 def _warp_to_file(settings: WarpSettings, progress: Progress | None, start: float) -> WarpResult:
     job = _Job(settings)
+    resampler = job.resampler
     blocks, limits = make_file(
-        settings, job.resampler, require_unchanged=job.require_unchanged, progress=progress
+        settings, resampler, require_unchanged=job.require_unchanged, progress=progress
     )
+    notes = (*notes_on(job.transform, settings.transform.name), *resampler.notes, *limits)
     return WarpResult(
-        settings.out, notes=(*notes_on(job.transform, settings.transform.name), *limits), grid=job.fixed, blocks=blocks,
+        settings.out, notes=notes, grid=job.fixed, blocks=blocks,
         computed=blocks, inside=job.inside, seconds=time.perf_counter() - start,
     )  # fmt: skip
 
@@ -324,6 +262,7 @@ class _Job:
             "grid": self.fixed.as_dict(),
             "interpolation": self.interpolation,
             **self.settings.model_dump(mode="json", include={"chunk", "shard"}),
+            **({"checksums": True} if self.settings.checksums else {}),
         }
 
     def create(self, path: Path) -> Volume:
@@ -341,7 +280,7 @@ class _Job:
         }
         return Volume.create(
             path, self.fixed, self.moving.dtype, channels=self.moving.num_channels, kind=source["kind"],
-            chunk=settings.chunk, shard=settings.shard, metadata=metadata,
+            chunk=settings.chunk, shard=settings.shard, checksums=settings.checksums, metadata=metadata,
         )  # fmt: skip
 
     def require_unchanged(self) -> None:

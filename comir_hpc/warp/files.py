@@ -136,22 +136,6 @@ def stored_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return math.prod(shape) * stored_dtype(dtype).itemsize + _LARGEST_HEADER
 
 
-def resolved(path: Path) -> Path:
-    """Return a path without links and dots.
-
-    Raises
-    ------
-    VolumeError
-        If its links go in a circle.
-    """
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise VolumeError(
-            f"{path} is a symbolic link that leads in a circle; give the path of the thing itself"
-        ) from error
-
-
 def require_memory(path: Path, num_bytes: int) -> None:
     """Refuse what does not fit into memory, before it is begun.
 

@@ -12,14 +12,14 @@ import numpy as np
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError
 from comir_hpc.geometry import BlockPlan, Box, plan_blocks
-from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.host.places import require_apart
+from comir_hpc.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.volume import Volume
 from comir_hpc.warp.files import (
     predicted_bytes,
     require_fitting,
     require_free_place,
     require_memory,
-    resolved,
     stored_bytes,
     write_file,
 )
@@ -87,7 +87,7 @@ def plan_file(settings: WarpSettings, resampler: Resampler) -> dict[str, Any]:
     resampler(probe)
     seconds = (time.perf_counter() - start) * resampler.fixed.box.size / probe.size
     return {
-        "peak_memory": in_words(_memory(settings.out, resampler)),
+        "peak_memory": in_words(peak_bytes() + _memory(settings.out, resampler)),
         "available_memory": in_words(available_bytes()),
         "disk_at_most": in_words(stored_bytes(_shape(resampler), resampler.moving.dtype)),
         "files": 1,
@@ -125,7 +125,5 @@ def _require_possible(settings: WarpSettings, resampler: Resampler) -> None:
     for volume in (resampler.moving, like):
         source = volume.metadata.get("source")
         original = source.get("path") if isinstance(source, dict) else None
-        if isinstance(original, str) and resolved(Path(original)) == resolved(settings.out):
-            raise ConfigError(
-                f"--out is {settings.out}, of which {volume.path} was made; choose another name"
-            )
+        if isinstance(original, str):
+            require_apart(settings.out, Path(original))

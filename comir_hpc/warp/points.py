@@ -10,9 +10,10 @@ from pathlib import Path
 from comir_hpc.config.words import Direction as Direction
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.host import files
+from comir_hpc.host.places import require_apart
 from comir_hpc.points import AXES, read_point_table
 from comir_hpc.transforms import PointMap
-from comir_hpc.warp.files import make_folder, resolved
+from comir_hpc.warp.files import make_folder
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def carry_points(path: Path, transform: PointMap, direction: Direction) -> Carri
 
 
 def require_table_name(out: Path, read: tuple[Path, ...]) -> None:
-    """Refuse a name for the result that is not one of a table, or that of a file that is read.
+    """Refuse a name for the result that is not one of a table, or a file that is read, links followed.
 
     Raises
     ------
@@ -80,8 +81,7 @@ def require_table_name(out: Path, read: tuple[Path, ...]) -> None:
     """
     if out.suffix.lower() not in (".csv", ".txt"):
         raise ConfigError(f"--out {out}: points are written as CSV; expected a name that ends in .csv")
-    if resolved(out) in map(resolved, read):
-        raise ConfigError(f"--out is {out}, which is read; choose another name")
+    require_apart(out, *read)
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:

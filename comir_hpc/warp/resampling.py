@@ -98,6 +98,16 @@ class Resampler:
                 self._fill(result[place], piece, region)
         return result
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the values."""
+        if self.interpolation == "nearest" or not _is_wide_integer(self.moving.dtype):
+            return ()
+        return (
+            f"{self.moving.path.name}: its integers of 64 bits are interpolated, which keeps 16 digits; if they are "
+            "labels, use --interpolation nearest",
+        )
+
     def region(self, box: Box) -> Box:
         """Voxels of the moving volume that a box of the fixed grid depends on; empty when it lies outside."""
         index = self.moving.grid.index_zyx(self._images(box))
@@ -107,7 +117,7 @@ class Resampler:
         return Box(tuple(low), tuple(high)).intersect(self.moving.grid.box)
 
     def _images(self, box: Box) -> FloatArray:
-        """Moving points among whose bounding box all images of the box's voxels are."""
+        """Find moving points, (N, 3) in mm, whose bounding box holds the images of all voxels of the box."""
         grid = self.fixed.crop(box)
         if self._straight:
             ends = [(0, n - 1) for n in box.shape]
@@ -135,7 +145,7 @@ class Resampler:
         source, target = self.moving.grid.crop(region), self.fixed.crop(piece)
         look_up = itk_on_grid(self.transform, target)
         for channel, fill in enumerate(self.outside):
-            if self.interpolation == "nearest" and values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+            if self.interpolation == "nearest" and _is_wide_integer(values.dtype):
                 result[channel] = _nearest_of_wide(values[channel], source, target, look_up, fill)
                 continue
             image = itk_image(values[channel], source)
@@ -167,6 +177,10 @@ def _halves(box: Box, axis: int, middle: int) -> tuple[Box, Box]:
     stop, start = list(box.stop), list(box.start)
     stop[axis] = start[axis] = middle
     return Box(box.start, (stop[0], stop[1], stop[2])), Box((start[0], start[1], start[2]), box.stop)
+
+
+def _is_wide_integer(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "iu" and dtype.itemsize == 8
 
 
 def _wide(dtype: np.dtype[Any]) -> int:
