@@ -39,9 +39,10 @@ layers: $(VENV)/installed-dev
 
 check: lint types layers test
 
-# Every warning is an error: a broken link, or a name in a reference page that the code does not have.
+# Every warning is an error: a broken link, or a name in a reference page that the code does not have. Not --quiet, which
+# keeps warnings from being counted.
 docs: $(VENV)/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
 
 # What the image installs; after every change of the dependencies.

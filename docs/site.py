@@ -6,6 +6,7 @@ stay as they are, so that both work. Browsers draw MathML by themselves, so no s
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from html import unescape
@@ -14,6 +15,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
+_log = logging.getLogger("mkdocs.hooks.site")  # warnings below "mkdocs" end a strict build
 ROOT = Path(__file__).resolve().parent.parent
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)([^)]*)\)")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
@@ -34,6 +36,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if path.is_relative_to(ROOT / "docs"):
             return found.group(0)
         inside = path.relative_to(ROOT)
+        if not path.exists():
+            _log.warning(
+                "Doc file '%s' links to '%s', which the repository does not have", page.file.src_uri, inside
+            )
         kind = "raw" if mark and path.suffix in _PICTURES else "blob" if path.is_file() else "tree"
         return f"{mark}[{text}]({repository}/{kind}/main/{inside}{rest})"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,3 +183,13 @@ def png_uri(values: NDArray[Any]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def row_html(pictures: Sequence[NDArray[np.float32]], words: Sequence[str], longest: int) -> str:
+    """Give pictures side by side as HTML; small ones are shown larger, up to `longest`, all by the same factor."""
+    factor = max(1, longest // max((max(p.shape[:2]) for p in pictures), default=longest))
+    style = "display:inline;margin:2px;image-rendering:pixelated"
+    return "".join(
+        f'<img src="{png_uri(p)}" alt="{text}" title="{text}" width="{p.shape[1] * factor}" style="{style}">'
+        for p, text in zip(pictures, words, strict=True)
+    )

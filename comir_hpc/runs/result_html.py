@@ -17,7 +17,7 @@ from comir_hpc.runs.pictures import (
     isotropic,
     oriented,
     overlay,
-    png_uri,
+    row_html,
     shaded,
     spacing_mm,
 )
@@ -73,13 +73,13 @@ def _rows(panels: Mapping[str, NDArray[np.float32]], direction: NDArray[np.float
     shades = shaded({name: oriented(panels, name, direction) for name in names})
     text = ""
     for when in ("before", "after"):
-        for name in names:
-            if (name, when) in shades:
-                both = overlay(
-                    isotropic(shades[name, "fixed"], spacing_mm(panels, name), _LONGEST),
-                    isotropic(shades[name, when], spacing_mm(panels, name), _LONGEST),
-                )
-                words = f"{PLANES[name]}, {when} alignment: fixed blue, moving orange, both grey"
-                text += f'<img src="{png_uri(both)}" alt="{words}" title="{words}" style="display:inline;margin:2px">'
-        text += "<br>"
+        there = [name for name in names if (name, when) in shades]
+        sides = {
+            name: [
+                isotropic(shades[name, kind], spacing_mm(panels, name), _LONGEST) for kind in ("fixed", when)
+            ]
+            for name in there
+        }
+        words = [f"{PLANES[n]}, {when} alignment: fixed blue, moving orange, both grey" for n in there]
+        text += row_html([overlay(*sides[name]) for name in there], words, _LONGEST) + "<br>"
     return text

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Grid
 from comir_hpc.runs.html import table
-from comir_hpc.runs.pictures import PLANES, isotropic, oriented, png_uri, shaded, spacing_mm
+from comir_hpc.runs.pictures import PLANES, isotropic, oriented, row_html, shaded, spacing_mm
 
 _LONGEST = 220  # pixels of a picture's longer side
 
@@ -47,9 +47,5 @@ def slices_html(values: NDArray[Any], grid: Grid) -> str:
     direction = np.asarray(grid.direction, dtype=np.float64)
     names = [name for name in PLANES if f"{name}_fixed" in panels]
     shades = shaded({name: oriented(panels, name, direction) for name in names})
-    planes = ((name, isotropic(shades[name, "fixed"], spacing_mm(panels, name), _LONGEST)) for name in names)
-    return "".join(_picture(plane, f"{PLANES[name]}, middle") for name, plane in planes)
-
-
-def _picture(plane: NDArray[np.float32], words: str) -> str:
-    return f'<img src="{png_uri(plane)}" alt="{words}" title="{words}" style="display:inline;margin:2px">'
+    pictures = [isotropic(shades[name, "fixed"], spacing_mm(panels, name), _LONGEST) for name in names]
+    return row_html(pictures, [f"{PLANES[name]}, middle" for name in names], _LONGEST)
