@@ -189,7 +189,7 @@ class Store:
             files = (f for f in (self.path / array.path / "c").rglob("*") if f.is_file())
             require_credible(
                 self.path, array.shape, array.dtype, array.shards or array.chunks,
-                lambda enough, files=files: sum(1 for _, _ in zip(files, range(enough))),  # type: ignore[misc]
+                lambda enough, files=files: sum(1 for _, _ in zip(files, range(enough), strict=False)),  # type: ignore[misc]
             )  # fmt: skip
 
     def _refuse(self, damage: list[str], num_files: int) -> None:
