@@ -11,7 +11,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ class Store:
             files = (f for f in (self.path / array.path / "c").rglob("*") if f.is_file())
             require_credible(
                 self.path, array.shape, array.dtype, array.shards or array.chunks,
-                lambda enough, files=files: sum(1 for _ in islice(files, enough)),  # type: ignore[misc]
+                lambda enough, files=files: sum(1 for _, _ in zip(files, range(enough), strict=False)),  # type: ignore[misc]
             )  # fmt: skip
 
     def _refuse(self, damage: list[str], num_files: int) -> None:

@@ -77,7 +77,7 @@ def _diagonal(spacing_zyx: Any, origin_xyz: Any = (0, 0, 0)) -> np.ndarray:
 def _zyxc(array: np.ndarray, axes: str) -> np.ndarray:
     """An array with named axes as (z, y, x, c); axes of length 1 with other names go."""
     for axis in range(len(axes) - 1, -1, -1):
-        if axes[axis] not in "zyxc":
+        if axes[axis] not in "zyxc" or (array.shape[axis] == 1 and axes.count(axes[axis]) > 1):
             if array.shape[axis] != 1:
                 raise ValueError(f"axis {axes[axis]} of {array.shape}")
             array, axes = array.take(0, axis), axes[:axis] + axes[axis + 1 :]
@@ -160,8 +160,8 @@ def _sized(sizes: Any, units: Sequence[str]) -> np.ndarray | None:
 
 
 def by_pydicom(path: Path) -> Answer:
-    """Each slice where its own header puts it."""
-    answer: Answer = []
+    """Each slice where its own header puts it, from the lowest to the highest."""
+    answer: list[tuple[float, Piece]] = []
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         whole = pydicom.dcmread(file, force=True)
         whole.setdefault("SamplesPerPixel", 1)
@@ -172,8 +172,17 @@ def by_pydicom(path: Path) -> Answer:
         for values, group in zip(frames, groups, strict=True):
             said = _said(whole, group)
             values = values * float(said.get("RescaleSlope", 1)) + float(said.get("RescaleIntercept", 0))
-            answer.append(Piece(values.reshape(1, *values.shape[:2], -1), _slice_affine(said)))
-    return answer
+            piece = Piece(values.reshape(1, *values.shape[:2], -1), _slice_affine(said))
+            answer.append((_height(said), piece))
+    return [piece for _, piece in sorted(answer, key=lambda one: one[0])]
+
+
+def _height(said: dict[str, Any]) -> float:
+    try:
+        row, column = np.reshape(np.array(said["ImageOrientationPatient"], float), (2, 3))
+        return float(np.cross(row, column) @ np.array(said["ImagePositionPatient"], float))
+    except (KeyError, ValueError, TypeError):
+        return 0.0
 
 
 def _slice_affine(said: dict[str, Any]) -> np.ndarray | None:
@@ -207,9 +216,8 @@ def by_h5py(path: Path) -> Answer:
         if "axistags" in found.attrs:
             axes = "".join(tag["key"] for tag in json.loads(found.attrs["axistags"])["axes"])
         else:
-            axes = "".join(d.label.replace("depth", "z")[:1] for d in found.dims) or (
-                "zyx" if found.ndim == 3 else "czyx"
-            )
+            axes = "".join(d.label.replace("depth", "z")[:1] for d in found.dims)
+            axes = axes or ("zyx" if found.ndim == 3 else "czyx")
         array, sizes = _zyxc(found[()], axes.lower()), found.attrs.get("element_size_um", 0)
         sizes = re.findall(r"\d+\.?\d*", sizes) if isinstance(sizes, str) else np.ravel(sizes)
     return [Piece(array, _sized(sizes, ["um"] * 3))]
@@ -228,7 +236,7 @@ def by_zarr(path: Path) -> Answer:
     array = root[level["path"]]
     if array.size > _LARGEST:
         raise ValueError("too large")
-    letters = "".join({"time": "t", "channel": "c"}.get(a.get("type"), a["name"]) for a in image["axes"])
+    letters = "".join({"time": "t", "channel": "c"}.get(str(a.get("type")), a["name"]) for a in image["axes"])
     units = [_MM.get(a.get("unit"), 1.0) for a in image["axes"]]
     scale, shift = np.ones(len(letters)), np.zeros(len(letters))
     steps = [*level.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from comir_hpc.errors import VolumeError
@@ -115,7 +115,7 @@ def _source(path: Path, frames: Sequence[Frame], notes: Sequence[str]) -> Source
     unpacked = max((_unpacked_bytes(p, channels) for p in packed), default=0)
     plain = all(is_plain(f.pixels) for f in frames)
     name = path.resolve().name
-    said = dict.fromkeys([*notes, *first.notes, *stack.notes])
+    said = dict.fromkeys([*notes, *_frame_notes(frames), *stack.notes])
     return Source(
         path=path, kind="multi-frame DICOM" if first.pixels.frames > 1 else "DICOM",
         shape=(channels, len(frames), rows, columns), dtype=storable(dtype, path),
@@ -125,6 +125,17 @@ def _source(path: Path, frames: Sequence[Frame], notes: Sequence[str]) -> Source
         load_bytes=unpacked, atom_zyx=(1, 1, 1) if plain else (1, rows, columns), says=stack.says,
         notes=tuple(f"{name}: {note}" for note in said),
     )  # fmt: skip
+
+
+def _frame_notes(frames: Sequence[Frame]) -> Iterator[str]:
+    """Notes on the frames; what is not true of all names the first that it is true of."""
+    told: dict[str, list[Frame]] = {}
+    for frame in frames:
+        for note in frame.notes:
+            told.setdefault(note, []).append(frame)
+    for note, those in told.items():
+        others = f" and {len(those) - 1} others" if len(those) > 1 else ""
+        yield note if len(those) == len(frames) else f"{those[0].name}{others}: {note}"
 
 
 def _unpacked_bytes(pixels: Pixels, channels: int) -> int:

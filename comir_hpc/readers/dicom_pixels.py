@@ -65,7 +65,7 @@ def values_of(frames: Sequence[Frame]) -> tuple[np.dtype[Any], int]:
     ends = [v * s + i for stored, s, i in scales for v in stored]
     if not whole or max(map(abs, ends)) >= 2**53:
         largest = max(map(abs, ends))
-        wide = max(f.pixels.stored for f in frames) > 16 or largest > np.finfo(np.float32).max
+        wide = max(f.pixels.stored for f in frames) > 16 or largest > float(np.finfo(np.float32).max)
         return np.dtype(np.float64 if wide else np.float32), channels
     if all((s, i) == (1, 0) for _, s, i in scales):
         return _integer(min(ends), max(ends), max(f.pixels.allocated for f in frames)), channels

@@ -94,6 +94,11 @@ def nifti_from(path: Path, block: bytes, data: Path, files: tuple[Path, ...]) ->
     if len(shape) == 2:
         spacing = None if spacing is None else (THICKNESS, *spacing[1:])
         notes += (f"{path.name}: {NO_THICKNESS}",)
+    if czyx[0] > 1 and len(layout.shape) > 3 and not layout.axes.endswith("c"):
+        notes += (
+            f"{path.name}: its {czyx[0]} volumes (x, y, z, t, ...: {shape}) become the channels of one; if they are "
+            "time points of something that moves, extract one of them",
+        )
     read, load_bytes, trailing = gunzip_or_read(path, layout)
     dtype, read = rescaled(dtype, read, slope, intercept)
     return Source(

@@ -222,9 +222,17 @@ def _volume_axes(path: Path, series: Any) -> tuple[tuple[int, ...], str]:
     ):
         raise VolumeError(
             f"{path}: axes {series.axes} of {series.shape} are no single volume; expected Z, Y, X and at most one of "
-            "channels or colour samples: extract one time point, or save the slices as Z"
+            f"channels or colour samples: {_remedy(axes, named)}"
         )
     return shape, named
+
+
+def _remedy(axes: str, named: str) -> str:
+    """What to do about axes that are no volume."""
+    if "T" in axes:
+        depth = "" if "Z" in axes else " (if its frames are the slices of one volume, save them as Z)"
+        return f"extract one time point{depth}"
+    return "extract one channel" if named.count("c") > 1 else "save the slices as Z"
 
 
 # ---------------------------------------------------------------------- a folder of slices
