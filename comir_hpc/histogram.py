@@ -21,6 +21,12 @@ _KEPT_BITS = 20  # sign, 8 bits of exponent, 11 of mantissa: a bin is 1/2048 of 
 _LOW, _HIGH = 0.001, 0.999  # percentiles 0.1 and 99.9
 
 
+def counting_bytes(dtype: np.dtype[Any], values: int) -> int:
+    """Memory that counting so many values takes: keys of a piece of them, and bins three times."""
+    bins = 1 << (8 * dtype.itemsize if dtype.itemsize <= 2 else _KEPT_BITS)
+    return 24 * min(values, _PIECE) + 3 * 8 * bins
+
+
 class Histogram:
     """Counts of one channel's values.
 

@@ -12,7 +12,7 @@ from comir_hpc.cluster.carry import BlockResult, Work
 from comir_hpc.cluster.coarse import build_pyramid
 from comir_hpc.cluster.job import Execution, Filled, Job, carry_out
 from comir_hpc.cluster.outputs import Output, metadata_at, open_output
-from comir_hpc.cluster.prediction import Figures, side_by_side
+from comir_hpc.cluster.prediction import Figures, recording_seconds, side_by_side, together, writing_bytes
 
 __all__ = [
     "BlockResult",
@@ -28,6 +28,9 @@ __all__ = [
     "carry_out",
     "metadata_at",
     "open_output",
+    "recording_seconds",
     "run_blocks",
     "side_by_side",
+    "together",
+    "writing_bytes",
 ]

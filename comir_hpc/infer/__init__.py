@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import Figures, carry_out, side_by_side
+from comir_hpc.cluster import Figures, carry_out, recording_seconds, side_by_side
 from comir_hpc.config import InferSettings
 from comir_hpc.geometry import Grid, plan_blocks
 from comir_hpc.infer.inputs import core_of
 from comir_hpc.infer.job import Job
-from comir_hpc.infer.prediction import block_bytes, calibrate, evaluations, output_files_and_bytes
+from comir_hpc.infer.prediction import calibrate, evaluations, output_files_and_bytes, total_bytes
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.runs.html import table
 from comir_hpc.volume import Volume, chunk_and_shard
@@ -134,6 +134,7 @@ def plan_infer(settings: InferSettings) -> dict[str, Any]:
     plan = plan_blocks(shape, shard, core_zyx=core_of(settings, job.windows, shard))
     part = plan.part(*settings.part)
     in_all = evaluations(job.windows, plan)
+    memory = total_bytes(job, plan)  # before anything is evaluated
     per_window = calibrate(job)
     files, num_bytes = output_files_and_bytes(job, settings)
     share = len(part) / len(plan)
@@ -150,10 +151,12 @@ def plan_infer(settings: InferSettings) -> dict[str, Any]:
         "block": " x ".join(map(str, plan.core_zyx)),
         "blocks_of_this_part": len(part),
         "workers": settings.workers,
-        "peak_memory": in_words(settings.workers * (peak_bytes() + block_bytes(job, plan))),
+        "peak_memory": in_words(memory),
         "available_memory": in_words(available_bytes()),
         "disk_at_most": in_words(num_bytes),
         "files_at_most": files,
         "seconds_a_window": round(per_window, 4),
-        "seconds_at_most": round(in_all * share * per_window, 1),
+        "seconds_at_most": round(
+            in_all * share * per_window + recording_seconds(job.out, len(part), files * share), 1
+        ),
     }

@@ -8,16 +8,23 @@ import time
 import numpy as np
 import torch
 
-from comir_hpc.cluster import Figures
+from comir_hpc.cluster import Figures, recording_seconds, together, writing_bytes
 from comir_hpc.config import InferSettings
 from comir_hpc.geometry import BlockPlan, Box, plan_blocks
 from comir_hpc.infer.inputs import Inputs, coarse_foreground
-from comir_hpc.memory import peak_bytes
+from comir_hpc.launch import DTYPES
+from comir_hpc.memory import expected_in_worker, expected_peak
+from comir_hpc.networks import predict_encoding
 from comir_hpc.volume import chunk_and_shard, planned_levels
 from comir_hpc.windows import Encoder, WindowGrid
 
 # Windows that a calibration may cost against those of the work: a twentieth.
 _WORTH_CALIBRATING = 20
+_LIBRARY_BYTES = 24 << 20  # measured: up to 18 MiB are loaded after the first window is encoded
+_WORKER_HEAP = 200 << 20  # measured: 174 to 182 MiB with torch loaded
+# Memory of a window's tensors with what the convolutions' library takes besides: measured 3.4 in the first block. Every
+# block starts threads of its own, which get a heap of their own from glibc, and leave some of it behind.
+_ONE_BLOCK, _MANY_BLOCKS = 3.4, 6.8
 
 
 def evaluations(windows: WindowGrid, plan: BlockPlan) -> int:
@@ -28,14 +35,16 @@ def evaluations(windows: WindowGrid, plan: BlockPlan) -> int:
 
 def prediction(inputs: Inputs, plan: BlockPlan, blocks: int) -> Figures:
     """What this call should need for `blocks` blocks of the plan."""
+    peak = process_bytes(inputs, plan)  # before anything is evaluated
     share = _occupied_share(inputs)
     in_all = evaluations(inputs.windows, plan) * blocks / len(plan) * (share or 0)
     worth = in_all > _WORTH_CALIBRATING * 2 * _calibrated_windows(inputs.encoder)
     files, num_bytes = output_files_and_bytes(inputs, inputs.settings)
+    recording = recording_seconds(inputs.settings.out, blocks, files * blocks / len(plan))
     return Figures(
         blocks=blocks,
-        seconds=in_all * calibrate(inputs) / inputs.settings.workers if worth else None,
-        peak_bytes=peak_bytes() + block_bytes(inputs, plan),
+        seconds=in_all * calibrate(inputs) / inputs.settings.workers + recording if worth else None,
+        peak_bytes=peak,
         num_bytes=num_bytes,
         files=files,
     )
@@ -86,6 +95,31 @@ def calibrate(inputs: Inputs) -> float:
     return seconds()
 
 
+def process_bytes(inputs: Inputs, plan: BlockPlan) -> int:
+    """Memory of a process that does blocks, with what it holds already."""
+    more = _LIBRARY_BYTES + block_bytes(inputs, plan) + encoding_bytes(inputs, len(plan))
+    return expected_in_worker(more, _WORKER_HEAP) if inputs.settings.workers > 1 else expected_peak(more)
+
+
+def total_bytes(inputs: Inputs, plan: BlockPlan) -> int:
+    """Memory of all processes of a call."""
+    pyramid = _LIBRARY_BYTES + 2 * math.prod(plan.core_zyx) * np.dtype(inputs.settings.dtype).itemsize
+    return together(process_bytes(inputs, plan), inputs.settings.workers, pyramid)
+
+
+def encoding_bytes(inputs: Inputs, blocks: int) -> int:
+    """Memory of the windows that are encoded at once, and of those that wait before and behind them."""
+    encoder, window = inputs.encoder, inputs.windows.window_zyx
+    threads = torch.get_num_threads() if encoder.device.type == "cpu" else inputs.settings.batch
+    if inputs.settings.workers > 1 and encoder.device.type == "cpu":
+        threads = max(1, threads // inputs.settings.workers)
+    waiting = 2 * threads * 4 * math.prod(window) * (encoder.in_channels + 2 * encoder.latent_channels)
+    if encoder.device.type != "cpu":
+        return waiting  # the tensors are on the GPU
+    tensors = threads * predict_encoding(encoder.network, window, DTYPES[encoder.precision])
+    return waiting + math.ceil((_ONE_BLOCK if blocks == 1 else _MANY_BLOCKS) * tensors)
+
+
 def block_bytes(inputs: Inputs, plan: BlockPlan) -> int:
     """Arrays of one block: what one step of windows reads, their sums, the voxels being written and compressed."""
     window, shape = inputs.windows.window_zyx, plan.shape_zyx
@@ -94,9 +128,11 @@ def block_bytes(inputs: Inputs, plan: BlockPlan) -> int:
     # Two steps of input while one is joined to the next, read and normalised.
     read = 2 * face * window[2] * inputs.volume.num_channels * (8 + inputs.volume.dtype.itemsize)
     sums = 4 * math.prod(core[:2]) * (core[2] + 2 * window[2])
-    # One block is written while the next is computed.
-    stored = math.prod(core) * (4 + 3 * np.dtype(inputs.settings.dtype).itemsize)
-    return read + inputs.encoder.latent_channels * (sums + stored)
+    size = np.dtype(inputs.settings.dtype).itemsize
+    stored = writing_bytes(math.prod(core) * size, len(plan))
+    # Integers are the nearest multiples of a step, found in float32.
+    rounded = math.prod(core) * 12 if np.dtype(inputs.settings.dtype).kind == "i" else 0
+    return read + inputs.encoder.latent_channels * (sums + stored + rounded)
 
 
 def output_files_and_bytes(inputs: Inputs, settings: InferSettings) -> tuple[int, int]:

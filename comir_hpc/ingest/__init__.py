@@ -162,7 +162,8 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
         "notes": list(job.notes),
     }
     if job.source.streamed:  # the others would be read whole to learn it
-        seconds, stored = job.calibrate()
+        computing, stored = job.calibrate()
+        seconds = job.seconds(computing, len(job.blocks))
         plan |= {"disk_expected": in_words(stored), "time_expected": f"{seconds:.1f} s"}
     return plan
 

@@ -10,20 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from comir_hpc.cluster import Execution, Figures, Output, metadata_at
+from comir_hpc.cluster import (
+    Execution,
+    Figures,
+    Output,
+    metadata_at,
+    recording_seconds,
+    together,
+    writing_bytes,
+)
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.geometry import BlockPlan, Box, Grid, Triple, plan_blocks
-from comir_hpc.histogram import Histogram, as_record, constant_intensity, intensity_of
+from comir_hpc.histogram import Histogram, as_record, constant_intensity, counting_bytes, intensity_of
 from comir_hpc.ingest.blocks import Work, require_unchanged, typical_value
 from comir_hpc.ingest.padding import without_padding
 from comir_hpc.ledger import Ledger, fingerprint
-from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.memory import available_bytes, expected_in_worker, expected_peak, in_words, resident_bytes
 from comir_hpc.pyramid import planned_levels
 from comir_hpc.readers import Source
 from comir_hpc.volume import Volume, best_shuffle, chunk_and_shard, compressed_bytes
 
-_PROGRAM_BYTES = 320 << 20  # measured: the interpreter with its libraries, and what compression holds
+_LIBRARY_BYTES = (
+    24 << 20
+)  # measured: 10 to 18 MiB are loaded once an ingest begins, buffers of compression among them
 _LARGEST_CORE = 256 << 20  # bytes of one block beyond which decoding a page twice is the lesser evil
 _SAMPLE = 96  # voxels along each side of the box that time and size are judged by
 # About how many voxels are counted to find percentiles. In larger volumes only every second, third, ... row is counted.
@@ -104,8 +114,6 @@ class Job:
             "grid": self.grid.as_dict(),
             # Left out where it is the default, so that stores of before have the same record.
             **({} if self.settings.padding == "auto" else {"padding": self.settings.padding}),
-            # Left out where it is the default, so that stores of before have the same record.
-            **({} if self.settings.padding == "auto" else {"padding": self.settings.padding}),
             **self.settings.model_dump(
                 mode="json", include={"dataset", "kind", "chunk", "shard", "non_finite", "foreground_above"}
             ),
@@ -124,11 +132,31 @@ class Job:
 
     def peak_bytes(self) -> int:
         """Predicted memory of all processes."""
-        return (self.workers > 1) * _PROGRAM_BYTES + self.workers * self.process_bytes()
+        return together(self.process_bytes(), self.workers, _LIBRARY_BYTES + self.block_bytes())
 
     def process_bytes(self) -> int:
-        """Predicted memory of one: its block, the one that is being written, and what is packed of it."""
-        return self.source.load_bytes + _PROGRAM_BYTES + 3 * self.block_bytes()
+        """Predicted memory of one that does blocks, with what it holds already."""
+        more = _LIBRARY_BYTES + self.source.load_bytes + self._working_bytes()
+        return expected_in_worker(more) if self.workers > 1 else expected_peak(more)
+
+    def _working_bytes(self) -> int:
+        """Memory for blocks on their way: read, checked, counted, packed."""
+        block, dtype = self.block_bytes(), self.source.dtype
+        held = writing_bytes(block, len(self.blocks))
+        reading = block * (1 + 2 * (len(self.blocks) > 1)) + self._decoded_bytes()
+        if (
+            dtype.kind == "f"
+        ):  # where values are finite, and where they are not; a copy where they are replaced
+            reading += 2 * block // dtype.itemsize + (self.settings.non_finite is not None) * block
+        counted = counting_bytes(dtype, block // dtype.itemsize) if self.settings.kind == "image" else 0
+        return max(held, reading) + counted
+
+    def _decoded_bytes(self) -> int:
+        """Memory for the smallest piece that is decoded at once, packed and unpacked."""
+        if not self.source.streamed or self.source.atom_zyx == (1, 1, 1):
+            return 0
+        sides = [min(a, n) for a, n in zip(self.source.atom_zyx, self.grid.shape_zyx, strict=True)]
+        return 2 * math.prod(sides) * self.source.num_channels * self.source.dtype.itemsize
 
     def _nobody_misses(self) -> bool:
         """Whether what is at `out` is an unfinished ingest of this very source, by this command alone."""
@@ -220,13 +248,20 @@ class Job:
     def needs(self, plan: BlockPlan, blocks: int) -> Figures:
         """Predict what a call needs for `blocks` blocks of the plan."""
         files, num_bytes = self.output_files_and_bytes()
-        seconds = self.calibrate()[0] * blocks / len(plan) if self.source.streamed and blocks else None
+        seconds = self.seconds(self.calibrate()[0], blocks) if self.source.streamed and blocks else None
         return Figures(blocks, seconds, self.process_bytes(), num_bytes, files)
 
+    def seconds(self, computing: float, blocks: int) -> float:
+        """Seconds of `blocks` blocks, if all of them take so many to compute; flushes are tried to learn the rest."""
+        share = blocks / len(self.blocks)
+        return computing * share + recording_seconds(
+            self.out, blocks, self.output_files_and_bytes()[0] * share
+        )
+
     def allowed_bytes(self) -> int:
-        """Memory that may be taken: what is free, or less where the user says so."""
-        limit = self.settings.max_memory_gib
-        return available_bytes() if limit is None else min(available_bytes(), int(limit * 2**30))
+        """Memory that may be held: what is free and what we hold already, or less where the user says so."""
+        limit, most = self.settings.max_memory_gib, available_bytes() + resident_bytes()
+        return most if limit is None else min(most, int(limit * 2**30))
 
     def output_files_and_bytes(self) -> tuple[int, int]:
         """Upper bounds for the store: nothing compresses, and every shard is stored."""

@@ -12,7 +12,13 @@ from typing import Any
 
 from comir_hpc.config import NetworkSettings
 from comir_hpc.errors import ConfigError
-from comir_hpc.networks.cost import StepCost, count_parameters, estimate_activation_bytes, predict_step
+from comir_hpc.networks.cost import (
+    StepCost,
+    count_parameters,
+    estimate_activation_bytes,
+    predict_encoding,
+    predict_step,
+)
 from comir_hpc.networks.denseunet import denseunet
 from comir_hpc.networks.folding import fold_norms
 from comir_hpc.networks.gunet import gunet
@@ -30,6 +36,7 @@ __all__ = [
     "fold_norms",
     "network_options",
     "plan_pooling",
+    "predict_encoding",
     "predict_step",
 ]
 

@@ -6,6 +6,7 @@ computed, so one can ask about a patch that would not fit into memory.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from torch.utils.flop_counter import flop_registry
 
 from comir_hpc.networks.hourglass import Network
 from comir_hpc.networks.planning import Triple
+
+_TRACED = 32  # voxels along each side of the window that is encoded to see what a larger one takes
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,29 @@ class StepCost:
     flops: int
 
 
+class _Held:
+    """Counts the bytes of storages until each of them is freed."""
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.peak = 0
+        self.known: set[int] = set()
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage, unless it is counted already."""
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, key, storage.nbytes())
+
+    def _release(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
 class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that an operation makes, until it is freed, and the arithmetic.
 
@@ -52,10 +78,18 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = 0
-        self.peak = 0
+        self.held = _Held()
         self.flops = 0
-        self._known: set[int] = set()
+
+    @property
+    def live(self) -> int:
+        """Bytes that are alive."""
+        return self.held.live
+
+    @property
+    def peak(self) -> int:
+        """Most bytes that were alive at once."""
+        return self.held.peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,25 +99,12 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Storages are counted and not tensors, since a view shares the memory of the tensor that it looks at.
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
+                self.held.count(leaf.untyped_storage())
         return result
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
         """Leave out tensors that were there before the step."""
-        self._known.update(tensor.untyped_storage()._cdata for tensor in tensors)
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._release, key, storage.nbytes())
-
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
+        self.held.known.update(tensor.untyped_storage()._cdata for tensor in tensors)
 
 
 class _Step(nn.Module):
@@ -141,6 +162,44 @@ def predict_step(
             finally:
                 network.train(before)
     return StepCost(kept_bytes=step.kept_bytes, peak_bytes=tally.peak, flops=tally.flops)
+
+
+def predict_encoding(network: Network, shape_zyx: Triple, dtype: torch.dtype = torch.float32) -> int:
+    """Predict the bytes of the tensors between layers while a network encodes one window and learns nothing.
+
+    A small window of noise is encoded, and the most that its layers hold at once is scaled. What a layer takes for a
+    moment is not seen. To trace each operation, as `predict_step` does, would load 70 MiB of torch.
+
+    Parameters
+    ----------
+    network : Network
+        The network in evaluation mode.
+    shape_zyx : three int
+        Sides of the window in voxels.
+    dtype : torch.dtype
+        Type of the arithmetic: float32, or the type of autocast (bfloat16, float16).
+    """
+    strides = network.total_stride_zyx
+    small = [min(n, s * -(-_TRACED // s)) for n, s in zip(shape_zyx, strides, strict=True)]
+    device = next(network.parameters()).device
+    held = _Held()
+
+    def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        for tensor in output if isinstance(output, (tuple, list)) else [output]:
+            if isinstance(tensor, Tensor):
+                held.count(tensor.untyped_storage())
+
+    leaves = [module for module in network.modules() if not any(True for _ in module.children())]
+    hooks = [module.register_forward_hook(look) for module in leaves]
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            x_BCZYX = torch.randn(1, network.in_channels, *small, device=device)
+            held.count(x_BCZYX.untyped_storage())
+            network(x_BCZYX)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return math.ceil(held.peak * math.prod(shape_zyx) / math.prod(small))
 
 
 def estimate_activation_bytes(

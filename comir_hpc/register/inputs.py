@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from comir_hpc import __version__
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.geometry import Grid
-from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.launch import DTYPES
+from comir_hpc.memory import available_bytes, expected_peak, in_words, resident_bytes
+from comir_hpc.networks import predict_encoding
 from comir_hpc.padding import Unpadded, padding_notes
 from comir_hpc.register.features import Features, checked, specimen_mask
 from comir_hpc.register.isotropic import cut_grid, on_cubic_voxels, pieces
@@ -26,13 +30,13 @@ from comir_hpc.windows import Encoder, load_encoder, nearest_level
 
 Role = Literal["fixed", "moving"]
 
-BYTES_PER_VOXEL = 64
-"""Peak memory of a registration, in bytes for each voxel of a volume with one channel. It was measured for both volumes
-together, without the libraries and the global search: 61 and 71 bytes at 96^3 (intensity, representations), 42 and 47
-at 192^3."""
-OVERHEAD_BYTES = 600 * 2**20
-"""Memory that a registration needs beside that, in bytes: the libraries took 363 MiB, the global search 170 MiB on two
-threads."""
+BYTES_PER_VOXEL = 52
+"""Peak memory of a registration for each voxel of a volume with one channel, beside what the process holds before.
+Measured for both volumes together: 37 bytes at 144^3 (intensity), 42 and 47 at 192^3 (intensity, representations)."""
+_LIBRARY_BYTES = 16 << 20  # measured: 14 MiB are loaded on the way
+_ENCODING_LIBRARY_BYTES = 24 << 20  # the same of the first window that is encoded
+_WINDOW = 3.4  # memory of a window that is encoded, over that of its tensors between layers
+_SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
 _BYTES_PER_CHANNEL = 8
 
 
@@ -182,10 +186,13 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         )
     levels = _choose_levels(sides, settings.max_memory_gib * 2**30)
     chosen = [_at_level(side, level) for side, level in zip(sides, levels, strict=True)]
-    needed = OVERHEAD_BYTES + sum(side.predicted_bytes(side.level) for side in chosen)
-    if needed > available_bytes():
+    voxels = sum(side.predicted_bytes(side.level) for side in chosen)
+    needed = expected_peak(
+        _LIBRARY_BYTES + voxels + max(map(_encoding_bytes, chosen)) + _search_bytes(settings)
+    )
+    if needed - resident_bytes() > available_bytes():
         raise RegistrationError(
-            f"this needs {in_words(needed)} of memory, {in_words(available_bytes())} are free; "
+            f"this needs {in_words(needed - resident_bytes())} of memory, {in_words(available_bytes())} are free; "
             "choose a coarser level with a smaller --max-memory-gib"
         )
     model = _model_record(settings)
@@ -197,6 +204,26 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         reference=None if model is None else model.reference.expected_agreement,
         model=model,
     )
+
+
+def _encoding_bytes(side: Input) -> int:
+    """Memory for the windows that are encoded at once."""
+    if side.encoder is None:
+        return 0
+    if side.encoder.device.type != "cpu":
+        return _ENCODING_LIBRARY_BYTES
+    encoder, grid = side.encoder, side.compared.level_grid(side.level)
+    window = encoder.windows(grid.shape_zyx).window_zyx
+    tensors = predict_encoding(encoder.network, window, DTYPES[encoder.precision])
+    return _ENCODING_LIBRARY_BYTES + math.ceil(_WINDOW * torch.get_num_threads() * tensors)
+
+
+def _search_bytes(settings: RegisterSettings) -> int:
+    """Memory for the spectra of the global search; its maps are padded to twice their sides."""
+    if settings.initial != "global":
+        return 0
+    threads = settings.threads or len(os.sched_getaffinity(0))
+    return threads * _SEARCH_BYTES * (2 * settings.search_voxels) ** 3
 
 
 def _require_one_kind(fixed: Input, moving: Input) -> None:

@@ -10,20 +10,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import BlockResult, Execution, Figures, Output, carry_out, side_by_side
+from comir_hpc.cluster import (
+    BlockResult,
+    Execution,
+    Figures,
+    Output,
+    carry_out,
+    recording_seconds,
+    side_by_side,
+    together,
+    writing_bytes,
+)
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
 from comir_hpc.host.places import require_apart
 from comir_hpc.ledger import Ledger, fingerprint
-from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.memory import available_bytes, expected_in_worker, expected_peak, in_words
 from comir_hpc.runs.html import table
 from comir_hpc.transforms import notes_on, read_transform
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
 from comir_hpc.warp.files import file_format
-from comir_hpc.warp.one_file import make_file, plan_file
+from comir_hpc.warp.one_file import LIBRARY_BYTES, make_file, plan_file
 from comir_hpc.warp.points import carry_points, require_table_name, write_text
-from comir_hpc.warp.resampling import WORKING_BYTES, Interpolation, Resampler, share_inside
+from comir_hpc.warp.resampling import Interpolation, Resampler, share_inside
 from comir_hpc.warp.result import WarpResult
 
 __all__ = ["Grid", "WarpResult", "plan_warp", "side_by_side", "table", "warp"]
@@ -104,7 +114,7 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
         "block": " x ".join(map(str, plan.core_zyx)),
         "blocks_of_this_part": len(part),
         "workers": settings.workers,
-        "peak_memory": in_words(settings.workers * predicted.peak_bytes),
+        "peak_memory": in_words(together(predicted.peak_bytes, settings.workers, LIBRARY_BYTES)),
         "available_memory": in_words(available_bytes()),
         "disk_at_most": in_words(predicted.num_bytes or 0),
         "files_at_most": predicted.files,
@@ -125,13 +135,22 @@ def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
     files = sum(
         1 + job.moving.num_channels * len(plan_blocks(n, s)) for n, s in zip(shapes, shards, strict=True)
     )
+    computing = per_voxel * math.prod(fixed.shape_zyx) * blocks / len(plan) / settings.workers
     return Figures(
         blocks=blocks,
-        seconds=per_voxel * math.prod(fixed.shape_zyx) * blocks / len(plan) / settings.workers,
-        peak_bytes=peak_bytes() + WORKING_BYTES + 3 * voxel * math.prod(shards[0]),
+        seconds=computing + recording_seconds(settings.out, blocks, files * blocks / len(plan)),
+        peak_bytes=_block_memory(job, plan),
         num_bytes=voxel * sum(map(math.prod, shapes)),
         files=1 + files,
     )
+
+
+def _block_memory(job: _Job, plan: BlockPlan) -> int:
+    """Memory of a process that does blocks: one computed, one that waits to be written, and what is packed of it."""
+    voxel = job.moving.num_channels * job.moving.dtype.itemsize
+    held = writing_bytes(max(block.write.size for block in plan) * voxel, len(plan))
+    more = LIBRARY_BYTES + held + job.resampler.needed_bytes([block.write for block in plan])
+    return expected_in_worker(more) if job.settings.workers > 1 else expected_peak(more)
 
 
 def _warp_to_file(settings: WarpSettings, progress: Progress | None, start: float) -> WarpResult:

@@ -7,6 +7,7 @@ at once by rounding only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,10 +25,11 @@ _METHOD = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubi
 # Moving voxels around the points that are looked up. A cubic spline's coefficients depend on all voxels, by a factor of
 # 0.27 less with each one farther away: 16 leave 1e-9.
 _MARGIN = {"linear": 2, "nearest": 2, "cubic": 16}
-WORKING_BYTES = 512 << 20
-"""Memory for a piece's moving region with ITK's copies of it."""
 _REGION_BYTES = 256 << 20  # of the moving volume read at once; a block that needs more is split
 _BENT_PIECE = 64  # voxels along each side for which the displacement of every voxel is held
+_DISPLACEMENT = 96  # bytes a voxel of a bent piece: points of both worlds, and the field that ITK reads
+_FORETOLD = 32  # blocks, at most, whose pieces are looked at to tell the memory
+_BENT_SPARE = 1.3  # of a bent piece's region over what a few blocks need
 _LATTICE = 16  # points along each axis at which overlap is sampled
 
 
@@ -116,6 +118,31 @@ class Resampler:
         high = np.ceil(index.max(axis=0)).astype(int) + 1 + margin
         return Box(tuple(low), tuple(high)).intersect(self.moving.grid.box)
 
+    def needed_bytes(self, boxes: Sequence[Box]) -> int:
+        """Most memory that resampling any of these boxes takes besides its result; nothing is read.
+
+        A few boxes are looked at, evenly spread, and of a bent transform one piece of each.
+        """
+        few = boxes[:: max(1, len(boxes) // _FORETOLD)]
+        if self._straight:
+            return max((self._piece_bytes(*pair) for box in few for pair in self._pieces(box)), default=0)
+        pieces = [_middle_of(box, _BENT_PIECE) for box in few[:: max(1, len(few) // 4)]]
+        needed = max((self._piece_bytes(*pair) for box in pieces for pair in self._pieces(box)), default=0)
+        return math.ceil(_BENT_SPARE * needed)
+
+    def _piece_bytes(self, piece: Box, region: Box) -> int:
+        """Most memory that one piece takes while it is filled, one channel after another."""
+        stored, channels = self.moving.dtype.itemsize, self.moving.num_channels
+        # What is read, and ITK's copy of one channel; a spline also has its coefficients, and ITK a copy of them.
+        read = region.size * ((channels + 1) * stored + (16 if self.interpolation == "cubic" else 0))
+        if self.interpolation == "nearest":
+            found = 3 * stored
+        elif self.moving.dtype.kind in "iu":
+            found = 3 * _wide_bytes(self.moving.dtype)  # as it is, clipped, rounded
+        else:
+            found = _wide_bytes(self.moving.dtype) + stored
+        return read + piece.size * (found + (0 if self._straight else _DISPLACEMENT))
+
     def _images(self, box: Box) -> FloatArray:
         """Find moving points, (N, 3) in mm, whose bounding box holds the images of all voxels of the box."""
         grid = self.fixed.crop(box)
@@ -183,11 +210,23 @@ def _is_wide_integer(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "iu" and dtype.itemsize == 8
 
 
+def _middle_of(box: Box, side: int) -> Box:
+    """Cut a cube of at most that side out of the middle of a box."""
+    sides = [min(n, side) for n in box.shape]
+    start = [a + (n - s) // 2 for a, n, s in zip(box.start, box.shape, sides, strict=True)]
+    stop = [a + s for a, s in zip(start, sides, strict=True)]
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
 def _wide(dtype: np.dtype[Any]) -> int:
     """SimpleITK's pixel type that holds interpolated values of a dtype without loss."""
-    small = dtype.itemsize <= 2 or dtype == np.float32
-    kind: int = sitk.sitkFloat32 if small else sitk.sitkFloat64
+    kind: int = sitk.sitkFloat32 if _wide_bytes(dtype) == 4 else sitk.sitkFloat64
     return kind
+
+
+def _wide_bytes(dtype: np.dtype[Any]) -> int:
+    """Bytes of a value of that type."""
+    return 4 if dtype.itemsize <= 2 or dtype == np.float32 else 8
 
 
 def _as_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
