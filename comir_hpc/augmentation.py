@@ -17,16 +17,22 @@ from comir_hpc.volume import Intensity
 
 @dataclass(frozen=True)
 class IntensityChange:
-    """How the intensities of one patch of one modality are varied; in units of the volume's standard deviation.
+    """How the intensities of one patch of one modality are varied.
 
     Attributes
     ----------
-    gamma, gain, shift, noise : float
-        Exponent on the clipped range, factor, added constant, standard deviation of white noise.
+    gamma : float
+        Exponent of the brightness, which is scaled to the clipped range before.
+    gain : float
+        Factor of the brightness.
+    shift : float
+        Constant that is added, in standard deviations of the volume's foreground.
+    noise : float
+        Standard deviation of white noise that is added, in standard deviations of the volume's foreground.
     bias_zyx : (3,)
-        Logarithmic gain at one edge of the patch against its centre, along each axis.
+        Logarithm of the gain at one edge of the patch against its centre, along each axis.
     noise_seed : int
-        Of the noise.
+        Seed of the noise.
     """
 
     gamma: float
@@ -38,13 +44,17 @@ class IntensityChange:
 
     @classmethod
     def plain(cls, noise_seed: int) -> IntensityChange:
-        """Leave the intensities as they are."""
+        """Make a change that leaves the intensities as they are."""
         return cls(1.0, 1.0, 0.0, 0.0, (0.0, 0.0, 0.0), noise_seed)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Normalisation of every channel on a device, (c, 1, 1, 1) each; the last three are in normalised units."""
+    """Numbers that normalise every channel, as tensors (c, 1, 1, 1) on a device.
+
+    `low`, `high`, `mean` and `std` are in the volume's own unit. `air`, `span` and `threshold` are in normalised units:
+    the value of air, the length of the clipped range, and where the foreground begins.
+    """
 
     low: Tensor
     high: Tensor
@@ -68,7 +78,10 @@ class Scale:
 
 
 def interpolate(values: Tensor, where: Tensor, scale: Scale) -> Tensor:
-    """Trilinear samples of normalised voxels (c, Z, Y, X) at `where` (z, y, x, 3), edge voxels held."""
+    """Sample normalised voxels (c, Z, Y, X) at `where` (z, y, x, 3) trilinearly; beyond the edge the last voxel counts.
+
+    Positions are those of torch's grid_sample: (x, y, z), -1 and 1 at the outer edges.
+    """
     source = (values.float().clamp(scale.low, scale.high) - scale.mean) / scale.std
     return F.grid_sample(
         source[None], where[None], mode="bilinear", padding_mode="border", align_corners=False
@@ -76,10 +89,14 @@ def interpolate(values: Tensor, where: Tensor, scale: Scale) -> Tensor:
 
 
 def vary(image: Tensor, offsets: Tensor, change: IntensityChange, scale: Scale) -> Tensor:
-    """Gamma on the clipped range, smooth bias and contrast about air, brightness, noise; (c, z, y, x)."""
+    """Vary the intensities of a normalised patch (c, z, y, x): gamma, smooth bias and gain, then shift and noise.
+
+    Gamma, bias and gain act on the brightness above air, so that air stays as dark as it is.
+    """
     if change == IntensityChange.plain(change.noise_seed):
         return image
     slopes = (b / max(1.0, (n - 1) / 2) for b, n in zip(change.bias_zyx, image.shape[1:], strict=True))
+    # Clamped, since a patch's corners add up the gains of three axes.
     field = sum((offsets[..., axis] * slope for axis, slope in enumerate(slopes)), torch.zeros(()))
     gain = field.clamp(-1, 1).exp() * change.gain
     bright = ((image - scale.air) / scale.span).clamp(0, 1).pow(change.gamma) * scale.span * gain

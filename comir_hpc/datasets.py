@@ -1,4 +1,4 @@
-"""The embedded example pair, and phantoms with a known answer."""
+"""Give the embedded example pair, and make phantoms with a known answer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ EMBEDDED = ("t1w", "t2w")
 
 
 def embedded_volume(modality: str) -> Path:
-    """Path of the embedded brain template of one modality: NIfTI, uint8, 2 mm, 96 x 114 x 96 voxels of MNI152.
+    """Return the path of the embedded brain template of one modality.
 
-    The two modalities, ``t1w`` and ``t2w``, lie on one grid (MNI152NLin2009cAsym, see LICENSE-ICBM.txt beside them).
+    It is a NIfTI file of uint8 with 96 x 114 x 96 voxels of 2 mm. The two modalities, ``t1w`` and ``t2w``, lie on one
+    grid (MNI152NLin2009cAsym; LICENSE-ICBM.txt is beside them).
 
     Raises
     ------
@@ -37,7 +38,7 @@ def embedded_volume(modality: str) -> Path:
 
 
 def embedded_landmarks() -> dict[str, NDArray[np.float64]]:
-    """The 32 anatomical fiducials of the embedded pair: name -> world LPS (x, y, z) in mm."""
+    """Return the 32 anatomical fiducials of the embedded pair, by name: world LPS (x, y, z) in mm."""
     text = (files("comir_hpc") / "data" / "landmarks.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return {row["name"]: np.array([float(row[a]) for a in "xyz"]) for row in rows}
@@ -46,10 +47,10 @@ def embedded_landmarks() -> dict[str, NDArray[np.float64]]:
 def phantom_pair(
     shape_zyx: Triple, *, seed: int = 0, num_structures: int = 24
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Two modalities of one generated specimen, aligned: smooth random blobs in an ellipsoid, no symmetry.
+    """Make two aligned modalities of one specimen: smooth random blobs in an ellipsoid, without symmetry.
 
-    Every structure has an intensity in each modality that says nothing about its intensity in the other, so
-    only structure connects the two.
+    The intensity of a structure in one modality says nothing about its intensity in the other. So only structure
+    connects the two.
 
     Returns
     -------
@@ -81,9 +82,9 @@ class Displacement:
     Parameters
     ----------
     rotation_zyx : (3, 3)
-        Acts on voxel vectors (z, y, x).
+        Rotation that acts on voxel vectors (z, y, x).
     shift_vox : (3,)
-        In voxels (z, y, x).
+        Shift in voxels (z, y, x).
     """
 
     rotation_zyx: NDArray[np.float64]
@@ -93,7 +94,7 @@ class Displacement:
     def draw(
         cls, rng: np.random.Generator, shape_zyx: Triple, *, largest_shift: float = 0.13
     ) -> Displacement:
-        """Any rotation of SO(3), and a shift of up to `largest_shift` of the mean side in any direction."""
+        """Draw any rotation of SO(3), and a shift in any direction of at most `largest_shift` times the mean side."""
         rotation = random_rotation(rng)
         heading = rng.standard_normal(3)
         length = rng.uniform(0, largest_shift * float(np.mean(shape_zyx)))
@@ -103,7 +104,7 @@ class Displacement:
     def in_plane(
         cls, rng: np.random.Generator, shape_zyx: Triple, *, largest_deg: float, largest_shift: float
     ) -> Displacement:
-        """A turn about z by up to `largest_deg` either way, a shift in the plane by up to a share of the mean side."""
+        """Draw a turn about z by at most `largest_deg`, and a shift in the plane, at most a share of the mean side."""
         rotation = rotation_by("z", rng.uniform(-largest_deg, largest_deg))
         heading = rng.uniform(0, 2 * np.pi)
         length = rng.uniform(0, largest_shift * float(np.mean(shape_zyx[1:])))
@@ -111,32 +112,33 @@ class Displacement:
 
     @classmethod
     def none(cls) -> Displacement:
-        """The specimen as it lies."""
+        """Leave the specimen as it lies."""
         return cls(np.eye(3), np.zeros(3))
 
 
 def displace(
     values: NDArray[Any], grid: Grid, displacement: Displacement, side: int
 ) -> tuple[NDArray[np.float32], Grid, Transform]:
-    """See a volume with a second scanner: resampled on a cube of `side` voxels in which the specimen lies displaced.
+    """Resample a volume as a second scanner would see it: on a cube of `side` voxels, with the specimen displaced.
 
-    A single slice, displaced in its plane, comes on a square. The specimen's centre comes to lie at the centre of the
-    cube, plus the shift. Linear interpolation by scipy, on purpose not the resampling that the pipeline uses: the known
-    answer must not share its errors.
+    A single slice is displaced in its plane, and put on a square. The specimen's centre comes to lie at the centre of
+    the cube, plus the shift. scipy interpolates linearly. On purpose this is not the resampling that the pipeline uses,
+    because the known answer must not share its errors.
 
     Returns
     -------
     values : (side, side, side) float32, or (1, side, side)
-        0 outside the source.
+        Displaced volume, 0 outside the source.
     grid : Grid
-        Of the second scanner: same spacing and direction, centred as the source.
+        Grid of the second scanner, with the spacing, the direction and the centre of the source's grid.
     truth : Transform
-        Source (fixed) to displaced (moving) world points.
+        True transform, from world points of the source (fixed) to those of the displaced volume (moving).
     """
     middle = (np.asarray(grid.shape_zyx) - 1) / 2
     shape = (1, side, side) if grid.planar else (side, side, side)
     centre = (np.asarray(shape) - 1) / 2
-    # moving index q of source index p: q = R (p - middle) + centre + shift; resampling needs the way back.
+    # A source index p moves to q = R (p - middle) + centre + shift. Resampling asks for p at each q, so it needs the
+    # inverse.
     back = displacement.rotation_zyx.T
     offset = middle - back @ (centre + displacement.shift_vox)
     moved = ndimage.affine_transform(
@@ -154,9 +156,10 @@ def displace(
 def degrade(
     values: NDArray[np.float32], rng: np.random.Generator, *, bias: float = 0.3, noise: float = 0.02
 ) -> NDArray[np.float32]:
-    """Multiply by a smooth bias field within exp(+-bias) and add Gaussian noise, a share of the brightest value.
+    """Multiply by a smooth bias field within exp(+-bias), and add Gaussian noise.
 
-    Magnitudes stay positive, as in a scanner: negative values are clipped to 0.
+    `noise` is its standard deviation as a share of the brightest values. Negative values are clipped to 0, since the
+    magnitudes that a scanner measures are not negative.
     """
     field = ndimage.zoom(rng.standard_normal((4, 4, 4)), np.asarray(values.shape) / 4, order=3)
     field *= bias / np.abs(field).max()

@@ -1,7 +1,8 @@
-"""What encoders can do, in figures: equivariance, agreement, retrieval, rank. Pure functions of maps and encoders.
+"""Measure the equivariance of encoders: over a group, and over all angles. Pure functions of encoders and images.
 
-`train` logs some of them while it runs, `evaluate` all of them, benchmarks call them directly. Definitions:
-docs/theory.md, section 8; how they are measured: docs/diagnostics.md.
+`train` logs it while it runs, `evaluate` measures it for any checkpoint, and benchmarks call these functions. Section 8
+of docs/theory.md defines it, and docs/diagnostics.md says how it is measured. Agreement, retrieval and rank are in
+`quality`.
 
 Axes: n patches or cubes, c image channels, l latent channels, z y x space; G elements of a group, A angles, K axes.
 """
@@ -38,28 +39,28 @@ def equivariance_errors(
 ) -> FloatArray:
     """Measure ``e(g) = mean |f(T_g x) - T_g f(x)|^2 / mean |f(x) - mean f(x)|^2`` for every element g of a group.
 
-    Nothing is interpolated: T_g permutes voxels. The means run over all cubes, over the voxels left when `trim_zyx`
-    is cut off each face, and over the mask; ``mean f(x)`` is each channel's. The padding at a cube's faces changes
-    what f is there: cut off as much as the network sees to measure the f of a large volume.
+    Nothing is interpolated: T_g permutes voxels. The means run over all cubes, over the voxels that are left when
+    `trim_zyx` is cut off each face, and over the mask. ``mean f(x)`` is taken for each channel. Padding at a cube's
+    faces changes f there. To measure the f of a large volume, cut off as much as the network sees.
 
     Parameters
     ----------
     encode : callable
-        The network of one modality.
+        Network of one modality.
     cubes : (n, c, z, y, x) float
-        Sides that elements exchange are equal, and all are multiples of the network's total stride: otherwise g would
-        not carry pooling cells onto pooling cells, and the error would be the grid's.
+        Cubes of the image. Sides that elements exchange must be equal. All sides must be multiples of the network's
+        total stride: otherwise g does not carry pooling cells onto pooling cells, and the error is that of the grid.
     group : Group
-        Reflections are allowed.
+        Elements that are measured; reflections are allowed.
     trim_zyx : three int
-        Voxels cut off both ends of each axis.
+        Voxels that are cut off both ends of each axis.
     mask : (n, z, y, x) bool, optional
         Voxels that count, in the frame of `cubes`; all by default.
 
     Returns
     -------
     (G,) float64
-        In the order of ``group.matrices``: 0 for the identity, NaN everywhere if the maps do not vary.
+        Errors in the order of ``group.matrices``: 0 for the identity, NaN everywhere if the maps do not vary.
 
     Raises
     ------
@@ -80,19 +81,20 @@ def equivariance_errors(
 
 @dataclass(frozen=True)
 class So3Curve:
-    """Equivariance error between the angles of any group.
+    """Equivariance error over all angles, also between those of any group.
 
     Attributes
     ----------
     angles_deg : (A,) float64
+        Angles of the rotations, in degrees.
     axes_zyx : (K, 3) float64
-        Unit vectors.
+        Axes of the rotations, as unit vectors.
     errors : (A, K) float64
-        e(R) of the rotation by an angle about an axis, resampling included.
+        Error e(R) of the rotation by each angle about each axis, with the error of resampling in it.
     floor : (A,) float64
-        What resampling alone can add to it, about the first axis: below it the curve says nothing.
+        Most that resampling alone can add to the error, measured about the first axis. Below it the curve says nothing.
     voxels : int
-        Compared.
+        Number of voxels that were compared.
     """
 
     angles_deg: FloatArray
@@ -102,7 +104,7 @@ class So3Curve:
     voxels: int
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; numbers rounded to five significant digits."""
+        """Return the curve ready for JSON, with numbers rounded to five significant digits."""
         arrays = ("angles_deg", "axes_zyx", "errors", "floor")
         rounded = {
             name: np.vectorize(_rounded, otypes=[object])(getattr(self, name)).tolist() for name in arrays
@@ -123,38 +125,45 @@ def so3_curve(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> So3Curve:
-    """Measure e(R) for rotations R of any angle, beside what the resampling that they need adds to it.
+    """Measure e(R) for rotations R of any angle, and beside it what the resampling that they need can add.
 
-    For each R the content is turned about the middle by cubic splines, a cube is cut from the middle and encoded, and
-    the representation of the unturned cube is turned likewise: f(T_R x) against T_R f(x), over the ball that lies
-    inside the trimmed cube however it is turned, and over the turned mask. Both sides carry the error of one
-    resampling. The floor resamples there and back, where both errors occur twice: ``|T_R^-1 T_R f(x) - f(x)|^2`` for
-    the representation plus ``|f(T_R^-1 T_R x) - f(x)|^2`` for the image, over the same variance. If the errors of two
-    resamplings in a row do not cancel, it bounds what resampling adds to e(R) from above.
+    For each R, the content is turned about the middle by cubic splines. A cube is cut from the middle and encoded. The
+    representation of the unturned cube is turned in the same way. Then f(T_R x) is compared with T_R f(x), over the
+    turned mask and over the ball that stays inside the trimmed cube in every rotation. Each of the two holds the error
+    of one resampling.
+
+    The floor resamples there and back, so that both errors occur twice. It is ``|T_R^-1 T_R f(x) - f(x)|^2`` for the
+    representation plus ``|f(T_R^-1 T_R x) - f(x)|^2`` for the image, divided by the same variance. If the errors of two
+    resamplings in a row do not cancel, the floor is an upper bound of what resampling adds to e(R).
 
     Parameters
     ----------
     encode : callable
-        The network of one modality.
+        Network of one modality.
     surroundings : (n, c, Z, Y, X) float32
-        Cubes with what lies around them: sqrt(3) times their sides and a few voxels more, so that turned corners hold
-        image and not padding. The parities of the sides are those of `side_zyx`.
+        Cubes with what lies around them. They need sqrt(3) times the cube's sides and a few voxels more, so that turned
+        corners hold image and not padding. Their sides are odd where those of `side_zyx` are odd.
     side_zyx : three int
-        Voxels of the cube that is encoded: multiples of the total stride.
+        Sides in voxels of the cube that is encoded: multiples of the total stride.
     angles_deg : sequence of A float
+        Angles of the rotations, in degrees.
     axes_zyx : (K, 3), optional
-        Spread over the hemisphere by default; z alone for single slices.
+        Axes of the rotations. By default they are spread over the hemisphere; for single slices it is z alone.
     spacing_zyx : three float
-        Of voxels: rotations are those of the world, which are no rotations of anisotropic voxels.
+        Voxel spacing in any one unit. Rotations are those of the world, which are no rotations of anisotropic voxels.
     trim_zyx : three int
-        Voxels at each face that padding may reach.
+        Number of voxels at each face that are left out, because padding may reach them.
     mask : (n, Z, Y, X) bool, optional
-        Voxels that count, in the frame of `surroundings`.
+        Voxels that count, in the frame of `surroundings`; all by default.
+    device : torch device
+        Where the network is.
+    progress : callable, optional
+        Function that is called as ``progress(done, total)`` after each angle.
 
     Returns
     -------
     So3Curve
-        NaN if the maps do not vary.
+        Errors and floor by angle; NaN if the maps do not vary.
 
     Raises
     ------
@@ -177,14 +186,11 @@ def so3_curve(
     return So3Curve(np.asarray(angles_deg, dtype=np.float64), axes, errors, floor, measured.voxels)
 
 
-# ---------------------------------------------------------------------- agreement and rank
-
-
 # ---------------------------------------------------------------------- sums
 
 
 def _kept(maps: Tensor, trim_zyx: Sequence[int], mask: Tensor | None) -> Tensor:
-    """Voxels that count, bool (n, 1, z, y, x)."""
+    """Mark the voxels that count, bool (n, 1, z, y, x)."""
     n, _, *shape = maps.shape
     kept = torch.zeros((n, 1, *shape), dtype=torch.bool, device=maps.device)
     inner = [slice(cut, side - cut) for cut, side in zip(trim_zyx, shape, strict=True)]

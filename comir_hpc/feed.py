@@ -1,4 +1,4 @@
-"""Feed a training: draws and the boxes that they need, read ahead by other processes."""
+"""Feed a training with draws and with the boxes that they need, which other processes read ahead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from comir_hpc.patches import Draw, PatchSampler
 
 
 class _Boxes(Dataset[list[Tensor]]):
-    """What a reader process does: open the volumes once, then read the box of one sample at a time."""
+    """Open the volumes once in a reader process, then read the box of one sample at a time."""
 
     def __init__(self, sampler: PatchSampler) -> None:
         self.sampler = sampler
@@ -22,7 +22,7 @@ class _Boxes(Dataset[list[Tensor]]):
 
 
 def _ignore_signals(worker: int) -> None:
-    # The scheduler signals every process of the job; the main one saves and then ends its readers.
+    # The scheduler sends its signals to every process of the job. The main process saves, and then ends its readers.
     del worker
     for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
@@ -31,12 +31,18 @@ def _ignore_signals(worker: int) -> None:
 def feed(
     sampler: PatchSampler, steps: range, indices: Sequence[int], *, workers: int
 ) -> Iterator[tuple[list[Draw], list[list[Tensor]]]]:
-    """Draws and source boxes of the samples `indices` of every step, in order.
+    """Give, step by step, the draws of the samples `indices` and the source boxes read for them.
 
     Parameters
     ----------
+    sampler : PatchSampler
+        Draws the samples and reads their boxes.
+    steps : range
+        Numbers of the optimiser steps.
+    indices : sequence of int
+        Numbers of this rank's samples in each step.
     workers : int
-        Processes that read ahead; 0, or volumes that are all in memory: read here.
+        Number of processes that read ahead. With 0, or when all volumes are in memory, this process reads.
     """
     ahead = workers > 0 and not sampler.specimens[0].cached
     boxes = iter(_readers(sampler, steps, indices, workers)) if ahead else None
@@ -56,8 +62,9 @@ def _readers(
         sampler=((step, index) for step in steps for index in indices),
         batch_size=None,
         num_workers=workers,
+        # Two steps are read ahead, spread over the workers.
         prefetch_factor=max(2, -(-2 * len(indices) // workers)),
-        # zarrs and torch's own threads do not survive a fork.
+        # A new process, and not a fork: the threads of tensorstore and torch do not survive a fork.
         multiprocessing_context="spawn",
         worker_init_fn=_ignore_signals,
     )

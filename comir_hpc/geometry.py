@@ -1,6 +1,6 @@
-"""Voxel grids in the world, boxes of voxels, and the plan that splits a volume into blocks.
+"""Describe voxel grids in the world and boxes of voxels, and plan how a volume is split into blocks.
 
-Two orders meet here and nowhere else: arrays are indexed (z, y, x); world points are ITK's LPS (x, y, z) in
+Two orders meet here and nowhere else. Arrays are indexed (z, y, x); world points are ITK's LPS (x, y, z) in
 millimetres. `Grid` is the only place where one becomes the other. Pure numpy: nothing is read or written.
 """
 
@@ -75,14 +75,14 @@ class Grid:
     shape_zyx : three int
         Voxels along z, y, x, each at least 1.
     spacing_zyx : three float
-        Distance between voxel centres along z, y, x, in `unit`, positive.
+        Distance between voxel centres along z, y, x, in `unit`. Each is positive.
     origin_xyz : three float
         World position (LPS) of the centre of voxel (0, 0, 0), in `unit`.
     direction : 3 x 3 float
-        ITK's direction matrix: column j is the world direction in which index axis j of (x, y, z) grows.
-        Orthonormal; determinant -1 (a flipped axis) is allowed.
+        ITK's direction matrix: column j is the world direction in which index axis j of (x, y, z) grows. It is
+        orthonormal; a determinant of -1 (a flipped axis) is allowed.
     unit : str
-        Unit of `spacing_zyx` and `origin_xyz`; every world coordinate given by the methods is in mm.
+        Unit of `spacing_zyx` and `origin_xyz`. The methods give every world coordinate in mm.
 
     Raises
     ------
@@ -107,7 +107,8 @@ class Grid:
                 f"a grid of {self.shape_zyx} voxels (z, y, x) is empty; expected at least one along each axis"
             )
         if any(s < 0 for s in self.spacing_zyx):
-            # No advice to give another spacing: it would hide that the axis runs backwards, and mirror the volume.
+            # The message does not advise to give another spacing. That would hide that the axis runs backwards, and
+            # mirror the volume.
             raise VolumeError(
                 f"spacing {self.spacing_zyx} {self.unit} (z, y, x) is negative: expected lengths, and an axis that "
                 "runs backwards in the direction; export the volume again"
@@ -120,7 +121,8 @@ class Grid:
         if not all(math.isfinite(o) for o in self.origin_xyz):
             raise VolumeError(f"origin {self.origin_xyz} {self.unit} (x, y, z) is not finite")
         columns = np.asarray(self.direction)
-        # 1e-3: NIfTI keeps its orientation in single precision and scanners round theirs to four digits.
+        # The tolerance is 1e-3: NIfTI keeps its orientation in single precision, and scanners round theirs to four
+        # digits.
         if not np.allclose(columns.T @ columns, np.eye(3), atol=1e-3):
             raise VolumeError(
                 f"direction {np.round(columns, 4).tolist()} is not orthonormal (sheared axes); "
@@ -129,7 +131,7 @@ class Grid:
 
     @property
     def spacing_mm(self) -> Vector:
-        """Spacing along z, y, x in mm."""
+        """Distance between voxel centres along z, y, x in mm."""
         z, y, x = (s * MM_PER_UNIT[self.unit] for s in self.spacing_zyx)
         return z, y, x
 
@@ -141,28 +143,28 @@ class Grid:
 
     @property
     def extent_mm(self) -> Vector:
-        """Side lengths along z, y, x in mm, outer edge to outer edge."""
+        """Side lengths along z, y, x in mm, from outer edge to outer edge."""
         z, y, x = (n * s for n, s in zip(self.shape_zyx, self.spacing_mm, strict=True))
         return z, y, x
 
     @property
     def planar(self) -> bool:
-        """Whether this is a single slice: one voxel along z, of which the spacing is no more than a thickness."""
+        """Whether this is a single slice: one voxel along z, whose spacing there is only a thickness."""
         return self.shape_zyx[0] == 1
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """Array axes (0 is z) along which there is something to see: (1, 2) of a single slice, else all three."""
+        """Array axes (0 is z) that count: (1, 2) for a single slice, otherwise all three."""
         return (1, 2) if self.planar else (0, 1, 2)
 
     @property
     def finest_mm(self) -> float:
-        """Smallest spacing along `axes`, in mm: what a voxel is when errors are counted in voxels."""
+        """Smallest spacing along `axes` in mm. It is the length of a voxel when errors are counted in voxels."""
         return min(self.spacing_mm[axis] for axis in self.axes)
 
     @property
     def mean_side_mm(self) -> float:
-        """Mean side along `axes`, in mm: what errors are measured against."""
+        """Mean side length along `axes` in mm. Errors are compared with it."""
         return float(np.mean([self.extent_mm[axis] for axis in self.axes]))
 
     @property
@@ -172,35 +174,36 @@ class Grid:
 
     @property
     def matrix_mm(self) -> FloatArray:
-        """4 x 4 matrix from homogeneous voxel index (z, y, x, 1) to world (x, y, z, 1) in mm."""
+        """Matrix (4, 4) from homogeneous voxel index (z, y, x, 1) to world (x, y, z, 1) in mm."""
         matrix = np.eye(4)
+        # Columns in reverse: ITK's direction and spacing have one column for x, y, z, but an index is (z, y, x).
         spacing_xyz = np.asarray(self.spacing_mm[::-1])
         matrix[:3, :3] = (np.asarray(self.direction) * spacing_xyz)[:, ::-1]
         matrix[:3, 3] = self.origin_mm
         return matrix
 
     def world_mm(self, points_zyx: ArrayLike) -> FloatArray:
-        """World positions (..., 3) as (x, y, z) in mm of continuous voxel indices (..., 3) as (z, y, x)."""
+        """Convert continuous voxel indices (..., 3) as (z, y, x) into world positions (..., 3) as (x, y, z) in mm."""
         matrix = self.matrix_mm
         world: FloatArray = np.asarray(points_zyx, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
         return world
 
     def index_zyx(self, points_mm: ArrayLike) -> FloatArray:
-        """Continuous voxel indices (..., 3) as (z, y, x) of world positions (..., 3) as (x, y, z) in mm."""
+        """Convert world positions (..., 3) as (x, y, z) in mm into continuous voxel indices (..., 3) as (z, y, x)."""
         inverse = np.linalg.inv(self.matrix_mm)
         index: FloatArray = np.asarray(points_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
         return index
 
     def corners_mm(self) -> FloatArray:
-        """World positions of the eight outer corners, shape (8, 3), (x, y, z) in mm."""
+        """Return the world positions of the eight outer corners, shape (8, 3), (x, y, z) in mm."""
         edges = [(-0.5, n - 0.5) for n in self.shape_zyx]
         return self.world_mm(np.asarray(list(itertools.product(*edges))))
 
     def downsampled(self, factors_zyx: Sequence[int]) -> Grid:
-        """Grid of the means over blocks of `factors_zyx` voxels; a partial block at the end counts as one.
+        """Return the grid of the means over blocks of `factors_zyx` voxels; a partial block at the end counts as one.
 
-        The centre of the first coarse voxel lies (factor - 1) / 2 fine voxels in: forgetting it is the
-        half-voxel error of many pyramids.
+        The centre of the first coarse voxel lies (factor - 1) / 2 fine voxels further in. Many pyramids forget this,
+        which is an error of half a voxel.
         """
         factors = np.asarray(factors_zyx, dtype=np.float64)
         start = self.world_mm((factors - 1) / 2) / MM_PER_UNIT[self.unit]
@@ -215,7 +218,7 @@ class Grid:
         )
 
     def crop(self, box: Box) -> Grid:
-        """Grid of the voxels inside `box`."""
+        """Return the grid of the voxels inside `box`."""
         start = self.world_mm(box.start) / MM_PER_UNIT[self.unit]
         return Grid(box.shape, self.spacing_zyx, _triple(start.tolist(), float), self.direction, self.unit)
 
@@ -225,16 +228,17 @@ class Grid:
         return Box((0, 0, 0), self.shape_zyx)
 
     def agrees_with(self, other: Grid, tolerance: float = 1e-3) -> bool:
-        """Whether two grids put every voxel at the same place, to `tolerance` of a voxel; a slice may be thicker."""
+        """Say whether two grids put every voxel at one place, to `tolerance` of a voxel; a slice may be thicker."""
         if self.shape_zyx != other.shape_zyx:
             return False
+        # Along an axis of one voxel only its centre is compared, because its spacing is only a thickness.
         ends = [(0.0,) if n == 1 else (-0.5, n - 0.5) for n in self.shape_zyx]
         corners = np.asarray(list(itertools.product(*ends)))
         distance = np.abs(self.world_mm(corners) - other.world_mm(corners)).max()
         return bool(distance <= tolerance * self.finest_mm)
 
     def overlap_fraction(self, other: Grid, samples: int = 16) -> float:
-        """Share of this grid's extent, sampled on `samples`^3 points, that lies inside `other`."""
+        """Measure the share of this grid's extent that lies inside `other`, on `samples`^3 points; in [0, 1]."""
         axes = [(np.arange(samples) + 0.5) / samples * n - 0.5 for n in self.shape_zyx]
         points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
         index = other.index_zyx(self.world_mm(points))
@@ -242,7 +246,7 @@ class Grid:
         return float(inside.mean())
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready form; `Grid.from_dict` reads it back."""
+        """Return the grid ready for JSON; `Grid.from_dict` reads it back."""
         return {
             "shape_zyx": list(self.shape_zyx),
             "spacing_zyx": list(self.spacing_zyx),
@@ -265,7 +269,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Box:
-    """A half-open box of voxels: `start` inside, `stop` outside, both (z, y, x)."""
+    """A half-open box of voxels: `start` is inside, `stop` is outside, both (z, y, x)."""
 
     start: Triple
     stop: Triple
@@ -276,7 +280,7 @@ class Box:
 
     @property
     def shape(self) -> Triple:
-        """Voxels along z, y, x; zero where the box is empty."""
+        """Number of voxels along z, y, x; zero where the box is empty."""
         z, y, x = (max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
@@ -292,28 +296,28 @@ class Box:
         return z, y, x
 
     def slices_in(self, outer: Box) -> tuple[slice, slice, slice]:
-        """Slices that cut this box out of an array that holds `outer`."""
+        """Return the slices that cut this box out of an array that holds `outer`."""
         return self.shifted(tuple(-a for a in outer.start)).slices
 
     def intersect(self, other: Box) -> Box:
-        """Voxels in both boxes (possibly none)."""
+        """Return the box of the voxels in both boxes (possibly none)."""
         start = tuple(map(max, self.start, other.start))
         stop = tuple(max(a, b) for a, b in zip(start, map(min, self.stop, other.stop), strict=True))
         return Box(_triple(start, int), _triple(stop, int))
 
     def contains(self, other: Box) -> bool:
-        """Whether every voxel of `other` is in this box (an empty one is in any)."""
+        """Say whether every voxel of `other` is in this box; an empty box is in any."""
         return other.size == 0 or self.intersect(other).shape == other.shape
 
     def grown(self, margin_zyx: Sequence[int]) -> Box:
-        """The box with `margin_zyx` voxels more on each side."""
+        """Return the box with `margin_zyx` voxels more on each side."""
         return Box(
             _triple([a - m for a, m in zip(self.start, margin_zyx, strict=True)], int),
             _triple([b + m for b, m in zip(self.stop, margin_zyx, strict=True)], int),
         )
 
     def shifted(self, offset_zyx: Sequence[int]) -> Box:
-        """The box moved by `offset_zyx` voxels."""
+        """Return the box moved by `offset_zyx` voxels."""
         return Box(
             _triple([a + o for a, o in zip(self.start, offset_zyx, strict=True)], int),
             _triple([b + o for b, o in zip(self.stop, offset_zyx, strict=True)], int),
@@ -325,7 +329,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Block:
-    """One unit of work: the box that it writes, on the shard grid, and the box that it may read."""
+    """One unit of work: its number, the box that it writes, on the shard grid, and the box that it may read."""
 
     index: int
     write: Box
@@ -334,7 +338,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockPlan(Sequence[Block]):
-    """Every block of a volume, by number, made when asked for (a plan of a million blocks costs nothing)."""
+    """Every block of a volume by number. A block is made when it is asked for: a plan of a million costs nothing."""
 
     shape_zyx: Triple
     core_zyx: Triple
@@ -342,7 +346,7 @@ class BlockPlan(Sequence[Block]):
 
     @property
     def counts_zyx(self) -> Triple:
-        """Blocks along z, y, x."""
+        """Number of blocks along z, y, x."""
         z, y, x = (-(-n // c) for n, c in zip(self.shape_zyx, self.core_zyx, strict=True))
         return z, y, x
 
@@ -363,7 +367,10 @@ class BlockPlan(Sequence[Block]):
         return (self[i] for i in range(len(self)))
 
     def part(self, number: int, parts: int) -> range:
-        """Block indices of part `number` of `parts` (from 1), contiguous and balanced to one block."""
+        """Return the block numbers of part `number` of `parts` (from 1).
+
+        They follow each other, and parts differ by at most one block.
+        """
         if not 1 <= number <= parts:
             raise ConfigError(f"part {number}/{parts} does not exist; expected 1/{parts} to {parts}/{parts}")
         return range(len(self) * (number - 1) // parts, len(self) * number // parts)
@@ -378,8 +385,8 @@ def plan_blocks(
 ) -> BlockPlan:
     """Split a volume into blocks whose written boxes tile it and lie on the shard grid.
 
-    A shard that two writers touch loses data silently (zarr-python 3682), so a block's written box is a whole
-    number of shards, the volume's end apart.
+    A shard that two writers touch loses data without a word (zarr-python 3682). So the box that a block writes is a
+    whole number of shards, except at the volume's end.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
-"""Rotations of a voxel grid that need no interpolation: finite groups of signed axis permutations.
+"""Rotate voxel grids without interpolation: finite groups of signed axis permutations.
 
-Every matrix acts on column vectors (z, y, x) in voxel index space about the array's centre. On anisotropic voxels a
-rotation of index space is no rotation of the world; `group_for_spacing` picks the elements for which it is.
+Every matrix acts on column vectors (z, y, x) in voxel index space, about the array's centre. On anisotropic voxels a
+rotation of index space is no rotation of the world; `group_for_spacing` picks the elements for which it is one.
 
-Pure numpy at import; tensors are recognised by their methods, so that the command line can name groups without loading
-torch. Derivations: docs/theory.md, sections 2 and 5.
+Only numpy is imported at first. Tensors are recognised by their methods, so that the command line can name groups
+without loading torch. Derivations: docs/theory.md, sections 2 and 5.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Group:
     Parameters
     ----------
     name : str
-        As in `GROUP_NAMES`.
+        Name of the group, one of `GROUP_NAMES`.
     matrices : (G, 3, 3) int64, read-only
-        Elements in zyx index space; the first is the identity.
+        Elements in zyx index space, the identity first.
     """
 
     name: str
@@ -67,13 +67,13 @@ class Group:
 
     @cached_property
     def table(self) -> IntArray:
-        """Return the composition table, (G, G): ``matrices[table[i, j]] == matrices[i] @ matrices[j]``."""
+        """Composition table, (G, G): ``matrices[table[i, j]] == matrices[i] @ matrices[j]``."""
         products = self.matrices[:, None] @ self.matrices[None]
         return np.array([[self.index(product) for product in row] for row in products], dtype=np.int64)
 
     @cached_property
     def inverses(self) -> IntArray:
-        """Return the number of every element's inverse, (G,)."""
+        """Number of every element's inverse, (G,)."""
         return np.array([self.index(matrix.T) for matrix in self.matrices], dtype=np.int64)
 
     def compose(self, i: int, j: int) -> int:
@@ -86,45 +86,45 @@ class Group:
 
     @property
     def tied_axes(self) -> tuple[tuple[int, ...], ...]:
-        """Return the array axes (0 is z) that elements carry onto each other: O ((0, 1, 2),), D4 ((0,), (1, 2))."""
+        """Array axes (0 is z) that elements carry onto each other: ((0, 1, 2),) for O, ((0,), (1, 2)) for D4."""
         carried = (self.matrices != 0).any(axis=0)
         return tuple(sorted({tuple(int(axis) for axis in np.flatnonzero(row)) for row in carried}))
 
     @property
     def needs_cubic(self) -> bool:
-        """Say whether an element carries z onto y or x: such groups need cubic patches and isotropic pooling."""
+        """Whether an element carries z onto y or x; such groups need cubic patches and isotropic pooling."""
         return bool(self.matrices[:, 0, 1:].any())
 
     @property
     def is_planar(self) -> bool:
-        """Say whether every element leaves z alone, so that the group acts on single slices (2D)."""
+        """Whether every element leaves z alone, so that the group acts on single slices (2D)."""
         return bool((self.matrices[:, 0, 0] == 1).all())
 
     @property
     def rotations(self) -> IntArray:
-        """Return the elements that keep handedness (determinant +1), (H, 3, 3)."""
+        """Elements that keep handedness (determinant +1), (H, 3, 3)."""
         return np.asarray(self.matrices[np.round(np.linalg.det(self.matrices)) == 1])
 
     @cached_property
     def farthest_angle_deg(self) -> float:
-        """Return the angle from the farthest rotation to the nearest element, degrees.
+        """Largest angle, in degrees, from any rotation to the nearest element.
 
-        Over SO(3): 62.8 for O, 98.4 for D4, 120 for D2, 180 for the trivial group. Of planar groups, over the
-        turns in the plane: 45 for C4. What training on the group alone leaves uncovered, hence what joint
-        continuous rotations have to bridge.
+        Over SO(3) it is 62.8 for O, 98.4 for D4, 120 for D2 and 180 for the trivial group. Planar groups are measured
+        over the turns in the plane: 45 for C4. Training on the group alone leaves this much uncovered, which joint
+        continuous rotations have to cover.
         """
         if self.is_planar:
             return 180.0 / len(self.rotations)
         return covering_radius_deg(self.rotations)
 
-    def require_invariant(self, values_zyx: Sequence[float], what: str) -> None:
+    def require_invariant(self, values_zyx: Sequence[float], label: str) -> None:
         """Refuse a per-axis quantity, such as a patch shape or pooling factors, that the group would change.
 
         Parameters
         ----------
         values_zyx : three numbers
-            One an array axis.
-        what : str
+            The quantity along each array axis.
+        label : str
             Name of the quantity, for the message.
 
         Raises
@@ -138,7 +138,7 @@ class Group:
                 smaller = ("C2",) if self.is_planar else ("D4", "D2")
                 free = [name for name in smaller if _keeps(_group(name), values_zyx)]
                 raise ConfigError(
-                    f"{what} is {tuple(values_zyx)} along (z, y, x), but group {self.name} carries the axes "
+                    f"{label} is {tuple(values_zyx)} along (z, y, x), but group {self.name} carries the axes "
                     f"{tied} onto each other and needs equal values there; make them equal, "
                     f"or use group {' or '.join([*free, 'trivial'])}"
                 )
@@ -188,14 +188,14 @@ def rotation_group(name: str) -> Group:
     Parameters
     ----------
     name : str
-        ``O`` (24 elements, isotropic voxels), ``D4`` (8, four-fold axis z), ``D2`` (4), ``trivial`` (1); in one
-        slice ``C4`` (4 quarter turns about z), ``C2`` (2). With reflections, which change handedness and serve
-        as joint augmentation only: ``Oh`` (48), ``D4h`` (16), ``D2h`` (8), ``C4v`` (8).
+        Name of the group: ``O`` (24 elements, isotropic voxels), ``D4`` (8, four-fold axis z), ``D2`` (4) or
+        ``trivial`` (1). For single slices: ``C4`` (4 quarter turns about z) or ``C2`` (2). With reflections, which
+        change handedness and serve as joint augmentation only: ``Oh`` (48), ``D4h`` (16), ``D2h`` (8), ``C4v`` (8).
 
     Raises
     ------
     ConfigError
-        For another name; the nearest known one is in the message.
+        If the name is unknown; the message says which one is nearest.
     """
     if name not in _TESTS:
         near = difflib.get_close_matches(
@@ -224,22 +224,22 @@ def group_for_spacing(
 ) -> Group:
     """Return the largest rotation group under which voxels of this spacing keep their shape (`auto`).
 
-    Pass the spacing at which the data was acquired: thick slices resampled to cubes keep their blur along z,
-    and D4 stays the honest group for them.
+    Pass the spacing at which the data was acquired. Thick slices that were resampled to cubes keep their blur along z,
+    so that D4 is still the right group for them.
 
     Parameters
     ----------
     spacing_zyx : three float
-        Distance between voxels, any one unit.
+        Distance between voxels, in any one unit.
     tolerance : float
-        Largest relative difference that counts as equal.
+        Largest relative difference between spacings that count as equal.
     planar : bool
-        For single slices: C4 when y and x agree, otherwise C2.
+        Whether these are single slices. The group is then C4 if y and x agree, otherwise C2.
 
     Raises
     ------
     ConfigError
-        If there are not three positive finite spacings.
+        If the spacing is not three positive finite numbers.
     """
     spacing = np.asarray(spacing_zyx, dtype=float)
     if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
@@ -265,14 +265,14 @@ def act(volume: VolumeT, matrix: ArrayLike) -> VolumeT:
     Parameters
     ----------
     volume : array or tensor, (..., z, y, x)
-        Any dtype; gradients pass through tensors.
+        Values of any dtype. Gradients pass through tensors.
     matrix : (3, 3)
         Signed permutation in zyx order, such as an element of a `Group`.
 
     Returns
     -------
-    Same kind as `volume`. A numpy result is a view; a tensor is one when nothing is mirrored, and otherwise a
-    copy, because torch has no negative strides.
+    An array or a tensor, as `volume` is. A numpy result is a view. A tensor is a view if nothing is mirrored, and
+    otherwise a copy, because torch has no negative strides.
 
     Raises
     ------
@@ -306,9 +306,9 @@ def act_each(batch: VolumeT, matrices: ArrayLike) -> VolumeT:
     Parameters
     ----------
     batch : array or tensor, (n, ..., z, y, x)
-        Sides that the matrices exchange must be equal.
+        Samples, one after the other. Sides that the matrices exchange must be equal.
     matrices : (n, 3, 3)
-        Signed permutations in zyx order.
+        Signed permutation of each sample, in zyx order.
 
     Raises
     ------

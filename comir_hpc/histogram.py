@@ -1,7 +1,7 @@
-"""What values a volume holds, counted block by block: exact for 8 and 16 bits, finely binned for wider types.
+"""Count the values of a volume block by block: exactly for 8 and 16 bits, in fine bins for wider types.
 
-Counts are integers, so blocks may come in any order, from any process, twice resumed: the sum is the same to the
-last bit.
+Counts are integers. So blocks may come in any order and from any process, also after a stop: the sum is the same to
+the last bit.
 """
 
 from __future__ import annotations
@@ -16,35 +16,39 @@ from numpy.typing import DTypeLike, NDArray
 from comir_hpc.errors import VolumeError
 from comir_hpc.volume import Intensity
 
-_PIECE = 1 << 20  # values counted at once: what numpy makes on the way stays in the cache
-_KEPT_BITS = 20  # sign, 8 of exponent, 11 of mantissa: bins of 1/2048 of the distance from the centre
+_PIECE = 1 << 20  # values counted at once, so that numpy's intermediate arrays stay in the processor's cache
+_KEPT_BITS = 20  # sign, 8 bits of exponent, 11 of mantissa: a bin is 1/2048 of the distance from the centre
 _LOW, _HIGH = 0.001, 0.999  # percentiles 0.1 and 99.9
 
 
 class Histogram:
     """Counts of one channel's values.
 
-    Values of 8 and 16 bits (float16 too) have a bin each. Wider ones are binned by the leading bits of their distance
-    from `centre`: bins are fine where most values are, wherever that is, and no range must be known beforehand.
+    Values of 8 and 16 bits (also float16) have a bin each. Wider ones are binned by the leading bits of their distance
+    from `centre`. So bins are fine where most values are, wherever that is, and no range has to be known before.
 
     Parameters
     ----------
     dtype : dtype
-        Of the values that will be added.
+        Type of the values that will be added.
     centre : float
-        A typical value, e.g. a median of samples; the same for every histogram that is merged.
+        A typical value, e.g. a median of samples. Histograms that are merged must have the same one.
     """
 
     def __init__(self, dtype: DTypeLike, centre: float = 0.0) -> None:
         self.dtype = np.dtype(dtype)
-        # An integer's distance from an integer is an integer: small ones stay exact. The rest is float32's grid.
+        # The distance between two integers is an integer, so small distances stay exact. For floats the centre is
+        # rounded to float32, in which the distances are computed.
         self.centre = float(np.rint(centre)) if self.dtype.kind in "iu" else float(np.float32(centre))
         self.minimum, self.maximum = np.inf, -np.inf
         self.exact = self.dtype.itemsize <= 2
         self._counts = np.zeros(1 << (8 * self.dtype.itemsize if self.exact else _KEPT_BITS), dtype=np.int64)
 
     def add(self, values: NDArray[Any], counted: NDArray[Any] | None = None) -> None:
-        """Count finite values of any shape: all of them, or `counted` which are some of them. The range is of all."""
+        """Count finite values of any shape: all `values`, or only `counted`, which are some of them.
+
+        Smallest and largest value are always those of `values`.
+        """
         if not values.size:
             return
         self.minimum = min(self.minimum, float(values.min()))
@@ -61,27 +65,27 @@ class Histogram:
         self.maximum = max(self.maximum, float(record["range"][1]))
 
     def record(self) -> dict[str, NDArray[Any]]:
-        """The counts in a form to be stored, without the empty bins."""
+        """Return the counts in a form that can be stored, without the empty bins."""
         keys = np.flatnonzero(self._counts)
         span = np.array([self.minimum, self.maximum], dtype=np.float64)
         return {"keys": keys.astype(np.uint32), "counts": self._counts[keys], "range": span}
 
     def values(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Values that occur (for wide types the middle of their bin), ascending, and how often."""
+        """Return the values that occur, ascending, and how often; for wide types the value is the middle of its bin."""
         keys = np.flatnonzero(self._counts)
         return np.clip(self._values(keys), self.minimum, self.maximum), self._counts[keys]
 
     @property
     def count(self) -> int:
-        """How many values were counted."""
+        """Number of values that were counted."""
         return int(self._counts.sum())
 
     def holds(self, value: float) -> bool:
-        """Whether a value occurs (for wide types: one of its bin)."""
+        """Say whether a value occurs; for wide types, whether any value of its bin does."""
         return bool(self._counts[self._keys(np.array([value], self.dtype))[0]])
 
     def without(self, values: Sequence[float]) -> Histogram:
-        """Return a histogram of the other values. Of wide types whole bins are left out."""
+        """Return a histogram of the other values; for wide types whole bins are left out."""
         rest = Histogram(self.dtype, self.centre)
         rest._counts = self._counts.copy()
         rest._counts[self._keys(np.array(values, self.dtype))] = 0
@@ -93,7 +97,7 @@ class Histogram:
 
     @property
     def constant(self) -> bool:
-        """Whether all values are one (or there are none)."""
+        """Whether all values are equal, or there are none."""
         return self.minimum >= self.maximum
 
     def _keys(self, values: NDArray[Any]) -> NDArray[np.intp]:
@@ -125,7 +129,9 @@ class Histogram:
 
 
 def _sortable(bits: NDArray[Any], width: int) -> NDArray[Any]:
-    """Bits of floats as unsigned integers in the order of the floats: negative ones turned around."""
+    """Turn the bits of floats into unsigned integers that have the order of the floats."""
+    # Positive floats are ordered like their bits, negative ones in reverse: their bits are inverted, and the sign bit
+    # of the positive ones is set.
     unsigned, signed = bits.dtype, np.dtype(f"i{width // 8}")
     mask = (bits.view(signed) >> signed.type(width - 1)).view(unsigned) | unsigned.type(1 << (width - 1))
     keys: NDArray[Any] = mask ^ bits
@@ -139,21 +145,23 @@ def _unsortable(keys: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def intensity_of(histogram: Histogram, foreground_above: float | None = None) -> Intensity:
-    """How a channel becomes network input, from its histogram.
+    """Find, from its histogram, how a channel becomes network input.
 
-    `low` is the percentile 0.1 of the whole volume, so that dark structure inside the specimen (pores, fluid) is kept;
-    `high` is the percentile 99.9 of the foreground; mean and standard deviation are those of the foreground clipped to
-    them. Where the foreground holds a single value (a binary image) they are the whole volume's.
+    `low` is the percentile 0.1 of the whole volume, so that dark structure inside the specimen (pores, fluid) is kept.
+    `high` is the percentile 99.9 of the foreground. Mean and standard deviation are those of the foreground, clipped to
+    these two. Where the foreground holds a single value (a binary image), all of them are the whole volume's.
 
     Parameters
     ----------
+    histogram : Histogram
+        Counts of the channel's values.
     foreground_above : float, optional
-        Where the specimen begins; `foreground_threshold` when not given.
+        Value above which a voxel is specimen; `foreground_threshold` finds it when it is not given.
 
     Raises
     ------
     VolumeError
-        If all values are one, or none lies above `foreground_above`.
+        If all values are equal, or none lies above `foreground_above`.
     """
     values, counts = histogram.values()
     if histogram.constant:
@@ -169,37 +177,39 @@ def intensity_of(histogram: Histogram, foreground_above: float | None = None) ->
     mean, std = _moments(np.clip(values[inside], low, high), counts[inside])
     if std == 0:
         low, high, mean, std = _clipped_moments(values, counts)
-    if std == 0:  # a few bright voxels beyond the percentiles: nothing but the full range shows them
+    if std == 0:  # only a few voxels differ, beyond the percentiles: nothing but the full range shows them
         low, high = histogram.minimum, histogram.maximum
         mean, std = _moments(values, counts)
     return Intensity(low=low, high=high, mean=mean, std=std, foreground_above=float(above))
 
 
 def constant_intensity(histogram: Histogram) -> Intensity:
-    """The normalisation that turns a channel of one value into zeros."""
+    """Make the normalisation that turns a channel of one value into zeros."""
     value = histogram.minimum
     return Intensity(low=value, high=value, mean=value, std=1.0, foreground_above=value)
 
 
 def as_record(intensity: Intensity) -> dict[str, float]:
-    """JSON-ready form, an entry of the metadata key ``intensity``."""
+    """Return an intensity ready for JSON: one entry of the metadata key ``intensity``."""
     return asdict(intensity)
 
 
 def foreground_threshold(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
-    """Value that separates specimen from background: Li's minimum cross entropy over all thresholds.
+    """Find the value that separates specimen from background: Li's minimum cross entropy over all thresholds.
 
-    Chosen by looking at masks of a brain (T1w, T2w, at 1 and 2 mm; turned, with empty corners, bias field and noise)
-    and of concrete (X-ray, neutrons). Li keeps dark tissue and leaves the air out on all of them. Otsu loses dark
-    tissue (ventricles in T1w, scalp in T2w, dark structures of phantoms); the triangle method takes the air in as
-    soon as a part of it is exactly zero, and cuts into bright specimens that fill the field (X-ray). What is as dark
-    as air inside the specimen, such as the skull, is background to any threshold. A background of two levels (a
-    scanner's padding below its air) defeats all three: there the user gives the threshold.
+    It was chosen by looking at masks of a brain (T1w, T2w, at 1 and 2 mm; turned, with empty corners, bias field and
+    noise) and of concrete (X-ray, neutrons). Li keeps dark tissue and leaves out the air on all of them. Otsu loses
+    dark tissue (ventricles in T1w, scalp in T2w, dark structures of phantoms). The triangle method takes in the air as
+    soon as a part of it is exactly zero, and cuts into bright specimens that fill the field (X-ray). Structure inside
+    the specimen that is as dark as air, such as the skull, is background for any threshold. None of the three works
+    with a background of two levels (a scanner's padding below its air): there the user gives the threshold.
 
     Parameters
     ----------
-    values, counts
-        Ascending values and how often each occurs.
+    values : (n,) float64
+        Values that occur, ascending.
+    counts : (n,) int64
+        How often each value occurs.
 
     References
     ----------
@@ -209,7 +219,7 @@ def foreground_threshold(values: NDArray[np.float64], counts: NDArray[np.int64])
     low, high = (_percentile(values, counts, q) for q in (_LOW, _HIGH))
     if high <= low:
         return float((values[0] + values[1]) / 2) if high == values[0] else float(np.nextafter(low, -np.inf))
-    # Cross entropy needs positive values: the darkest become 1/512 of the range, which decides nothing above it.
+    # Cross entropy needs positive values. The darkest become 1/512 of the range, which does not matter to the others.
     positive = np.clip(values, low, high) - low + (high - low) / 512
     number, total = np.cumsum(counts), np.cumsum(counts * positive)
     below, above = total[:-1], total[-1] - total[:-1]
@@ -219,7 +229,7 @@ def foreground_threshold(values: NDArray[np.float64], counts: NDArray[np.int64])
 
 
 def _percentile(values: NDArray[np.float64], counts: NDArray[np.int64], share: float) -> float:
-    """Smallest value with at least `share` of the counts at or below it."""
+    """Find the smallest value with at least `share` of the counts at or below it."""
     number = np.cumsum(counts)
     return float(values[min(int(np.searchsorted(number, share * number[-1])), len(values) - 1)])
 

@@ -1,7 +1,7 @@
-"""Which process this is among all that train together, and on what it computes.
+"""Find out which process this is among all that train together, and on which device it computes.
 
-Launchers tell a process its rank by environment variables: torchrun and DeepSpeed's launcher by RANK and its
-kin, srun by SLURM's own. Reading them here means that no MPI and no scheduler tool is needed inside a container.
+Launchers tell a process its rank by environment variables. torchrun and DeepSpeed's launcher set RANK and others like
+it; srun sets SLURM's own. Because they are read here, no MPI and no scheduler tool is needed inside a container.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from comir_hpc.config import Precision
 from comir_hpc.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What a CPU says in /proc/cpuinfo when it has instructions that multiply bf16 (x86 and ARM).
+# Flags in /proc/cpuinfo of CPUs with instructions that multiply bf16 (x86 and ARM).
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -29,13 +29,13 @@ class Launch:
     Attributes
     ----------
     rank, world_size : int
-        Number of this process, and how many there are.
+        Number of this process among all, from 0, and how many there are.
     local_rank : int
-        Number among the processes of this node.
+        Number of this process among those of its node, from 0.
     address : str
-        Host of rank 0.
+        Name of the host on which rank 0 runs.
     port : int
-        Port there at which the processes meet.
+        Port on that host at which the processes meet.
     """
 
     rank: int = 0
@@ -58,8 +58,8 @@ class Launch:
 def read_launch(environment: Mapping[str, str]) -> Launch:
     """Find out who this process is.
 
-    A batch script's own shell has SLURM variables too, but is no task of a step: only SLURM_STEP_NUM_TASKS, which
-    srun sets, makes the process one of several.
+    The shell of a batch script has SLURM variables, too, but it is no task of a step. Only SLURM_STEP_NUM_TASKS, which
+    srun sets, says that the process is one of several.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
         default_port, default_address = "29500", ""
     elif "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        # Two jobs on one node must not meet: the job's number decides the port.
+        # Two jobs on one node must not meet at one port, so the job's number decides it.
         default_port = str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 40000)
         default_address = first_host(
             environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
@@ -99,7 +99,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
 
 
 def first_host(nodelist: str) -> str:
-    """Return the first name of a SLURM node list, without scontrol, which containers lack.
+    """Return the first name of a SLURM node list. It needs no scontrol, which containers do not have.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def first_host(nodelist: str) -> str:
 
 
 def choose_device(name: str, launch: Launch | None = None) -> torch.device:
-    """Return the device to compute on: "auto" is a GPU when there is one.
+    """Choose the device to compute on; "auto" is a GPU when there is one.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def choose_device(name: str, launch: Launch | None = None) -> torch.device:
 
 
 def choose_precision(name: Precision, device: torch.device) -> Precision:
-    """Return fp32, bf16 or fp16: "auto" is bf16 where the device has instructions for it, otherwise fp32.
+    """Choose fp32, bf16 or fp16; "auto" is bf16 where the device has instructions for it, otherwise fp32.
 
     Raises
     ------

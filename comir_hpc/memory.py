@@ -1,4 +1,4 @@
-"""How much memory this process may still take, so that a stage can refuse before it is killed; and how it is kept."""
+"""Measure how much memory this process may take, so that a stage can refuse before it is killed; keep freed memory."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def available_bytes() -> int:
-    """Bytes that can be allocated without swapping: the least of the machine's, the cgroup's and the process's limit.
+    """Return how many bytes can be allocated without swapping.
 
-    A batch job is confined by its cgroup long before the machine is full, and MemAvailable does not show it.
+    It is the smallest of three limits: the machine's, the cgroup's and the process's. A batch job reaches the limit of
+    its cgroup long before the machine is full, and MemAvailable does not show that limit.
     """
     limits = [_machine_bytes(), _cgroup_bytes(), _process_bytes()]
     return max(0, min(limit for limit in limits if limit is not None))
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has held.
-
-    Not `getrusage`: its figure of a process that was started by a larger one is the larger one's.
-    """
+    """Return the most memory that this process has held, in bytes."""
+    # Not `getrusage`, which gives too much for a process that was started by a larger one: the larger one's peak.
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -35,9 +34,9 @@ def peak_bytes() -> int:
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next allocation, for the rest of the process's life.
 
-    glibc hands every large block back to the kernel, which clears its pages again for the next one: of a training
-    step on CPUs that is a tenth to a quarter of the time (benchmarks/training/allocator.csv). Threads share one heap:
-    what one has freed the others can use. Nothing happens where the C library is another one.
+    glibc gives every large block back to the kernel, which has to clear its pages for the next block. This takes a
+    tenth to a quarter of a training step on CPUs (benchmarks/training/allocator.csv). All threads share one heap, so
+    that each can use what another one has freed. With another C library nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -49,7 +48,7 @@ def keep_freed_memory() -> None:
 
 
 def in_words(num_bytes: float) -> str:
-    """Bytes for a person, e.g. ``3.2 GiB``."""
+    """Write a number of bytes for a person, e.g. ``3.2 GiB``."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if abs(num_bytes) < 1024 or unit == "GiB":
             break
@@ -65,7 +64,7 @@ def _machine_bytes() -> int:
 
 
 def _cgroup_bytes() -> int | None:
-    """What the process's own cgroup, or one above it, leaves (version 2, then version 1)."""
+    """Return how many bytes the process's cgroup, or one above it, leaves; cgroups of version 2 and of version 1."""
     lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
     left: list[int] = []
     for line in lines:
@@ -88,7 +87,7 @@ def _cgroup_bytes() -> int | None:
 
 
 def _reclaimable(folder: Path) -> int:
-    """Page cache that the kernel gives back before it kills anything."""
+    """Return the bytes of page cache that the kernel gives back before it kills a process."""
     try:
         text = (folder / "memory.stat").read_text(encoding="ascii")
     except OSError:

@@ -1,4 +1,4 @@
-"""Coarser levels of a volume: which there are, and how their voxels follow from the finer ones. Pure numpy."""
+"""Plan the coarser levels of a volume, and compute their voxels from the finer ones. Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from numpy.typing import NDArray
 
 from comir_hpc.geometry import Grid, Triple
 
-_SMALLEST_LEVEL = 32  # voxels along the longest side under which no further level is useful
+_SMALLEST_LEVEL = 32  # a level with at most this many voxels along its longest side is the last one
 
 
 def planned_levels(grid: Grid) -> list[Triple]:
-    """Factors of a pyramid's levels against level 0, the first (1, 1, 1).
+    """Plan the levels of a pyramid: the factors (z, y, x) of each against level 0, the first of them (1, 1, 1).
 
-    The finest axis is halved, and those less than sqrt(2) times coarser with it: thick slices are left alone until the
-    voxels are about isotropic.
+    From level to level the finest axis is halved, and with it each axis that is less than sqrt(2) times coarser. Thick
+    slices are left alone until the voxels are about isotropic.
     """
     factors: list[Triple] = [(1, 1, 1)]
     shape, spacing = np.asarray(grid.shape_zyx), np.asarray(grid.spacing_zyx)
     while (-(-shape // np.asarray(factors[-1]))).max() > _SMALLEST_LEVEL:
         last = np.asarray(factors[-1])
         now, long = spacing * last, -(-shape // last) > 1
-        # An axis that is down to one voxel cannot be halved, however fine it is: it must not hold back the others.
+        # An axis of one voxel cannot be halved. If it is the finest one, it must not hold back the others.
         halve = long & (now <= now[long].min() * math.sqrt(2))
         factors.append(_triple_of(last * np.where(halve, 2, 1)))
     return factors
 
 
 def downsample(values: NDArray[Any], step_zyx: Triple, *, labels: bool = False) -> NDArray[Any]:
-    """Reduce (c, z, y, x) by whole factors: the mean, or for labels the most frequent value; dtype kept.
+    """Reduce (c, z, y, x) by whole factors to means, or for labels to the most frequent value; the dtype stays.
 
-    Means of integers are exact before they are rounded (a half goes to the even neighbour); of labels that are equally
-    frequent the first in z, y, x order is taken. A partial block at the end is filled with its last voxel.
+    Means of integers are exact before they are rounded (a half goes to the even neighbour). Among labels that are
+    equally frequent, the first in the order z, y, x is taken. A partial block at the end is filled with its last voxel.
     """
     pad = [(0, 0)] + [(0, -n % s) for n, s in zip(values.shape[1:], step_zyx, strict=True)]
     padded = np.pad(values, pad, mode="edge") if any(p != (0, 0) for p in pad) else values
@@ -55,13 +55,15 @@ def _mean(values: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
 
 
 def _mean_of_integers(slab: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
-    """Mean (y, x) of a slab (step, y, x), a half rounded to the even neighbour; z first, since order is no matter."""
+    """Take the mean (y, x) of a slab (step, y, x) of integers; a half is rounded to the even neighbour."""
+    # Sums of integers are exact in any order. z comes first, because whole planes are added fastest.
     total: NDArray[Any] = slab[0].astype(np.int32 if slab.dtype.itemsize < 4 else np.int64)
     for plane in slab[1:]:
         total += plane
     total = reduce(np.add, (total[k :: step_zyx[1]] for k in range(step_zyx[1])))
     total = reduce(np.add, (total[:, k :: step_zyx[2]] for k in range(step_zyx[2])))
     number = math.prod(step_zyx)
+    # For powers of two a shift divides exactly: adding half less one, and the lowest kept bit, rounds halves to even.
     bits = number.bit_length() - 1
     if number == 1 << bits:
         return (total + (number // 2 - 1) + ((total >> bits) & 1)) >> bits if bits else total
@@ -70,7 +72,10 @@ def _mean_of_integers(slab: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
 
 
 def _mean_of_floats(slab: NDArray[Any], step_zyx: Triple) -> NDArray[Any]:
-    """Mean (y, x) of a slab (step, y, x): along x first, so that a sum does not depend on how the volume is cut."""
+    """Take the mean (y, x) of a slab (step, y, x) of floats: along x first, then y, then z.
+
+    The order is fixed, so that the rounding does not depend on how the volume is cut into blocks.
+    """
     kind, size = slab.dtype.kind, slab.dtype.itemsize
     exact = np.dtype(np.float64 if kind in "iu" else np.float32 if size == 2 else slab.dtype)
     total = slab

@@ -12,17 +12,19 @@ from comir_hpc.critics import scores
 
 
 def agreement(maps_u: Tensor, maps_v: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Correlation of every map of one set with every map of another over common valid voxels, (n, n)."""
+    """Correlate every map of one set with every map of another, over voxels that are valid in both: (n, n)."""
     return scores(maps_u, maps_v, "correlation", mask_u=valid, mask_v=valid)
 
 
 def foreground_agreement(maps_u: Tensor, maps_v: Tensor, mask: Tensor) -> float:
-    """Correlation of two sets of maps over all voxels of a mask together, which is how `register` measures it.
+    """Correlate two sets of maps over all voxels of a mask together, which is how `register` measures agreement.
 
     Parameters
     ----------
     maps_u, maps_v : (n, l, z, y, x)
+        Representations of the two modalities, partners at the same index.
     mask : (n, 1, z, y, x) bool
+        Voxels that count.
     """
     u, v = (one.movedim(1, 0).reshape(1, one.shape[1], 1, 1, -1) for one in (maps_u, maps_v))
     kept = mask.reshape(1, 1, 1, 1, -1)
@@ -30,14 +32,14 @@ def foreground_agreement(maps_u: Tensor, maps_v: Tensor, mask: Tensor) -> float:
 
 
 def retrieval(table: Tensor, ignore: Tensor | None = None) -> float:
-    """Share of patches, of either modality, whose partner is the most similar of all.
+    """Measure the share of patches, of either modality, whose partner is the most similar of all; in [0, 1].
 
     Parameters
     ----------
     table : (n, n)
-        Similarity of every patch of one modality with every patch of the other, partners on the diagonal.
+        Similarity of every patch of one modality with every patch of the other, with partners on the diagonal.
     ignore : (n, n) bool, optional
-        Pairs of places too near each other to be told apart; the diagonal does not matter.
+        Pairs of places that are too near each other to be told apart. The diagonal does not matter.
     """
     partner = table.diagonal()
     others = table.clone()
@@ -49,14 +51,15 @@ def retrieval(table: Tensor, ignore: Tensor | None = None) -> float:
 
 
 def effective_rank(maps: Tensor, mask: Tensor | None = None) -> float:
-    """Number of latent channels that vary: exponential of the entropy of the covariance's spectrum.
+    """Count the latent channels that vary independently: exponential of the entropy of the covariance's spectrum.
 
-    1 for one channel; less than the number of channels says that some repeat others (Roy and Vetterli 2007).
-    0 if nothing varies.
+    It is 1 for one channel, and 0 if nothing varies. If it is less than the number of channels, some channels repeat
+    others (Roy and Vetterli 2007).
 
     Parameters
     ----------
     maps : (n, l, z, y, x)
+        Representations.
     mask : (n, 1, z, y, x) bool, optional
         Voxels that count; all by default.
     """

@@ -1,8 +1,10 @@
-"""Figures of encoders on clean patches of their training volumes: watched while they learn, held against later.
+"""Measure encoders on clean patches of their training volumes.
 
-`train` logs a few of them as it goes and writes all into model.json when it is done, where `register` looks up the
-agreement that aligned volumes should come near; `evaluate` measures them for any checkpoint. Patches are whole, with
-the padding that training sees at their borders. Axes: n patches, l latent channels, z y x space.
+`train` logs a few of these numbers while it runs, and writes all of them into model.json when it is done. There
+`register` looks up the agreement that aligned volumes should come near. `evaluate` measures them for any checkpoint.
+Patches are used whole, with the padding that training sees at their borders.
+
+Axes: n patches, l latent channels, z y x space.
 """
 
 from __future__ import annotations
@@ -21,33 +23,41 @@ from comir_hpc.patches import REFERENCE, PatchSampler, specimen_mask
 from comir_hpc.quality import agreement, effective_rank, foreground_agreement, retrieval
 
 Encode = Callable[[int, Tensor], Tensor]
-"""Modality number and images (n, c, z, y, x) to maps (n, l, z, y, x), in eval mode, without gradient."""
+"""From modality number and images (n, c, z, y, x) to maps (n, l, z, y, x), in evaluation mode, without gradient."""
 
 _PATCHES = 24
-_TURNED = 4  # patches on which equivariance is measured: each costs an encoding a group element
-_SHIFTS = (1, 2, 4, 8)
-_WATCHED = 4  # patches that are looked at during training
+_TURNED = 4  # patches on which equivariance is measured; each costs one encoding for every group element
+_SHIFTS = (1, 2, 4, 8)  # voxels
+_WATCHED = 4  # patches that are measured again and again during training
 _ELEMENTS = 3  # rotations that are tried on them
 
 
-def reference_figures(
+def reference_metrics(
     encode: Encode, sampler: PatchSampler, modalities: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    """Figures on clean patches of the training volumes, JSON-ready.
+    """Measure agreement, retrieval and equivariance on clean patches of the training volumes.
 
     Parameters
     ----------
+    encode : callable
+        The encoders, as `Encode` describes.
     sampler : PatchSampler
-        With `augment` off: patches on the voxel grid, drawn from a stream that training does not use.
+        Sampler with `augment` off. Its patches lie on the voxel grid, and are drawn from a stream of random numbers
+        that training does not use.
+    modalities : sequence of str
+        Names of the modalities, in the order of their numbers.
+    device : torch device
+        Where the encoders are.
 
     Returns
     -------
     dict
-        ``agreement`` mean and ``agreement_p5`` over aligned patches of the first two modalities, and
-        ``agreement_pooled`` over all their specimen voxels together, which is how `register` measures it;
-        ``mismatched`` mean and ``mismatched_p95`` of patches of different places; ``retrieval``, share of patches that
-        find their partner among all; ``shifted``: mean agreement when one side is so many voxels off; for each
-        modality ``equivariance``, mean and largest error over the group, ``effective_rank`` and ``deviation``.
+        Numbers ready for JSON. For aligned patches of the first two modalities: ``agreement`` is the mean correlation,
+        ``agreement_p5`` its 5th percentile, and ``agreement_pooled`` the correlation over all their specimen voxels
+        together, which is how `register` measures it. For patches of different places: ``mismatched`` is the mean and
+        ``mismatched_p95`` the 95th percentile. ``retrieval`` is the share of patches that find their partner among all.
+        ``shifted`` is the mean agreement when one side is moved by that many voxels. For each modality:
+        ``equivariance`` is the mean and the largest error over the group, then ``effective_rank`` and ``deviation``.
     """
     draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(_PATCHES)]
     batch = sampler.resample(draws, [sampler.read(d) for d in draws], device)
@@ -57,7 +67,7 @@ def reference_figures(
     near = torch.from_numpy(sampler.ignore(draws)).to(device)
     apart = table[~near]
     specimen = batch.valid & specimen_mask(batch.above[0]) & specimen_mask(batch.above[1])
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "patches": _PATCHES,
         "agreement": _number(aligned.mean()),
         "agreement_p5": _number(aligned.quantile(0.05)),
@@ -68,22 +78,22 @@ def reference_figures(
         "shifted": {str(s): _shifted_agreement(encode, sampler, maps[0], s, device) for s in _SHIFTS},
     }
     for key in ("equivariance", "effective_rank", "deviation"):
-        figures[key] = {}
+        metrics[key] = {}
     for number, name in enumerate(modalities):
         errors = equivariance_errors(_of(encode, number), batch.images[number][:_TURNED], sampler.group)
-        figures["equivariance"][name] = {
+        metrics["equivariance"][name] = {
             "mean": _number(errors.mean()),
             "max": _number(errors.max()),
         }
-        figures["effective_rank"][name] = _number(effective_rank(maps[number]))
-        figures["deviation"][name] = _number(maps[number].std())
-    return figures
+        metrics["effective_rank"][name] = _number(effective_rank(maps[number]))
+        metrics["deviation"][name] = _number(maps[number].std())
+    return metrics
 
 
 def _shifted_agreement(
     encode: Encode, sampler: PatchSampler, maps: Tensor, shift: int, device: torch.device
 ) -> float | None:
-    """Mean agreement when the second modality's patches are taken `shift` voxels off, along each axis in turn."""
+    """Measure the mean agreement when the second modality's patches are moved `shift` voxels, along one axis each."""
     draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(_PATCHES)]
     patch = np.asarray(sampler.settings.patch)
     axes = np.flatnonzero(patch > 1)
@@ -92,7 +102,7 @@ def _shifted_agreement(
         offset = np.zeros(3)
         offset[axes[index % len(axes)]] = shift
         shape = np.asarray(sampler.specimens[draw.pair].grid.shape_zyx)
-        # Towards the volume's middle, so that the shifted patch holds as much specimen.
+        # The patch moves towards the volume's middle, so that it does not lose specimen.
         offset *= np.where(draw.centre_zyx > shape / 2, -1, 1)
         moved.append(dataclasses.replace(draw, centre_zyx=draw.centre_zyx + offset))
     batch = sampler.resample(moved, [sampler.read(d) for d in moved], device)
@@ -100,12 +110,14 @@ def _shifted_agreement(
 
 
 class Watch:
-    """The same few clean patches, looked at now and then during training: figures that can be compared over steps.
+    """Measure the encoders on the same few clean patches again and again, so that numbers can be compared over steps.
 
     Parameters
     ----------
     sampler : PatchSampler
-        Of the training; what it does to patches is left out here.
+        Sampler of the training. Its specimens and settings are used, but patches are not varied.
+    device : torch device
+        Where the encoders are.
     """
 
     def __init__(self, sampler: PatchSampler, device: torch.device) -> None:
@@ -117,15 +129,15 @@ class Watch:
         chosen = np.unique(np.linspace(0, len(others) - 1, min(_ELEMENTS, len(others))).round().astype(int))
         self._turns = Group(group.name, others[chosen])
 
-    def figures(self, encode: Encode) -> dict[str, float]:
-        """Figures of the encoders as they are now.
+    def metrics(self, encode: Encode) -> dict[str, float]:
+        """Measure the encoders as they are now.
 
         Returns
         -------
         dict
-            ``model_agreement``: mean correlation of aligned maps of the first two modalities;
-            ``model_equivariance_error``: the largest of all modalities and of a few rotations of the group, absent if
-            it has none; ``model_effective_rank``: the smallest of all modalities.
+            ``model_agreement`` is the mean correlation of aligned maps of the first two modalities.
+            ``model_equivariance_error`` is the largest error of all modalities and of a few rotations of the group; it
+            is absent if the group has none. ``model_effective_rank`` is the smallest rank of all modalities.
         """
         maps = [encode(number, images) for number, images in enumerate(self._images)]
         found = {
@@ -142,11 +154,11 @@ class Watch:
 
 
 def _of(encode: Encode, number: int) -> Callable[[Tensor], Tensor]:
-    """The encoder of one modality."""
+    """Make a function of the encoder of one modality."""
     return lambda images: encode(number, images)
 
 
 def _number(value: Tensor | np.floating[Any] | float) -> float | None:
-    """Five significant digits: a fixed number of decimals would make 0 of an error of 1e-6."""
+    """Round to five significant digits; a fixed number of decimals would make 0 of an error of 1e-6."""
     number = float(value)
     return float(f"{number:.5g}") if np.isfinite(number) else None

@@ -1,7 +1,7 @@
-"""Rotations of space: quaternions, angles, and even grids over all of SO(3).
+"""Make and measure rotations of space: quaternions, angles, and even grids over all of SO(3).
 
-Every matrix acts on column vectors (z, y, x), so that row i and column i belong to array axis i. Senses are those of
-world axes: a turn about z by +90 degrees carries x onto y. Derivations: docs/theory.md, sections 2 and 5.
+Every matrix acts on column vectors (z, y, x), so that row i and column i belong to array axis i. The direction of a
+turn is that of world axes: +90 degrees about z carries x onto y. Derivations: docs/theory.md, sections 2 and 5.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def reverse_axes(matrix: ArrayLike) -> FloatArray:
 
 
 def from_quaternions(quaternions: ArrayLike) -> FloatArray:
-    """Rotation matrices in zyx order from quaternions.
+    """Turn quaternions into rotation matrices in zyx order.
 
     Parameters
     ----------
     quaternions : (..., 4)
-        (w, x, y, z) of the rotation in xyz space, right-handed; any length but zero.
+        Quaternions (w, x, y, z) of rotations in xyz space, right-handed, of any length but zero.
 
     Returns
     -------
@@ -48,9 +48,10 @@ def from_quaternions(quaternions: ArrayLike) -> FloatArray:
 
 
 def to_quaternions(matrices: ArrayLike) -> FloatArray:
-    """Unit quaternions (w, x, y, z), (..., 4), of rotation matrices in zyx order; the sign is arbitrary.
+    """Turn rotation matrices in zyx order into unit quaternions (w, x, y, z), (..., 4), of arbitrary sign.
 
-    The eigenvector of Bar-Itzhack's symmetric matrix: stable at every angle, unlike the formula by the trace.
+    A quaternion is the eigenvector of Bar-Itzhack's symmetric matrix. This is stable at every angle, which the formula
+    by the trace is not.
     """
     m = reverse_axes(matrices)
     trace = np.trace(m, axis1=-2, axis2=-1)[..., None, None]
@@ -72,14 +73,14 @@ def random_rotation(rng: np.random.Generator) -> FloatArray:
 
 
 def rotation_by(axis: str | ArrayLike, degrees: float) -> FloatArray:
-    """Rotation about an axis by an angle.
+    """Make the rotation about an axis by an angle.
 
     Parameters
     ----------
     axis : "z", "y", "x" or (3,)
-        Axis by name, or as a vector (z, y, x) of any length but zero.
+        Axis by its name, or as a vector (z, y, x) of any length but zero.
     degrees : float
-        Right-handed in world order: +90 about z carries x onto y.
+        Angle in degrees, right-handed in world order: +90 about z carries x onto y.
 
     Returns
     -------
@@ -105,21 +106,23 @@ def rotation_by(axis: str | ArrayLike, degrees: float) -> FloatArray:
 def angle_deg(rotation: ArrayLike) -> FloatArray:
     """Return the angles, degrees in [0, 180], of rotations (..., 3, 3) in either axis order; shape (...)."""
     m = np.asarray(rotation, dtype=np.float64)
-    # The arc cosine of the trace loses half of its digits near 0 and 180 degrees; two arguments lose none.
+    # The arc cosine of the trace loses half of its digits near 0 and 180 degrees. The arc tangent of sine and cosine
+    # loses none.
     sine = np.linalg.norm(m - np.swapaxes(m, -1, -2), axis=(-2, -1)) / np.sqrt(2)
     cosine = np.trace(m, axis1=-2, axis2=-1) - 1
     return np.asarray(np.degrees(np.arctan2(sine, cosine)), dtype=np.float64)
 
 
 def so3_grid(count: int) -> FloatArray:
-    """Rotations spread evenly over SO(3), for any number of them.
+    """Spread any number of rotations evenly over SO(3).
 
-    The super-Fibonacci spiral of Alexa (CVPR 2022). Deterministic; `covering_radius_deg` measures it.
+    They lie on the super-Fibonacci spiral of Alexa (CVPR 2022) and are always the same. `covering_radius_deg` measures
+    how dense they are.
 
     Parameters
     ----------
     count : int
-        At least 1.
+        Number of rotations, at least 1.
 
     Returns
     -------
@@ -139,7 +142,12 @@ def so3_grid(count: int) -> FloatArray:
 
 
 def so2_grid(count: int) -> FloatArray:
-    """Rotations about z by `count` evenly spread angles, the first of them 0: all turns of a single slice.
+    """Make rotations about z by `count` evenly spread angles, the first of them 0: all turns of a single slice.
+
+    Parameters
+    ----------
+    count : int
+        Number of rotations, at least 1.
 
     Returns
     -------
@@ -164,18 +172,18 @@ def _require_rotations(count: int) -> None:
 def covering_radius_deg(rotations: ArrayLike) -> float:
     """Return the largest angle, degrees, from any rotation of SO(3) to the nearest of the given ones.
 
-    Measured exactly, not sampled: as unit quaternions of both signs the rotations are points on a sphere, and
-    the facet of their convex hull nearest to the origin is the base of the widest empty cap.
+    It is computed exactly and not sampled. As unit quaternions of both signs, the rotations are points on a sphere. The
+    facet of their convex hull that is nearest to the origin is the base of the widest empty cap.
 
     Parameters
     ----------
     rotations : (n, 3, 3)
-        Either axis order; 10 000 of them take seconds.
+        Rotations in either axis order. 10 000 of them take seconds.
     """
     from scipy.spatial import ConvexHull
 
     quaternions = to_quaternions(rotations)
     if np.linalg.matrix_rank(quaternions, tol=1e-9) < 4:
-        return 180.0  # a quaternion at right angles to all of them is half a turn away from each
+        return 180.0  # some quaternion is at right angles to all of them, hence half a turn away from each
     hull = ConvexHull(np.concatenate([quaternions, -quaternions]))
     return float(np.degrees(2 * np.arccos(np.clip(-hull.equations[:, -1].max(), -1.0, 1.0))))

@@ -1,4 +1,4 @@
-"""How visible the borders are along which a volume was put together."""
+"""Measure how visible the borders are along which a volume was put together."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from comir_hpc.geometry import Box, Triple
 from comir_hpc.volume import Volume
 
-_PLANES = 6  # looked at along each axis and for each kind of border
-_PERIODS = 3  # compared with, on each side of a border
-_FLAT = 0.1  # of the mean jump: where less is near, nothing is compared
-_SIDE = 256  # voxels of a plane looked at along each side
+_PLANES = 6  # borders that are measured along each axis, for each kind
+_PERIODS = 3  # periods on each side of a border that it is compared with
+_FLAT = 0.1  # share of the mean jump below which a place is flat, so that nothing is compared there
+_SIDE = 256  # largest side, in voxels, of the plane that is read at a border
 
 
 def seam_figure(
@@ -20,30 +20,33 @@ def seam_figure(
     borders: Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]],
     period_zyx: Triple = (1, 1, 1),
 ) -> dict[str, float | None]:
-    """Mean jump between neighbouring voxels across borders, over that between neighbours near them.
+    """Compare the mean jump between neighbouring voxels across borders with the jump between neighbours near them.
 
-    A few planes spread over what is not zero are read, not all of it. A network that reduces its maps 8-fold has a
-    pattern of 8 voxels, and windows lie on that grid: what is compared lies one to three whole periods before and
-    behind a border.
+    Only a few planes are read, spread over the part that is not zero. A network that reduces its maps 8-fold leaves a
+    pattern of 8 voxels, and windows lie on the same grid. So a border is compared with planes that lie one to three
+    whole periods before and behind it.
 
     Parameters
     ----------
+    volume : Volume
+        Volume that was put together from pieces.
     borders : mapping
-        For each kind of border its positions along z, y, x: a border at p lies between voxels p - 1 and p.
+        Positions of the borders along z, y, x, for each kind of border. A border at p lies between voxels p - 1 and p.
     period_zyx : three int
-        Period of patterns that are no seams, voxels: `Network.total_stride_zyx`.
+        Period, in voxels, of patterns that are no seams: `Network.total_stride_zyx`.
 
     Returns
     -------
     dict
-        For each kind the ratio, about 1 where no border is visible; None where there is no border or nothing near it.
+        Ratio for each kind of border, about 1 where no border is visible. It is None where there is no border, or
+        nothing near it.
     """
     filled = _filled(volume)
     return {kind: _ratio(volume, filled, positions, period_zyx) for kind, positions in borders.items()}
 
 
 def _filled(volume: Volume) -> Box:
-    """The box of all voxels that are not zero on the coarsest level; the whole volume if there are none."""
+    """Find the box of all voxels that are not zero on the coarsest level; the whole volume if there are none."""
     coarse = volume.read(level=volume.num_levels - 1).any(axis=0)
     if not coarse.any():
         return volume.grid.box
@@ -68,13 +71,14 @@ def _ratio(
     jump, beside = np.concatenate(across), np.concatenate(near)
     if not beside.any():
         return None
-    # Where windows without specimen are left out, the flat background ends in a step, which is no seam in a specimen.
+    # Windows without specimen are left out, and the background there is exactly zero. Where it begins there is a step,
+    # which is no seam in the specimen: places with little variation nearby do not count.
     varied = beside > _FLAT * beside.mean()
     return float(jump[varied].sum() / beside[varied].sum())
 
 
 def _around(filled: Box, axis: int, position: int, reach: int) -> Box:
-    """The voxels on both sides of a border and of others up to `reach` away, in the middle of `filled`."""
+    """Find the box with the voxels up to `reach` away from a border on both sides, in the middle of `filled`."""
     start = [max(a, (a + b - _SIDE) // 2) for a, b in zip(filled.start, filled.stop, strict=True)]
     stop = [min(b, a + _SIDE) for a, b in zip(start, filled.stop, strict=True)]
     start[axis], stop[axis] = position - reach - 1, position + reach + 1

@@ -1,4 +1,4 @@
-"""Aligned volumes to sample from: their voxels, in memory or read box by box, and where there is specimen."""
+"""Hold aligned volumes to sample from: their voxels, in memory or read box by box, and where there is specimen."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ class SpecimenShare:
     Attributes
     ----------
     values : (z, y, x) float32 in [0, 1]
-        What lies outside the volume is not specimen.
-    step_zyx, first_zyx : (3,) float64
-        Voxels between lattice points, and the position of the first one.
+        Share of the patch's voxels that are specimen. Voxels outside the volume are not.
+    step_zyx : (3,) float64
+        Distance between lattice points, in voxels.
+    first_zyx : (3,) float64
+        Position of the first lattice point, in voxels.
     """
 
     values: NDArray[np.float32]
@@ -44,11 +46,11 @@ class Specimen:
     Parameters
     ----------
     volumes : sequence of M Volume
-        On one grid.
+        Volumes of one specimen, one for each modality, on one grid.
     level : int
-        Pyramid level.
+        Pyramid level that is read.
     patch_zyx : three int
-        Voxels of a patch.
+        Sides of a patch in voxels.
     """
 
     def __init__(self, volumes: Sequence[Volume], level: int, patch_zyx: Triple) -> None:
@@ -64,7 +66,7 @@ class Specimen:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all volumes of this level in their own dtype."""
+        """Bytes of this level of all volumes, in their own dtype."""
         voxels = math.prod(self.grid.shape_zyx)
         return sum(v.num_channels * v.dtype.itemsize * voxels for v in self.volumes)
 
@@ -78,7 +80,7 @@ class Specimen:
         self._cache = tuple(v.read(level=self.level) for v in self._unpadded)
 
     def read(self, box: Box) -> list[NDArray[Any]]:
-        """Voxels of a box from every modality, (c, z, y, x) each, in the volumes' own dtypes; padding is background."""
+        """Read a box from every modality, (c, z, y, x) each, in the volumes' own dtypes; padding is background."""
         if self._cache is not None:
             return [values[(slice(None), *box.slices)] for values in self._cache]
         return [v.read(box, level=self.level) for v in self._unpadded]
@@ -87,8 +89,8 @@ class Specimen:
 def specimen_share(volumes: Sequence[Volume], level: int, patch_zyx: Triple) -> SpecimenShare:
     """Measure how much of a patch is specimen, wherever its centre lies.
 
-    A voxel is specimen where any modality says so. The coarsest pyramid level that is fine enough for the lattice
-    is read, slab by slab, so a volume larger than memory is never held.
+    A voxel is specimen if any modality says so. The pyramid level that is read is the coarsest one that is fine enough
+    for the lattice. It is read slab by slab, so that a volume larger than memory is never held.
 
     Raises
     ------
@@ -121,7 +123,7 @@ def specimen_share(volumes: Sequence[Volume], level: int, patch_zyx: Triple) -> 
 def _specimen_slabs(
     volumes: Sequence[Volume], level: int, block_zyx: NDArray[np.int64]
 ) -> Iterator[NDArray[np.float32]]:
-    """Share of specimen voxels in every block of voxels, a slab of blocks at a time."""
+    """Measure the share of specimen in every block of voxels, (z, y, x) float32, a slab of blocks at a time."""
     depth, height, width = volumes[0].level_grid(level).shape_zyx
     chunk = max(volumes[0].chunk_zyx[0], int(block_zyx[0]))
     thickness = int(-(-chunk // block_zyx[0]) * block_zyx[0])
@@ -140,7 +142,7 @@ def _specimen_slabs(
 
 
 def prepare_specimens(pairs: Sequence[Sequence[Volume]], settings: SamplingSettings) -> tuple[Specimen, ...]:
-    """Find the specimen in training pairs, and hold all of them in memory when they fit into `cache_mib` together.
+    """Find the specimen in training pairs. Hold all volumes in memory if they fit into `cache_mib` (MiB) together.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Turn cubes cut from a volume by any angle, with spline interpolation, to compare maps over all of SO(3).
+"""Turn cubes from a volume by any angle, with spline interpolation, to compare maps over all of SO(3).
 
 Axes: n cubes, c image channels, l latent channels, z y x space.
 """
@@ -20,14 +20,15 @@ from comir_hpc.rotations import FloatArray
 Encode = Callable[[Tensor], Tensor]
 """Images (n, c, z, y, x) to maps (n, l, z, y, x), in evaluation mode and without gradient."""
 Order = Literal[0, 1, 3]
-"""Order of a spline: 0 takes the nearest voxel, 1 is linear, 3 cubic."""
+"""Order of a spline: 0 takes the nearest voxel, 1 is linear, 3 is cubic."""
 
-SPLINE: Order = 3  # a linear spline blurs as much as the error that is sought
+SPLINE: Order = 3  # a linear spline blurs, which is an error as large as the one that is measured
 _GOLDEN_DEG = 180 * (3 - 5**0.5)
 
 
 def spread_axes(count: int) -> FloatArray:
-    """Directions spread evenly over half of the sphere, (count, 3) unit vectors zyx, none along an axis of the grid."""
+    """Spread directions evenly over half of the sphere: (count, 3) unit vectors zyx, none along an axis of the grid."""
+    # Points of a Fibonacci spiral. It starts at 20 degrees and not at 0, so that no axis lies in a plane of the grid.
     height = (np.arange(count) + 0.5) / count
     turn = np.radians(_GOLDEN_DEG * np.arange(count) + 20.0)
     radius = np.sqrt(1 - height**2)
@@ -49,12 +50,15 @@ def turn(
     Parameters
     ----------
     values : (..., z, y, x)
+        Arrays to turn, each about its middle.
     rotation : (3, 3)
-        Of the world, in zyx order.
+        Rotation of the world, in zyx order.
+    spacing_zyx : three float
+        Voxel spacing, in any one unit.
     side_zyx : three int, optional
-        Of the result, about the same middle; those of `values` by default.
+        Sides of the result in voxels, about the same middle; those of `values` by default.
     order : 0, 1 or 3
-        Of the spline: 0 takes the nearest voxel, 1 is linear.
+        Order of the spline: 0 takes the nearest voxel, 1 is linear, 3 is cubic.
 
     Returns
     -------
@@ -63,7 +67,7 @@ def turn(
     spacing = np.asarray(spacing_zyx, dtype=np.float64)
     inner = np.asarray(values.shape[-3:])
     outer = inner if side_zyx is None else np.asarray(side_zyx)
-    # The output's voxel o shows what the input has at the rotation undone, in voxels of each axis.
+    # An output voxel shows the input at R^-1 times its place. Places are voxels: to the world, undo R, and back.
     back = np.asarray(rotation).T * spacing / spacing[:, None]
     offset = (inner - 1) / 2 - back @ ((outer - 1) / 2)
     shape = tuple(int(n) for n in outer)
@@ -83,15 +87,15 @@ class TurnedCubes:
     Parameters
     ----------
     encode : callable
-        The network of one modality.
+        Network of one modality.
     surroundings : (n, c, Z, Y, X) float32
-        Cubes with enough around them that a turned cube is filled.
+        Cubes with enough around them, so that a turned cube is filled.
     side : (3,) int64
-        Voxels (z, y, x) of a cube, in the middle of its surroundings.
+        Sides (z, y, x) in voxels of a cube, which lies in the middle of its surroundings.
     spacing_zyx : three float
-        Voxel spacing, in any unit.
+        Voxel spacing, in any one unit.
     trim_zyx : three int
-        Voxels cut off each face before comparing.
+        Voxels that are cut off each face before maps are compared.
     mask : (n, Z, Y, X) bool, optional
         Voxels that count; all by default.
     device : torch device
@@ -137,7 +141,7 @@ class TurnedCubes:
         return self._distance(turned, self._turn(self._straight, rotation), mask & self._ball)
 
     def floor(self, rotation: FloatArray) -> float:
-        """Return the error that resampling alone adds: image and maps, each turned by R and back."""
+        """Return the error that resampling alone adds: that of the image and that of the maps, turned by R and back."""
         image = self._turn(self._turn(self._images, rotation), rotation.T, self._side)
         maps = self._turn(self._turn(self._straight, rotation), rotation.T)
         resampled = (self._represent(image), maps)
@@ -168,9 +172,9 @@ class TurnedCubes:
 def inner_ball(
     side_zyx: Sequence[int], trim_zyx: Sequence[int], spacing_zyx: Sequence[float] = (1.0, 1.0, 1.0)
 ) -> NDArray[np.bool_]:
-    """Voxels (z, y, x) of a cube that stay inside its trimmed core however it is turned about its middle.
+    """Mark the voxels (z, y, x) of a cube that stay inside its trimmed core in every rotation about its middle.
 
-    A disc in single slices. One voxel is left at the rim for interpolation.
+    In single slices the ball is a disc. One voxel at its rim is left out, because interpolation looks at neighbours.
     """
     side, spacing = np.asarray(side_zyx), np.asarray(spacing_zyx, dtype=np.float64)
     reach = (side / 2 - np.asarray(trim_zyx) - 1) * spacing
@@ -183,7 +187,13 @@ def inner_ball(
 
 
 def require_sides(outer: NDArray[np.int64], side: NDArray[np.int64], trim_zyx: Sequence[int]) -> None:
-    """Refuse cubes that cannot be cut from the middle of their surroundings, or that trimming leaves empty."""
+    """Refuse cubes that cannot be cut from the middle of their surroundings, or that are empty after trimming.
+
+    Raises
+    ------
+    ConfigError
+        If the surroundings are smaller than the cube, larger by an odd number, or trimming leaves fewer than 4 voxels.
+    """
     if (side > outer).any() or ((outer - side) % 2).any():
         raise ConfigError(
             f"cubes of {side.tolist()} voxels cannot be cut from the middle of surroundings of {outer.tolist()}; "

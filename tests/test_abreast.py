@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from comir_hpc.engine import abreast
-from comir_hpc.engine.abreast import Abreast, encode_abreast, of_all_ranks
+from comir_hpc.engine.abreast import Lockstep, encode_in_lockstep, of_all_ranks
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def asking(*values: float) -> Callable[[], list[list[float]]]:
 
 
 def test_one_exchange_serves_all_networks_and_each_gets_its_answers(exchanges: list[int]) -> None:
-    first, second, third = Abreast(3).run([asking(1, 2), asking(10, 20, 30), asking()])
+    first, second, third = Lockstep(3).run([asking(1, 2), asking(10, 20, 30), asking()])
     assert first == [[[1, 1], [2, 2]], [[2, 2], [4, 4]]]
     assert second == [[[10, 10], [20, 20]], [[20, 20], [40, 40]], [[30, 30], [60, 60]]]
     assert third == []
@@ -44,7 +44,7 @@ def test_one_network_at_a_time_in_a_fixed_order(exchanges: list[int]) -> None:
             seen.append(f"{name}{step}")
             of_all_ranks(torch.zeros(1))
 
-    both = Abreast(2)
+    both = Lockstep(2)
     both.run([lambda: job("a"), lambda: job("b")])
     assert seen == ["a0", "b0", "a1", "b1", "a2", "b2"]
 
@@ -54,7 +54,7 @@ def test_a_failure_ends_all_and_the_next_run_is_whole(exchanges: list[int]) -> N
         of_all_ranks(torch.zeros(1))
         raise ValueError("broken here")
 
-    both = Abreast(2)
+    both = Lockstep(2)
     for jobs in ([asking(1, 2, 3), broken], [broken, asking(1, 2, 3)]):
         with pytest.raises(ValueError, match="broken here"):
             both.run(jobs)
@@ -66,7 +66,7 @@ def test_an_exchange_that_fails_is_raised_and_leaves_nobody_waiting(monkeypatch:
         raise RuntimeError("connection closed by peer")
 
     monkeypatch.setattr(abreast, "_gather", gather)
-    both = Abreast(2)
+    both = Lockstep(2)
     for jobs in ([asking(1), asking(2)], [asking(1), asking()], [asking(), asking(1)]):
         with pytest.raises(RuntimeError, match="closed by peer"):
             both.run(jobs)
@@ -100,10 +100,10 @@ def test_maps_and_gradients_are_those_of_one_network_after_the_other(exchanges: 
 
     one_by_one = (encode(0), encode(1))
     expected = gradients(one_by_one)
-    together = encode_abreast(Abreast(2), networks, [lambda: encode(0), lambda: encode(1)])
+    together = encode_in_lockstep(Lockstep(2), networks, [lambda: encode(0), lambda: encode(1)])
     assert all(torch.equal(a, b) for a, b in zip(together, one_by_one, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(gradients(together), expected, strict=True))
     assert exchanges == [1] * 4 + [2] * 2
     with torch.no_grad():
-        (first, _) = encode_abreast(Abreast(2), networks, [lambda: encode(0), lambda: encode(1)])
+        (first, _) = encode_in_lockstep(Lockstep(2), networks, [lambda: encode(0), lambda: encode(1)])
     assert not first.requires_grad

@@ -398,7 +398,7 @@ def test_plan_is_json_and_writes_nothing(tmp_path: Path) -> None:
     ingest(task)
     store = files_of(task.out)
     assert plan["files_at_most"] >= len(store)
-    assert job.Job.of(open_source(task.source), task).output_files_and_bytes()[1] >= sum(
+    assert job.Job.from_source(open_source(task.source), task).output_files_and_bytes()[1] >= sum(
         map(len, store.values())
     )
 

@@ -36,7 +36,7 @@ from comir_hpc.patches import specimen_mask as patch_mask
 from comir_hpc.readers import in_memory, open_source
 from comir_hpc.register import plan_register, register
 from comir_hpc.register.features import specimen_mask
-from comir_hpc.register.plane import Frame
+from comir_hpc.register.plane import SlicePlane
 from comir_hpc.report import report
 from comir_hpc.rotations import angle_deg, so2_grid
 from comir_hpc.train import train
@@ -189,7 +189,7 @@ def test_slices_of_one_plane_are_compared_as_they_lie(direction) -> None:
     fixed = Grid((1, 30, 40), (5, 1, 2), (4, -3, 7), direction)
     along = np.asarray(direction)[:, 0]
     moving = Grid((1, 50, 50), (1, 1, 1), tuple(np.add((4, -3, 7), 9 * along)), direction)
-    frame = Frame.of(fixed, moving)
+    frame = SlicePlane.from_grids(fixed, moving)
     assert frame.tilt_deg == pytest.approx(0, abs=1e-6)
     np.testing.assert_allclose(frame.world(Transform.identity()).matrix_mm, np.eye(4), atol=1e-12)
     for grid, to in ((fixed, frame.fixed), (moving, frame.moving)):
@@ -199,14 +199,14 @@ def test_slices_of_one_plane_are_compared_as_they_lie(direction) -> None:
 def test_a_slice_seen_from_behind_is_not_mirrored() -> None:
     fixed = Grid((1, 30, 40), (1, 1, 1))
     behind = Grid((1, 30, 40), (1, 1, 1), (39, 0, 0), ((-1, 0, 0), (0, 1, 0), (0, 0, -1)))
-    frame = Frame.of(fixed, behind)
+    frame = SlicePlane.from_grids(fixed, behind)
     np.testing.assert_allclose(frame.world(Transform.identity()).matrix_mm, np.eye(4), atol=1e-12)
 
 
 def test_a_tilted_plane_is_turned_by_the_smallest_rotation() -> None:
     fixed = Grid((1, 30, 40), (1, 1, 1))
     tilted = Grid((1, 30, 40), (1, 1, 1), (5, 6, 20), tuple(map(tuple, turn_about((0, 1, 0), 25))))
-    frame = Frame.of(fixed, tilted)
+    frame = SlicePlane.from_grids(fixed, tilted)
     found = frame.world(Transform.identity())
     assert frame.tilt_deg == pytest.approx(25)
     assert found.rotation_deg == pytest.approx(25)
@@ -219,7 +219,7 @@ def test_a_tilted_plane_is_turned_by_the_smallest_rotation() -> None:
 
 
 def test_volumes_are_left_in_the_world() -> None:
-    frame = Frame.of(Grid((9, 9, 9), (1, 1, 1), direction=OBLIQUE), Grid((9, 9, 9), (2, 1, 1)))
+    frame = SlicePlane.from_grids(Grid((9, 9, 9), (1, 1, 1), direction=OBLIQUE), Grid((9, 9, 9), (2, 1, 1)))
     transform = Transform.rigid(turn_about((0, 1, 0), 30), (1, 2, 3), (4, 5, 6))
     np.testing.assert_array_equal(frame.world(transform).matrix_mm, transform.matrix_mm)
     np.testing.assert_array_equal(frame.world(transform).centre_mm, transform.centre_mm)

@@ -1,4 +1,4 @@
-"""Figures on clean patches: of encoders whose figures are known, on a phantom whose modalities are monotone."""
+"""Figures on clean patches: of encoders whose metrics are known, on a phantom whose modalities are monotone."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from comir_hpc.config import SamplingSettings
 from comir_hpc.groups import rotation_group
 from comir_hpc.patches import PatchSampler
-from comir_hpc.reference import Watch, reference_figures
+from comir_hpc.reference import Watch, reference_metrics
 from comir_hpc.specimens import prepare_specimens
 from comir_hpc.volume import Volume
 
@@ -33,12 +33,12 @@ def first_image(number: int, images: Tensor) -> Tensor:
 
 def test_figures_of_encoders_that_pass_the_image_through(sampler: PatchSampler) -> None:
     clean = PatchSampler(sampler.specimens, sampler.settings, sampler.group, 0, augment=False)
-    figures = reference_figures(first_image, clean, ("one", "two"), CPU)
-    assert figures["equivariance"]["one"] == {"mean": 0.0, "max": 0.0}
-    assert figures["equivariance"]["two"]["max"] > 0.01  # the ramp stays where it is when the image turns
-    assert figures["effective_rank"] == {"one": 1.0, "two": 1.0}
-    assert 0 <= figures["retrieval"] <= 1
-    assert figures == json.loads(json.dumps(figures, allow_nan=False))
+    metrics = reference_metrics(first_image, clean, ("one", "two"), CPU)
+    assert metrics["equivariance"]["one"] == {"mean": 0.0, "max": 0.0}
+    assert metrics["equivariance"]["two"]["max"] > 0.01  # the ramp stays where it is when the image turns
+    assert metrics["effective_rank"] == {"one": 1.0, "two": 1.0}
+    assert 0 <= metrics["retrieval"] <= 1
+    assert metrics == json.loads(json.dumps(metrics, allow_nan=False))
 
 
 def test_a_very_small_error_is_kept_in_digits_not_in_decimals(sampler: PatchSampler) -> None:
@@ -47,18 +47,18 @@ def test_a_very_small_error_is_kept_in_digits_not_in_decimals(sampler: PatchSamp
     def nearly(number: int, images: Tensor) -> Tensor:
         return images + 3e-3 * torch.linspace(0, 1, 16)
 
-    figures = reference_figures(nearly, clean, ("one", "two"), CPU)
-    error = figures["equivariance"]["one"]
+    metrics = reference_metrics(nearly, clean, ("one", "two"), CPU)
+    error = metrics["equivariance"]["one"]
     assert 0 < error["mean"] <= error["max"] < 5e-5  # four decimals made 0 of it
     assert error["max"] == float(f"{error['max']:.5g}")
 
 
 def test_maps_that_do_not_vary_are_said_so_in_json(sampler: PatchSampler) -> None:
     clean = PatchSampler(sampler.specimens, sampler.settings, sampler.group, 0, augment=False)
-    figures = reference_figures(lambda number, x: x * 0, clean, ("one", "two"), CPU)
-    assert figures["equivariance"]["one"] == {"mean": None, "max": None}
-    assert figures["effective_rank"]["one"] == 0
-    json.dumps(figures, allow_nan=False)
+    metrics = reference_metrics(lambda number, x: x * 0, clean, ("one", "two"), CPU)
+    assert metrics["equivariance"]["one"] == {"mean": None, "max": None}
+    assert metrics["effective_rank"]["one"] == 0
+    json.dumps(metrics, allow_nan=False)
 
 
 def test_watched_patches_are_the_same_every_time_and_the_worst_modality_counts(sampler: PatchSampler) -> None:
@@ -68,18 +68,18 @@ def test_watched_patches_are_the_same_every_time_and_the_worst_modality_counts(s
         seen.append(images)
         return first_image(number, images)
 
-    figures = Watch(sampler, CPU).figures(encode)
-    assert set(figures) == {"model_agreement", "model_equivariance_error", "model_effective_rank"}
-    assert figures["model_equivariance_error"] > 0.01
-    assert figures == Watch(sampler, CPU).figures(encode)
+    metrics = Watch(sampler, CPU).metrics(encode)
+    assert set(metrics) == {"model_agreement", "model_equivariance_error", "model_effective_rank"}
+    assert metrics["model_equivariance_error"] > 0.01
+    assert metrics == Watch(sampler, CPU).metrics(encode)
     torch.testing.assert_close(seen[0], seen[len(seen) // 2])
     assert len(seen) == 2 * (2 + 2 * 4)  # twice: both modalities once, then straight and three turns each
-    exact = Watch(sampler, CPU).figures(lambda number, images: images)
+    exact = Watch(sampler, CPU).metrics(lambda number, images: images)
     assert exact["model_equivariance_error"] == 0
     assert exact["model_effective_rank"] == pytest.approx(1)
 
 
 def test_without_a_group_there_is_no_equivariance_to_watch(sampler: PatchSampler, tmp_path: Path) -> None:
     free = PatchSampler(sampler.specimens, sampler.settings, rotation_group("trivial"), 0)
-    assert "model_equivariance_error" not in Watch(free, CPU).figures(first_image)
-    assert np.isfinite(list(Watch(free, CPU).figures(first_image).values())).all()
+    assert "model_equivariance_error" not in Watch(free, CPU).metrics(first_image)
+    assert np.isfinite(list(Watch(free, CPU).metrics(first_image).values())).all()

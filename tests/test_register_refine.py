@@ -4,7 +4,7 @@ from registration_cases import OBLIQUE, errors_vox, features_pair, seen, specime
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import Grid
-from comir_hpc.register.agreement import Comparison
+from comir_hpc.register.agreement import Similarity
 from comir_hpc.register.candidates import COARSE, FINE, rank
 from comir_hpc.register.features import Features, one_channel
 from comir_hpc.register.halves import halves_distance_mm
@@ -98,18 +98,18 @@ def test_volumes_apart_are_refused():
 
 def test_agreement_of_known_pairs():
     fixed, moving = features_pair(Transform.identity())
-    same = Comparison(fixed, moving).at(Transform.identity())
+    same = Similarity(fixed, moving).at(Transform.identity())
     assert same.correlation == pytest.approx(1, abs=1e-6)
     assert same.information > 0.9
     assert same.overlap == pytest.approx(1, abs=1e-6)
     opposite = Features(-moving.values, moving.mask, moving.grid)
-    other = Comparison(fixed, opposite).at(Transform.identity())
+    other = Similarity(fixed, opposite).at(Transform.identity())
     assert other.correlation == pytest.approx(-1, abs=1e-6)
     assert other.information > 0.9
-    turned = Comparison(fixed, moving).at(Transform.rigid(turn(90), (0, 0, 0), fixed.centroid_mm))
+    turned = Similarity(fixed, moving).at(Transform.rigid(turn(90), (0, 0, 0), fixed.centroid_mm))
     assert abs(turned.correlation) < 0.5
     assert 0.5 < turned.overlap < 1
-    away = Comparison(fixed, moving).at(Transform.rigid(np.eye(3), (500.0, 0, 0), CENTRE))
+    away = Similarity(fixed, moving).at(Transform.rigid(np.eye(3), (500.0, 0, 0), CENTRE))
     assert (away.correlation, away.overlap) == (0.0, 0.0)
 
 
@@ -118,8 +118,8 @@ def test_overlap_is_a_share_of_the_smaller_specimen():
     part = moving.mask.copy()
     part[: part.shape[0] // 2] = False
     half = Features(moving.values, part, moving.grid)
-    assert Comparison(fixed, half).at(Transform.identity()).overlap == pytest.approx(1, abs=0.02)
-    assert Comparison(half, fixed).at(Transform.identity()).overlap == pytest.approx(1, abs=0.02)
+    assert Similarity(fixed, half).at(Transform.identity()).overlap == pytest.approx(1, abs=0.02)
+    assert Similarity(half, fixed).at(Transform.identity()).overlap == pytest.approx(1, abs=0.02)
 
 
 def test_channels_count_together():
@@ -127,7 +127,7 @@ def test_channels_count_together():
     noise = np.random.default_rng(0).normal(size=(2, *moving.values.shape[1:])).astype(np.float32)
     one = Features(np.concatenate([fixed.values, noise[:1]]), fixed.mask, fixed.grid)
     two = Features(np.concatenate([moving.values, noise[1:]]), moving.mask, moving.grid)
-    found = Comparison(one, two).at(Transform.identity()).correlation
+    found = Similarity(one, two).at(Transform.identity()).correlation
     energy = fixed.values[0][fixed.mask].var()
     assert found == pytest.approx(energy / (energy + 1), abs=0.03)
     mixed = one_channel(one, two)
@@ -156,7 +156,7 @@ def test_ranking_puts_the_right_start_first_and_counts_who_agrees():
     calls = []
     ranking = rank(
         Refiner(fixed, moving, metric="correlation"),
-        Comparison(fixed, moving),
+        Similarity(fixed, moving),
         starts,
         metric="correlation",
         progress=lambda *a: calls.append(a),
@@ -177,7 +177,7 @@ def test_ranking_without_an_answer_is_refused():
     with pytest.raises(RegistrationError, match="none of 1 starts led to an answer"):
         rank(
             Refiner(fixed, moving, metric="correlation"),
-            Comparison(fixed, moving),
+            Similarity(fixed, moving),
             [(away, None)],
             metric="correlation",
         )

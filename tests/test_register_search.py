@@ -6,7 +6,7 @@ from registration_cases import FLIPPED, OBLIQUE, errors_vox, features_pair, spec
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import Grid
-from comir_hpc.register.coarse import Coarse, Turner, coarsen
+from comir_hpc.register.coarse import CoarseFeatures, Turner, coarsen
 from comir_hpc.register.criteria import Correlator, MaskedCorrelation, MutualInformation
 from comir_hpc.register.features import Features
 from comir_hpc.register.global_search import Search, choose_starts, distinct, search
@@ -18,7 +18,7 @@ def coarse(shape, channels, seed):
     rng = np.random.default_rng(seed)
     weights = np.clip(rng.normal(0.6, 0.5, size=shape), 0, 1).astype(np.float32)
     values = rng.normal(size=(channels, *shape)).astype(np.float32)
-    return Coarse(values, weights, np.eye(3), np.zeros(3))
+    return CoarseFeatures(values, weights, np.eye(3), np.zeros(3))
 
 
 def overlapping(fixed, moving, shift):
@@ -91,7 +91,7 @@ def test_mutual_information_equals_a_plain_histogram_at_every_shift():
 def test_turned_samples_come_from_where_the_rotation_points():
     moving = coarse((9, 9, 9), 1, 0)
     ramp = np.stack(np.meshgrid(*[np.arange(9.0)] * 3, indexing="ij"))[:1].astype(np.float32)
-    moving = Coarse(ramp, np.ones((9, 9, 9), np.float32), np.eye(3)[:, ::-1], np.zeros(3))
+    moving = CoarseFeatures(ramp, np.ones((9, 9, 9), np.float32), np.eye(3)[:, ::-1], np.zeros(3))
     turner = Turner(moving, np.eye(3)[:, ::-1])
     straight, weights = turner.sample(np.eye(3))
     cube = turner.cube(np.concatenate([straight, weights[None]]))

@@ -70,14 +70,14 @@ class Carrier:
         return cls(*pickle.loads(payload))
 
     def __call__(self, index: int, attempts: int | None = None) -> str | None:
-        """Carry out one block, trying each half of it twice if need be.
+        """Compute one block and store it; each of the two is tried a second time if it fails.
 
         Parameters
         ----------
         index : int
-            The block.
+            Number of the block.
         attempts : int, optional
-            How often it was tried in earlier runs, where this process has not read the ledger.
+            How often the block was tried in earlier runs. Give it where this process has not read the ledger.
 
         Returns
         -------

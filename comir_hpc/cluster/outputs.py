@@ -82,7 +82,7 @@ def open_output(
         What the fingerprint was made of; kept in the metadata as ``made_from``, so that a refusal can name
         what differs.
     overwrite : bool
-        Replace a store of another fingerprint. One of the same fingerprint is gone on with.
+        Whether a store of another fingerprint is replaced. A store of the same fingerprint is continued.
     require_alone : callable
         Raises while others are at work; called before a store is made or replaced.
 

@@ -139,7 +139,7 @@ def run_in_processes(
                 for pipe in wait(list(busy)):
                     place = busy[pipe]  # type: ignore[index]
                     if not _listen(team[place], settle):
-                        _bury(team[place], queue, deaths, settle)
+                        _replace_dead(team[place], queue, deaths, settle)
                         team[place] = _Worker(payload)
         finally:
             for worker in team:
@@ -163,7 +163,8 @@ def _listen(worker: _Worker, settle: Settle) -> bool:
     return True
 
 
-def _bury(worker: _Worker, queue: _Queue, deaths: Counter[int], settle: Settle) -> None:
+def _replace_dead(worker: _Worker, queue: _Queue, deaths: Counter[int], settle: Settle) -> None:
+    """Dismiss a worker that has died, and give its block to another one, or give it up after several deaths."""
     worker.dismiss()
     how = _how_it_ended(worker.process.exitcode)
     if worker.block is None:

@@ -41,7 +41,7 @@ def _gather(values: Tensor) -> Tensor:
     return torch.stack(every)
 
 
-class Abreast:
+class Lockstep:
     """Threads that work for different networks and ask the other ranks together.
 
     Parameters
@@ -123,8 +123,8 @@ class _Abandoned(Exception):
     """Another network of this rank has failed."""
 
 
-def encode_abreast(
-    abreast: Abreast, networks: Sequence[nn.Module], jobs: Sequence[Callable[[], Tensor]]
+def encode_in_lockstep(
+    lockstep: Lockstep, networks: Sequence[nn.Module], jobs: Sequence[Callable[[], Tensor]]
 ) -> tuple[Tensor, ...]:
     """Compute the maps of all networks in step, in the forward and in the backward pass (collective).
 
@@ -133,7 +133,7 @@ def encode_abreast(
 
     Parameters
     ----------
-    abreast : Abreast
+    lockstep : Lockstep
         Threads for as many networks.
     networks : sequence of M modules
         The networks, whose weights get gradients.
@@ -149,9 +149,9 @@ def encode_abreast(
     Whatever a job or an exchange raises; the other jobs end with it.
     """
     if not torch.is_grad_enabled():
-        return tuple(abreast.run(jobs))
+        return tuple(lockstep.run(jobs))
     weights = [[weight for weight in one.parameters() if weight.requires_grad] for one in networks]
-    maps: tuple[Tensor, ...] = _Encode.apply(abreast, jobs, weights, *(w for some in weights for w in some))  # type: ignore[no-untyped-call]
+    maps: tuple[Tensor, ...] = _Encode.apply(lockstep, jobs, weights, *(w for some in weights for w in some))  # type: ignore[no-untyped-call]
     return maps
 
 
@@ -159,10 +159,10 @@ class _Encode(torch.autograd.Function):
     """Run all forward passes, and later all backward passes; each network keeps a graph of its own in between."""
 
     @staticmethod
-    def forward(ctx: Any, abreast: Abreast, jobs: Any, weights: Any, *_: Tensor) -> tuple[Tensor, ...]:
-        ctx.abreast, ctx.weights = abreast, weights
+    def forward(ctx: Any, lockstep: Lockstep, jobs: Any, weights: Any, *_: Tensor) -> tuple[Tensor, ...]:
+        ctx.lockstep, ctx.weights = lockstep, weights
         with torch.enable_grad():
-            ctx.maps = abreast.run(jobs)
+            ctx.maps = lockstep.run(jobs)
         return tuple(one.detach() for one in ctx.maps)
 
     @staticmethod
@@ -173,5 +173,5 @@ class _Encode(torch.autograd.Function):
             for one, some, grad in zip(ctx.maps, ctx.weights, grads, strict=True)
         ]
         ctx.maps = None
-        found = ctx.abreast.run(jobs)
+        found = ctx.lockstep.run(jobs)
         return (None, None, None, *(gradient for some in found for gradient in some))

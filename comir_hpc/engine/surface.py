@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from comir_hpc.checkpoints import read_checkpoint, write_checkpoint
 from comir_hpc.config import EngineSettings, OptimiserSettings
-from comir_hpc.engine.abreast import Abreast, encode_abreast
+from comir_hpc.engine.abreast import Lockstep, encode_in_lockstep
 from comir_hpc.engine.collectives import SynchronisedBatchNorm, gather_rows, join_group, synchronise_norms
 from comir_hpc.errors import CheckpointError
 from comir_hpc.launch import DTYPES, Launch, choose_device, choose_precision
@@ -70,10 +70,10 @@ class Engine(ABC):
             self._owns_group = join_group(launch, self.device, settings.timeout_s)
             networks = synchronise_norms(networks, self.device)
         self.networks = networks.to(self.device)
-        abreast = Abreast(len(networks)) if self._run_abreast() else None
-        self._encoders = _Encoders(self.networks, self.device.type, DTYPES[self.precision], abreast)
+        lockstep = Lockstep(len(networks)) if self._run_in_lockstep() else None
+        self._encoders = _Encoders(self.networks, self.device.type, DTYPES[self.precision], lockstep)
 
-    def _run_abreast(self) -> bool:
+    def _run_in_lockstep(self) -> bool:
         """Say whether networks run in step.
 
         With recomputation they do not: levels of two networks at once would take the memory that it saves.
@@ -238,19 +238,19 @@ class _Encoders(nn.Module):
     """All encoders as one module, so that a wrapper sees one forward pass in a step."""
 
     def __init__(
-        self, networks: nn.ModuleDict, device_type: str, dtype: torch.dtype, abreast: Abreast | None
+        self, networks: nn.ModuleDict, device_type: str, dtype: torch.dtype, lockstep: Lockstep | None
     ) -> None:
         super().__init__()
         self.networks = networks
         self.device_type = device_type
         self.dtype = dtype
-        self.abreast = abreast
+        self.lockstep = lockstep
 
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
         networks = list(self.networks.values())
         jobs = [partial(self._encode, one, image) for one, image in zip(networks, images, strict=True)]
-        if self.abreast is not None and self.training:
-            return encode_abreast(self.abreast, networks, jobs)
+        if self.lockstep is not None and self.training:
+            return encode_in_lockstep(self.lockstep, networks, jobs)
         return tuple(job() for job in jobs)
 
     def _encode(self, network: nn.Module, image: Tensor) -> Tensor:

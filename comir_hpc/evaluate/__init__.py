@@ -1,7 +1,8 @@
-"""`comir-hpc evaluate`: how good a registration is against the truth, and what a trained model can do.
+"""`comir-hpc evaluate`: measure a registration against the truth, or what a trained model can do.
 
-`registration` holds results of `register` against a known transform. `model` measures the encoders of a run at any
-checkpoint: `checkpoint` opens them, `cubes` places and reads what they are measured on, `plots` draws.
+`registration` compares results of `register` with a known transform. `model` measures the encoders of a run at any
+checkpoint: `checkpoint` opens them, `cubes` places and reads what they are measured on, `measures` holds the single
+measurements, and `plots` draws.
 """
 
 from __future__ import annotations

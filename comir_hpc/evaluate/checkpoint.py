@@ -1,4 +1,4 @@
-"""What is measured: the encoders of a run at one checkpoint, and one specimen that all modalities saw."""
+"""Open what is measured: the encoders of a run at one checkpoint, and one specimen that all modalities saw."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class Subject:
     run : Path
         The training run.
     model : Path
-        Folder that `load_encoder` and `register` take: the run itself, or a checkpoint's own.
+        Folder that `load_encoder` and `register` take: the run itself, or the folder of a checkpoint.
     out : Path
-        Where the figures go.
+        Folder to which the results go.
     settings : TrainSettings
-        Of the run.
+        Settings of the training run.
     step : int
-        Optimiser steps that the encoders were trained for.
+        Number of optimiser steps that the encoders were trained for.
     encoders : dict
-        By modality, in the run's order.
+        Encoders by modality, in the run's order.
     volumes : dict
         Aligned volumes by modality, on one grid.
     level : int
-        Of their pyramids.
+        Level of the volumes' pyramids that is encoded.
     group : Group
         Rotations that are measured: all that the grid and the networks allow.
     trained_group : Group
-        Rotations that the training undid.
+        Rotations that were undone in training.
     own : bool
-        Whether the volumes are the run's own.
+        Whether the volumes are those that the run was trained on.
     """
 
     run: Path
@@ -66,20 +66,22 @@ class Subject:
 def open_subject(settings: EvaluateSettings, *, folder: Path | None = None) -> Subject:
     """Open a run at a checkpoint, with the aligned volumes that it is measured on.
 
-    A checkpoint other than the finished model gets a folder of its own in the run, with model.json and weights, so
+    A checkpoint that is not the finished model gets a folder of its own in the run. It holds model.json and weights, so
     that it can be used like a run.
 
     Parameters
     ----------
+    settings : EvaluateSettings
+        The run, the checkpoint, and the volumes if they are not the run's own.
     folder : Path, optional
-        Where that goes instead.
+        Place of the checkpoint's folder, if it shall not be in the run.
 
     Raises
     ------
     CheckpointError
         If the run or the checkpoint is missing or damaged.
     ConfigError
-        If the volumes named are not one a modality.
+        If there is not exactly one volume for each modality.
     VolumeError
         If a volume cannot be read, or they do not lie on one grid.
     """
@@ -121,7 +123,7 @@ def _train_settings(run: Path) -> TrainSettings:
 
 
 def _model_folder(run: Path, step: int | None, place: Path) -> tuple[Path, int]:
-    """The folder to load encoders from, and their step."""
+    """Find the folder to load encoders from, and the step that they were trained for."""
     finished = _finished_step(run)
     if step is None and finished is None:
         newest = next(iter(list_checkpoints(run / "checkpoints")), None)
@@ -186,7 +188,7 @@ def _open_volumes(run: Path, settings: EvaluateSettings, train: TrainSettings) -
 
 
 def _widest(encoder: Encoder, trained: Group, *, planar: bool) -> Group:
-    """The largest group that the grid and the network allow; the training's if that is larger."""
+    """Choose the largest group that the grid and the network allow, or the training's if that is larger."""
     group = group_for_spacing(encoder.spacing_mm, planar=planar)
     try:
         encoder.network.require_group(group)

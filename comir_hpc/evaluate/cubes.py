@@ -1,4 +1,4 @@
-"""Cubes of specimen: where they lie, and their voxels with what is around them.
+"""Place cubes in the specimen, and read them with what is around them.
 
 Axes: n cubes, c image channels, z y x space.
 """
@@ -15,8 +15,8 @@ from comir_hpc.geometry import Box, Triple
 from comir_hpc.patches import specimen_mask
 from comir_hpc.specimens import Specimen
 
-_NEARLY_FULL = 0.8  # of the fullest place: others with this share of specimen are as good
-_SPLINE_REACH = 4  # voxels beyond a turned corner that its interpolation looks at
+_NEARLY_FULL = 0.8  # a place is good enough with this share of the specimen that the fullest place holds
+_SPLINE_REACH = 4  # voxels beyond a turned corner that spline interpolation reads
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Places:
     Attributes
     ----------
     starts : tuple of three int
-        First voxel (z, y, x) of each: a multiple of the network's stride, possibly outside the volume.
+        First voxel (z, y, x) of each cube. It is a multiple of the network's stride, and may lie outside the volume.
     side_zyx : three int
-        Of each.
+        Sides of every cube in voxels.
     trim_zyx : three int
-        Cut off each face before anything is compared.
+        Voxels that are cut off each face before anything is compared.
     around_zyx : three int
-        Sides of the surroundings that a cube turned by any angle needs.
+        Sides, in voxels, of the surroundings that a cube needs to be turned by any angle.
     """
 
     starts: tuple[Triple, ...]
@@ -42,10 +42,10 @@ class Places:
 
 
 def choose_sides(side: int, stride_zyx: Triple, halo_zyx: Triple, *, planar: bool) -> tuple[Triple, Triple]:
-    """Sides of a cube and what is trimmed off each of its faces, voxels (z, y, x).
+    """Choose the sides of a cube, and how much is trimmed off each of its faces; both in voxels (z, y, x).
 
-    The side is rounded up to the strides of all axes. A quarter of it is trimmed, or the reach of the network where
-    that is less: then no padding is seen at all.
+    The side is rounded up to a multiple of the strides of all axes. A quarter of it is trimmed, or the reach of the
+    network where that is less. In the second case no padding is seen at all.
     """
     step = int(np.lcm.reduce(stride_zyx))
     side = -(-side // step) * step
@@ -62,15 +62,20 @@ def place_cubes(
     Parameters
     ----------
     specimen : Specimen
-        Made for patches of the size of a trimmed cube, so that it knows the share of specimen in each.
+        Specimen made for patches of the size of a trimmed cube, so that it knows the share of specimen in each.
+    count : int
+        Largest number of cubes.
+    side_zyx, trim_zyx : three int
+        Sides of a cube, and what is trimmed off each face, in voxels (`choose_sides`).
     stride_zyx : three int
-        Cubes start at multiples of it, as the windows of `infer` do.
+        Stride of the network in voxels. Cubes start at multiples of it, as the windows of `infer` do.
     """
     share = specimen.share
     full = np.argwhere(share.values >= _NEARLY_FULL * share.values.max())
     best = np.unravel_index(int(share.values.argmax()), share.values.shape)
     centres = share.first_zyx + full * share.step_zyx
     chosen = [share.first_zyx + np.asarray(best) * share.step_zyx]
+    # The first cube is the fullest. Each next one is as far as possible from all that are chosen already.
     while len(chosen) < min(count, len(full)):
         away = np.linalg.norm(centres[:, None] - np.stack(chosen)[None], axis=-1).min(axis=1)
         if away.max() < max(stride_zyx):
@@ -84,21 +89,26 @@ def place_cubes(
 def read_cubes(
     specimen: Specimen, modality: int, places: Places, side_zyx: Triple
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Cubes about the middles of `places`, as a network sees them, and where the specimen is.
+    """Read cubes about the middles of `places`, as a network sees them, and find where the specimen is.
 
     Parameters
     ----------
+    specimen : Specimen
+        The volumes to read from.
     modality : int
-        Number of it.
+        Number of the modality in the specimen.
+    places : Places
+        Where the cubes lie.
     side_zyx : three int
-        Those of the places, or larger by an even number.
+        Sides of the cubes in voxels: those of the places, or larger by an even number.
 
     Returns
     -------
     (n, c, z, y, x) float32
-        Normalised by the volume's statistics; air outside the volume.
+        Images, normalised by the volume's statistics, with air outside the volume.
     (n, z, y, x) bool
-        Where most neighbours are above the threshold in any channel, as `register` masks volumes.
+        Masks of the specimen: True where most neighbours are above the threshold in any channel. `register` masks
+        volumes in the same way.
     """
     images, masks = [], []
     for start in places.starts:
@@ -128,7 +138,10 @@ def _read(
 
 
 def _around(side_zyx: Triple, specimen: Specimen) -> Triple:
-    """Sides of the ball about a cube's corners, in voxels of each axis, with the parity of the cube's."""
+    """Find the sides of the ball about a cube's corners, in voxels of each axis.
+
+    They are odd where the cube's are odd, so that the cube lies in the middle of whole voxels.
+    """
     spacing, side = np.asarray(specimen.grid.spacing_mm), np.asarray(side_zyx)
     flat = side == 1
     diagonal = np.linalg.norm(np.where(flat, 0.0, side * spacing))

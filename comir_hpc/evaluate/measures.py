@@ -1,4 +1,4 @@
-"""Single measurements of a model: over the group, over all angles, at borders, on patches.
+"""Measure single properties of a model: over the group, over all angles, at borders, on patches.
 
 Axes: n cubes, c image channels, l latent channels, z y x space.
 """
@@ -19,7 +19,7 @@ from comir_hpc.evaluate.checkpoint import Subject
 from comir_hpc.evaluate.cubes import Places, choose_sides, read_cubes
 from comir_hpc.geometry import Triple
 from comir_hpc.patches import PatchSampler
-from comir_hpc.reference import reference_figures
+from comir_hpc.reference import reference_metrics
 from comir_hpc.rotations import angle_deg
 from comir_hpc.specimens import Specimen, prepare_specimens
 from comir_hpc.turning import spread_axes
@@ -27,7 +27,7 @@ from comir_hpc.windows import Encoder
 
 
 def cube_sides(settings: EvaluateSettings, subject: Subject) -> tuple[Triple, Triple]:
-    """Choose the sides of the cubes and what is trimmed off each face, voxels (z, y, x) both."""
+    """Choose the sides of the cubes, and what is trimmed off each face; both in voxels (z, y, x)."""
     network = next(iter(subject.encoders.values())).network
     planar = subject.settings.sampling.patch[0] == 1
     return choose_sides(settings.side, network.total_stride_zyx, network.receptive_halo_zyx, planar=planar)
@@ -45,7 +45,7 @@ def specimen_of(subject: Subject, patch_zyx: Triple) -> Specimen:
 
 
 def encode_singly(encoder: Encoder) -> Callable[[Tensor], Tensor]:
-    """Make a function that encodes one cube after another: its memory is that of one cube. Results are on the CPU."""
+    """Make a function that encodes one cube after another, to need the memory of one only; results are on the CPU."""
 
     def encode(images: Tensor) -> Tensor:
         return torch.from_numpy(np.concatenate([encoder.evaluate(one[None].numpy()) for one in images]))
@@ -98,7 +98,10 @@ def error_over_angles(
 def error_at_border(
     encode: Callable[[Tensor], Tensor], number: int, specimen: Specimen, places: Places, stride_zyx: Triple
 ) -> float | None:
-    """Share of the variance by which the first core's values change when the cube's surroundings come into sight."""
+    """Measure how much the values in the first core change when the network sees what is around the cube.
+
+    The result is the mean squared change as a share of the variance; None where there is nothing to compare.
+    """
     one = Places(places.starts[:1], places.side_zyx, places.trim_zyx, places.around_zyx)
     side, stride = np.asarray(places.side_zyx), np.asarray(stride_zyx)
     more = np.where(side == 1, 0, np.ceil(side / 4 / stride) * stride).astype(int)
@@ -114,7 +117,7 @@ def error_at_border(
     return significant(np.square(near - far)[:, kept].mean() / variance) if variance > 0 else None
 
 
-def figures_on_patches(subject: Subject) -> dict[str, Any]:
+def metrics_on_patches(subject: Subject) -> dict[str, Any]:
     """Measure agreement and retrieval on patches, or take what `train` wrote when it ended, if it fits."""
     written = next(iter(subject.encoders.values())).reference
     if subject.own and "retrieval" in written:
@@ -123,7 +126,7 @@ def figures_on_patches(subject: Subject) -> dict[str, Any]:
     specimens = prepare_specimens([list(subject.volumes.values())], sampling)
     sampler = PatchSampler(specimens, sampling, subject.trained_group, subject.settings.seed, augment=False)
     encoders = [encode_singly(encoder) for encoder in subject.encoders.values()]
-    return reference_figures(
+    return reference_metrics(
         lambda number, images: encoders[number](images),
         sampler,
         list(subject.encoders),
@@ -145,7 +148,7 @@ def describe_elements(subject: Subject) -> list[dict[str, Any]]:
 
 
 def flat_metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """Pick the figures worth comparing between runs, by the names that they have in MLflow."""
+    """Pick the numbers that are worth comparing between runs, by the names that they have in MLflow."""
     found: dict[str, Any] = {
         "agreement": record["agreement"],
         "retrieval": record["patches"]["retrieval"],

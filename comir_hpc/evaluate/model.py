@@ -1,4 +1,4 @@
-"""Everything that is measured of a model: equivariance, agreement, retrieval, rank, and the bias of a registration.
+"""Measure a model: equivariance, agreement, retrieval, rank, and the bias of a registration.
 
 Axes: n cubes, c image channels, l latent channels, z y x space.
 """
@@ -32,8 +32,8 @@ from comir_hpc.evaluate.measures import (
     error_at_border,
     error_over_angles,
     error_over_group,
-    figures_on_patches,
     flat_metrics,
+    metrics_on_patches,
     specimen_of,
 )
 from comir_hpc.evaluate.plots import draw_diagnosis
@@ -48,19 +48,20 @@ RECORD_FILE, PICTURE_FILE = "diagnostics.json", "diagnostics.png"
 
 @dataclass(frozen=True)
 class Bias:
-    """Where the registration of an aligned pair ends, started at the identity, which is the right answer.
+    """Where the registration of an aligned pair ends that starts at the identity, which is the right answer.
 
     Attributes
     ----------
     voxels : float
-        Mean displacement of the specimen's points, in the finest spacing of the grid.
+        Mean displacement of the specimen's points, in voxels of the finest spacing of the grid.
     degrees : float
-        Rotation found.
+        Angle of the rotation that was found, in degrees.
     shift_voxels : float
-        Displacement of the points' centre.
+        Displacement of the points' centre, in voxels.
     agreement : float or None
-        Correlation of the representations there.
+        Correlation of the representations at the end.
     verdict : str
+        Verdict of the registration: PASS, WARN or FAIL.
     """
 
     voxels: float
@@ -72,14 +73,14 @@ class Bias:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Figures of a model, and where they were written.
+    """What was measured of a model, and where it was written.
 
     Attributes
     ----------
     folder : Path
-        Holds diagnostics.json and diagnostics.png.
+        Folder that holds diagnostics.json and diagnostics.png.
     record : dict
-        The content of diagnostics.json.
+        Content of diagnostics.json.
     """
 
     folder: Path
@@ -87,7 +88,7 @@ class Diagnosis:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """One line for the user: worst equivariance error, agreement, and where the aligned pair ended."""
         worst = ", ".join(
             f"{name} {_text(one['equivariance']['worst'])}" for name, one in self.record["modalities"].items()
         )
@@ -104,12 +105,12 @@ class Diagnosis:
 
 
 def plan_diagnosis(settings: EvaluateSettings) -> dict[str, Any]:
-    """What `diagnose` would do.
+    """Say what `diagnose` would do, without encoding anything.
 
     Raises
     ------
     ComirError
-        As `open_subject`.
+        If the run, the checkpoint or a volume cannot be used, as `open_subject` says.
     """
     with TemporaryDirectory() as spare:
         subject = open_subject(settings, folder=Path(spare))
@@ -170,7 +171,7 @@ def diagnose(
             "border": error_at_border(encode, number, specimen, places, stride),
         }
     both = torch.from_numpy(masks[0] & masks[1])[:, None]
-    patches = figures_on_patches(subject)
+    patches = metrics_on_patches(subject)
     bias = None
     if aligned is not None:
         try:
@@ -207,7 +208,7 @@ def registration_bias(folder: Path) -> Bias:
     Parameters
     ----------
     folder : Path
-        That `register` wrote, of two volumes on one grid that are aligned.
+        Folder that `register` wrote, for two volumes that are aligned and on one grid.
 
     Raises
     ------
@@ -235,7 +236,7 @@ def registration_bias(folder: Path) -> Bias:
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:
-    """The picture first: the record stands for both."""
+    """Write the picture, then the record; the record comes last, because it stands for both."""
     draw_diagnosis(folder / PICTURE_FILE, record)
     write_file(folder / RECORD_FILE, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 

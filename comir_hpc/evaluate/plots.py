@@ -1,4 +1,4 @@
-"""The figures of a model as one picture, for MLflow and for people."""
+"""Draw what was measured of a model as one picture, for MLflow and for people."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def draw_diagnosis(path: Path, record: Mapping[str, Any]) -> None:
 
     Parameters
     ----------
+    path : Path
+        File to write.
     record : mapping
-        Content of diagnostics.json, without ``metrics``.
+        Content of diagnostics.json; ``metrics`` need not be there.
     """
     figure = Figure(figsize=(12, 3.9), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -41,7 +43,7 @@ def draw_diagnosis(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _over_group(axes: Axes, record: Mapping[str, Any]) -> None:
-    """A dot an element, in columns by angle; hollow where the training did not undo it."""
+    """Draw a dot for each element, in columns by angle; it is hollow where the training did not undo the element."""
     angle = np.array([element["angle_deg"] for element in record["elements"]])
     trained = np.array([element["trained"] for element in record["elements"]])
     columns = np.unique(angle)

@@ -30,9 +30,32 @@ _NUM_POINTS = 2000
 class Evaluation:
     """How far one registration is from the truth.
 
-    Errors are distances between where the found and the true transform put the same fixed points; the rotation's is
-    the angle from the true rotation to the found one, without scale and shear. Where a registration failed without an
-    answer they are NaN.
+    Errors are distances between the places to which the found and the true transform put the same fixed points. The
+    rotation error is the angle between the true rotation and the found one, without scale and shear. All errors are NaN
+    if a registration failed without an answer.
+
+    Attributes
+    ----------
+    result : str
+        Folder of the registration.
+    representation : str
+        What was compared, as in the settings of `register`.
+    initial : str
+        Where the registration started from, as in the settings of `register`.
+    verdict : str
+        Verdict of the registration: PASS, WARN or FAIL.
+    num_points : int
+        Number of points that were measured.
+    tre_mm, tre_median_mm, tre_p95_mm : float
+        Mean, median and 95th percentile of the target registration error, in mm.
+    tre_voxels : float
+        Mean error in voxels of the fixed grid's finest spacing.
+    rotation_error_deg : float
+        Rotation error in degrees.
+    success : bool
+        Whether the mean error is at most 2 % of the fixed grid's mean side.
+    seconds : float
+        Time that the registration took, in seconds.
     """
 
     result: str
@@ -56,9 +79,9 @@ class Table:
     Attributes
     ----------
     rows : tuple of Evaluation
-        One for each result.
+        Errors of each registration, in the order given.
     notes : tuple of str
-        What was assumed of the files, for the user to see.
+        Assumptions about the files, for the user to see.
     """
 
     rows: tuple[Evaluation, ...]
@@ -66,7 +89,7 @@ class Table:
 
     @property
     def text(self) -> str:
-        """Comma-separated, with a header."""
+        """The rows as comma-separated text, with a header."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([f.name for f in fields(Evaluation)])
@@ -76,15 +99,15 @@ class Table:
 
 
 def target_registration_error(found: Transform, true: Transform, points_mm: FloatArray) -> FloatArray:
-    """Distances in mm, shape (N,), between the images of fixed points (N, 3) under two transforms."""
+    """Measure the distances in mm, (N,), between the places to which two transforms put fixed points (N, 3)."""
     distance: FloatArray = np.linalg.norm(found.apply(points_mm) - true.apply(points_mm), axis=-1)
     return distance
 
 
 def specimen_points(volume: Volume, count: int = _NUM_POINTS) -> FloatArray:
-    """Points spread over the specimen: world (x, y, z) in mm, shape (N, 3), the same at every call.
+    """Spread points over the specimen: world (x, y, z) in mm, shape (N, 3), the same at every call.
 
-    They are centres of foreground voxels of the finest level that has at most 160 voxels a side.
+    They are centres of foreground voxels of the finest level that has at most 160 voxels along each side.
 
     Raises
     ------
@@ -112,17 +135,19 @@ def evaluate(
 
     Parameters
     ----------
+    results : sequence of Path
+        Folders that `register` wrote.
     truth : Path
-        The true transform, fixed to moving points.
+        File of the true transform, which maps fixed to moving points.
     points : Path, optional
-        Table of fixed points (see `read_point_table`); otherwise points of the fixed volume's foreground.
+        Table of fixed points (`read_point_table`). Without it, points of the fixed volume's foreground are used.
     out : Path, optional
-        CSV to write.
+        CSV file to write.
 
     Raises
     ------
     RegistrationError
-        If a folder has no result, it names no fixed volume, or a file cannot be written.
+        If a folder has no result, the result names no fixed volume, or a file cannot be written.
     """
     true = load_transform(truth)
     given = read_point_table(points) if points else None

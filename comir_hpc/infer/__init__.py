@@ -114,7 +114,7 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
         After SIGTERM or SIGUSR2; the same call goes on.
     """
     start = time.perf_counter()
-    job = Job.of(settings)
+    job = Job.from_settings(settings)
     filled = carry_out(job, begun=start, progress=progress)
     out = Volume.open(job.out, allow_incomplete=True)
     seam = None if filled.missing else out.metadata.get("seam")
@@ -131,7 +131,7 @@ def plan_infer(settings: InferSettings) -> dict[str, Any]:
     VolumeError, CheckpointError, ConfigError
         As `infer`, before it writes.
     """
-    job = Job.of(settings)
+    job = Job.from_settings(settings)
     shape = job.windows.shape_zyx
     _, shard = chunk_and_shard(shape, settings.chunk, settings.shard)
     plan = plan_blocks(shape, shard, core_zyx=core_of(settings, job.windows, shard))

@@ -35,7 +35,7 @@ class Inputs:
         )
 
     @classmethod
-    def of(cls, settings: InferSettings) -> Self:
+    def from_settings(cls, settings: InferSettings) -> Self:
         """Open volume and encoder.
 
         Raises

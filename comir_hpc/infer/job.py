@@ -166,14 +166,17 @@ class Work:
 
     @cached_property
     def scale(self) -> NDArray[np.float32] | None:
-        """What one step of a quantised output means, (c, 1, 1, 1), as whoever made it decided."""
+        """Size of one step of a quantised output, for each channel, (c, 1, 1, 1); None if the output is not quantised.
+
+        It is read from the output, since the process that created it has chosen it for all others.
+        """
         kept = Volume.open(self.settings.out, allow_incomplete=True).metadata.get("quantised")
         return np.asarray(kept["scale"], dtype=np.float32)[:, None, None, None] if kept else None
 
     @cached_property
     def sweep(self) -> Sweep:
         """The windows of this process, in its own copy of the network."""
-        job = self._job or Job.of(self.settings)
+        job = self._job or Job.from_settings(self.settings)
         background = job.reader.background if self.settings.skip_background else None
         return Sweep(job.encoder, job.reader, job.windows, background=background, batch=self.settings.batch)
 

@@ -145,7 +145,7 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
     VolumeError
         As `ingest`, as far as the header tells.
     """
-    job = Job.of(_opened(settings), settings)
+    job = Job.from_source(_opened(settings), settings)
     files, num_bytes = job.output_files_and_bytes()
     plan = {
         "source": f"{settings.source} ({job.source.kind})",
@@ -181,7 +181,7 @@ def _opened(settings: IngestSettings) -> Source:
 
 def _ingest(source: Source, settings: IngestSettings, progress: Progress | None) -> IngestResult:
     start = time.perf_counter()
-    job = Job.of(source, settings)
+    job = Job.from_source(source, settings)
     try:
         filled = carry_out(job, begun=start, progress=progress)
     except OSError as error:

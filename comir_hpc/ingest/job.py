@@ -26,8 +26,8 @@ from comir_hpc.volume import Volume, best_shuffle, chunk_and_shard, compressed_b
 _PROGRAM_BYTES = 320 << 20  # measured: the interpreter with its libraries, and what compression holds
 _LARGEST_CORE = 256 << 20  # bytes of one block beyond which decoding a page twice is the lesser evil
 _SAMPLE = 96  # voxels along each side of the box that time and size are judged by
-# Voxels that percentiles are taken from: of larger volumes every so manieth row is counted, which costs nothing in
-# accuracy (67,000 voxels lie above percentile 99.9) and makes ingest a third faster.
+# About how many voxels are counted to find percentiles. In larger volumes only every second, third, ... row is counted.
+# Percentiles stay accurate (67,000 counted voxels lie above percentile 99.9), and ingest is a third faster.
 _COUNTED = 1 << 26
 _PYRAMID_TIME = 1.4  # measured: whole ingest against its blocks
 
@@ -58,7 +58,7 @@ class Job:
     verb: str = "ingest"
 
     @classmethod
-    def of(cls, source: Source, settings: IngestSettings) -> Job:
+    def from_source(cls, source: Source, settings: IngestSettings) -> Job:
         """Check source and settings against each other.
 
         Raises

@@ -135,8 +135,8 @@ def receptive_halo(
     return halo
 
 
-def require_choice(value: str, choices: Any, what: str) -> None:
+def require_choice(value: str, choices: Any, label: str) -> None:
     """Refuse a word that is not one of a Literal's values, with a ConfigError that names them."""
     known = get_args(choices)
     if value not in known:
-        raise ConfigError(f"{what} is {value!r}; expected one of {', '.join(known)}")
+        raise ConfigError(f"{label} is {value!r}; expected one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""`comir-hpc register`: two volumes in, a transform and a verdict out.
+"""`comir-hpc register`: find the transform between two volumes, and say whether it can be trusted.
 
 Representations (or intensities) of both volumes at one level of their pyramids; a search over all rotations and
 shifts; refinement of the best distinct answers; a verdict. One file a part:
@@ -27,7 +27,7 @@ from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray
 from comir_hpc.memory import in_words
-from comir_hpc.register.agreement import Comparison
+from comir_hpc.register.agreement import Similarity
 from comir_hpc.register.candidates import FINE, Candidate, Ranking, rank
 from comir_hpc.register.features import Features, one_channel
 from comir_hpc.register.global_search import Search, choose_starts, search
@@ -45,7 +45,7 @@ from comir_hpc.register.outputs import (
     write_result,
 )
 from comir_hpc.register.panels import make_panels
-from comir_hpc.register.plane import Frame
+from comir_hpc.register.plane import SlicePlane
 from comir_hpc.register.refine import Metric, Refiner
 from comir_hpc.register.verdict import Evidence, judge
 from comir_hpc.rotations import reverse_axes, so2_grid, so3_grid
@@ -57,26 +57,26 @@ __all__ = ["RegisterResult", "plan_register", "register"]
 Progress = Callable[[str, int, int], None]
 Start = tuple[Transform, float | None]
 
-# Mutual information takes 25 correlations by FFT where correlation takes 6; on a grid coarser by this, with a third
-# of the voxels left, both take about as long.
+# Mutual information needs 25 correlations by FFT, correlation needs 6. On a grid with this share of the voxels along
+# each axis (0.42 of them in all), it takes about as long as correlation does on the full one.
 _INFORMATION_GRID = 0.75
-_FEW_POINTS = 1000  # of the specimen, for distances between transforms
-# A slice has a thirtieth of a volume's voxels: its coarse grid is finer along each axis for the evidence to suffice,
-# and its turns are tried degree by degree, which moves the rim of that grid by half a voxel.
+_FEW_POINTS = 1000  # points of the specimen at which distances between transforms are measured
+# A slice has about a thirtieth of a volume's voxels. So its coarse grid is finer along each axis, to give enough
+# evidence. Its turns are tried degree by degree, and one degree moves the rim of that grid by half a voxel.
 _SLICE_GRID = 2
 _MOST_TURNS = 360
-_TILTED_DEG = 0.5  # between two planes, from which the report says so
+_TILTED_DEG = 0.5  # angle between two planes from which the report has a note
 
 
 @dataclass
 class Clock:
-    """Seconds of each part, in the order they ran."""
+    """Measure the seconds of each part, in the order in which the parts run."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
-        """Add what the block takes to a part."""
+        """Add the seconds that the block takes to a part."""
         start = time.perf_counter()
         try:
             yield
@@ -87,12 +87,14 @@ class Clock:
 def register(settings: RegisterSettings, *, progress: Progress | None = None) -> RegisterResult:
     """Find the transform from fixed to moving, and say whether it can be trusted.
 
-    Run again with the same inputs and settings, it returns the result that is there.
+    When it is called again with the same inputs and settings, it returns the result that is there.
 
     Parameters
     ----------
+    settings : RegisterSettings
+        The volumes, how they are compared, and the folder to write to.
     progress : callable, optional
-        Called with what is being done, how much of it is done, and how much there is.
+        Function that is called with what is being done, how much of it is done, and how much there is.
 
     Raises
     ------
@@ -100,7 +102,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         If a volume or the model cannot be used.
     RegistrationError
         If the volumes cannot be compared, the folder holds another result, or it cannot be written to. A poor answer
-        is no error, and neither is none: both are the verdict FAIL.
+        is no error, and no answer is no error: both get the verdict FAIL.
     UnsavedResult
         If the result cannot be written at the end; the error holds it.
     """
@@ -114,15 +116,15 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     with clock.time("features"):
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
-    frame = Frame.of(fixed.grid, moving.grid)
-    pair = Pair(*frame.laid(fixed, moving), settings)
+    frame = SlicePlane.from_grids(fixed.grid, moving.grid)
+    pair = Pair(*frame.flattened(fixed, moving), settings)
     with clock.time("search"):
         starts, found = _starts(pair, settings, progress)
     try:
         with clock.time("refine"):
             ranking = rank(
                 pair.refiner,
-                pair.comparison,
+                pair.similarity,
                 starts,
                 metric=pair.metric,
                 kind=settings.transform,
@@ -150,8 +152,8 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     return write_result(settings.out, transform, record, panels, landscape(found, frame))
 
 
-def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: Frame) -> dict[str, Any]:
-    """What was found and what it rests on."""
+def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: SlicePlane) -> dict[str, Any]:
+    """Describe the answer and the numbers that the verdict is made from."""
     verdict, reasons = judge(evidence)
     return {
         "verdict": verdict,
@@ -163,11 +165,11 @@ def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: Frame) -> 
 
 
 def _without_answer(
-    pair: Pair, starts: Sequence[Start], frame: Frame, error: RegistrationError
+    pair: Pair, starts: Sequence[Start], frame: SlicePlane, error: RegistrationError
 ) -> dict[str, Any]:
-    """What was tried in vain, and why it led to nothing."""
+    """Describe the starts that were tried, and why none of them led to an answer."""
     tried = [
-        Candidate(start, start, score, pair.comparison.at(start), 0.0, failure=FAILED_START)
+        Candidate(start, start, score, pair.similarity.at(start), 0.0, failure=FAILED_START)
         for start, score in starts
     ]
     return {
@@ -185,7 +187,7 @@ def _without_answer(
 def _panels(
     pair: Pair, answer: Transform | None, images: tuple[NDArray[np.float32], NDArray[np.float32]]
 ) -> dict[str, NDArray[np.float32]]:
-    """Slices before and after; without an answer there is no after."""
+    """Make slices before and after the registration; without an answer there is no after."""
     before = _before(pair)
     panels = make_panels(
         pair.fixed,
@@ -199,12 +201,12 @@ def _panels(
 
 
 def plan_register(settings: RegisterSettings) -> dict[str, Any]:
-    """What `register` would do and need.
+    """Say what `register` would do and need.
 
     Raises
     ------
     ComirError
-        As `register`, for all that shows without reading voxels.
+        If `register` would raise it before it reads voxels.
     """
     inputs = open_inputs(settings)
     plan: dict[str, Any] = {"fingerprint": inputs.fingerprint, "out": str(settings.out)}
@@ -233,33 +235,33 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
 
 
 class Pair:
-    """Both volumes' features with what compares and refines them."""
+    """Features of both volumes, with the objects that compare and refine them."""
 
     def __init__(self, fixed: Features, moving: Features, settings: RegisterSettings) -> None:
         self.fixed, self.moving = fixed, moving
         self.learned = settings.representation == "comir"
         self.metric: Metric = "correlation" if self.learned else "information"
         self.threads = settings.threads or len(os.sched_getaffinity(0))
-        self.comparison = Comparison(fixed, moving)
+        self.similarity = Similarity(fixed, moving)
         self.refiner = Refiner(
             *one_channel(fixed, moving), metric=self.metric, seed=settings.seed, threads=self.threads
         )
-        self.points_mm: FloatArray = self.comparison.some_points_mm(_FEW_POINTS)
-        self.side_mm = self.comparison.side_mm(self.points_mm)
+        self.points_mm: FloatArray = self.similarity.some_points_mm(_FEW_POINTS)
+        self.side_mm = self.similarity.side_mm(self.points_mm)
 
     @property
     def metric_name(self) -> str:
-        """What candidates are ranked by, in words."""
-        what = "correlation of the representations" if self.learned else "normalised mutual information"
-        return f"{what}, times the root of the overlap"
+        """Name of the score that candidates are ranked by, in words."""
+        name = "correlation of the representations" if self.learned else "normalised mutual information"
+        return f"{name}, times the root of the overlap"
 
 
 def _starts(
     pair: Pair, settings: RegisterSettings, progress: Progress | None
 ) -> tuple[list[Start], Search | None]:
-    """Rough answers with their scores, and the landscape they come from."""
+    """Find rough answers with their scores, and the search that they come from (None without a search)."""
     if settings.initial == "identity":
-        if pair.comparison.at(Transform.identity()).overlap == 0:
+        if pair.similarity.at(Transform.identity()).overlap == 0:
             raise RegistrationError(
                 "the specimens do not overlap where the two grids put them, so --initial identity has nowhere to "
                 "start; use --initial global or moments"
@@ -282,7 +284,7 @@ def _starts(
 
 
 def _rotations(settings: RegisterSettings, planar: bool) -> FloatArray:
-    """World rotations (K, 3, 3) that are tried, the first of them none."""
+    """Make the world rotations (K, 3, 3) that are tried; the first of them turns nothing."""
     if planar:
         return reverse_axes(so2_grid(min(settings.rotations, _MOST_TURNS)))
     return np.concatenate([np.eye(3)[None], reverse_axes(so3_grid(settings.rotations))])
@@ -295,15 +297,15 @@ def _search_voxels(settings: RegisterSettings, planar: bool) -> int:
 
 
 def _centred(pair: Pair) -> Transform:
-    """The shift that puts one specimen's centre of mass on the other's."""
+    """Make the shift that puts one specimen's centre of mass on the other's."""
     centre = pair.fixed.centroid_mm
     return Transform.rigid(np.eye(3), pair.moving.centroid_mm - centre, centre)
 
 
 def _before(pair: Pair) -> Transform:
-    """How the pair lay: as the grids say, or centred where that shows nothing of the moving specimen."""
+    """Find how the pair lay before: as the grids say, or centred if that shows nothing of the moving specimen."""
     as_given = Transform.identity()
-    return as_given if pair.comparison.at(as_given).overlap > 0 else _centred(pair)
+    return as_given if pair.similarity.at(as_given).overlap > 0 else _centred(pair)
 
 
 def _evidence(pair: Pair, ranking: Ranking, inputs: Inputs) -> Evidence:
@@ -336,7 +338,7 @@ def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _notes(frame: Frame, inputs: Inputs) -> dict[str, list[str]]:
+def _notes(frame: SlicePlane, inputs: Inputs) -> dict[str, list[str]]:
     notes = inputs.fixed.notes + inputs.moving.notes
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(

@@ -1,4 +1,4 @@
-"""How well two volumes agree under a transform: one yardstick for every candidate and every method."""
+"""Measure how well two volumes agree under a transform, in one way for every candidate and every method."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ _CLASSES = 32
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was measured over the voxels that both masks hold.
+    """Agreement of two volumes over the voxels that both masks hold.
 
     Attributes
     ----------
     correlation : float
-        Of the values, the channels together, each channel's mean removed; -1 to 1, 0 where nothing varies.
+        Correlation of the values of all channels together, with each channel's mean taken off: -1 to 1, and 0 where
+        nothing varies.
     information : float
-        Normalised mutual information of the first channel less 1: 0 (independent) to 1 (each tells the other).
+        Normalised mutual information of the first channel, less 1: from 0 (independent) to 1 (each determines the
+        other).
     overlap : float
         Share of the smaller mask that the other one covers, 0 to 1.
     """
@@ -36,27 +38,27 @@ class Agreement:
 
     @property
     def evidence(self) -> float:
-        """Correlation weighed by the square root of the overlap.
+        """Correlation times the square root of the overlap.
 
-        A correlation's significance grows with the root of the number of samples: of two answers with the same
-        correlation, the one that explains more of the specimen is the better.
+        The significance of a correlation grows with the root of the number of samples. So of two answers with the same
+        correlation, the one that explains more of the specimen is better.
         """
         return self.correlation * float(np.sqrt(self.overlap))
 
 
-class Comparison:
-    """Measures one pair of volumes under any number of transforms, always on the same fixed voxels.
+class Similarity:
+    """Measure one pair of volumes under any number of transforms, always on the same fixed voxels.
 
     Parameters
     ----------
     fixed, moving : Features
-        With equally many channels.
+        Features of the two volumes, with the same number of channels.
     """
 
     def __init__(self, fixed: Features, moving: Features) -> None:
         index = np.argwhere(fixed.mask)
         every = -(-len(index) // _MOST_POINTS)
-        # A stride that shares no factor with the sides does not fall into step with rows of voxels.
+        # An even stride could hit the same columns in every row of voxels, since sides are often even: it is made odd.
         index = index[:: every + (every > 1 and every % 2 == 0)]
         self.points_mm = fixed.grid.world_mm(index)
         self._flat = fixed.grid.planar
@@ -69,19 +71,19 @@ class Comparison:
         self._ranges = [tuple(np.percentile(v, (0.5, 99.5)).tolist()) for v in values]
 
     def some_points_mm(self, count: int) -> FloatArray:
-        """About `count` of the fixed points, (N, 3), for distances between transforms."""
+        """Choose about `count` of the fixed points, (N, 3) in mm, to measure distances between transforms."""
         return self.points_mm[:: max(1, len(self.points_mm) // count)]
 
     def side_mm(self, points_mm: FloatArray) -> float:
-        """Mean side of the box around fixed points (N, 3), along the axes that the specimen has."""
+        """Measure the mean side, in mm, of the box around fixed points (N, 3); for a slice without z."""
         sides = np.ptp(points_mm, axis=0)
         return float(sides[: 2 if self._flat else 3].mean())
 
     def at(self, transform: Transform) -> Agreement:
-        """Agreement under a transform from fixed to moving."""
+        """Measure the agreement under a transform from fixed to moving points."""
         index = self._moving.grid.index_zyx(transform.apply(self.points_mm)).T
         if self._flat:
-            index[0] = 0  # rounding must not lift a point off the only slice there is
+            index[0] = 0  # rounding must not move a point off the only slice there is
         joint = ndimage.map_coordinates(self._mask, index, order=1, mode="constant") > 0.5
         overlap = float(joint.mean()) / self._smaller_share
         if joint.sum() < 8:
@@ -109,7 +111,7 @@ class Comparison:
 
 
 def _size_mm(side: Features) -> float:
-    """Volume of the mask, mm^3; of a single slice its area: its thickness may be anything."""
+    """Measure the volume of the mask in mm^3, or the area in mm^2 of a single slice, whose thickness means nothing."""
     voxel = np.prod([side.grid.spacing_mm[axis] for axis in side.grid.axes])
     return float(side.mask.sum(dtype=np.float64) * voxel)
 

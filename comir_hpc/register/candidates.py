@@ -1,4 +1,4 @@
-"""From several rough answers to a ranking: refine all coarsely, the best few finely, and see which agree."""
+"""Rank several rough answers: refine all of them coarsely and the best few finely, and find which are the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.register.agreement import Agreement, Comparison
+from comir_hpc.register.agreement import Agreement, Similarity
 from comir_hpc.register.global_search import MIN_OVERLAP
 from comir_hpc.register.refine import Kind, Level, Metric, Refiner
 from comir_hpc.transforms import Transform
@@ -17,10 +17,10 @@ FINALISTS = 3
 """Distinct answers that are refined finely: the winner, and the rivals that its margin is measured against."""
 
 SAME_SHARE = 0.05
-"""Two answers are one when they send the specimen's points to places closer than this share of its mean side:
-after the coarse level, starts that lead to one optimum end within 4 % of each other (measured on the 2 mm brain)."""
+"""Two answers are the same if they send the specimen's points to places closer than this share of its mean side. After
+the coarse level, starts that lead to one optimum end within 4 % of each other (measured on the 2 mm brain)."""
 
-_KEPT_SHARE = 0.9  # of a candidate's score that a refinement has to keep, to be taken
+_KEPT_SHARE = 0.9  # a refinement is used if it keeps at least this share of the candidate's score
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +30,17 @@ class Candidate:
     Attributes
     ----------
     start, transform : Transform
-        Before and after refinement.
+        Transform before and after refinement.
     coarse_score : float or None
-        Score in the global search; none for a start that did not come from it.
+        Score in the global search; None for a start that did not come from it.
     agreement : Agreement
-        Under `transform`.
+        Agreement of the two volumes under `transform`.
     score : float
-        What candidates are ranked by: evidence of correlation, or information times the root of the overlap.
+        Score that candidates are ranked by: correlation, or information, times the root of the overlap.
     answer : int
-        Number of the distinct answer that this one belongs to; 0 is the best. -1: not a valid answer.
+        Number of the distinct answer that this candidate belongs to; 0 is the best, and -1 means that it is invalid.
     failure : str or None
-        Why it is none: the start shows too little of the moving specimen.
+        Why it is invalid: the start shows too little of the moving specimen. None for a valid one.
     """
 
     start: Transform
@@ -54,30 +54,30 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """All candidates, best first; valid ones before failed ones."""
+    """Order all candidates: the best first, and valid ones before failed ones."""
 
     candidates: tuple[Candidate, ...]
 
     @property
     def best(self) -> Candidate:
-        """The winner."""
+        """The candidate that has won."""
         return self.candidates[0]
 
     @property
     def runner_up(self) -> Candidate | None:
-        """The best candidate that is another answer than the winner's."""
+        """The best candidate with another answer than the winner's; None if there is none."""
         rivals = (c for c in self.candidates if c.failure is None and c.answer > 0)
         return next(rivals, None)
 
     @property
     def consensus(self) -> int:
-        """How many starts led to the winner's answer."""
+        """Number of starts that led to the winner's answer."""
         return sum(c.answer == 0 for c in self.candidates)
 
 
 def rank(
     refiner: Refiner,
-    comparison: Comparison,
+    similarity: Similarity,
     starts: list[tuple[Transform, float | None]],
     *,
     metric: Metric,
@@ -88,10 +88,18 @@ def rank(
 
     Parameters
     ----------
+    refiner : Refiner
+        Refines one answer.
+    similarity : Similarity
+        Measures one answer.
     starts : list of (transform, score)
-        Fixed to moving.
+        Rough answers, from fixed to moving points, with their score in the search or None.
+    metric : "correlation" or "information"
+        What the score is made from.
     kind : "rigid" or "affine"
-        Affine starts from the rigid winner.
+        Kind of transform. An affine one starts from the rigid winner.
+    progress : callable, optional
+        Function that is called as ``progress(done, total)`` after each refinement.
 
     Raises
     ------
@@ -103,18 +111,18 @@ def rank(
 
     def improve(candidate: Candidate, levels: tuple[Level, ...], how: Kind = "rigid") -> Candidate:
         nonlocal done
-        improved = _improve(refiner, comparison, candidate, levels, how, metric)
+        improved = _improve(refiner, similarity, candidate, levels, how, metric)
         done += 1
         if progress is not None:
             progress(done, steps)
         return improved
 
-    rough = [_measured(comparison, Candidate(t, t, s, Agreement(0, 0, 0), 0.0), metric) for t, s in starts]
-    ranked = _ordered([improve(c, COARSE) for c in rough], comparison)
+    rough = [_measured(similarity, Candidate(t, t, s, Agreement(0, 0, 0), 0.0), metric) for t, s in starts]
+    ranked = _ordered([improve(c, COARSE) for c in rough], similarity)
     finalists = [next(c for c in ranked if c.answer == n) for n in sorted({c.answer for c in ranked} - {-1})]
     for finalist in finalists[:FINALISTS]:
         ranked[ranked.index(finalist)] = improve(finalist, FINE)
-    ranked = _ordered(ranked, comparison)
+    ranked = _ordered(ranked, similarity)
     if ranked[0].failure is not None:
         raise RegistrationError(
             f"none of {len(ranked)} starts led to an answer (the best: {ranked[0].failure}); check that the two "
@@ -129,7 +137,7 @@ def rank(
 
 def _improve(
     refiner: Refiner,
-    comparison: Comparison,
+    similarity: Similarity,
     candidate: Candidate,
     levels: tuple[Level, ...],
     kind: Kind,
@@ -141,14 +149,15 @@ def _improve(
         refined = refiner.refine(candidate.transform, levels, kind)
     except RegistrationError:
         return candidate
-    improved = _measured(comparison, replace(candidate, transform=refined.transform), metric)
-    # The optimiser sees a sample of the voxels and no overlap: it may wander off a poor start, never a good one.
+    improved = _measured(similarity, replace(candidate, transform=refined.transform), metric)
+    # The optimiser compares only a sample of the voxels, and knows nothing of the overlap. From a poor start it may go
+    # to a worse place; such a result is not used.
     wandered = improved.failure is not None or improved.score < _KEPT_SHARE * candidate.score
     return candidate if wandered else improved
 
 
-def _measured(comparison: Comparison, candidate: Candidate, metric: Metric) -> Candidate:
-    agreement = comparison.at(candidate.transform)
+def _measured(similarity: Similarity, candidate: Candidate, metric: Metric) -> Candidate:
+    agreement = similarity.at(candidate.transform)
     score = agreement.evidence if metric == "correlation" else agreement.information * agreement.overlap**0.5
     failure = None
     if agreement.overlap < MIN_OVERLAP:
@@ -156,10 +165,10 @@ def _measured(comparison: Comparison, candidate: Candidate, metric: Metric) -> C
     return replace(candidate, agreement=agreement, score=score, failure=failure)
 
 
-def _ordered(candidates: list[Candidate], comparison: Comparison) -> list[Candidate]:
-    """Sort by score, failed ones last, and number the distinct answers."""
-    points = comparison.some_points_mm(1000)
-    side = comparison.side_mm(points)
+def _ordered(candidates: list[Candidate], similarity: Similarity) -> list[Candidate]:
+    """Sort candidates by score, failed ones last, and number the distinct answers."""
+    points = similarity.some_points_mm(1000)
+    side = similarity.side_mm(points)
     ranked = sorted(candidates, key=lambda c: (c.failure is not None, -c.score))
     answers: list[Candidate] = []
     numbered = []

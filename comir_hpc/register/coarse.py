@@ -1,7 +1,7 @@
-"""A volume on a coarse isotropic grid, and the same turned by any rotation.
+"""Bring a volume onto a coarse isotropic grid, and turn it by any rotation.
 
-Shapes: C channels, M maps, P points of the ball; (b, b, b) the cube that holds a turned volume. A single slice stays
-one: its ball is a disc, its cube a square (1, b, b).
+Shapes: C channels, M maps, P points of the ball; (b, b, b) is the cube that holds a turned volume. A single slice stays
+a slice: its ball is a disc, and its cube is a square (1, b, b).
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from comir_hpc.volume import downsample
 
 Array32 = NDArray[np.float32]
 
-# The ball that the moving map is cut to holds this share of its mask: the corners of a full cube would make every
-# FFT half as long again for 2 % of the evidence.
+# The moving map is cut to a ball that holds this share of its mask. The corners of a full cube would make every FFT
+# half as long again, for 2 % of the evidence.
 _BALL_SHARE = 0.98
 
 
 @dataclass(frozen=True, eq=False)
-class Coarse:
+class CoarseFeatures:
     """One volume on an isotropic grid.
 
     Attributes
     ----------
     values : (C, z, y, x) float32
-        Low-pass filtered, zero mean and unit variance over the mask, all channels together.
+        Values after a low-pass filter, with zero mean for each channel and unit variance of all together, in the mask.
     weights : (z, y, x) float32
-        Share of each voxel that the mask holds, 0 to 1.
+        Share of each voxel that belongs to the mask, 0 to 1.
     frame : (3, 3)
-        World steps (x, y, z) in mm of one voxel along z, y, x: the columns. Along z, a single slice keeps its own.
+        Steps of one voxel along z, y, x in the world (x, y, z), in mm; they are the columns. Along z, a single slice
+        keeps its own step.
     origin_mm : (3,)
-        World position of voxel (0, 0, 0).
+        World position (x, y, z) of voxel (0, 0, 0), in mm.
     """
 
     values: Array32
@@ -54,22 +55,22 @@ class Coarse:
 
     @property
     def centroid_mm(self) -> FloatArray:
-        """World position of the mask's centre of mass."""
+        """World position (x, y, z) of the mask's centre of mass, in mm."""
         return self.origin_mm + self.frame @ np.asarray(scipy.ndimage.center_of_mass(self.weights))
 
 
 class Turner:
-    """Samples the moving map at any rotation, on the voxels of a ball inside a cube.
+    """Sample the moving map at any rotation, on the voxels of a ball inside a cube.
 
     Parameters
     ----------
-    moving : Coarse
-        Sampled more finely than the search: every sample is a trilinear interpolation.
+    moving : CoarseFeatures
+        Moving map on a finer grid than that of the search, because every sample is a trilinear interpolation.
     fixed_frame : (3, 3)
-        Steps of the search grid.
+        Steps of the search grid in the world, in mm; they are the columns.
     """
 
-    def __init__(self, moving: Coarse, fixed_frame: FloatArray) -> None:
+    def __init__(self, moving: CoarseFeatures, fixed_frame: FloatArray) -> None:
         spacing = float(np.linalg.norm(fixed_frame[:, -1]))
         self.centre_mm = moving.centroid_mm
         radius = _ball_radius_mm(moving, self.centre_mm)
@@ -85,10 +86,10 @@ class Turner:
         self._centre_zyx = self._to_index @ (self.centre_mm - moving.origin_mm)
 
     def sample(self, rotation_xyz: FloatArray) -> tuple[Array32, Array32]:
-        """Values (C, P) and weights (P,) at the ball's voxels."""
+        """Sample values (C, P) and weights (P,) at the ball's voxels."""
         index = self._offsets_mm @ (self._to_index @ rotation_xyz).T + self._centre_zyx
         last = np.asarray(self._maps.shape[2:]) - 1
-        # grid_sample counts x first, and from -1 to 1 between the centres of the outer voxels.
+        # grid_sample wants x first. With align_corners, -1 and 1 are the centres of the outer voxels.
         place = torch.from_numpy((2 * index / np.maximum(last, 1) - 1)[:, ::-1].astype(np.float32))
         sampled = torch.nn.functional.grid_sample(
             self._maps, place[None, None, None], mode="bilinear", padding_mode="zeros", align_corners=True
@@ -97,16 +98,17 @@ class Turner:
         return sampled[:-1] / np.maximum(weights, 1e-6), weights
 
     def cube(self, maps: Array32) -> Array32:
-        """Maps (M, P) of the ball put into zero cubes (M, b, b, b)."""
+        """Put maps (M, P) of the ball into cubes (M, b, b, b) of zeros."""
         cubes = np.zeros((len(maps), math.prod(self.shape)), dtype=np.float32)
         cubes[:, self.ball] = maps
         return cubes.reshape(len(maps), *self.shape)
 
 
-def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> Coarse:
+def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> CoarseFeatures:
     """Low-pass features to `spacing_mm` and sample them at ``spacing_mm / finer`` around their mask.
 
-    Outside the mask nothing is averaged in: values are a normalised convolution with the mask as weight.
+    The values are a normalised convolution with the mask as weight, so that nothing from outside the mask is averaged
+    into them.
 
     Raises
     ------
@@ -138,16 +140,17 @@ def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> Coarse:
     weights = np.clip(sampled[-1], 0, 1)
     values = _standardised(sampled[:-1] / np.maximum(weights, 1e-6), weights)
     frame = np.asarray(grid.matrix_mm[:3, :3]) * every
-    return Coarse(values, weights, frame, grid.world_mm(start))
+    return CoarseFeatures(values, weights, frame, grid.world_mm(start))
 
 
 def _standardised(values: Array32, weights: Array32) -> Array32:
-    """Subtract each channel's mean and divide all by one deviation, over the weights."""
+    """Subtract each channel's weighted mean, and divide all channels by one standard deviation."""
     total = weights.sum(dtype=np.float64)
     means = (values * weights).sum(axis=(1, 2, 3), dtype=np.float64) / total
     centred = values - means[:, None, None, None].astype(np.float32)
     variance = float((centred**2 * weights).sum(dtype=np.float64) / total)
-    # Where the mask fades out, single precision leaves differences of about 3e-5 of a constant value.
+    # A constant value shows differences of about 3e-5 of itself where the mask fades out, from single precision. The
+    # square of that is below this limit of the variance.
     if not variance > 1e-8 * float((means**2).sum()):
         raise RegistrationError(
             "the values of a volume do not vary inside its foreground; nothing can be compared"
@@ -155,7 +158,7 @@ def _standardised(values: Array32, weights: Array32) -> Array32:
     return np.asarray(centred / np.float32(np.sqrt(variance)), dtype=np.float32)
 
 
-def _ball_radius_mm(moving: Coarse, centre_mm: FloatArray) -> float:
+def _ball_radius_mm(moving: CoarseFeatures, centre_mm: FloatArray) -> float:
     index = np.argwhere(moving.weights > 0)
     weights = moving.weights[tuple(index.T)]
     distance = np.linalg.norm(index @ moving.frame.T + moving.origin_mm - centre_mm, axis=1)

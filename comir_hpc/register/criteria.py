@@ -1,7 +1,8 @@
-"""Two weighted maps compared at all shifts by FFT: masked correlation, and mutual information.
+"""Compare two weighted maps at all shifts by FFT: masked correlation, and mutual information.
 
-Masked correlation by FFT: Padfield (IEEE TIP 2012), here with weights between 0 and 1 and summed over channels.
-Mutual information by FFT of class indicators: Oefverstedt, Lindblad and Sladoje (Pattern Recognition Letters 2022).
+Masked correlation by FFT is that of Padfield (IEEE TIP 2012), here with weights between 0 and 1, summed over channels.
+Mutual information by FFT of class indicators is that of Oefverstedt, Lindblad and Sladoje (Pattern Recognition Letters
+2022).
 
 Shapes: C channels, B classes, M maps, P points.
 """
@@ -16,23 +17,23 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from comir_hpc.geometry import FloatArray, Triple
-from comir_hpc.register.coarse import Array32, Coarse
+from comir_hpc.register.coarse import Array32, CoarseFeatures
 
 Spectra = NDArray[np.complex64]
 
 
 @dataclass(frozen=True)
 class Correlator:
-    """FFT correlation of a fixed with a moving map, at a window of shifts.
+    """Correlate a fixed with a moving map by FFT, at a window of shifts.
 
     A shift d puts voxel 0 of the moving map on voxel d of the fixed map.
 
     Parameters
     ----------
     shape : three int
-        FFT size.
+        Size of the FFT along each axis.
     first, counts : three int
-        The window's first shift, and how many there are along each axis.
+        First shift of the window, in voxels, and number of shifts along each axis.
     """
 
     shape: tuple[int, ...]
@@ -41,16 +42,17 @@ class Correlator:
 
     @classmethod
     def plan(cls, weights: Array32, sides: Triple, needed: float) -> Correlator:
-        """Return the smallest one in which every shift with enough overlap is free of wrapped-around voxels.
+        """Return the smallest correlator in which no voxels wrap around onto a shift with enough overlap.
 
         Parameters
         ----------
         weights : (z, y, x)
-            Of the fixed map.
+            Weights of the fixed map.
         sides : three int
-            Voxels (z, y, x) of the moving map.
+            Sides (z, y, x) of the moving map in voxels.
         needed : float
-            Weight that has to overlap. A shift that leaves a slab of the fixed map with less is out of the window.
+            Weight that has to overlap. A shift is out of the window if the slab of the fixed map that the moving map
+            can reach holds less.
         """
         shape, first, counts = [], [], []
         for axis, (length, side) in enumerate(zip(weights.shape, sides, strict=True)):
@@ -66,12 +68,12 @@ class Correlator:
         return cls(tuple(shape), tuple(first), tuple(counts))
 
     def spectra(self, maps: Array32) -> Spectra:
-        """Spectra (M, ...) of maps (M, z, y, x)."""
+        """Compute the spectra (M, ...) of maps (M, z, y, x)."""
         found: Spectra = scipy.fft.rfftn(maps, s=self.shape, axes=(-3, -2, -1))
         return found
 
     def window(self, products: Spectra) -> Array32:
-        """Correlations (M, *counts) of products (M, ...) of a fixed and a conjugate moving spectrum."""
+        """Compute correlations (M, *counts) from products (M, ...) of a fixed and a conjugate moving spectrum."""
         maps = scipy.fft.irfftn(products, s=self.shape, axes=(-3, -2, -1), overwrite_x=True)
         for axis, (first, count, size) in enumerate(zip(self.first, self.counts, self.shape, strict=True)):
             maps = np.take(maps, np.arange(first, first + count) % size, axis=axis - 3)
@@ -79,7 +81,7 @@ class Correlator:
 
 
 class Criterion(Protocol):
-    """How two weighted maps are compared at all shifts."""
+    """A way to compare two weighted maps at all shifts."""
 
     def moving_maps(self, values: Array32, weights: Array32) -> Array32:
         """Return maps (M, P) of the moving side from values (C, P) and weights (P,)."""
@@ -89,12 +91,12 @@ class Criterion(Protocol):
 
 
 class MaskedCorrelation:
-    """Weighted correlation coefficient over the overlap, -1 to 1, the channels together.
+    """Compute the weighted correlation coefficient over the overlap, -1 to 1, of all channels together.
 
-    Each channel's mean is the mean over the overlap at that shift, so an offset between the volumes does not count.
+    Each channel's mean is taken over the overlap at that shift, so that an offset between the volumes does not count.
     """
 
-    def __init__(self, fixed: Coarse) -> None:
+    def __init__(self, fixed: CoarseFeatures) -> None:
         self._fixed = fixed
         self._spectra: Spectra | None = None
 
@@ -124,20 +126,20 @@ class MaskedCorrelation:
         covariance = cross - (fixed_sums * moving_sums).sum(axis=0) / count
         fixed_variance = fixed_energy - (fixed_sums**2).sum(axis=0) / count
         moving_variance = moving_energy - (moving_sums**2).sum(axis=0) / count
-        # Rounding of single precision leaves about 1e-5 of the energy where the variance is zero.
+        # Where the true variance is zero, rounding in single precision leaves about 1e-5 of the energy.
         solid = (fixed_variance > 1e-4 * fixed_energy) & (moving_variance > 1e-4 * moving_energy)
         scale = np.sqrt(np.where(solid, fixed_variance * moving_variance, 1))
         return np.where(solid, covariance / scale, -np.inf).astype(np.float32), overlap
 
 
 class MutualInformation:
-    """Normalised mutual information over the overlap, (H(f) + H(m)) / H(f, m) - 1, from joint class counts.
+    """Compute the normalised mutual information over the overlap, (H(f) + H(m)) / H(f, m) - 1, from class counts.
 
-    Values are sorted into classes of equal frequency. Normalised, because plain information grows as the overlap
-    shrinks (Studholme et al. 1999).
+    Values are sorted into classes of equal frequency. The information is normalised, because plain information grows
+    when the overlap shrinks (Studholme et al. 1999).
     """
 
-    def __init__(self, fixed: Coarse, moving: Coarse, classes: int = 5) -> None:
+    def __init__(self, fixed: CoarseFeatures, moving: CoarseFeatures, classes: int = 5) -> None:
         self._edges = [_quantiles(side, classes) for side in (fixed, moving)]
         self._fixed_maps = _classes(fixed.values[0], fixed.weights, self._edges[0])
         self._spectra: Spectra | None = None
@@ -177,6 +179,6 @@ def _classes(values: Array32, weights: Array32, edges: FloatArray) -> Array32:
     return np.stack([np.where(classes == k, weights, np.float32(0)) for k in range(len(edges) + 1)])
 
 
-def _quantiles(side: Coarse, classes: int) -> FloatArray:
+def _quantiles(side: CoarseFeatures, classes: int) -> FloatArray:
     inside = side.values[0][side.weights > 0.5]
     return np.unique(np.quantile(inside, np.arange(1, classes) / classes))

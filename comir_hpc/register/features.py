@@ -1,4 +1,4 @@
-"""What is compared: a few channels on a grid, and where they mean something."""
+"""Hold what is compared: a few channels on a grid, and where they mean something."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comir_hpc.geometry import FloatArray, Grid
 from comir_hpc.padding import Unpadded
 from comir_hpc.volume import Volume
 
-# Registration needs neighbours along every axis it works in: ITK's recursive smoothing refuses fewer than four.
+# Registration needs neighbours along every axis that it works in. ITK's recursive smoothing refuses fewer than four.
 _FEWEST_VOXELS = 4
 
 
@@ -26,14 +26,14 @@ class Features:
     Attributes
     ----------
     values : (c, z, y, x) float32
-        Representation channels, or one channel of normalised intensity.
+        Channels of the representation, or one channel of normalised intensity.
     mask : (z, y, x) bool
-        The specimen.
+        True where the specimen is.
     grid : Grid
-        Of both.
+        Grid of values and mask.
     known : (z, y, x) bool or None
-        Where something was measured; None if that is everywhere. Padding is background for all that looks at the
-        neighbours of a voxel, and here it is left out.
+        True where something was measured, so that padding is left out; None if that is everywhere. In `values`,
+        padding is background, for operations that look at the neighbours of a voxel.
     """
 
     values: NDArray[np.float32]
@@ -48,10 +48,10 @@ class Features:
 
 
 def specimen_mask(volume: Volume, level: int) -> NDArray[np.bool_]:
-    """Where the specimen is, (z, y, x): above the foreground threshold of `ingest`, without specks, holes and padding.
+    """Mark the specimen, (z, y, x): above the foreground threshold of `ingest`, without specks, holes and padding.
 
-    A voxel belongs to it if most of its 5 x 5 x 5 neighbours are above the threshold: noise in the air leaves
-    single voxels, and dark tissue holes.
+    A voxel belongs to it if most of its 5 x 5 x 5 neighbours are above the threshold. Otherwise noise in the air would
+    leave single voxels in the mask, and dark tissue would leave holes.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def specimen_mask(volume: Volume, level: int) -> NDArray[np.bool_]:
     for channel, one in enumerate(values):
         above |= volume.intensity(channel).foreground(one)
     most = ndimage.uniform_filter(above.astype(np.float32), size=5, mode="nearest") > 0.5
-    # In a single slice every voxel touches the border along z: there a hole is one of the plane.
+    # In a single slice every voxel touches the border along z, so that no hole is closed in 3D: fill holes in 2D.
     filled = ndimage.binary_fill_holes(most[0])[None] if len(most) == 1 else ndimage.binary_fill_holes(most)
     mask: NDArray[np.bool_] = filled & unpadded.known(level=level) if unpadded.padded else filled
     if not mask.any():
@@ -78,7 +78,7 @@ def specimen_mask(volume: Volume, level: int) -> NDArray[np.bool_]:
 
 
 def checked(features: Features, path: Path) -> Features:
-    """The features, if they can be registered.
+    """Return the features if they can be registered.
 
     Raises
     ------
@@ -103,9 +103,9 @@ def checked(features: Features, path: Path) -> Features:
 
 
 def one_channel(fixed: Features, moving: Features) -> tuple[Features, Features]:
-    """The same mixture of channels of both, (1, z, y, x): the one along which they vary most, for SimpleITK's metrics.
+    """Mix the channels of both volumes in the same way into one, (1, z, y, x), since SimpleITK's metrics take one.
 
-    One channel is returned as it is.
+    It is the mixture that varies most. A single channel is returned as it is.
     """
     if len(fixed.values) == 1:
         return fixed, moving

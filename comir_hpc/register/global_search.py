@@ -1,9 +1,10 @@
-"""Every rotation and every shift at once, coarsely: masked correlation, or mutual information, by FFT.
+"""Search all rotations and all shifts coarsely: masked correlation, or mutual information, by FFT.
 
-For each rotation of a grid over SO(3) (of a single slice: for each turn in its plane) the coarse moving map is turned
-and compared with the fixed map at all shifts by FFT. Both maps are sampled in the world frame at one isotropic
-spacing, so anisotropic, oblique and flipped grids need no care. A score counts only the voxels that both masks hold
-at that shift, and only where they hold enough of them: without that, a sliver of chance agreement at the border wins.
+For each rotation of a grid over SO(3) the coarse moving map is turned, and compared with the fixed map at all shifts by
+FFT. For a single slice these are the turns in its plane. Both maps are sampled in the world frame at one isotropic
+spacing, so that anisotropic, oblique and flipped grids need no special care. A score counts only the voxels that both
+masks hold at that shift. A shift with too few of them is left out, since otherwise a thin overlap at the border that
+agrees by chance would win.
 
 `coarse` makes and turns the maps, `criteria` compares them. The result does not depend on the number of threads, and
 nothing is random.
@@ -25,31 +26,35 @@ from comir_hpc.register.features import Features
 from comir_hpc.transforms import Transform
 
 MIN_OVERLAP = 0.4
-"""Share of the smaller mask that has to overlap. Below, short overlaps of chance agreement begin to win; above, a
-specimen of which the other volume lacks a part would not be found."""
+"""Share of the smaller mask that has to overlap. With less, small overlaps that agree by chance begin to win. With
+more, a specimen would not be found if a part of it is missing in the other volume."""
 
 NEAR_VOXELS, FAR_VOXELS = 3.0, 10.0
 """Mean distance, in voxels of the search, from which two answers count as different starts, and as rivals. On the 2 mm
-brain the best of 1000 rotations lay 1.4 to 2.4 of them from the truth, and the optimiser came back from 4."""
+brain the best of 1000 rotations was 1.4 to 2.4 of these voxels from the truth, and the optimiser came back from 4."""
 
 _TASK = 16  # rotations that one thread takes at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """The landscape: every rotation at its best shift.
+    """Result of the search: every rotation at its best shift.
 
     Attributes
     ----------
     rotations_xyz : (K, 3, 3)
-        World rotations, fixed to moving.
+        World rotations, from fixed to moving.
     pivots_mm : (K, 3)
-        Fixed world point that falls on `moving_centre_mm`, for the best shift.
-    scores, overlaps : (K,)
-        Evidence there, which is the criterion times the root of the overlap (see `Agreement.evidence`), and the share
-        of the smaller mask that overlaps; -inf and 0 where no shift overlaps enough.
+        World point of the fixed volume that falls on `moving_centre_mm` at the best shift.
+    scores : (K,)
+        Criterion times the root of the overlap at the best shift (`Agreement.evidence`); -inf where no shift overlaps
+        enough.
+    overlaps : (K,)
+        Share of the smaller mask that overlaps there, 0 where no shift overlaps enough.
+    moving_centre_mm : (3,)
+        World point about which the moving volume was turned.
     spacing_mm : float
-        Voxel of the search.
+        Side of a voxel of the search, in mm.
     """
 
     rotations_xyz: FloatArray
@@ -60,7 +65,7 @@ class Search:
     spacing_mm: float
 
     def transform(self, index: int) -> Transform:
-        """Fixed to moving, for one rotation at its best shift."""
+        """Make the transform, fixed to moving, of one rotation at its best shift."""
         pivot = self.pivots_mm[index]
         return Transform.rigid(self.rotations_xyz[index], self.moving_centre_mm - pivot, pivot)
 
@@ -80,11 +85,20 @@ def search(
 
     Parameters
     ----------
+    fixed, moving : Features
+        Features of the two volumes, with the same number of channels.
     rotations_xyz : (K, 3, 3)
-        World rotations, fixed to moving.
+        World rotations to try, from fixed to moving.
     voxels : int
-        Along the longest side of the fixed volume; sets the spacing of the search.
+        Number of voxels along the longest side of the fixed volume. It sets the spacing of the search.
     criterion : "correlation" or "information"
+        How the two volumes are compared.
+    min_overlap : float
+        Share of the smaller mask that has to overlap.
+    threads : int
+        Number of threads that work at the same time.
+    progress : callable, optional
+        Function that is called as ``progress(done, total)``.
 
     Raises
     ------
@@ -97,14 +111,16 @@ def search(
             "only equally many can be compared"
         )
     spacing = max(fixed.grid.extent_mm[axis] for axis in fixed.grid.axes) / voxels
-    still, loose = coarsen(fixed, spacing), coarsen(moving, spacing, finer=2)
-    turner = Turner(loose, still.frame)
-    # What a mask overlaps with itself: its soft edge counts twice.
+    coarse_fixed, coarse_moving = coarsen(fixed, spacing), coarsen(moving, spacing, finer=2)
+    turner = Turner(coarse_moving, coarse_fixed.frame)
+    # The largest possible overlap is that of a mask with itself. Weights of both are multiplied, hence squared.
     finer = 2 ** len(fixed.grid.axes)
-    full = min(float((still.weights**2).sum()), float((loose.weights**2).sum()) / finer)
-    correlator = Correlator.plan(still.weights, turner.shape, min_overlap * full)
+    full = min(float((coarse_fixed.weights**2).sum()), float((coarse_moving.weights**2).sum()) / finer)
+    correlator = Correlator.plan(coarse_fixed.weights, turner.shape, min_overlap * full)
     compare: Criterion = (
-        MaskedCorrelation(still) if criterion == "correlation" else MutualInformation(still, loose)
+        MaskedCorrelation(coarse_fixed)
+        if criterion == "correlation"
+        else MutualInformation(coarse_fixed, coarse_moving)
     )
 
     def one(rotation: FloatArray) -> tuple[float, float, tuple[int, ...]]:
@@ -123,7 +139,7 @@ def search(
     scores = np.asarray([score for score, _, _ in found])
     return Search(
         rotations_xyz=rotations_xyz,
-        pivots_mm=still.origin_mm + middle @ still.frame.T,
+        pivots_mm=coarse_fixed.origin_mm + middle @ coarse_fixed.frame.T,
         scores=scores,
         overlaps=np.where(np.isfinite(scores), [share for _, share, _ in found], 0.0),
         moving_centre_mm=turner.centre_mm,
@@ -132,10 +148,10 @@ def search(
 
 
 def choose_starts(found: Search, points_mm: FloatArray, count: int) -> list[int]:
-    """Indices of the rotations to refine: half of them the best, half the best that lie far from each other.
+    """Choose the rotations to refine, by number: half of them the best, half the best that are far from each other.
 
-    The first half may all lie around one summit, which the grid of rotations can miss by half its spacing. The
-    second half are its rivals: without one, nothing says how much better the winner is.
+    The first half may all lie around one maximum, which the grid of rotations can miss by half its spacing. The second
+    half are its rivals. Without a rival, nothing says how much better the winner is.
     """
     near = distinct(found, points_mm, (count + 1) // 2, NEAR_VOXELS * found.spacing_mm)
     chosen = list(near)
@@ -146,10 +162,10 @@ def choose_starts(found: Search, points_mm: FloatArray, count: int) -> list[int]
 
 
 def distinct(found: Search, points_mm: FloatArray, count: int, separation_mm: float) -> list[int]:
-    """Indices of the best answers, best first, that differ from each other (non-maximum suppression).
+    """Choose the best answers that differ from each other, by number, best first (non-maximum suppression).
 
-    Two answers differ when they send fixed points (N, 3) to places that are `separation_mm` apart on average: one
-    measure for rotation and shift, in the unit in which errors are counted.
+    Two answers differ if they send fixed points (N, 3) to places that are at least `separation_mm` apart on average.
+    This is one measure for rotation and shift, in the unit in which errors are counted.
     """
     order = [int(i) for i in np.argsort(-found.scores, kind="stable") if np.isfinite(found.scores[i])]
     turned = found.rotations_xyz @ points_mm.T

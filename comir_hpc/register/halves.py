@@ -1,9 +1,9 @@
-"""A cross-check: two halves of the specimen, registered apart, have to say the same.
+"""Cross-check an answer: two halves of the specimen, registered separately, have to give the same.
 
-A right answer is right for every part of the specimen, so each half alone leads back to it. A wrong one is a chance
-agreement of the whole, and its halves fall into different chance agreements nearby. The distance between what the two
-halves say needs no scale of its own: it serves for correlation and for mutual information, and is an estimate of
-the error besides.
+A right answer is right for every part of the specimen, so that each half alone leads back to it. A wrong answer is an
+agreement of the whole by chance, and its halves end at different places nearby. The distance between the answers of
+the two halves needs no scale of its own: it works for correlation and for mutual information. It is also an estimate of
+the error.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from comir_hpc.transforms import Transform
 def halves_distance_mm(
     refiner: Refiner, fixed: Features, transform: Transform, levels: tuple[Level, ...], points_mm: FloatArray
 ) -> float:
-    """Mean distance between where the two halves send fixed points (N, 3), over cuts across each axis (a slice: two).
+    """Measure the mean distance in mm between the places to which two halves send fixed points (N, 3).
 
-    Infinite if a half cannot be registered at all.
+    The specimen is cut across each axis in turn (across two for a slice), and the mean is taken. It is infinite if a
+    half cannot be registered at all.
     """
     centre = fixed.grid.index_zyx(fixed.centroid_mm)
     distances = []

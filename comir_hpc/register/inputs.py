@@ -1,4 +1,4 @@
-"""What a registration is given: two volumes, encoders or ready representations, and the level they are compared at."""
+"""Open what a registration is given: two volumes, encoders or ready representations; choose the level to compare."""
 
 from __future__ import annotations
 
@@ -27,27 +27,31 @@ from comir_hpc.windows import Encoder, load_encoder, nearest_level
 Role = Literal["fixed", "moving"]
 
 BYTES_PER_VOXEL = 64
-"""Peak memory of a registration for each voxel of a volume with one channel. Measured for both volumes together, beyond
-the libraries, without the global search: 61 and 71 bytes at 96^3 (intensity, representations), 42 and 47 at 192^3."""
+"""Peak memory of a registration, in bytes for each voxel of a volume with one channel. It was measured for both volumes
+together, without the libraries and the global search: 61 and 71 bytes at 96^3 (intensity, representations), 42 and 47
+at 192^3."""
 OVERHEAD_BYTES = 600 * 2**20
-"""What a registration needs besides: the libraries took 363 MiB, the global search 170 MiB on two threads."""
+"""Memory that a registration needs beside that, in bytes: the libraries took 363 MiB, the global search 170 MiB on two
+threads."""
 _BYTES_PER_CHANNEL = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """One of the two volumes, and where what is compared comes from.
+class Input:
+    """One of the two volumes, and where its values to compare come from.
 
     Attributes
     ----------
+    role : str
+        Which of the two it is: ``fixed`` or ``moving``.
     volume : Volume
-        The original: masks and pictures come from it.
+        The original volume. Masks and pictures come from it.
     compared : Volume
         Store whose levels are compared: a representation that `infer` wrote, or the volume itself.
     encoder : Encoder or None
-        Makes the representation here.
+        Encoder that makes the representation here; None if there is nothing to encode.
     level : int
-        Of `compared`.
+        Level of `compared` that is used.
     """
 
     role: Role
@@ -63,13 +67,13 @@ class Side:
 
     @property
     def num_channels(self) -> int:
-        """Channels that are compared."""
+        """Number of channels that are compared."""
         if self.encoder is not None:
             return self.encoder.latent_channels
         return self.compared.num_channels if self.ready else 1
 
     def predicted_bytes(self, level: int) -> float:
-        """Memory that a registration needs for this side at a level."""
+        """Predict the bytes that a registration needs for this volume at a level."""
         grid = self.compared.level_grid(level)
         if _at_level(self, level).interpolated:
             grid = cut_grid(grid)
@@ -77,12 +81,12 @@ class Side:
         return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - 1))
 
     def original_level(self) -> int:
-        """Level of the original volume on the compared grid.
+        """Find the level of the original volume that lies on the compared grid.
 
         Raises
         ------
         VolumeError
-            If there is none.
+            If there is no such level.
         """
         grid = self.compared.level_grid(self.level)
         for level in range(self.volume.num_levels):
@@ -94,7 +98,7 @@ class Side:
         )
 
     def features(self) -> tuple[Features, NDArray[np.float32]]:
-        """What is compared, and the intensity (z, y, x) on the same grid, for pictures."""
+        """Make the features to compare, and the intensity (z, y, x) on the same grid, for pictures."""
         original = self.original_level()
         grid = self.volume.level_grid(original)
         unpadded = Unpadded(self.volume)
@@ -134,20 +138,24 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Both sides with their levels chosen, everything checked that can be without reading voxels.
+    """Both volumes with their levels chosen. All is checked that can be checked without reading voxels.
 
     Attributes
     ----------
+    fixed, moving : Input
+        The two volumes.
     predicted_bytes : float
-        Memory of the whole process.
+        Memory that the whole process will need, in bytes.
     fingerprint : str
-        Of everything that the result depends on.
+        Digest of everything that the result depends on.
     reference : float or None
-        Agreement of the model on its aligned training pair.
+        Agreement of the model on its aligned training pair; None if there is no model.
+    model : Model or None
+        Record of the trained model; None without one.
     """
 
-    fixed: Side
-    moving: Side
+    fixed: Input
+    moving: Input
     predicted_bytes: float
     fingerprint: str
     reference: float | None
@@ -165,7 +173,7 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         If one is a single slice and the other a volume, a representation was made from another volume, or the
         memory does not suffice.
     """
-    sides = [_open_side(settings, "fixed"), _open_side(settings, "moving")]
+    sides = [_open_input(settings, "fixed"), _open_input(settings, "moving")]
     _require_one_kind(*sides)
     if sides[0].num_channels != sides[1].num_channels:
         raise RegistrationError(
@@ -191,8 +199,8 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
     )
 
 
-def _require_one_kind(fixed: Side, moving: Side) -> None:
-    """Refuse a slice with a volume: where in the volume the slice lies is another search than ours."""
+def _require_one_kind(fixed: Input, moving: Input) -> None:
+    """Refuse a slice with a volume: to find where in the volume the slice lies would be another search."""
     if fixed.volume.grid.planar == moving.volume.grid.planar:
         return
     one, whole = (fixed, moving) if fixed.volume.grid.planar else (moving, fixed)
@@ -203,18 +211,18 @@ def _require_one_kind(fixed: Side, moving: Side) -> None:
     )
 
 
-def _open_side(settings: RegisterSettings, role: Role) -> Side:
+def _open_input(settings: RegisterSettings, role: Role) -> Input:
     volume = Volume.open(settings.fixed if role == "fixed" else settings.moving)
     volume.intensity()  # refuses a volume without statistics before anything is done
     if settings.representation == "intensity":
-        return Side(role, volume, volume, None)
+        return Input(role, volume, volume, None)
     path = settings.fixed_representation if role == "fixed" else settings.moving_representation
     modality = settings.fixed_modality if role == "fixed" else settings.moving_modality
     if path is not None:
         store = _open_representation(path, volume, role)
         if settings.model is not None and modality is not None:
             _require_made_by(store, settings.model, modality)
-        return Side(role, volume, store, None)
+        return Input(role, volume, store, None)
     assert settings.model is not None  # RegisterSettings holds both
     assert modality is not None
     encoder = load_encoder(
@@ -225,7 +233,7 @@ def _open_side(settings: RegisterSettings, role: Role) -> Side:
         symmetrise=settings.symmetrise,
     )
     encoder.require_fitting(volume)
-    return Side(role, volume, volume, encoder)
+    return Input(role, volume, volume, encoder)
 
 
 def _open_representation(path: Path, volume: Volume, role: Role) -> Volume:
@@ -246,7 +254,7 @@ def _open_representation(path: Path, volume: Volume, role: Role) -> Volume:
 
 
 def _require_made_by(store: Volume, run: Path, modality: str) -> None:
-    """Refuse a representation of another encoder: the verdict holds it against this one's reference."""
+    """Refuse a representation of another encoder, because the verdict compares it with this encoder's reference."""
     made_by = store.metadata.get("model") or {}
     weights = weights_path(run, modality)
     if not weights.is_file():
@@ -261,8 +269,11 @@ def _require_made_by(store: Volume, run: Path, modality: str) -> None:
         )
 
 
-def _choose_levels(sides: list[Side], limit_bytes: float) -> list[int]:
-    """Finest levels that fit together; the larger side is coarsened first, so that the spacings come together."""
+def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
+    """Choose the finest levels that fit into memory together.
+
+    The larger volume is made coarser first, so that the two spacings come near to each other.
+    """
     levels = [
         0 if side.encoder is None else nearest_level(side.volume, side.encoder.spacing_mm) for side in sides
     ]
@@ -280,7 +291,7 @@ def _choose_levels(sides: list[Side], limit_bytes: float) -> list[int]:
         levels[max(movable, key=lambda i: needs[i])] += 1
 
 
-def _too_large(sides: list[Side], levels: list[int], needed: float, limit: float) -> str:
+def _too_large(sides: list[Input], levels: list[int], needed: float, limit: float) -> str:
     grids = "; ".join(
         f"{side.role} {side.compared.level_grid(level)}" for side, level in zip(sides, levels, strict=True)
     )
@@ -297,8 +308,8 @@ def _in_mm(grid: Grid) -> str:
     return " x ".join(f"{s:.4g}" for s in grid.spacing_mm)
 
 
-def _at_level(side: Side, level: int) -> Side:
-    return Side(side.role, side.volume, side.compared, side.encoder, level)
+def _at_level(side: Input, level: int) -> Input:
+    return Input(side.role, side.volume, side.compared, side.encoder, level)
 
 
 def _model_record(settings: RegisterSettings) -> Model | None:
@@ -307,8 +318,8 @@ def _model_record(settings: RegisterSettings) -> Model | None:
     return read_model(settings.model)
 
 
-def _fingerprint(settings: RegisterSettings, sides: list[Side]) -> str:
-    """Digest of the inputs' content, the encoders and the settings that matter; not of places or threads."""
+def _fingerprint(settings: RegisterSettings, sides: list[Input]) -> str:
+    """Make a digest of the inputs' content, the encoders and the settings that matter, but not of paths or threads."""
     places = {"fixed", "moving", "out", "model", "fixed_representation", "moving_representation"}
     record = {
         "version": __version__,

@@ -1,4 +1,4 @@
-"""The folder that a registration leaves: written whole, result.json last, so that its presence means done."""
+"""Write the folder of a registration. result.json comes last, so that a folder with it is complete."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from comir_hpc.errors import RegistrationError, UnsavedResult
 from comir_hpc.host.files import written_whole
 from comir_hpc.register.candidates import Candidate
 from comir_hpc.register.global_search import Search
-from comir_hpc.register.inputs import Inputs, Side
-from comir_hpc.register.plane import Frame
+from comir_hpc.register.inputs import Input, Inputs
+from comir_hpc.register.plane import SlicePlane
 from comir_hpc.register.verdict import Verdict
 from comir_hpc.rotations import angle_deg
 from comir_hpc.runs import result as results
@@ -32,17 +32,17 @@ from comir_hpc.transforms import DIRECTION, Transform, save_transform
 TRANSFORM_FILES = ("transform.tfm", "transform.json")
 SEARCH_FILE = "search.npz"
 FAILED_START = "refinement led to no answer"
-_PAGE_BYTES = 8 * 2**20  # of the report (3 MB at most), the JSON files and what file systems add
+_PAGE_BYTES = 8 * 2**20  # room for the report (3 MB at most), the JSON files and what file systems add
 
 
 @dataclass(frozen=True, eq=False)
 class RegisterResult:
-    """What was found; the folder holds it and more.
+    """Result of a registration; the folder holds it and more.
 
     Attributes
     ----------
     folder : Path
-        Where it was written.
+        Folder that it was written to.
     result : Result
         Content of ``result.json``.
     skipped : bool
@@ -55,22 +55,22 @@ class RegisterResult:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS, WARN or FAIL."""
+        """Verdict of the registration: PASS, WARN or FAIL."""
         return cast(Verdict, self.result.verdict)
 
     @property
     def reasons(self) -> list[str]:
-        """What the verdict rests on, the most serious first."""
+        """Reasons for the verdict, the most serious first."""
         return list(self.result.reasons)
 
     @property
     def transform(self) -> Transform | None:
-        """Fixed to moving; None where no answer was found."""
+        """Transform from fixed to moving points; None where no answer was found."""
         return self.result.transform
 
     @property
     def agreement(self) -> float | None:
-        """Correlation of what was compared, over the common specimen."""
+        """Correlation of the compared values over the common specimen."""
         return self.result.agreement
 
     @property
@@ -85,7 +85,7 @@ class RegisterResult:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """One line for the user: verdict, motion, agreement and where the files are."""
         done = " (already done)" if self.skipped else ""
         if self.transform is None:
             return f"{self.verdict}: no transform was found; {self.folder / RESULT_FILE}{done}"
@@ -102,7 +102,7 @@ class RegisterResult:
 
 
 def finished(folder: Path, fingerprint: str, overwrite: bool) -> RegisterResult | None:
-    """The result in a folder, if it is the one asked for; none if there is none or it is to be replaced.
+    """Find the result in a folder, if it is the one asked for; None if there is none or it shall be replaced.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def write_result(
     panels: dict[str, NDArray[np.float32]],
     landscape: dict[str, NDArray[Any]] | None,
 ) -> RegisterResult:
-    """Write everything; a result that was there before is withdrawn first.
+    """Write everything. A result that was there before is deleted first.
 
     Raises
     ------
@@ -195,8 +195,8 @@ def _placed(transform: Transform | None) -> dict[str, Any]:
     }
 
 
-def candidate_record(number: int, candidate: Candidate, frame: Frame) -> dict[str, Any]:
-    """One candidate as it stands in result.json, in the world."""
+def candidate_record(number: int, candidate: Candidate, frame: SlicePlane) -> dict[str, Any]:
+    """Describe one candidate as it is written to result.json, in world coordinates."""
     transform = frame.world(candidate.transform)
     return {
         "rank": number,
@@ -211,8 +211,8 @@ def candidate_record(number: int, candidate: Candidate, frame: Frame) -> dict[st
     }
 
 
-def input_record(side: Side) -> dict[str, Any]:
-    """One volume as it stands in result.json; absolute paths, which mean the same from every folder."""
+def input_record(side: Input) -> dict[str, Any]:
+    """Describe one volume as it is written to result.json, with absolute paths, which are valid from every folder."""
     return {
         "path": str(side.volume.path.absolute()),
         "fingerprint": side.volume.fingerprint(),
@@ -225,8 +225,8 @@ def input_record(side: Side) -> dict[str, Any]:
     }
 
 
-def landscape(found: Search | None, frame: Frame) -> dict[str, NDArray[Any]] | None:
-    """Arrays of search.npz, in the world; None where nothing was searched."""
+def landscape(found: Search | None, frame: SlicePlane) -> dict[str, NDArray[Any]] | None:
+    """Make the arrays of search.npz, in world coordinates; None where nothing was searched."""
     if found is None:
         return None
     rotations = frame.world_rotations(found.rotations_xyz)
@@ -240,7 +240,7 @@ def landscape(found: Search | None, frame: Frame) -> dict[str, NDArray[Any]] | N
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """List the versions of the libraries that the numbers depend on."""
     names = ("numpy", "scipy", "SimpleITK", "torch")
     return {
         "comir-hpc": __version__,

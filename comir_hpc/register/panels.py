@@ -1,4 +1,4 @@
-"""Slices for the report: fixed, and moving before and after, through the middle of the specimen."""
+"""Make slices for the report through the middle of the specimen: fixed, and moving before and after."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ def make_panels(
     *,
     representation: bool,
 ) -> dict[str, NDArray[np.float32]]:
-    """Three planes of the fixed grid through its mask's centre of mass; of a single slice that slice.
+    """Make three slices on the fixed grid through its mask's centre of mass; for a single slice it is that slice.
 
     Parameters
     ----------
+    fixed, moving : Features
+        Features of the two volumes.
     before, after : Transform
-        Fixed to moving; the moving volume is shown under both.
+        Transforms from fixed to moving points. The moving volume is shown under both.
     images : two of (z, y, x)
         Intensities of the fixed and the moving volume, on the grids of the features.
     representation : bool
-        Whether the features' first channel is shown too.
+        Whether the features' first channel is shown, too.
 
     Returns
     -------
@@ -51,11 +53,11 @@ def make_panels(
         cut = int(np.clip(round(centre[axis]), 0, fixed.grid.shape_zyx[axis] - 1))
         spacing = [s for other, s in enumerate(fixed.grid.spacing_mm) if other != axis]
         panels[f"{plane}_spacing_mm"] = np.asarray(spacing, dtype=np.float32)
-        for suffix, (still, loose) in kinds.items():
-            panels[f"{plane}_fixed{suffix}"] = np.take(still, cut, axis=axis).astype(np.float32)
+        for suffix, (fixed_values, moving_values) in kinds.items():
+            panels[f"{plane}_fixed{suffix}"] = np.take(fixed_values, cut, axis=axis).astype(np.float32)
             for name, transform in (("before", before), ("after", after)):
                 panels[f"{plane}_{name}{suffix}"] = _resampled(
-                    loose, moving.grid, fixed.grid, transform, axis, cut
+                    moving_values, moving.grid, fixed.grid, transform, axis, cut
                 )
     return panels
 

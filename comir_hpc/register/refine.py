@@ -1,19 +1,19 @@
-"""From a rough answer to an exact one: SimpleITK's optimiser over a pyramid, in units of voxels.
+"""Refine a rough answer with SimpleITK's optimiser over a pyramid, in units of voxels.
 
-The rough answer is handed over as the moving initial transform, and a small rotation and shift about the
-specimen's centre, starting at nothing, are optimised before it. Optimising the large rotation itself does not
-converge near 180 degrees: the versor's own coordinates are singular there (measured: 1.5 to 4 voxels left after 60
-iterations, against 0.4 this way).
+The rough answer is given to SimpleITK as the moving initial transform. What is optimised is a small rotation and shift
+about the specimen's centre, which is applied before it and starts at nothing. To optimise the large rotation itself
+does not converge near 180 degrees, where the versor's own coordinates are singular. Measured after 60 iterations: 1.5
+to 4 voxels were left, against 0.4 this way.
 
-The world is scaled so that the working voxel is 1 and its centre 0. Step lengths of the optimiser are absolute
-numbers; in millimetres they would be right for a brain and absurd for a cell.
+The world is scaled so that the working voxel is 1 and the specimen's centre is 0. The optimiser's step lengths are
+absolute numbers: in millimetres they would be right for a brain and much too large for a cell.
 
-A pair of single slices, laid flat in the plane z = 0 (`plane`), is refined by ITK's transforms of two dimensions on
-images of two: a volume of one voxel along z can neither be smoothed nor turned.
+A pair of single slices, flattened into the plane z = 0 (`plane`), is refined by ITK's transforms of two dimensions on
+images of two dimensions. A volume of one voxel along z can neither be smoothed nor turned.
 
-Samples are drawn at random places between the voxels, with a fixed seed: samples on the voxels themselves favour
-transforms that put voxels on voxels. With one seed, correlation gives the same bits on any number of threads;
-Mattes information differs in the tenth digit from run to run, because its threads add to one histogram in turn.
+Samples are drawn at random places between the voxels, with a fixed seed. Samples on the voxels themselves would favour
+transforms that put voxels on voxels. With one seed, correlation gives the same bits on any number of threads. Mattes
+information differs in the tenth digit from run to run, because its threads add to one histogram in changing order.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from comir_hpc.geometry import Grid
 from comir_hpc.register.features import Features
 from comir_hpc.transforms import Transform, from_itk, itk_image, itk_transform
 
-_MOST_SAMPLES = 300_000  # voxels compared at once: more of them cost time and sharpen nothing
+_MOST_SAMPLES = 300_000  # voxels that are compared at once; more cost time and make nothing more exact
 _NO_VALUE = (
-    1e30  # ITK's correlation without a single sample is the largest number there is, and only a warning
+    1e30  # without a single sample, ITK's correlation is the largest number there is, and only a warning
 )
 Metric = Literal["correlation", "information"]
 Kind = Literal["rigid", "affine"]
@@ -40,9 +40,16 @@ Kind = Literal["rigid", "affine"]
 
 @dataclass(frozen=True)
 class Level:
-    """One level of the pyramid: every `shrink`-th voxel after smoothing by `sigma_vox`, and a share of those.
+    """One level of the optimiser's pyramid.
 
-    Of a single slice all are taken.
+    Attributes
+    ----------
+    shrink : int
+        Every `shrink`-th voxel is used along each axis.
+    sigma_vox : float
+        Standard deviation, in voxels, of the Gaussian that smooths before.
+    share : float
+        Share of the remaining voxels that is compared, 0 to 1. In a single slice all are compared.
     """
 
     shrink: int
@@ -52,18 +59,18 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Refined:
-    """Where the optimiser went.
+    """Where the optimiser ended.
 
     Attributes
     ----------
     transform : Transform
-        Fixed to moving.
+        Refined transform, from fixed to moving points.
     value : float
-        The optimiser's metric, higher is better.
+        Value of the optimiser's metric; higher is better.
     iterations : int
-        Over all levels.
+        Number of iterations over all levels.
     stopped : str
-        Why the last level ended.
+        Why the last level ended, in ITK's words.
     """
 
     transform: Transform
@@ -73,24 +80,24 @@ class Refined:
 
 
 class Refiner:
-    """Refines any number of rough answers for one pair of volumes.
+    """Refine any number of rough answers for one pair of volumes.
 
     Parameters
     ----------
     fixed, moving : Features
-        One channel each (see `one_channel`).
+        Features of one channel each (`one_channel` makes it).
     metric : "correlation" or "information"
-        Squared correlation, or Mattes mutual information with 32 classes.
+        What is optimised: squared correlation, or Mattes mutual information with 32 classes.
     seed : int
-        Of the metric's sampling, where it samples.
+        Seed of the random places at which voxels are compared.
     threads : int
-        For SimpleITK.
+        Number of threads that SimpleITK uses.
     """
 
     def __init__(
         self, fixed: Features, moving: Features, *, metric: Metric, seed: int = 0, threads: int = 1
     ) -> None:
-        # ITK takes a seed of 0 as "by the clock".
+        # A seed of 0 would tell ITK to take one from the clock.
         self._metric, self._seed, self._threads = metric, seed % 2**31 + 1, threads
         self._num_voxels = fixed.mask.size
         self._flat = fixed.grid.planar
@@ -115,8 +122,14 @@ class Refiner:
 
         Parameters
         ----------
+        start : Transform
+            Rough answer, from fixed to moving points.
+        levels : tuple of Level
+            Levels of the pyramid, coarsest first.
+        kind : "rigid" or "affine"
+            Kind of motion that is optimised.
         within : (z, y, x) bool, optional
-            Compare only these fixed voxels, instead of all of the specimen.
+            Fixed voxels that are compared, instead of all of the specimen.
 
         Raises
         ------
@@ -155,7 +168,7 @@ class Refiner:
         )
 
     def _nothing(self, kind: Kind) -> sitk.Transform:
-        """The motion that is optimised, at its beginning."""
+        """Make the motion that is optimised, at its beginning: none."""
         if kind == "affine":
             return sitk.AffineTransform(2 if self._flat else 3)
         return sitk.Euler2DTransform() if self._flat else sitk.Euler3DTransform()
@@ -185,17 +198,19 @@ class Refiner:
         return method
 
     def _share(self, level: Level) -> float:
-        """Share of a level's voxels that is compared: a slice has too few of them to leave any out."""
+        """Choose the share of a level's voxels that is compared; a slice has too few of them to leave any out."""
         voxels = self._num_voxels / level.shrink ** (2 if self._flat else 3)
         return min(1.0 if self._flat else level.share, _MOST_SAMPLES / voxels)
 
     def _normal(self, grid: Grid) -> Grid:
-        """The grid in the scaled world."""
+        """Carry a grid into the scaled world."""
         z, y, x = (s / self._scale_mm for s in grid.spacing_mm)
         origin = (np.asarray(grid.origin_mm) - self._middle_mm) / self._scale_mm
         return Grid(grid.shape_zyx, (z, y, x), (origin[0], origin[1], origin[2]), grid.direction)
 
     def _to_normal(self, transform: Transform) -> Transform:
+        # The scaled world is (x - c) / s. The linear part is the same there, because the scale s is that of all axes:
+        # only the shift changes.
         matrix = transform.matrix_mm.copy()
         matrix[:3, 3] = (transform.apply(self._middle_mm) - self._middle_mm) / self._scale_mm
         return Transform(matrix)

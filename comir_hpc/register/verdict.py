@@ -1,7 +1,7 @@
-"""PASS, WARN or FAIL: what the numbers of a registration allow to say. Every threshold stands here, with its reason.
+"""Judge a registration by its numbers: PASS, WARN or FAIL. Every threshold is here, with its reason.
 
-A verdict never rests on one number. The worst outcome is a wrong answer reported as PASS, so a number that is
-missing (no rival to compare with, no reference) can only lower the verdict.
+A verdict is never made from one number. The worst outcome is a wrong answer that is reported as PASS. So a number that
+is missing (no rival to compare with, no reference) can only lower the verdict.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ Verdict = Literal["PASS", "WARN", "FAIL"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """The numbers a verdict is made from.
+    """Numbers from which a verdict is made.
 
     Attributes
     ----------
     agreement : float
         Correlation of the compared values over the common specimen.
     reference : float or None
-        The same on the model's aligned training pair; none where nothing is learned or known.
+        Agreement on the model's aligned training pair; None where nothing is learned or nothing is known.
     margin : float or None
-        Relative lead of the score over the best other answer, 0 to 1 (above 1 if that one's is negative); none if
+        Relative lead of the score over the best other answer, 0 to 1 (above 1 if that one's is negative); None if
         there is no other.
     disagreement : float
-        How far two halves of the specimen, registered apart, end from each other, as share of its mean side.
+        Distance between the answers of two halves of the specimen, registered separately, as a share of its mean side.
     overlap : float
-        Share of the smaller specimen that the other covers.
+        Share of the smaller specimen that the other one covers, 0 to 1.
     consensus, starts : int
-        How many starts led to this answer, of how many.
+        How many starts led to this answer, and how many there were.
     drift : float
-        How far refinement moved the answer from its start, as share of the mean side.
+        Distance that refinement moved the answer from its start, as a share of the specimen's mean side.
     learned : bool
-        Whether representations were compared, or intensities.
+        Whether representations were compared; otherwise intensities were.
     """
 
     agreement: float
@@ -49,28 +49,29 @@ class Evidence:
     learned: bool
 
 
-# Thresholds, from registrations of the brain pair with a known answer. Agreement as share of the
-# reference: right answers 0.94 to 1.0, with half of the specimen cut off 0.81; a mirrored head, which no rotation
-# brings back, 0.67; other wrong answers, noise and shuffled blocks under 0.25.
+# The thresholds come from registrations of the brain pair with a known answer. Agreement as a share of the reference:
+# right answers had 0.94 to 1.0, and 0.81 with half of the specimen cut off. A mirrored head, which no rotation brings
+# back, had 0.67. Other wrong answers, noise and shuffled blocks had less than 0.25.
 _PASS_AGREEMENT, _FAIL_AGREEMENT = 0.75, 0.4
-# Lead over the best other answer: 0.82 and more for right ones; two answers that explain the pair nearly as well as
-# each other leave the choice open.
+# Lead over the best other answer: right ones had 0.82 and more. If two answers explain the pair nearly as well as each
+# other, the choice is open.
 _PASS_MARGIN, _FAIL_MARGIN = 0.3, 0.05
-# Distance between two halves registered apart, as share of the specimen's mean side, on representations of the 2 mm
-# brain: right answers 0.2 and 0.3 %, 0.9 % with half of the specimen cut off; the best wrong ones 2.3 to 3.1 %.
+# Distance between two halves registered separately, as a share of the specimen's mean side, on representations of the
+# 2 mm brain: right answers had 0.2 and 0.3 %, and 0.9 % with half of the specimen cut off. The best wrong ones had 2.3
+# to 3.1 %.
 _PASS_HALVES, _FAIL_HALVES = 0.015, 0.05
-# Under this, the agreement speaks of less than half of the smaller specimen.
+# With less overlap, the agreement is that of less than half of the smaller specimen.
 _PASS_OVERLAP = 0.5
-# Refinement moved right answers by up to 0.19 of the mean side from their start; further off, it has left the place
-# that the search proposed.
+# Refinement moved right answers by up to 0.19 of the mean side from their start. If it moves one further, it has left
+# the place that the search proposed.
 _PASS_DRIFT = 0.3
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, list[str]]:
-    """Verdict and the reasons for it, the most serious first; for PASS the reasons say what was found.
+    """Judge the evidence: the verdict and its reasons, the most serious first. For PASS they say what was found.
 
-    Intensities are never given PASS: mutual information has no scale that would say how much of it a right answer
-    has, so a wrong answer without a rival looks like a right one.
+    Intensities never get PASS. Mutual information has no scale: nothing says how much of it a right answer has. So a
+    wrong answer without a rival looks like a right one.
     """
     failures: list[str] = []
     doubts: list[str] = []
@@ -85,7 +86,7 @@ def judge(evidence: Evidence) -> tuple[Verdict, list[str]]:
 
 
 def _findings(evidence: Evidence) -> list[tuple[str, bool, bool]]:
-    """Each finding in words, whether it refutes the answer, and whether it leaves it in doubt."""
+    """Put each finding into words, and say whether it refutes the answer, and whether it leaves it in doubt."""
     findings = [_agreement(evidence)]
     if evidence.margin is None:
         findings.append(("no other answer was there to compare this one with", False, True))

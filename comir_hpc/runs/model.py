@@ -31,7 +31,7 @@ class Spread(Record):
 
 
 class Reference(Record):
-    """Figures that `train` measured on clean training patches when it was done (`reference.reference_figures`)."""
+    """Figures that `train` measured on clean training patches when it was done (`reference.reference_metrics`)."""
 
     patches: int | None = None
     agreement: Figure = None

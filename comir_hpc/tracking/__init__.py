@@ -201,7 +201,7 @@ def _open_tracker(
     mirror = None
     if settings.mlflow is not None:
         write_state(run_dir, state)
-        mirror = Mirror(Target.of(run_dir, settings.mlflow, state), failure)
+        mirror = Mirror(Target.from_run(run_dir, settings.mlflow, state), failure)
         mirror.start()
         for row in (*read_metrics(run_dir), *read_system(run_dir)):
             mirror.add_row(row)
@@ -260,7 +260,7 @@ def sync(run_dir: Path, uri: str | None = None) -> Synced:
     if not rows:
         raise ComirError(f"{run_dir / METRICS_FILE} is missing or empty; expected a folder that train wrote")
     state = read_state(run_dir) or _state_without_mlflow(run_dir, rows)
-    target = Target.of(run_dir, uri or state.get("mlflow") or "auto", state)
+    target = Target.from_run(run_dir, uri or state.get("mlflow") or "auto", state)
     measured = read_diagnostics(run_dir)
     try:
         run = MlflowRun(target)
@@ -302,7 +302,7 @@ def send_diagnostics(run_dir: Path) -> str | None:
         return None
     if not (run_dir / RUN_ID_FILE).is_file():
         return f"MLflow does not know this run yet; `comir-hpc sync {run_dir}` sends all of it"
-    target = Target.of(run_dir, state["mlflow"], state)
+    target = Target.from_run(run_dir, state["mlflow"], state)
     measured = read_diagnostics(run_dir)
     try:
         run = MlflowRun(target)

@@ -48,7 +48,7 @@ class Target:
     started: float
 
     @classmethod
-    def of(cls, run_dir: Path, mlflow: str, state: Mapping[str, Any]) -> Target:
+    def from_run(cls, run_dir: Path, mlflow: str, state: Mapping[str, Any]) -> Target:
         """Of a run and the setting `tracking.mlflow`: auto is a database beside the run's folder."""
         uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}" if mlflow == "auto" else mlflow
         experiment, params = state.get("experiment", "comir-hpc"), state.get("params", {})

@@ -1,7 +1,7 @@
-"""`comir-hpc train`: aligned pairs in, one encoder a modality out.
+"""`comir-hpc train`: train one encoder for each modality on aligned pairs.
 
-The story is in `train` below and in `loop.Loop.train`; `checks` refuses what cannot work before a voxel is read,
-`figures` draws what came of it.
+The story is in `train` below and in `loop.Loop.train`. `checks` refuses what cannot work before a voxel is read,
+`plan` predicts time and memory, and `figures` draws pictures of patches and their representations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from comir_hpc.host.locks import writer
 from comir_hpc.launch import choose_device, read_launch
 from comir_hpc.memory import keep_freed_memory
 from comir_hpc.patches import PatchSampler
-from comir_hpc.reference import reference_figures
+from comir_hpc.reference import reference_metrics
 from comir_hpc.runs.html import table
 from comir_hpc.runs.model import (
     MODEL_FILE,
@@ -64,16 +64,17 @@ class TrainResult:
     Attributes
     ----------
     run : Path
+        Folder of the run.
     steps : int
-        Optimiser steps done.
+        Number of optimiser steps that are done.
     loss : float
-        Of the last step.
+        Loss of the last step that was logged.
     reference : dict
-        Figures on the training volumes (`reference.reference_figures`).
+        Numbers that were measured on the training volumes (`reference.reference_metrics`).
     seconds : float
-        That this call took.
+        Time that this call took, in seconds.
     notes : tuple of str
-        What the user should know, e.g. a damaged checkpoint that was passed over.
+        What the user should know, e.g. that a damaged checkpoint was passed over.
     """
 
     run: Path
@@ -85,7 +86,7 @@ class TrainResult:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """One line for the user: steps, loss, agreement and time."""
         agreement = self.reference.get("agreement")
         done = f"{self.run}: {self.steps} steps, loss {self.loss:.4f}"
         done += "" if agreement is None else f", agreement {agreement:.3f}"
@@ -106,21 +107,22 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
     Parameters
     ----------
     settings : TrainSettings
+        Everything that defines the training.
     run : Path
         Folder of the run: config.yaml, metrics.jsonl, checkpoints/, pictures/, and at the end model/ and model.json.
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)`` while the work goes on.
 
     Raises
     ------
     ConfigError, VolumeError
-        Before anything is written, if settings and volumes cannot work together.
+        If settings and volumes cannot work together. Nothing is written before.
     CheckpointError
         If no checkpoint can be read, or one cannot be written.
     HeldError
         If another training is at work in that folder.
     StopRequested
-        On SIGTERM or SIGUSR2, after saving; the same call continues.
+        After a checkpoint is saved, if SIGTERM or SIGUSR2 came. The same call continues the run.
     """
     start = time.perf_counter()
     settings = _with_absolute_paths(settings)
@@ -130,8 +132,8 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
         keep_freed_memory()  # before anything starts a thread, which would get a heap of its own
     if not run.exists():
         _require_trainable(settings)  # the lock makes the folder
-    # All ranks of a job are one writer, and the first of them holds the lock. When it is refused, the launcher ends
-    # the others, as whenever a rank ends with an error. A finished run needs no lock, since nothing is written.
+    # All ranks of a job are one writer, and the first of them holds the lock. If it is refused, that rank ends with an
+    # error, and the launcher then ends the others. A finished run needs no lock, since nothing is written.
     needed = launch.rank == 0 and not _is_finished(settings, run)
     with writer(run, run, "comir-hpc train") if needed else nullcontext():
         return _train(settings, run, progress, start)
@@ -202,7 +204,7 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
 
 
 def _describe(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
-    """Everything that makes the encoders from their weights, JSON-ready."""
+    """Collect everything that is needed to make the encoders from their weights, ready for JSON."""
     return {
         "modalities": list(settings.modalities),
         "network": settings.network.model_dump(mode="json"),
@@ -238,7 +240,7 @@ def _hand_over(
     model: Model | None = None
     if engine.rank == 0:
         clean = PatchSampler(specimens, settings.sampling, loop.sampler.group, settings.seed, augment=False)
-        figures = reference_figures(loop.encode, clean, settings.modalities, engine.device)
+        metrics = reference_metrics(loop.encode, clean, settings.modalities, engine.device)
         for name, network in loop.average.items():
             write_file(weights_path(run, name), _weights(network))
         model = make_record(
@@ -251,7 +253,7 @@ def _hand_over(
                 "loss": loop.last_loss,
                 "seed": settings.seed,
                 "inputs": {str(v.path): v.fingerprint() for s in specimens for v in s.volumes},
-                "reference": figures,
+                "reference": metrics,
             },
         )
         try:
@@ -263,7 +265,7 @@ def _hand_over(
 
 
 def _weights(network: nn.Module) -> bytes:
-    """State of a network as a file for torch.load: fp32, on the CPU, plain layout."""
+    """Make the file with a network's weights for torch.load: fp32, on the CPU, in plain layout."""
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     buffer = io.BytesIO()
     torch.save(state, buffer)

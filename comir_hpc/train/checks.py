@@ -1,4 +1,4 @@
-"""What can be known to fail before a voxel is read, and what a run needs to know of its volumes."""
+"""Refuse what must fail before a voxel is read, and collect what a run needs to know of its volumes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from comir_hpc.networks import Network, build_network, network_options
 from comir_hpc.tracking import flatten
 from comir_hpc.volume import Volume
 
-# Specimens whose spacing differs by more do not look alike to one network.
+# Structures of specimens whose spacing differs by more have different sizes for one network.
 _SPACING_TOLERANCE = 0.05
 # What may change between the runs of one folder, because the trained weights do not depend on it.
 _FREE = re.compile(
@@ -40,13 +40,13 @@ class Inputs:
     Attributes
     ----------
     volumes : tuple of tuples of Volume
-        For each pair, one a modality, in the order of the settings.
+        Volumes of each pair, one for each modality, in the order of the settings.
     grid : Grid
-        Of the first pair, at the level that patches come from.
+        Grid of the first pair, at the level that patches come from.
     group : Group
         Rotations that the representation follows.
     in_channels : dict
-        Image channels of each modality.
+        Number of image channels by modality.
     """
 
     volumes: tuple[tuple[Volume, ...], ...]
@@ -56,11 +56,12 @@ class Inputs:
 
 
 def check_settings(settings: TrainSettings) -> None:
-    """Refuse settings that cannot work on this machine, reading nothing.
+    """Refuse settings that cannot work on this machine; nothing is read.
 
     Raises
     ------
     ConfigError
+        If settings contradict each other, or do not fit the machine.
     """
     for name in settings.modalities:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
@@ -95,7 +96,7 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
         _require_room(pair[0], settings)
     grids = [pair[0].level_grid(settings.sampling.level) for pair in volumes]
     for grid, pair in zip(grids, volumes, strict=True):
-        # Between slices there is no spacing: neither that of single ones, nor any that a planar patch looks across.
+        # The spacing along z does not count for single slices, nor for planar patches, which never look along z.
         axes = (1, 2) if settings.sampling.patch[0] == 1 else grid.axes
         ratios = [grid.spacing_mm[axis] / grids[0].spacing_mm[axis] for axis in axes]
         if max(*ratios, *(1 / r for r in ratios)) > 1 + _SPACING_TOLERANCE:
@@ -117,7 +118,7 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
 
 
 def build_networks(settings: TrainSettings, inputs: Inputs) -> nn.ModuleDict:
-    """Make one encoder a modality, with weights that depend on the seed only.
+    """Make one encoder for each modality, with weights that depend on the seed only.
 
     Raises
     ------
@@ -150,7 +151,7 @@ def build_networks(settings: TrainSettings, inputs: Inputs) -> nn.ModuleDict:
 
 
 def encoder_options(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
-    """Options of `build_network` beside the channels, JSON-ready."""
+    """Work out the options of `build_network` beside the channels, ready for JSON."""
     return network_options(
         settings.network,
         spacing_zyx=inputs.grid.spacing_mm,
@@ -164,13 +165,18 @@ def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
 
     Parameters
     ----------
+    settings : TrainSettings
+        Settings of the run that is to start or to continue.
+    run : Path
+        Folder of the run.
     steps_done : int
-        Steps that the folder has to show; when there are none, anything may change.
+        Number of steps that the folder holds. Without any, all settings may change.
 
     Raises
     ------
     ConfigError
-        Naming what changed. Only the number of steps may, upwards, and what does not touch the weights.
+        If a setting has changed that may not; the message names it. Settings that do not touch the weights may change,
+        and the number of steps may grow.
     """
     path = run / "config.yaml"
     if not steps_done or not path.is_file():
@@ -198,7 +204,7 @@ def require_same_model(saved: dict[str, Any], expected: dict[str, Any], path: Pa
     Raises
     ------
     CheckpointError
-        Naming what differs.
+        If they differ; the message says in what.
     """
     before, now = flatten(saved), flatten(expected)
     changed = [

@@ -1,4 +1,4 @@
-"""What training looks like while it runs: a few figures of the averaged weights, and pictures of patches."""
+"""Draw pictures of patches and of their representations while a training runs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from comir_hpc.host.files import written_whole
 def draw_picture(
     path: Path, images: Sequence[Tensor], maps: Sequence[Tensor], modalities: Sequence[str], step: int
 ) -> None:
-    """Write a PNG of middle slices: a row a modality and one for its representation, a column a patch.
+    """Write a PNG of middle slices: one row for each modality and each representation, one column for each patch.
 
     Parameters
     ----------
+    path : Path
+        File to write.
     images, maps : sequences of M tensors (n, c, z, y, x) and (n, l, z, y, x)
-        Group elements undone; the first channel of each is drawn, the representations of all modalities on one grey
-        scale so that they can be compared. At most six patches.
+        Patches and their representations, with group elements undone. The first channel of at most six patches is
+        drawn. The representations of all modalities have one grey scale, so that they can be compared.
+    modalities : sequence of M str
+        Names of the modalities.
     step : int
-        Of the training; for the title.
+        Optimiser step, for the title.
 
     Raises
     ------
     CheckpointError
-        If it cannot be written (a full disk).
+        If the file cannot be written (a full disk).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

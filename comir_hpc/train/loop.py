@@ -1,7 +1,7 @@
-"""The training loop: sample, turn, encode, turn back, contrast, step; log, look, save; stop when asked.
+"""Run the training loop: sample, turn, encode, turn back, contrast, step; log, draw, save; stop when asked.
 
-It knows no ranks: the engine gathers, averages and decides together. It keeps no random state: a sample depends on
-the seed, the step and its number only, so a resumed run is the uninterrupted one.
+It knows no ranks: the engine gathers, averages, and lets all ranks decide alike. It keeps no random state: a sample
+depends only on the seed, the step and its number. So a resumed run gives the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from comir_hpc.train.watch import Clock
 
 Progress = Callable[[str, int, int], None]
 
-_SHIFTS = 2  # stream of random numbers; patches.py has 0 and 1
+_SHIFTS = 2  # number of a stream of random numbers; patches.py uses 0 and 1
 
 
 @dataclass
 class Loop:
-    """Everything that a step needs, and nothing that a checkpoint does not hold or settings do not give.
+    """Everything that a step needs. All of its state is in the settings or in a checkpoint.
 
     Attributes
     ----------
     average : ModuleDict
-        Running average of the weights: the model that is handed on.
+        Encoders with the running average of the weights. They are the model that the training gives.
     """
 
     settings: TrainSettings
@@ -75,7 +75,7 @@ class Loop:
         Raises
         ------
         StopRequested
-            On SIGTERM or SIGUSR2, after every rank has saved the same step.
+            After every rank has saved the same step, if SIGTERM or SIGUSR2 came.
         ConfigError
             If the loss is no longer finite, or a GPU is out of memory.
         """
@@ -93,22 +93,22 @@ class Loop:
                     self._average_weights()
                 done = step + 1
                 last = done == settings.optimiser.steps
-                look = last or done % settings.tracking.picture_every == 0
-                if look or done % settings.tracking.log_every == 0:
-                    self._log(done, parts, maps, sample, look)
-                if look:
+                full = last or done % settings.tracking.picture_every == 0
+                if full or done % settings.tracking.log_every == 0:
+                    self._log(done, parts, maps, sample, full)
+                if full:
                     self._picture(done, sample, maps)
                 self._save_if_due(done, stop)
                 if self.progress and not engine.rank:
                     self.progress("train", done, settings.optimiser.steps)
 
     def _sample(self, step: int, draws: Sequence[Draw], sources: Sequence[Sequence[Tensor]]) -> _Sample:
-        """Make this rank's patches on the device, turned by their group elements, and what all know of the batch."""
+        """Make this rank's patches on the device, turned by their group elements, and what all ranks must know."""
         settings, engine, sampler = self.settings, self.engine, self.sampler
         batch = sampler.resample(draws, sources, engine.device)
         matrices = [sampler.group.matrices[row] for row in batch.elements]
         images = [act_each(one, turns) for one, turns in zip(batch.images, matrices, strict=True)]
-        # Every rank can work out all draws, which cost nothing: no rank has to be asked.
+        # A draw costs nothing, so every rank works out the draws of all ranks, and none has to be asked.
         everyone = [
             sampler.draw(step, i)
             for rank in range(engine.world_size)
@@ -126,7 +126,7 @@ class Loop:
         )
 
     def _step(self, sample: _Sample) -> tuple[LossParts, list[Tensor]]:
-        """One optimiser step; the loss and this rank's maps."""
+        """Take one optimiser step; return the loss and this rank's maps."""
         if self.settings.engine.accumulation > 1:
             return self._step_in_parts(sample)
         maps = self._represent(sample, slice(None))
@@ -136,10 +136,11 @@ class Loop:
         return parts, maps
 
     def _step_in_parts(self, sample: _Sample) -> tuple[LossParts, list[Tensor]]:
-        """The same with the activations of one micro-batch at a time, and the negatives of all.
+        """Take one optimiser step with the activations of one micro-batch at a time, but the negatives of all.
 
-        Representations first, without gradient; then the gradient of the loss in them; then each micro-batch again,
-        to carry its part of that gradient into the weights (GradCache, Gao et al. 2021, arXiv 2101.06983).
+        First, all representations are computed without gradient. Then the gradient of the loss with respect to them.
+        Then each micro-batch is encoded again, to carry its part of that gradient into the weights (GradCache, Gao et
+        al. 2021, arXiv 2101.06983).
         """
         count, whole = self.settings.engine.accumulation, len(sample.images[0])
         cuts = [slice(i * whole // count, (i + 1) * whole // count) for i in range(count)]
@@ -158,12 +159,12 @@ class Loop:
         return parts, maps
 
     def _represent(self, sample: _Sample, cut: slice) -> list[Tensor]:
-        """Maps of some of this rank's patches, group elements undone."""
+        """Encode some of this rank's patches, and undo their group elements."""
         maps = self.engine.encode([one[cut] for one in sample.images])
         return [act_each(one, turns[cut]) for one, turns in zip(maps, sample.undo, strict=True)]
 
     def _contrast(self, sample: _Sample, maps: Sequence[Tensor]) -> LossParts:
-        """Loss of this rank's anchors against the samples of all ranks."""
+        """Compute the loss of this rank's anchors against the samples of all ranks."""
         engine, count = self.engine, len(maps[0])
         masks = None
         if sample.valid is not None:
@@ -179,7 +180,7 @@ class Loop:
 
     @torch.no_grad()
     def _average_weights(self) -> None:
-        """Move the running average towards the weights; faster in the beginning, when they are far from any use."""
+        """Move the running average towards the weights; faster at first, when early weights are of no use yet."""
         steps = self.engine.steps_done
         decay = min(self.settings.optimiser.average, steps / (steps + 9))
         kept, new = self.average.state_dict(), self.engine.networks.state_dict()
@@ -195,11 +196,8 @@ class Loop:
     def _watch(self) -> Watch:
         return Watch(self.sampler, self.engine.device)
 
-    def _log(self, done: int, parts: LossParts, maps: Sequence[Tensor], sample: _Sample, look: bool) -> None:
-        """A line of metrics; the same numbers on any number of ranks, timings apart.
-
-        When `look` is set, also what the averaged weights do on patches that are always the same.
-        """
+    def _log(self, done: int, parts: LossParts, maps: Sequence[Tensor], sample: _Sample, full: bool) -> None:
+        """Log metrics, the same on any number of ranks but for timings; with `full` also of the averaged weights."""
         engine, settings = self.engine, self.settings
         norm = self._require_finite(done)
         aligned = agreement(maps[0].detach(), maps[1].detach(), sample.valid).diagonal().mean()
@@ -223,15 +221,15 @@ class Loop:
         peak = peak_tflops(engine.device)
         if peak:
             metrics["share_of_peak"] = metrics["tflops"] / peak
-        if look and not engine.rank:
-            metrics |= self._watch.figures(self.encode)
+        if full and not engine.rank:
+            metrics |= self._watch.metrics(self.encode)
         self.last_loss = metrics["loss"]
         self.tracker.log(done, metrics)
 
     def _require_finite(self, done: int) -> float:
-        """Look at every loss and gradient norm since the last time; the newest norm.
+        """Check every loss and gradient norm since the last time, and return the newest norm.
 
-        Looking now and then, rather than every step, lets a GPU run ahead; every rank sees the same means.
+        This is not done in every step, since reading a value makes a GPU wait. Every rank sees the same means.
         """
         values = self.engine.mean(torch.stack(self._pending)).cpu()
         first = done - len(self._pending) + 1
@@ -288,7 +286,7 @@ class Loop:
 
     @torch.no_grad()
     def encode(self, modality: int, images: Tensor) -> Tensor:
-        """Representation by the averaged weights, as inference will make it."""
+        """Encode images of one modality with the averaged weights, as inference will do it."""
         dtype = DTYPES[self.engine.precision]
         network = self.average[self.settings.modalities[modality]]
         with torch.autocast(self.engine.device.type, dtype=dtype, enabled=dtype is not torch.float32):
@@ -298,20 +296,20 @@ class Loop:
 
 @dataclass(frozen=True)
 class _Sample:
-    """One step's patches of this rank, turned, and what the loss needs to know of all ranks' patches."""
+    """Patches of this rank for one step, turned, and what the loss needs to know of all ranks' patches."""
 
     images: list[Tensor]  # M of (n, c, z, y, x)
     undo: list[np.ndarray[Any, Any]]  # M of (n, 3, 3)
-    valid: Tensor | None  # bool (n, 1, z, y, x); None when all of all ranks is inside
+    valid: Tensor | None  # bool (n, 1, z, y, x); None when all patches of all ranks are inside their volumes
     ignore: Tensor  # bool (N, N)
     shifts_zyx: Sequence[tuple[int, int, int]]
 
 
 def share_of(settings: TrainSettings, engine: Engine, rank: int | None = None) -> list[int]:
-    """Sample numbers of one rank, micro-batch by micro-batch.
+    """List the sample numbers of one rank, micro-batch by micro-batch.
 
-    Micro-batch j of all ranks together is micro-batch j of one rank, so that batch statistics do not depend on how
-    many ranks there are.
+    Micro-batch j of all ranks together holds the samples that micro-batch j of a single rank would hold. So batch
+    statistics do not depend on the number of ranks.
     """
     count, ranks = settings.engine.accumulation, engine.world_size
     size = settings.sampling.pairs_per_step // (count * ranks)
@@ -320,7 +318,7 @@ def share_of(settings: TrainSettings, engine: Engine, rank: int | None = None) -
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory used so far: on the GPU by tensors, on a CPU by the process."""
+    """Measure the most memory used so far, in MiB: by tensors on a GPU, by the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
@@ -330,7 +328,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 @contextmanager
 def _kept_buffers(networks: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they were: a batch that is encoded twice must not count twice."""
+    """Restore running statistics at the end: a batch that is encoded twice must not count twice."""
     kept = [(buffer, buffer.clone()) for buffer in networks.buffers()]
     yield
     for buffer, value in kept:

@@ -1,4 +1,4 @@
-"""What a run will take, predicted from shapes: for `--dry-run`, for choosing what to recompute, and for the log."""
+"""Predict what a run will take, from shapes: for `--dry-run`, for choosing what to recompute, and for the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from comir_hpc.memory import available_bytes, in_words
 from comir_hpc.networks import Network, StepCost, count_parameters, predict_step
 from comir_hpc.train.checks import Inputs, build_networks, check_settings, inspect_inputs
 
-# Share of free memory that a step may take: libraries have workspaces, allocators leave gaps.
+# Share of free memory that a step may take: the rest is for workspaces of libraries and gaps between allocations.
 _USABLE = 0.8
 
 # Dense bf16 peak of a GPU, TFLOP/s, by a part of its name (NVIDIA data sheets).
@@ -29,14 +29,14 @@ _PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "GH200": 989.0}
 
 @dataclass(frozen=True)
 class Prediction:
-    """One optimiser step of one process.
+    """What one optimiser step of one process will take.
 
     Attributes
     ----------
     activation_bytes : int
-        Peak of a micro-batch: what it keeps for the backward pass, and temporaries.
+        Peak memory of a micro-batch in bytes: what it keeps for the backward pass, and temporary tensors.
     state_bytes : int
-        Weights, their average, gradients and AdamW's two moments, fp32.
+        Bytes of the weights, their average, the gradients and AdamW's two moments, all in fp32.
     flops : float
         Floating-point operations of all convolutions.
     """
@@ -47,7 +47,7 @@ class Prediction:
 
     @property
     def total_bytes(self) -> int:
-        """Memory of the step on the device."""
+        """Bytes that the step needs on the device."""
         return self.activation_bytes + self.state_bytes
 
 
@@ -63,12 +63,14 @@ def predict(settings: TrainSettings, networks: nn.ModuleDict, precision: str, wo
             cost = predict_step(network, settings.sampling.patch, local, DTYPES[precision])
             known[network.in_channels] = cost
         costs.append(known[network.in_channels])
-    # All run forward before any runs backward, so all but one only add what they keep.
+    # All networks run forward before any runs backward. So one of them adds its peak, the others only what they keep.
     kept = sum(cost.kept_bytes for cost in costs)
     peak = max(kept - cost.kept_bytes + cost.peak_bytes for cost in costs)
-    # Micro-batches are encoded once more, without gradient, to see all negatives: a third of a step.
+    # With several micro-batches, each is encoded once more without gradient, so that the loss sees all negatives. A
+    # forward pass is a third of a step.
     flops = sum(cost.flops for cost in costs) * parts * (4 / 3 if parts > 1 else 1)
     weights = sum(count_parameters(network) for network in networks.values())
+    # Four bytes each for weight, average, gradient and two moments.
     return Prediction(peak, 4 * weights * 5, flops)
 
 
@@ -78,7 +80,7 @@ def choose_recomputed_levels(settings: TrainSettings, inputs: Inputs) -> TrainSe
     Raises
     ------
     ConfigError
-        If it fits with none.
+        If it does not fit, even with all levels recomputed.
     """
     if settings.network.checkpoint_levels != "auto":
         return settings
@@ -102,7 +104,7 @@ def choose_recomputed_levels(settings: TrainSettings, inputs: Inputs) -> TrainSe
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Dense bf16 peak of a GPU that we know, TFLOP/s."""
+    """Return the dense bf16 peak of a GPU that we know, in TFLOP/s, otherwise None."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -110,14 +112,15 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 def plan_training(settings: TrainSettings) -> dict[str, Any]:
-    """Predict samples, memory and time; reads no voxel and writes nothing.
+    """Predict samples, memory and time of a training. No voxel is read, and nothing is written.
 
-    Time is that of two steps on noise with the networks as they will be trained, so it leaves out reading.
+    The time is measured: the second of two steps on noise, with the networks as they will be trained. The time for
+    reading is not in it.
 
     Raises
     ------
     ConfigError, VolumeError
-        As `train` would.
+        If settings and volumes cannot work together, as in `train`.
     """
     check_settings(settings)
     inputs = inspect_inputs(settings)
@@ -157,7 +160,7 @@ def _volume_bytes(inputs: Inputs) -> int:
 def _time_step(
     settings: TrainSettings, networks: nn.ModuleDict, in_channels: Mapping[str, int], local: int
 ) -> float:
-    """Seconds of a step of one micro-batch on this process, the first of two left out."""
+    """Measure the seconds of a step of one micro-batch on this process; the first of two steps does not count."""
     engine = make_engine(settings.engine.model_copy(update={"name": "torch"}), networks, settings.optimiser)
     shape = settings.sampling.patch
     images = [torch.randn(local, count, *shape, device=engine.device) for count in in_channels.values()]

@@ -1,4 +1,4 @@
-"""The loop's clock."""
+"""Measure the time that the training loop spends in steps and in waiting for data."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Elapsed:
-    """Steps done, and seconds that they and the waiting for their data took."""
+    """Number of steps done, and seconds that they took, with the waiting for their data."""
 
     steps: int
     seconds: float
 
 
 class Clock:
-    """Seconds spent in steps and in waiting for data since the last line of metrics, and since the last save."""
+    """Measure seconds spent in steps and in waiting since the last line of metrics, and since the last save."""
 
     def __init__(self) -> None:
         self._reset()
@@ -28,29 +28,29 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent inside counts as waiting for data."""
+        """Count the time spent inside as waiting for data."""
         start = time.perf_counter()
         yield
         self._wait += time.perf_counter() - start
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Time spent inside is one step."""
+        """Count the time spent inside as one step."""
         start = time.perf_counter()
         yield
         self._work += time.perf_counter() - start
         self._steps += 1
 
     def read(self) -> tuple[Elapsed, float]:
-        """Steps and seconds, and seconds of waiting among them, since the last call."""
+        """Return steps and seconds since the last call, and how many of the seconds were spent waiting."""
         elapsed, waited = Elapsed(self._steps, self._work + self._wait), self._wait
         self._reset()
         return elapsed, waited
 
     def saved(self) -> None:
-        """Say that a checkpoint was written now."""
+        """Note that a checkpoint was written now."""
         self._save = time.monotonic()
 
     def since_save(self) -> float:
-        """Seconds since the last checkpoint, or since the start."""
+        """Return the seconds since the last checkpoint, or since the start."""
         return time.monotonic() - self._save

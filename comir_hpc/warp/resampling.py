@@ -117,7 +117,7 @@ class Resampler:
         return Box(tuple(low), tuple(high)).intersect(self.moving.grid.box)
 
     def _images(self, box: Box) -> FloatArray:
-        """Moving points among whose bounding box all images of the box's voxels are."""
+        """Find moving points, (N, 3) in mm, whose bounding box holds the images of all voxels of the box."""
         grid = self.fixed.crop(box)
         if self._straight:
             ends = [(0, n - 1) for n in box.shape]

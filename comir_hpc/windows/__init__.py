@@ -1,4 +1,4 @@
-"""The sliding-window encoder, which `infer` runs block by block and `register` in memory."""
+"""Slide an encoder over a volume in windows: `infer` does it block by block, `register` in memory."""
 
 from comir_hpc.windows.encoder import Encoder, NormalisedReader, Sweep
 from comir_hpc.windows.grid import Blend, WindowGrid, plan_windows

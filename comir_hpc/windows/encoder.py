@@ -1,9 +1,9 @@
-"""The sliding-window encoder: a box of a volume in, its representation out.
+"""Encode boxes of a volume with a sliding window.
 
 Axes: c image channels, l latent channels, z y x space; b windows evaluated together.
 
-The value of a voxel is the weighted sum, in fp32 and in one fixed order, over all windows that touch it. Who asks for
-which box changes neither the windows nor the order, hence not a bit of the result.
+The value of a voxel is the weighted sum, in fp32 and in one fixed order, over all windows that touch it. Neither the
+windows nor the order depend on which box is asked for. So the result is the same, to the bit, for any boxes.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from comir_hpc.volume import Intensity, Volume
 from comir_hpc.windows.evaluation import Cut, in_batches, on_threads
 from comir_hpc.windows.grid import Blend, Window, WindowGrid, plan_windows
 
-_KEPT_BYTES = 40 << 20  # of windows across a face along y, for the next row of blocks
+_KEPT_BYTES = 40 << 20  # most memory for values of windows that the next row of blocks needs, too
 
 Array = NDArray[np.float32]
 Read = Callable[[Box], Array]
 
 
 class NormalisedReader:
-    """Reads boxes of one pyramid level as network input, by the volume's own statistics, its padding as background.
+    """Read boxes of one pyramid level as network input, normalised by the volume's statistics; padding is background.
 
     Parameters
     ----------
     volume : Volume
-        With intensity statistics.
+        Volume to read from. It must have intensity statistics.
     level : int
-        Pyramid level.
+        Pyramid level to read from.
     """
 
     def __init__(self, volume: Volume, level: int) -> None:
@@ -54,7 +54,7 @@ class NormalisedReader:
         self._intensities = [volume.intensity(c) for c in range(volume.num_channels)]
 
     def __call__(self, box: Box) -> Array:
-        """Normalised values (c, z, y, x) of a box inside the level."""
+        """Read the normalised values (c, z, y, x) of a box inside the level."""
         values = self._unpadded.read(box, level=self.level)
         result = np.empty(values.shape, dtype=np.float32)
         for c, z in np.ndindex(
@@ -65,12 +65,12 @@ class NormalisedReader:
 
     @property
     def background(self) -> Array:
-        """Largest normalised value of each channel, (c,), that is background."""
+        """Largest normalised value that is background, for each channel, (c,)."""
         return np.array([_largest_background(i) for i in self._intensities], dtype=np.float32)
 
 
 def _largest_background(intensity: Intensity) -> float:
-    # What is clipped to `low` cannot be told apart from it.
+    # Values below `low` are clipped to it, so that background reaches up to `low` at least.
     return float(intensity.normalise(np.array([max(intensity.foreground_above, intensity.low)]))[0])
 
 
@@ -81,25 +81,27 @@ class Encoder:
     Attributes
     ----------
     network : Network
-        On `device`, in evaluation mode.
+        The network on `device`, in evaluation mode.
     run : Path
-        Folder it was loaded from.
+        Folder that it was loaded from.
     modality : str
-        Its name there.
+        Name of its modality in that run.
     step : int
-        Optimiser steps it was trained for.
+        Number of optimiser steps that it was trained for.
     spacing_mm : three float
-        Voxel spacing (z, y, x) it was trained at.
+        Voxel spacing (z, y, x) in mm that it was trained at.
     group : str
-        Rotations that its training undid.
+        Name of the group of rotations that were undone in its training.
     digest : str
-        Of the weights.
+        Checksum of the weights.
+    device : torch.device
+        Where the network computes.
     precision : str
-        fp32, bf16 or fp16, of the arithmetic; what is added up is fp32.
+        Type of the arithmetic: fp32, bf16 or fp16. Windows are added up in fp32.
     symmetry : Group or None
-        Rotations averaged over.
+        Group of rotations over which the representation is averaged.
     reference : dict
-        Figures on the training pair (`model.json`).
+        Numbers that were measured on the training pair (`model.json`).
     """
 
     network: Network
@@ -116,16 +118,16 @@ class Encoder:
 
     @property
     def in_channels(self) -> int:
-        """Image channels it expects."""
+        """Number of image channels that it expects."""
         return self.network.in_channels
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the representation."""
+        """Number of channels of the representation."""
         return self.network.latent_channels
 
     def identity(self) -> dict[str, Any]:
-        """What a representation made by it depends on, JSON-ready."""
+        """Return what a representation made by this encoder depends on, ready for JSON."""
         return {
             "weights": self.digest,
             "modality": self.modality,
@@ -138,7 +140,7 @@ class Encoder:
     def windows(
         self, shape_zyx: Triple, *, window: int = WINDOW, overlap: float = OVERLAP, blend: Blend = "gaussian"
     ) -> WindowGrid:
-        """Windows over a volume of this shape; see `plan_windows`."""
+        """Plan the windows over a volume of this shape, as `plan_windows` does."""
         return plan_windows(
             shape_zyx,
             window=window,
@@ -163,20 +165,21 @@ class Encoder:
         Parameters
         ----------
         read : callable
-            Normalised values (c, z, y, x) of a box inside the volume.
+            Function that gives the normalised values (c, z, y, x) of a box inside the volume.
         windows : WindowGrid
-            From `windows`, of the volume's shape.
+            Windows that `windows` planned for the volume's shape.
         core : Box
-            The voxels wanted.
+            Voxels whose representation is wanted.
         background : (c,), optional
             Largest background value of each channel. A window with nothing above it is not evaluated and counts as
-            zero: the representation fades to zero away from the specimen, and specimen itself does not notice.
+            zero. The representation fades to zero away from the specimen; inside the specimen nothing changes.
         batch : int
-            Windows evaluated together on a GPU.
+            Number of windows that a GPU evaluates together.
 
         Returns
         -------
         (l, *core.shape) float32
+            Representation of the box.
 
         Raises
         ------
@@ -200,8 +203,16 @@ class Encoder:
 
         Parameters
         ----------
+        volume : Volume
+            Volume to encode.
         level : int
-            From `nearest_level`.
+            Pyramid level to encode, which `nearest_level` finds.
+        window, overlap, blend
+            Size and overlap of the windows, and how they are blended, as `plan_windows` takes them.
+        batch : int
+            Number of windows that a GPU evaluates together.
+        skip_background : bool
+            Whether windows that hold only background are left out.
 
         Returns
         -------
@@ -225,7 +236,7 @@ class Encoder:
         Raises
         ------
         VolumeError
-            Naming what it was trained on.
+            If the volume does not fit. The message says what the encoder was trained on.
         """
         if volume.num_channels != self.in_channels:
             raise VolumeError(
@@ -261,7 +272,17 @@ class Encoder:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Values (l, z, y, x) of a window, in a box of it, for a row of blocks: its start and stop in z, start in y."""
+    """Values of a window that a later row of blocks needs.
+
+    Attributes
+    ----------
+    row : three int
+        The row of blocks that needs them: its start and stop along z, and its start along y.
+    box : Box
+        Part of the window that the values cover.
+    values : (l, z, y, x)
+        Representation in that box, without weights.
+    """
 
     row: Triple
     box: Box
@@ -269,16 +290,19 @@ class _Kept:
 
 
 class Sweep:
-    """Encodes boxes one after another, and hands what two neighbours along x or y share from one to the next.
+    """Encode boxes one after another, and use again what a box shares with its neighbours along x or y.
 
-    A box that follows the last one along x begins with the sums that windows left behind the last one's face; any other
-    box begins at zero. Of windows across a face along y the values beyond it are kept, while there is room, until the
-    row behind that face asks for them. Either way a voxel sees the same additions in the same order.
+    A window may reach beyond the box that is being encoded. Along x, its share of the sums there is kept for the next
+    box. If that box follows directly along x, it begins with these sums; any other box begins with zeros. Along y, the
+    window's values beyond the face are kept, while there is room, until the row of boxes behind that face needs them.
+    In every case a voxel gets the same additions in the same order, so that its value is the same to the bit.
 
     Parameters
     ----------
-    encoder, read, windows, background, batch
-        See `Encoder.encode`.
+    encoder : Encoder
+        The encoder that evaluates the windows.
+    read, windows, background, batch
+        The same arguments that `Encoder.encode` takes.
     """
 
     def __init__(
@@ -297,9 +321,9 @@ class Sweep:
         self._kept: dict[Triple, _Kept] = {}
 
     def encode(self, core: Box) -> Array:
-        """Representation (l, *core.shape), float32, of the next box."""
+        """Return the representation (l, *core.shape), float32, of the next box."""
         face = Box((*core.start[:2], core.stop[2]), (*core.stop[:2], self._reach(core.stop[2])))
-        # Two arrays, so that neither is ever copied: the box itself, and what its windows reach behind its face.
+        # Two arrays, so that neither is ever copied: one for the box, one for the sums behind its face along x.
         channels, width = self.encoder.latent_channels, core.shape[2]
         inside = np.zeros((channels, *core.shape), dtype=np.float32)
         behind = np.zeros((channels, *face.shape), dtype=np.float32)
@@ -311,7 +335,7 @@ class Sweep:
                 inside[..., : left.shape[-1]] = left[..., :width]
                 behind[..., : max(0, left.shape[-1] - width)] = left[..., width:]
             del left
-        # What was kept for other rows than this box's and the next nobody will ask for.
+        # Only this box's row and the next one can still ask for kept values: drop all others.
         rows = [(core.start[0], core.stop[0], y) for y in (core.start[1], core.stop[1])]
         self._kept = {place: kept for place, kept in self._kept.items() if kept.row in rows}
         todo = list(self.windows.touching(core, first_x=first_x))
@@ -322,7 +346,7 @@ class Sweep:
         return inside
 
     def _reach(self, stop: int) -> int:
-        """How far along x the windows that touch a box ending at `stop` reach."""
+        """Return how far along x those windows reach that touch a box ending at `stop`."""
         return min(self.windows.shape_zyx[2], stop + self.windows.window_zyx[2])
 
     def _add(self, window: Window, box: Box, values: Array, totals: tuple[tuple[Box, Array], ...]) -> None:
@@ -336,7 +360,7 @@ class Sweep:
             )
 
     def _keep(self, window: Window, box: Box, values: Array, core: Box) -> None:
-        """Keep what a window counts for behind the face of `core` along y."""
+        """Keep the values of a window that count behind the face of `core` along y."""
         start, stop = (core.start[0], core.stop[1], box.start[2]), (core.stop[0], *box.stop[1:])
         beyond = Box(start, stop).intersect(box)
         counts = self.windows.weights(window)[1][beyond.slices_in(window.box)[1]].any()
@@ -350,7 +374,7 @@ class Sweep:
         return kept is not None and kept.row == (core.start[0], core.stop[0], core.start[1])
 
     def _encoded(self, todo: list[Window], core: Box) -> Iterator[tuple[Window, Box, Array]]:
-        """Windows with specimen in them, and their values (l, z, y, x) in a box of them, in the order given."""
+        """Give the windows that hold specimen, with their values (l, z, y, x) in a box of them, in the order given."""
         fresh = self._evaluated([window for window in todo if not self._is_kept(window, core)])
         ahead = next(fresh, None)
         for window in todo:
@@ -380,7 +404,10 @@ class Sweep:
                 self.skipped += 1
 
     def _read_along_x(self, todo: list[Window]) -> Iterator[tuple[Window, Box, Array]]:
-        """Windows with what is in memory around them: one window deep along x, the next step read meanwhile."""
+        """Give each window with the values in memory around it.
+
+        These are a slab of one window's depth along x. While its windows are cut out, a thread reads the next slab.
+        """
         steps = [list(group) for _, group in groupby(todo, key=lambda window: window.box.start[2])]
         z, y = ((min(w.box.start[a] for w in todo), max(w.box.stop[a] for w in todo)) for a in (0, 1))
         whole = Box((0, 0, 0), self.windows.shape_zyx)
@@ -392,7 +419,7 @@ class Sweep:
             Box((*r.start[:2], max(r.start[2], seen)), r.stop)
             for r, seen in zip(regions, stops, strict=False)
         ]
-        # One buffer for all steps: what the last step has left of a region moves to its front, in place.
+        # One buffer serves all steps. The part of the last slab that the next one needs moves to its front, in place.
         deepest = max(region.shape[2] for region in regions)
         buffer = np.empty((self.encoder.in_channels, *regions[0].shape[:2], deepest), dtype=np.float32)
         before = 0
@@ -419,5 +446,5 @@ class Sweep:
         inside = window.box.intersect(region)
         cut = values[(slice(None), *inside.slices_in(region))]
         over = [(0, w - n) for w, n in zip(self.windows.window_zyx, inside.shape, strict=True)]
-        # A copy: windows wait for their evaluation while the buffer moves on.
+        # A copy, because windows wait for their evaluation while the buffer is filled with the next slab.
         return np.pad(cut, [(0, 0), *over], mode="reflect") if any(o for _, o in over) else cut.copy()

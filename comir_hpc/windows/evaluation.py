@@ -1,8 +1,8 @@
-"""Windows evaluated: on a CPU one to a thread, on a GPU in batches of one shape; results in the order given.
+"""Evaluate windows: on a CPU one on each thread, on a GPU in batches of one shape. Results keep the order given.
 
-The arithmetic of one window must not depend on its company. On a CPU, convolutions in fp32 give other last bits for
-another number of threads or another batch (measured: 1e-6), so there every window is one batch on one thread, and
-as many threads work as torch has.
+The arithmetic of one window must not depend on the windows that are evaluated beside it. On a CPU, convolutions in
+fp32 give other last bits for another number of threads or another batch (measured: 1e-6). So there, every window is a
+batch of its own on one thread, and as many threads work as torch has.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 
 
 def on_threads(evaluate: Evaluate, cuts: Iterable[Cut]) -> Iterator[Cut]:
-    """Evaluate windows singly, each on one thread, as many at once as torch has threads."""
+    """Evaluate windows one by one, each on one thread, and as many at once as torch has threads."""
 
     def one(window: Window, cut: Array) -> Cut:
         try:
@@ -48,7 +48,10 @@ def on_threads(evaluate: Evaluate, cuts: Iterable[Cut]) -> Iterator[Cut]:
 
 @contextmanager
 def _single_threaded() -> Iterator[Callable[[], None]]:
-    """Give what makes torch use one thread inside the calling one; afterwards new threads have all of them again."""
+    """Give a function that makes torch use one thread inside the thread that calls it.
+
+    Afterwards, new threads use all of them again.
+    """
     before = torch.get_num_threads()
     try:
         yield lambda: torch.set_num_threads(1)
@@ -59,7 +62,7 @@ def _single_threaded() -> Iterator[Callable[[], None]]:
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[..., Item], items: Iterator[tuple[Any, ...]], ahead: int
 ) -> Iterator[Item]:
-    """Results in the order of the items, with at most `ahead` of them begun and not yet taken."""
+    """Give the results in the order of the items; at most `ahead` of them are begun and not yet taken."""
     running: deque[Future[Item]] = deque(pool.submit(work, *item) for item in islice(items, ahead))
     while running:
         result = running.popleft().result()
@@ -79,6 +82,8 @@ def in_batches(evaluate: Evaluate, cuts: Iterable[Cut], size: int) -> Iterator[C
             encoded = evaluate(batch)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
+            # Half as many windows at a time are tried next. The shape of a batch changes with it, but a GPU has to
+            # give a result at all.
             if size == 1:
                 raise VolumeError(
                     f"a window of {pending[0][1].shape[1:]} voxels does not fit into the memory of the GPU; "

@@ -1,8 +1,8 @@
-"""Which windows slide over a volume, and with what weight each counts at each voxel. Pure integers and profiles.
+"""Plan which windows slide over a volume, and with what weight each counts at each voxel. Integers and profiles only.
 
-The windows are decided by the volume's shape alone, never by how the work is split, and every weight is a product
-of three profiles, one an axis, that sum to one over the windows at every voxel. So a block can be computed from the
-windows that touch it, without knowing of any other block.
+The volume's shape alone decides on the windows, never how the work is split. A weight is a product of three profiles,
+one for each axis. At every voxel the weights of all windows sum to one. So a block can be computed from the windows
+that touch it, without knowing of any other block.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from comir_hpc.geometry import Box, Triple
 
 Profile = NDArray[np.float32]
 
-_SPARED = (
-    0.25  # of a step that neighbours may be farther apart than asked for, where that saves a layer of windows
-)
-_SIGMA = 1 / 8  # of the window, as nnU-Net found it good: the outermost voxels count e^-8 of the middle
+# Windows are spread evenly, so that asking for an overlap gives a number of windows that is not whole. It is rounded
+# down, to save a whole layer of windows, if at most this part of a step is missing. Otherwise it is rounded up.
+_SPARED = 0.25
+# Width of the Gaussian weight, as a share of the window's side. It is the value that nnU-Net found good: the outermost
+# voxels count e^-8 as much as the middle.
+_SIGMA = 1 / 8
 
 
 @dataclass(frozen=True)
 class Window:
-    """One position of the sliding window; it may reach over the volume's far border (padded by reflection)."""
+    """One position of the sliding window, by number and by voxels.
+
+    It may reach over the volume's far border, where the image is continued by reflection.
+    """
 
     place_zyx: Triple
     box: Box
@@ -42,15 +47,15 @@ class WindowGrid:
     Parameters
     ----------
     shape_zyx : three int
-        Of the volume.
+        Voxels of the volume.
     window_zyx : three int
-        Of a window.
+        Voxels of a window.
     starts : three tuples of int
-        Where windows start along z, y, x, ascending; every combination is a window.
+        First voxels of the windows along z, y, x, ascending. Every combination is a window.
     margin_zyx : three int
-        Voxels at a window's inner faces that count nothing (`exact`); zero otherwise.
+        Number of voxels at a window's inner faces that do not count. It is zero unless `blend` is ``exact``.
     blend : str
-        How overlapping windows are put together.
+        How overlapping windows are put together: ``gaussian``, ``hann`` or ``exact``.
     """
 
     shape_zyx: Triple
@@ -63,12 +68,14 @@ class WindowGrid:
         return len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
 
     def touching(self, box: Box, *, first_x: int | None = None) -> Iterator[Window]:
-        """Windows that count somewhere in `box`, in the one order of the whole volume: by x, then z, then y.
+        """Give the windows that count somewhere in `box`, in the one order of the whole volume: by x, then z, then y.
 
         Parameters
         ----------
+        box : Box
+            Voxels of interest.
         first_x : int, optional
-            Leave out windows that begin to count before this along x (a sweep has done them).
+            Voxel along x. Windows that begin to count before it are left out, because a sweep has done them.
         """
         z, y, x = (
             [k for k, (lo, hi) in enumerate(spans) if lo < stop and hi > start]
@@ -81,12 +88,12 @@ class WindowGrid:
                         yield self._window((kz, ky, kx))
 
     def positions(self, axis: int, core: int) -> int:
-        """Window positions along an axis, those on a face between blocks of `core` voxels counted for both blocks."""
+        """Count window positions along an axis; one on the face between two blocks of `core` voxels counts twice."""
         starts = range(0, self.shape_zyx[axis], core)
         return sum(lo < start + core and hi > start for lo, hi in self._spans[axis] for start in starts)
 
     def weights(self, window: Window) -> tuple[Profile, Profile, Profile]:
-        """Weight of a window along z, y, x; their product over all windows sums to one at every voxel."""
+        """Return the weights of a window along z, y, x; over all windows their products sum to one at every voxel."""
         z, y, x = (profiles[k] for profiles, k in zip(self._profiles, window.place_zyx, strict=True))
         return z, y, x
 
@@ -97,7 +104,7 @@ class WindowGrid:
 
     @cached_property
     def _spans(self) -> tuple[list[tuple[int, int]], ...]:
-        """Along each axis, the voxels [lo, hi) where each window counts."""
+        """Voxels [lo, hi) where each window counts, along each axis."""
         return tuple(
             _spans(starts, w, m, n)
             for starts, w, m, n in zip(
@@ -125,28 +132,28 @@ def plan_windows(
     halo_zyx: Sequence[int],
     tied_axes: Sequence[Sequence[int]] = (),
 ) -> WindowGrid:
-    """Lay the windows over a volume.
+    """Plan the windows over a volume.
 
-    Windows start at multiples of the network's stride, so that all of them pool the same voxels together; they are
+    Windows start at multiples of the network's stride, so that all of them pool the same voxels together. They are
     spread evenly, and the last one ends less than one stride behind the volume. Along an axis that is shorter than the
     window, the window is as short as the stride allows.
 
     Parameters
     ----------
     shape_zyx : three int
-        Of the volume.
+        Voxels of the volume.
     window : int
-        Voxels along each side.
+        Voxels along each side of a window.
     overlap : float
-        Share of a side that neighbours share, in [0, 1), about: windows lie on the stride and are spread evenly. With
-        ``exact`` it follows from the halo.
+        Share of a side that neighbours have in common, in [0, 1). It is met approximately, since windows lie on the
+        stride and are spread evenly. With ``exact`` it follows from the halo.
     blend : {"gaussian", "hann", "exact"}
-        Overlapping windows are averaged with Gaussian or Hann weights; or each gives only the voxels whose whole
-        receptive field it holds, which equals encoding the whole volume at once.
+        How windows are put together. With Gaussian or Hann weights, overlapping windows are averaged. With ``exact``
+        each gives only the voxels whose whole receptive field it holds, which equals encoding the whole volume at once.
     total_stride_zyx, halo_zyx : three int
-        Of the network (`Network.total_stride_zyx`, `receptive_halo_zyx`).
+        Stride and halo of the network in voxels (`Network.total_stride_zyx`, `receptive_halo_zyx`).
     tied_axes : sequences of axes
-        Axes along which the window must be equal, because it will be turned (`Group.tied_axes`).
+        Axes along which the window must have equal sides, because it will be turned (`Group.tied_axes`).
 
     Raises
     ------
@@ -193,7 +200,7 @@ def _up(number: int, step: int) -> int:
 def _spans(starts: Sequence[int], window: int, margin: int, size: int) -> list[tuple[int, int]]:
     if margin == 0:
         return [(start, min(start + window, size)) for start in starts]
-    # Each window takes over where the one before it has to stop; at the volume's faces nothing is cut off.
+    # Each window begins to count where the one before it has to stop. At the volume's faces nothing is cut off.
     stops = [start + window - margin for start in starts[:-1]] + [size]
     return list(zip([0, *stops[:-1]], stops, strict=True))
 

@@ -1,4 +1,4 @@
-"""An encoder from the folder of a training run, and the pyramid level that it can read."""
+"""Load an encoder from the folder of a training run, and find the pyramid level that it can read."""
 
 from __future__ import annotations
 
@@ -27,12 +27,19 @@ _LEVEL_TOLERANCE = 1.5
 
 
 def nearest_level(volume: Volume, spacing_mm: Vector) -> int:
-    """Pyramid level whose spacing is nearest to the one that a network was trained at.
+    """Find the pyramid level whose spacing is nearest to the one that a network was trained at.
+
+    Parameters
+    ----------
+    volume : Volume
+        Volume with its pyramid.
+    spacing_mm : three float
+        Voxel spacing (z, y, x) in mm that the network was trained at.
 
     Raises
     ------
     VolumeError
-        If none is within a factor of 1.5 along every axis: the network has never seen structures of that size. The
+        If no level is within a factor of 1.5 along every axis: the network has never seen structures of that size. The
         thickness of a single slice does not count.
     """
     wanted, axes = np.asarray(spacing_mm), list(volume.grid.axes)
@@ -68,13 +75,15 @@ def load_encoder(
     Parameters
     ----------
     run : Path
-        Holds ``model.json`` and ``model/MODALITY.pt``.
+        Folder of the run, which holds ``model.json`` and ``model/MODALITY.pt``.
+    modality : str
+        Name of the modality in the run.
     device : {"auto", "cpu", "cuda"}
-        Where it will run.
+        Where the encoder will run.
     precision : {"auto", "fp32", "bf16", "fp16"}
-        Of its arithmetic; auto is bf16 where the device multiplies it fast.
+        Type of its arithmetic; ``auto`` is bf16 where the device has fast instructions for it.
     symmetrise : str
-        Group to average over; "none" does not.
+        Name of the group to average over, or ``none``.
 
     Raises
     ------
@@ -134,8 +143,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _require_as_many_weights(model: Model, modality: str, state: dict[str, Tensor], path: Path) -> None:
     """Refuse a description that needs far more memory than the weights that belong to it, before it is allocated.
 
-    A convolution between two levels has at least the product of their channels as weights, in every network of ours.
-    So this is a lower bound: it refuses no description that fits.
+    In every network of ours, a convolution between two levels has at least as many weights as the product of their
+    channels. So the number computed here is a lower bound, and no description that fits is refused.
     """
     channels = [model.in_channels.get(modality, 1), *(model.options.widths or (1,))]
     given = model.options.convs_per_level
@@ -144,7 +153,7 @@ def _require_as_many_weights(model: Model, modality: str, state: dict[str, Tenso
     for level, width in enumerate(channels[1:]):
         # The last number counts for all coarser levels. The first convolution of a level is in the sum above.
         fewest += (convs[min(level, len(convs) - 1)] - 1) * width**2
-    # Of the storages, which are in memory: a shape alone claims what it likes.
+    # The sizes of the storages count, which are in memory. A shape in a damaged file may claim any size.
     there = sum(value.untyped_storage().nbytes() // value.element_size() for value in state.values())
     if fewest > there:
         raise CheckpointError(
