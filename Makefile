@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: demo test test-slurm test-container test-peers lint types layers check lock mlflow clean
+.PHONY: demo test test-slurm test-container test-peers lint types layers check docs lock mlflow clean
 
 demo: $(VENV)/installed
 	$(BIN)/comir-hpc demo --out $(OUT) --seed $(SEED)
@@ -39,6 +39,11 @@ layers: $(VENV)/installed-dev
 
 check: lint types layers test
 
+# Every warning is an error: a broken link, or a name in a reference page that the code does not have.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 # What the image installs; after every change of the dependencies.
 lock: $(VENV)/bin/python
 	$(BIN)/pip install -q uv
@@ -62,5 +67,9 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install -q -e '.[dev]'
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install -q -e '.[docs]'
+	touch $@ $(VENV)/installed
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -94,7 +94,9 @@ def read_point_table(path: Path) -> PointTable:
         try:
             _read_rows(draft, text)
         except csv.Error as error:
-            raise VolumeError(f"{path} is no well-formed table ({error}); repair its quotes") from error
+            raise VolumeError(
+                f"{path} is no well-formed table ({str(error)!a}); repair its quotes"
+            ) from error
     if not draft.points:
         raise VolumeError(f"{path} has a header and no points; expected a row for each point")
     factors, notes = _conversion(draft)
@@ -237,7 +239,8 @@ def _number(cell: str, axis: str, where: str) -> float:
         value = float(cell)
     except ValueError:
         value = float("nan")
-    if np.isfinite(value) and "_" not in cell:
+    plain = cell.strip(" \t")
+    if np.isfinite(value) and "_" not in cell and plain.isascii() and plain.isprintable():
         return value
     comma = re.fullmatch(r"\s*[-+]?\d+,\d+\s*", cell) is not None
     raise VolumeError(
@@ -308,5 +311,6 @@ def _unit(draft: _Draft) -> str:
 
 def _shortened(columns: Sequence[str]) -> str:
     """Names of the first columns, and how many more there are."""
-    shown = ", ".join(name if len(name) <= 30 else f"{name[:30]}..." for name in columns[:8])
+    names = ["".join(letter if letter.isprintable() else "?" for letter in name[:31]) for name in columns[:8]]
+    shown = ", ".join(name if len(name) <= 30 else f"{name[:30]}..." for name in names)
     return shown if len(columns) <= 8 else f"{shown} and {len(columns) - 8:,} more"

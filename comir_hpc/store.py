@@ -11,7 +11,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +180,23 @@ class Store:
 
     def _require_files(self) -> None:
         inventory = self._inventory()
-        if inventory is not None and inventory.num_files > LOOKED_AT_ONCE:
+        if inventory is None:
+            self._require_credible()
+        elif inventory.num_files > LOOKED_AT_ONCE:
             self._unseen = inventory
-        elif inventory is not None:
+        else:
             self._refuse(inventory.damage(), inventory.num_files)
+
+    def _require_credible(self) -> None:
+        """Refuse a volume without a list of files whose size cannot be that of what is stored."""
+        from comir_hpc.readers.claims import require_credible  # readers import volumes
+
+        for array in self._arrays:
+            files = (f for f in (self.path / array.path / "c").rglob("*") if f.is_file())
+            require_credible(
+                self.path, array.shape, array.dtype, array.shards or array.chunks,
+                lambda enough, files=files: sum(1 for _ in islice(files, enough)),  # type: ignore[misc]
+            )  # fmt: skip
 
     def _refuse(self, damage: list[str], num_files: int) -> None:
         if damage:

@@ -212,7 +212,7 @@ class Volume(Store):
             return self._shards[level].read((slice(0, self.num_channels), *box.slices))
         except (RuntimeError, ValueError, OSError) as error:
             raise VolumeError(
-                f"{self.path}: box {box} cannot be read{self._unreadable(level, box)} ({str(error)[-160:]}); "
+                f"{self.path}: box {box} cannot be read{self._unreadable(level, box)} ({_cause(error)}); "
                 f"{self.repair(content=True)}"
             ) from error
 
@@ -346,3 +346,9 @@ class Volume(Store):
                 coarse = downsample(fine, step, labels=self.metadata["kind"] == "labels")
             values[(slice(None), *layer.write.slices)] = coarse
         self.write(box, values, level=level)
+
+
+def _cause(error: Exception) -> str:
+    """What tensorstore complains of, without the path, which stands before, and places in its own source."""
+    text = " ".join(str(error).split(" [source", 1)[0].split())
+    return text.rsplit('": ', 1)[-1][:120].strip() or type(error).__name__

@@ -1,18 +1,22 @@
-"""Hook of mkdocs: links that leave docs/ lead to the repository, and the start page is the README.
+"""Hook of mkdocs: links that leave docs/ lead to the repository, the start page is the README, formulas are MathML.
 
 On the repository's pages a document links to `../benchmarks/x.png`; on the site such files do not exist. The documents
-stay as they are, so that both work.
+stay as they are, so that both work. Browsers draw MathML by themselves, so no script from another server is needed.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
+
 ROOT = Path(__file__).resolve().parent.parent
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)([^)]*)\)")
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _PICTURES = (".png", ".svg", ".jpg")
 
 
@@ -34,6 +38,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return f"{mark}[{text}]({repository}/{kind}/main/{inside}{rest})"
 
     return _LINK.sub(moved, markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Replace each formula in TeX by MathML."""
+    del page, config, files
+
+    def drawn(found: re.Match[str]) -> str:
+        return convert(unescape(found[2]), display="inline" if found[1] == "span" else "block")
+
+    return _FORMULA.sub(drawn, html)
 
 
 def on_pre_build(config: Any) -> None:

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,13 @@ class Table:
         for row in self.rows:
             writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in asdict(row).values()])
         return out.getvalue().rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        """Show one row for each result in a notebook."""
+        header, *lines = csv.reader(io.StringIO(self.text))
+        cells = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in header) + "</tr>"]
+        cells += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines]
+        return f"<table>{''.join(cells)}</table>"
 
 
 def target_registration_error(found: Transform, true: Transform, points_mm: FloatArray) -> FloatArray:

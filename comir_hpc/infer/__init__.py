@@ -23,7 +23,7 @@ from comir_hpc.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.runs.html import table
 from comir_hpc.volume import Volume, chunk_and_shard
 
-__all__ = ["InferResult", "infer", "plan_infer"]
+__all__ = ["InferResult", "infer", "plan_infer", "table"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -80,14 +80,11 @@ class InferResult:
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
 
     def _repr_html_(self) -> str:
-        """Show the same in a notebook."""
-        rows = {
-            "representation": self.path,
-            "grid": self.grid,
-            "level": self.level,
-            "time": f"{self.seconds:.1f} s",
-        }
-        return table("infer", rows | ({"blocks of other parts": self.missing} if self.missing else {}))
+        """Show grid and middle slices in a notebook."""
+        from comir_hpc.runs.volume_html import volume_html
+
+        rows = {"grid": self.grid, "level": self.level, "seconds": f"{self.seconds:.1f}"}
+        return volume_html("Representation", rows, self.path)
 
 
 def infer(settings: InferSettings, *, progress: Progress | None = None) -> InferResult:

@@ -29,7 +29,7 @@ from comir_hpc.readers import Source, in_memory, open_source
 from comir_hpc.runs.html import table
 from comir_hpc.volume import Kind, Volume
 
-__all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest"]
+__all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest", "table"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -78,12 +78,11 @@ class IngestResult:
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line
 
     def _repr_html_(self) -> str:
-        """Show the same in a notebook."""
-        rows = {"volume": self.path, "grid": self.grid, "time": f"{self.seconds:.1f} s"}
-        missing = {"blocks of other parts": self.missing} if self.missing else {}
-        return table(
-            "ingest", {**rows, **missing, **{f"note {n + 1}": note for n, note in enumerate(self.notes)}}
-        )
+        """Show grid, notes and middle slices in a notebook."""
+        from comir_hpc.runs.volume_html import volume_html
+
+        rows = {"grid": self.grid, "seconds": f"{self.seconds:.1f}", "notes": "; ".join(self.notes)}
+        return volume_html("Volume", rows, self.path)
 
 
 def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> IngestResult:

@@ -172,9 +172,23 @@ def _frame(said: dict[str, Any], pixels: Pixels, number: int, *, alone: bool) ->
         intercept=intercept,
         facets={k: str(said[k]) for k in FACETS if k in said},
         in_time="" if alone else in_time,
-        notes=(*spacing_notes, *slope_notes),
+        notes=(*spacing_notes, *slope_notes, *_pixel_notes(said, pixels)),
         says=says,
     )
+
+
+def _pixel_notes(said: dict[str, Any], pixels: Pixels) -> Iterator[str]:
+    """What is assumed of the pixels where the header leaves it open, or says less than there is."""
+    if "PhotometricInterpretation" not in said:
+        yield "the header has no PhotometricInterpretation: it is taken as MONOCHROME2 (large values are bright)"
+    if "BitsStored" not in said and pixels.kind != "f":
+        yield f"the header has no BitsStored: all {pixels.allocated} bits of a pixel are taken"
+    if pixels.excess:
+        rows, columns, _ = pixels.shape
+        yield (
+            f"{pixels.excess} bytes follow the pixels of its {pixels.frames} frames of {rows} x {columns} and are not "
+            "read: are Rows, Columns and NumberOfFrames right?"
+        )
 
 
 def _values(parts: Iterable[Dataset]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from comir_hpc.memory import in_words
 
 _PIXEL_DATA, _FLOAT, _DOUBLE = 0x7FE00010, 0x7FE00008, 0x7FE00009
 _UNDEFINED = 0xFFFFFFFF
+_PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR", "PALETTE COLOR")
 RUNS, DEFLATED, CODEC = "run lengths", "deflated", "a codec such as JPEG"
 # How many times smaller a coder can make an image. The formats of RLE and deflate set theirs; of JPEG 2000, a black
 # image of 4096 pixels a side is two hundred thousand times smaller.
@@ -41,6 +42,8 @@ class Pixels:
         ``<`` or ``>``, the byte order.
     coder : str
         How the pixels are compressed: `RUNS`, `DEFLATED`, `CODEC`, or empty where they are not.
+    excess : int
+        Bytes of plain pixels beyond those of all frames, which are not read.
     """
 
     file: Path
@@ -55,6 +58,7 @@ class Pixels:
     offset: int
     order: str
     coder: str
+    excess: int = 0
 
     @property
     def frame_bytes(self) -> int:
@@ -109,21 +113,42 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
         start = file.tell()
     coder = CODEC if length == _UNDEFINED else ""
     coder = {DeflatedExplicitVRLittleEndian: DEFLATED, RLELossless: RUNS}.get(syntax, coder)
-    if coder == CODEC and not (syntax in AllTransferSyntaxes and syntax.is_compressed):
-        raise ValueError(f"pixels of an unknown transfer syntax, {syntax}")
-    bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag, int(header.get("BitsAllocated", 16)))
+    known = not syntax or syntax in AllTransferSyntaxes
+    if not known or (coder == CODEC and not (syntax and syntax.is_compressed)):
+        raise VolumeError(
+            f"{path}: its transfer syntax {str(syntax)[:64]!r} is not known, so neither is the order of its bytes; "
+            "convert it to explicit little endian (gdcmconv --raw, dcmconv +te)"
+        )
+    if tag == _PIXEL_DATA and header.get("BitsAllocated", None) is None:
+        raise ValueError("no BitsAllocated in it")
+    bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag) or int(header.BitsAllocated)
     stored = bits if tag != _PIXEL_DATA else int(header.get("BitsStored", None) or bits)
-    kind = "f" if tag != _PIXEL_DATA else "ui"[bool(int(header.get("PixelRepresentation", 0) or 0))]
+    signed = int(header.get("PixelRepresentation", 0) or 0)
+    if signed not in (0, 1):
+        raise ValueError(f"PixelRepresentation is {signed}, expected 0 (unsigned) or 1 (signed)")
+    kind = "f" if tag != _PIXEL_DATA else "ui"[signed]
     if not 1 <= stored <= bits <= 64:
         raise ValueError(f"{stored} bits stored of {bits}")
+    high = int(header.get("HighBit", None) or stored - 1)
+    if not stored - 1 <= high < bits:
+        raise ValueError(f"the highest of {stored} bits stored is number {high} of {bits}")
+    photometric = str(header.get("PhotometricInterpretation", None) or "MONOCHROME2").strip()
+    if photometric.split("_")[0] not in _PHOTOMETRIC:
+        raise ValueError(
+            f"its pixels are {photometric[:20]!r}, expected MONOCHROME1 or 2, RGB, YBR or a palette"
+        )
+    samples = header.get("SamplesPerPixel", None)
+    if samples is None and photometric[:4] not in ("MONO", "PALE"):
+        raise ValueError(f"no SamplesPerPixel in it, and its pixels are {photometric[:20]!r}")
     pixels = Pixels(
-        path, (int(header.Rows), int(header.Columns), int(header.get("SamplesPerPixel", 1) or 1)),
-        int(header.get("NumberOfFrames", 1) or 1), bits, stored, int(header.get("HighBit", stored - 1)), kind,
-        str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip(), bool(header.get("PlanarConfiguration", 0)),
-        start, order, coder,
+        path, (int(header.Rows), int(header.Columns), 1 if samples is None else int(samples)),
+        int(header.get("NumberOfFrames", 1) or 1), bits, stored, high, kind,
+        photometric, bool(header.get("PlanarConfiguration", 0)), start, order, coder,
     )  # fmt: skip
     _check_length(pixels, length)
-    return pixels
+    # One byte makes an odd length even.
+    excess = 0 if coder else length - pixels.frame_bytes * pixels.frames
+    return replace(pixels, excess=excess) if excess > 1 else pixels
 
 
 def _check_length(pixels: Pixels, length: int) -> None:

@@ -14,11 +14,13 @@ import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from comir_hpc.errors import VolumeError
 from comir_hpc.geometry import Box
+from comir_hpc.readers.codestreams import claimed_size
 from comir_hpc.readers.dicom_header import UNREADABLE, Frame, quiet
 from comir_hpc.readers.dicom_layout import DEFLATED, RUNS, Pixels
 from comir_hpc.readers.itk_files import itk_dtype, itk_header
@@ -62,7 +64,8 @@ def values_of(frames: Sequence[Frame]) -> tuple[np.dtype[Any], int]:
     whole = all(float(s).is_integer() and float(i).is_integer() for _, s, i in scales)
     ends = [v * s + i for stored, s, i in scales for v in stored]
     if not whole or max(map(abs, ends)) >= 2**53:
-        wide = max(f.pixels.stored for f in frames) > 16
+        largest = max(map(abs, ends))
+        wide = max(f.pixels.stored for f in frames) > 16 or largest > np.finfo(np.float32).max
         return np.dtype(np.float64 if wide else np.float32), channels
     if all((s, i) == (1, 0) for _, s, i in scales):
         return _integer(min(ends), max(ends), max(f.pixels.allocated for f in frames)), channels
@@ -177,10 +180,24 @@ def _array(pixels: Pixels) -> NDArray[Any]:
     if pixels.coder == DEFLATED:  # GDCM believes every length in it, and allocates it
         values: NDArray[Any] = pixel_array(pydicom.dcmread(pixels.file))
         return values if pixels.frames > 1 else values[None]
+    bare = _bare(pixels)
+    if pixels.coder:
+        _require_same_size(pixels, bare)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.dcm"
-        _bare(pixels).save_as(copy, enforce_file_format=True)
+        bare.save_as(copy, enforce_file_format=True)
         return _itk_array(copy)
+
+
+def _require_same_size(pixels: Pixels, bare: Dataset) -> None:
+    """Refuse a compressed frame that claims another size than the header: GDCM would allocate it."""
+    for number, stream in enumerate(generate_frames(bare.PixelData, number_of_frames=pixels.frames)):
+        size = claimed_size(stream)
+        if size not in (None, pixels.shape[:2]):
+            raise VolumeError(
+                f"{pixels.file}: the compressed image of frame {number + 1} says {size[0]} x {size[1]} pixels, the "  # type: ignore[index]
+                f"header {pixels.shape[0]} x {pixels.shape[1]} (rows, columns); it is damaged: copy or export it again"
+            )
 
 
 def _bare(pixels: Pixels) -> Dataset:

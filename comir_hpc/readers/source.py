@@ -187,6 +187,10 @@ def reading(path: Path, what: str, *also: type[Exception]) -> Iterator[None]:
         raise VolumeError(
             f"{path}: no memory left to read {what}; free some or use a larger machine"
         ) from error
+    except PermissionError as error:
+        raise VolumeError(
+            f"{error.filename or path} may not be read (permission denied); ask its owner, or copy it where you may"
+        ) from error
     except (*UNREADABLE, *also) as error:
         # What ITK says of itself, its exceptions and its source files, helps nobody.
         text = " ".join(str(error).rpartition("ERROR:")[2].split()) or type(error).__name__

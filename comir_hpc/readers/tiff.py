@@ -29,6 +29,8 @@ SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 MICROSCOPES = (".lsm", ".stk", ".svs")
 """TIFF files under names of their makers; they are no slices of a folder."""
 
+_MOST_TAGS = 4096  # tifffile's own limit
+
 
 # ---------------------------------------------------------------------- one file
 
@@ -162,18 +164,24 @@ def _require_plain_stack(path: Path, file: tifffile.TiffFile, series: Any, damag
 
 
 def _check_pages(path: Path, file: tifffile.TiffFile) -> None:
-    """Refuse a file whose chain of pages leads beyond its end: tifffile gives the pages before and only logs it."""
+    """Refuse a file whose chain of pages leads beyond its end or to no page: tifffile takes those before, silently."""
     form, handle = file.tiff, file.filehandle
-    start = file.pages[len(file.pages) - 1].offset
-    handle.seek(start)
-    (tags,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
-    handle.seek(start + form.tagnosize + tags * form.tagsize)
-    (following,) = struct.unpack(form.offsetformat, handle.read(form.offsetsize))
-    if following >= handle.size:
-        raise VolumeError(
-            f"{path} is truncated: it is {handle.size} bytes long, and the page after number {len(file.pages)} should "
-            f"be at byte {following}; copy or export it again"
-        )
+    at, number, seen = file.pages[len(file.pages) - 1].offset, len(file.pages), set[int]()
+    while at:
+        handle.seek(at)
+        tags, following = 0, handle.size
+        if (told := handle.read(form.tagnosize)) and len(told) == form.tagnosize:
+            (tags,) = struct.unpack(form.tagnoformat, told)
+            handle.seek(at + form.tagnosize + tags * form.tagsize)
+            if len(told := handle.read(form.offsetsize)) == form.offsetsize:
+                (following,) = struct.unpack(form.offsetformat, told)
+        if following >= handle.size or not 0 < tags <= _MOST_TAGS or at in seen:
+            raise VolumeError(
+                f"{path} is truncated or damaged: it is {handle.size} bytes long, and at byte {at} where page {number} "
+                "should be there is none, or none that leads on; copy or export it again"
+            )
+        seen.add(at)
+        at, number = following, number + 1
 
 
 def _series_number(path: Path, file: tifffile.TiffFile, dataset: str | None) -> int:
@@ -283,7 +291,7 @@ class _Slices:
         with reading(name, "TIFF slice", _TIFF_ERROR), tifffile.TiffFile(name) as file:
             page: Any = file.pages[0].keyframe
             self.require_alike(name, tuple(page.shape), storable(page.dtype, name))
-            out = np.zeros((page.samplesperpixel, *box.shape[1:]), dtype=self.dtype)
+            out = np.full((page.samplesperpixel, *box.shape[1:]), page.nodata, dtype=self.dtype)
             read_page(page, box, out)
         return out
 

@@ -109,7 +109,7 @@ class Pages:
             leading, inner = self.axes[:-page_axes], self.axes[-page_axes:]
             counts = self.shape[: len(leading)]
             channels = shape_of(self.shape, self.axes)[0]
-            out = np.zeros((channels, *box.shape), dtype=self.dtype)
+            out = np.full((channels, *box.shape), series.keyframe.nodata, dtype=self.dtype)
             for z in range(box.start[0], box.stop[0]):
                 for c in range(channels if "c" in leading else 1):
                     place = {"z": z, "c": c, "1": 0}
@@ -122,6 +122,8 @@ class Pages:
 def read_page(page: Any, box: Box, out: NDArray[Any]) -> None:
     """Decode the strips or tiles of one page that touch the y and x range of `box` into `out`, (c, y, x).
 
+    One without an offset or a length is not stored: `out` keeps what it holds there.
+
     Parameters
     ----------
     page : tifffile.TiffPage or TiffFrame
@@ -132,7 +134,7 @@ def read_page(page: Any, box: Box, out: NDArray[Any]) -> None:
     (_, top, left), (_, bottom, right) = box.start, box.stop
     for index in _segments(keyframe, box):
         offset, count = page.dataoffsets[index], page.databytecounts[index]
-        if not count:
+        if not count or not offset:
             continue
         data = os.pread(file.fileno(), count, offset)  # no file position: threads do not disturb each other
         if len(data) < count:

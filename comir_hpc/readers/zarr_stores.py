@@ -48,6 +48,7 @@ def zarr_array(path: Path, dataset: str | None = None) -> Source:
             place = _only_image(path, foreign_node(store))
             found = _image_of(store, place)
         if found is None:
+            _require_no_image(path, store)
             return _plain(path, store, place)
         return _own_level(path, found) if found.own else _ome_zarr(path, found)
 
@@ -111,6 +112,21 @@ def _image_of(store: Path, place: str) -> _Image | None:
                         store, group, attributes, images[number], dataset, (note,) if others else ()
                     )
     return None
+
+
+def _require_no_image(path: Path, store: Path) -> None:
+    """Refuse an image whose metadata name no level: its arrays alone do not say their axes and places."""
+    attributes = dict(foreign_node(store).attrs)
+    said = attributes.get("ome", attributes)
+    if (
+        isinstance(said, dict)
+        and "multiscales" in said
+        and not any(m["datasets"] for m in _multiscales(attributes))
+    ):
+        raise VolumeError(
+            f"{path}: its OME-Zarr metadata (multiscales) name no array, so axes and place are not known; correct "
+            "them, or export it again"
+        )
 
 
 def _member(root: Any, place: str) -> Any:

@@ -32,6 +32,13 @@ class RunDiagnosis:
     report: Path | None
     notes: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        """Show the figures in a notebook."""
+        from comir_hpc.runs.html import table
+
+        rows = {"figures": self.diagnosis.folder, "report": self.report, "notes": "; ".join(self.notes)}
+        return table("Encoders", {"summary": self.diagnosis.summary, **rows})
+
 
 def diagnose_run(settings: EvaluateSettings, *, progress: Progress | None = None) -> RunDiagnosis:
     """Measure what the encoders of a run can do, and where the registration of its aligned pair ends.

@@ -6,6 +6,7 @@ of one name do not meet in one store, and a file that has changed gets a new one
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Callable
@@ -13,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
+from numpy.typing import NDArray
+
 from comir_hpc.config.base import AnySettings
 from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
+from comir_hpc.geometry import Grid
 from comir_hpc.host.progress import Progress
-from comir_hpc.ingest import ingest, plan_ingest
-from comir_hpc.readers import Source, open_source
+from comir_hpc.ingest import ingest, ingest_array, plan_ingest
+from comir_hpc.readers import Source, in_memory, open_source
+from comir_hpc.volume import Kind
 
 Tell = Callable[[str], None]
 
@@ -132,6 +137,46 @@ def as_store(path: Path, folder: Path, *, progress: Progress | None = None, tell
     return store
 
 
+def array_as_store(
+    array: NDArray[Any],
+    grid: Grid,
+    store: Path,
+    *,
+    kind: Kind = "image",
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+) -> Path:
+    """Return the store of an array in memory, which `store_of_array` names; it is made unless it is there.
+
+    Raises
+    ------
+    VolumeError
+        If the array cannot be ingested.
+    """
+    if not _finished(store):
+        store.parent.mkdir(parents=True, exist_ok=True)
+        result = ingest_array(array, grid, store, kind=kind, overwrite=True, progress=progress)
+        if tell is not None:
+            for note in result.notes:
+                tell(note)
+    return store
+
+
+def store_of_array(
+    array: NDArray[Any], grid: Grid, folder: Path, *, name: str = "array", kind: Kind = "image"
+) -> Path:
+    """Return where the store of an array is, or would be: its name carries voxels, grid and kind.
+
+    Raises
+    ------
+    VolumeError
+        If shape and grid differ, or the values are of a type that no volume keeps.
+    """
+    voxels = in_memory(array, grid, name).fingerprint()
+    content = json.dumps([voxels, grid.as_dict(), kind]).encode()
+    return _named(name, hashlib.sha256(content).hexdigest(), folder)
+
+
 def is_store(path: Path) -> bool:
     """Whether a path is a volume of ours, finished or not; so is one named .zarr that does not exist."""
     if path.suffix == ".zarr" and not path.exists():
@@ -155,8 +200,11 @@ def store_of(path: Path, folder: Path) -> Path:
 
 
 def _store_of(source: Source, folder: Path) -> Path:
-    name = source.path.resolve().name.split(".")[0] or "volume"
-    return folder / f"{name}-{source.fingerprint()[:_DIGITS]}.zarr"
+    return _named(source.path.resolve().name, source.fingerprint(), folder)
+
+
+def _named(name: str, fingerprint: str, folder: Path) -> Path:
+    return folder / f"{Path(name).name.split('.')[0] or 'volume'}-{fingerprint[:_DIGITS]}.zarr"
 
 
 def _finished(store: Path) -> bool:

@@ -1,13 +1,12 @@
 """`comir-hpc register`: find the transform between two volumes, and say whether it can be trusted.
 
-Representations (or intensities) of both volumes at one level of their pyramids; a search over all rotations and
-shifts; refinement of the best distinct answers; a verdict. What is compared and how is a `Representation`'s own affair
-(`comir_hpc.representations`): nothing here asks which one it is. One file a part:
+Representations of both volumes are compared at one level of their pyramids. First come all rotations and shifts, then
+the best distinct answers are refined, and then the verdict is made. What is compared, and how, is said by a
+`Representation` (`comir_hpc.representations`): nothing here asks which one it is. Each part has a file:
 
-* `inputs` opens what is given and chooses levels, `plane` lays single slices flat;
+* `inputs` opens what is given and chooses the levels, `plane` flattens slices;
 * `global_search` tries all rotations on `coarse` maps; `refine` optimises, `candidates` ranks;
-* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges;
-* `panels` draws, `outputs` writes.
+* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges, `panels` draws, `outputs` writes.
 """
 
 from __future__ import annotations
@@ -288,7 +287,7 @@ def _search_voxels(settings: RegisterSettings, measure: Measure, planar: bool) -
 
 
 def _centred(pair: Pair) -> Transform:
-    """Make the shift that puts one specimen's centre of mass on the other's."""
+    """Shift one specimen's centre of mass onto the other's."""
     centre = pair.fixed.centroid_mm
     return Transform.rigid(np.eye(3), pair.moving.centroid_mm - centre, centre)
 

@@ -84,6 +84,11 @@ class RegisterResult:
         return self.result.as_dict()
 
     @property
+    def report(self) -> Path:
+        """Page that the command line and `comir_hpc.api.register` write."""
+        return self.folder / "report.html"
+
+    @property
     def summary(self) -> str:
         """One line for the user: verdict, motion, agreement and where the files are."""
         done = " (already done)" if self.skipped else ""

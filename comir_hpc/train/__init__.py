@@ -93,12 +93,10 @@ class TrainResult:
         return "; ".join([f"{done}, {self.seconds:.0f} s", *self.notes])
 
     def _repr_html_(self) -> str:
-        """Show the same in a notebook."""
-        figures = {key: self.reference.get(key) for key in ("agreement", "mismatched", "retrieval")}
-        rows = {"run": self.run, "steps": self.steps, "loss": f"{self.loss:.4f}"}
-        return table(
-            "train", rows | {key: f"{value:.3g}" for key, value in figures.items() if value is not None}
-        )
+        """Show steps, loss and figures in a notebook."""
+        figures = {name: f"{value:.3g}" for name, value in self.reference.items() if isinstance(value, float)}
+        rows = {"steps": self.steps, "loss": f"{self.loss:.4f}", **figures, "seconds": f"{self.seconds:.1f}"}
+        return table("Training", {**rows, "notes": "; ".join(self.notes), "run": self.run})
 
 
 def train(settings: TrainSettings, run: Path, *, progress: Progress | None = None) -> TrainResult:

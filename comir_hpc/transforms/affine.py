@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,6 +11,9 @@ from numpy.typing import ArrayLike
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray
 from comir_hpc.transforms.protocol import PointMap
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 # The smallest of the three scalings over the largest one. No specimen is squashed a thousandfold: below this, the
 # matrix flattens space, and only rounding keeps its determinant from zero.
@@ -128,6 +132,23 @@ class Affine(PointMap):
         """Whether the linear part is a rotation, to 1e-6."""
         linear = self.matrix_mm[:3, :3]
         return bool(np.allclose(linear, self.rotation_xyz, atol=1e-6))
+
+    def to_sitk(self, *, flat: bool = False) -> sitk.AffineTransform:
+        """Return SimpleITK's form of the map, about the same centre.
+
+        Parameters
+        ----------
+        flat : bool
+            Of the plane z = 0 of the world, which the map keeps: a transform of two dimensions.
+        """
+        import SimpleITK as sitk
+
+        axes = 2 if flat else 3
+        affine = sitk.AffineTransform(axes)
+        affine.SetCenter(self.centre_mm[:axes].tolist())
+        affine.SetMatrix(self.matrix_mm[:axes, :axes].ravel().tolist())
+        affine.SetTranslation(self.translation_mm[:axes].tolist())
+        return affine
 
     def distance_mm(self, other: Affine, points_mm: ArrayLike) -> FloatArray:
         """Distances (...,) in mm between where the two maps send fixed points (..., 3)."""

@@ -75,12 +75,7 @@ def array_and_grid(image: sitk.Image) -> tuple[NDArray[Any], Grid]:
 
 def itk_transform(transform: Affine, *, flat: bool = False) -> sitk.AffineTransform:
     """SimpleITK's form of a transform, about the same centre; `flat`: of the plane z = 0, which it keeps."""
-    axes = 2 if flat else 3
-    affine = sitk.AffineTransform(axes)
-    affine.SetCenter(transform.centre_mm[:axes].tolist())
-    affine.SetMatrix(transform.matrix_mm[:axes, :axes].ravel().tolist())
-    affine.SetTranslation(transform.translation_mm[:axes].tolist())
-    return affine
+    return transform.to_sitk(flat=flat)
 
 
 def from_itk(transform: sitk.Transform, *, flat: bool = False) -> Affine:
@@ -174,6 +169,10 @@ class ItkTransform(PointMap):
         voxels = np.stack(np.meshgrid(*map(np.arange, grid.shape_zyx), indexing="ij"), axis=-1)
         moved: FloatArray = grid.world_mm(voxels) + sitk.GetArrayFromImage(shifts)
         return moved
+
+    def to_sitk(self) -> sitk.Transform:
+        """Return SimpleITK's form of the map: the very transform."""
+        return self.itk
 
     def inverse(self) -> ItkTransform:
         """Return the map from moving to fixed points, where ITK knows one.

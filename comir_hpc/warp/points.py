@@ -72,7 +72,7 @@ def carry_points(path: Path, transform: PointMap, direction: Direction) -> Carri
 
 
 def require_table_name(out: Path, read: tuple[Path, ...]) -> None:
-    """Refuse a name for the result that is not one of a table, or that of a file that is read.
+    """Refuse a name for the result that is not one of a table, or a file that is read, links followed.
 
     Raises
     ------

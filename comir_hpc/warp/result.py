@@ -7,7 +7,6 @@ from pathlib import Path
 
 from comir_hpc.cluster import Figures, side_by_side
 from comir_hpc.geometry import Grid
-from comir_hpc.runs.html import table
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,9 @@ class WarpResult:
         return line
 
     def _repr_html_(self) -> str:
-        """Show the same in a notebook."""
-        if self.grid is None:
-            return table("warp", {"file": self.path, "points": self.points})
-        rows = {"volume": self.path, "grid": self.grid, "inside the moving volume": f"{self.inside:.0%}"}
-        return table("warp", {**rows, "time": f"{self.seconds:.1f} s"})
+        """Show what was carried, notes and middle slices in a notebook."""
+        from comir_hpc.runs.volume_html import volume_html
+
+        rows: dict[str, object] = {"grid": self.grid, "inside the moving volume": f"{self.inside:.0%}"}
+        rows = {"points": self.points} if self.grid is None else rows
+        return volume_html("Warped", {**rows, "notes": "; ".join(self.notes)}, self.path)
