@@ -7,7 +7,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.geometry import Grid
-from comir_hpc.register.features import Features
+from comir_hpc.representations.features import Features
 from comir_hpc.transforms import Transform
 from comir_hpc.volume import Intensity, Volume
 

@@ -22,7 +22,7 @@ from comir_hpc.ingest import padding as recognition
 from comir_hpc.padding import Padding, Unpadded, padding_notes, paddings_of
 from comir_hpc.pyramid import downsample
 from comir_hpc.register import register
-from comir_hpc.register.features import specimen_mask
+from comir_hpc.representations.features import specimen_mask
 from comir_hpc.specimens import Specimen, specimen_share
 from comir_hpc.transforms import load_transform
 from comir_hpc.volume import Volume

@@ -35,9 +35,9 @@ from comir_hpc.ingest import ingest
 from comir_hpc.patches import specimen_mask as patch_mask
 from comir_hpc.readers import in_memory, open_source
 from comir_hpc.register import plan_register, register
-from comir_hpc.register.features import specimen_mask
 from comir_hpc.register.plane import SlicePlane
 from comir_hpc.report import report
+from comir_hpc.representations.features import specimen_mask
 from comir_hpc.rotations import angle_deg, so2_grid
 from comir_hpc.train import train
 from comir_hpc.transforms import Transform, from_itk, itk_image, itk_transform, load_transform, save_transform

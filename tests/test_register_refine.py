@@ -6,10 +6,11 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import Grid
 from comir_hpc.register.agreement import Similarity
 from comir_hpc.register.candidates import COARSE, FINE, rank
-from comir_hpc.register.features import Features, one_channel
 from comir_hpc.register.halves import halves_distance_mm
 from comir_hpc.register.panels import make_panels
 from comir_hpc.register.refine import Refiner
+from comir_hpc.representations import CORRELATION, INFORMATION
+from comir_hpc.representations.features import Features, one_channel
 from comir_hpc.transforms import Transform
 
 CENTRE = (22.0, 13.0, 39.0)
@@ -25,7 +26,7 @@ def near(truth, degrees=6.0, shift=(2.0, -1.0, 1.0)):
 def test_refinement_finds_a_known_displacement(degrees):
     truth = Transform.rigid(turn(degrees), (3.0, -2.0, 1.0), CENTRE)
     fixed, moving = features_pair(truth)
-    refined = Refiner(fixed, moving, metric="correlation").refine(near(truth), COARSE + FINE)
+    refined = Refiner(fixed, moving, measure=CORRELATION).refine(near(truth), COARSE + FINE)
     assert errors_vox(refined.transform, truth, fixed) < 0.05
     assert refined.transform.is_rigid
     assert refined.iterations > 5
@@ -33,7 +34,7 @@ def test_refinement_finds_a_known_displacement(degrees):
 
 def test_identical_volumes_stay_where_they_are():
     fixed, moving = features_pair(Transform.identity())
-    refined = Refiner(fixed, moving, metric="correlation").refine(Transform.identity(), FINE)
+    refined = Refiner(fixed, moving, measure=CORRELATION).refine(Transform.identity(), FINE)
     assert errors_vox(refined.transform, Transform.identity(), fixed) < 0.01
     assert refined.value == pytest.approx(1, abs=1e-3)
 
@@ -46,7 +47,7 @@ def test_the_unit_does_not_matter():
         truth = Transform.rigid(turn(50), np.array([3.0, -2.0, 1.0]) * scale, grid.centre_mm)
         fixed, moving = features_pair(truth, grid)
         start = Transform.rigid(turn(54), np.array([1.5, -1.0, 2.0]) * scale, grid.centre_mm)
-        refined = Refiner(fixed, moving, metric="correlation").refine(start, COARSE + FINE)
+        refined = Refiner(fixed, moving, measure=CORRELATION).refine(start, COARSE + FINE)
         ends.append(errors_vox(refined.transform, truth, fixed))
     assert max(ends) < 0.05
 
@@ -57,7 +58,7 @@ def test_information_refines_an_inverted_volume():
     inverted = Features(
         np.where(moving.mask, 2 - moving.values, -5).astype(np.float32), moving.mask, moving.grid
     )
-    refined = Refiner(fixed, inverted, metric="information").refine(near(truth), COARSE + FINE)
+    refined = Refiner(fixed, inverted, measure=INFORMATION).refine(near(truth), COARSE + FINE)
     assert errors_vox(refined.transform, truth, fixed) < 0.25
 
 
@@ -68,7 +69,7 @@ def test_affine_finds_a_stretch():
     grid = Grid((44, 48, 40), (1.0, 1.0, 1.0), tuple((truth.apply(CENTRE) - np.array([20, 24, 22])).tolist()))
     fixed, moving = features_pair(truth, onto=grid)
     start = Transform.rigid(truth.rotation_xyz, truth.apply(CENTRE) - np.asarray(CENTRE), CENTRE)
-    refiner = Refiner(fixed, moving, metric="correlation")
+    refiner = Refiner(fixed, moving, measure=CORRELATION)
     rigid, affine = (refiner.refine(start, COARSE + FINE, kind).transform for kind in ("rigid", "affine"))
     assert errors_vox(affine, truth, fixed) < 0.1 < errors_vox(rigid, truth, fixed)
 
@@ -77,7 +78,7 @@ def test_one_seed_gives_one_result_on_any_number_of_threads():
     truth = Transform.rigid(turn(30), (1.0, 0.5, 0.2), CENTRE)
     fixed, moving = features_pair(truth)
     ends = [
-        Refiner(fixed, moving, metric="correlation", seed=3, threads=threads)
+        Refiner(fixed, moving, measure=CORRELATION, seed=3, threads=threads)
         .refine(near(truth), COARSE + FINE)
         .transform.matrix_mm
         for threads in (1, 1, 2)
@@ -90,7 +91,7 @@ def test_volumes_apart_are_refused():
     fixed, moving = features_pair(Transform.identity())
     away = Transform.rigid(np.eye(3), (500.0, 0, 0), CENTRE)
     with pytest.raises(RegistrationError, match="optimiser stopped"):
-        Refiner(fixed, moving, metric="correlation").refine(away, COARSE)
+        Refiner(fixed, moving, measure=CORRELATION).refine(away, COARSE)
 
 
 # ------------------------------------------------------------------------------------------- the yardstick
@@ -155,10 +156,10 @@ def test_ranking_puts_the_right_start_first_and_counts_who_agrees():
     starts = [(wrong, 0.9), (near(truth), 0.5), (away, 0.4), (near(truth, -6.0, (-1.0, 1.0, 0)), 0.3)]
     calls = []
     ranking = rank(
-        Refiner(fixed, moving, metric="correlation"),
+        Refiner(fixed, moving, measure=CORRELATION),
         Similarity(fixed, moving),
         starts,
-        metric="correlation",
+        measure=CORRELATION,
         progress=lambda *a: calls.append(a),
     )
     assert errors_vox(ranking.best.transform, truth, fixed) < 0.05
@@ -176,17 +177,17 @@ def test_ranking_without_an_answer_is_refused():
     away = Transform.rigid(np.eye(3), (500.0, 0, 0), CENTRE)
     with pytest.raises(RegistrationError, match="none of 1 starts led to an answer"):
         rank(
-            Refiner(fixed, moving, metric="correlation"),
+            Refiner(fixed, moving, measure=CORRELATION),
             Similarity(fixed, moving),
             [(away, None)],
-            metric="correlation",
+            measure=CORRELATION,
         )
 
 
 def test_halves_agree_on_a_right_answer_and_not_on_a_wrong_one():
     truth = Transform.rigid(turn(60), (2.0, 1.0, 0.0), CENTRE)
     fixed, moving = features_pair(truth)
-    refiner = Refiner(fixed, moving, metric="correlation")
+    refiner = Refiner(fixed, moving, measure=CORRELATION)
     points = fixed.grid.world_mm(np.argwhere(fixed.mask)[::50])
     assert halves_distance_mm(refiner, fixed, truth, FINE[:1], points) < 0.2
     wrong = refiner.refine(Transform.rigid(turn(170), (0, 0, 0), CENTRE), COARSE).transform

@@ -7,9 +7,10 @@ from registration_cases import FLIPPED, OBLIQUE, errors_vox, features_pair, spec
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import Grid
 from comir_hpc.register.coarse import CoarseFeatures, Turner, coarsen
-from comir_hpc.register.criteria import Correlator, MaskedCorrelation, MutualInformation
-from comir_hpc.register.features import Features
 from comir_hpc.register.global_search import Search, choose_starts, distinct, search
+from comir_hpc.representations import INFORMATION
+from comir_hpc.representations.criteria import Correlator, MaskedCorrelation, MutualInformation
+from comir_hpc.representations.features import Features
 from comir_hpc.rotations import reverse_axes, so3_grid
 from comir_hpc.transforms import Transform
 
@@ -160,7 +161,7 @@ def test_information_search_finds_an_inverted_volume():
         np.where(moving.mask, 8 - moving.values, 0).astype(np.float32), moving.mask, moving.grid
     )
     rotations = np.concatenate([reverse_axes(so3_grid(200)), turn(95)[None]])
-    found = search(fixed, inverted, rotations, voxels=16, criterion="information", threads=2)
+    found = search(fixed, inverted, rotations, voxels=16, measure=INFORMATION, threads=2)
     assert int(found.scores.argmax()) == 200
     assert errors_vox(found.transform(200), truth, fixed) < 3
 

@@ -22,7 +22,7 @@ from comir_hpc.datasets import Displacement, degrade, displace, embedded_volume,
 from comir_hpc.geometry import Box, Grid
 from comir_hpc.ingest import ingest, ingest_array
 from comir_hpc.register import register
-from comir_hpc.register.features import specimen_mask
+from comir_hpc.representations.features import specimen_mask
 from comir_hpc.train import train
 from comir_hpc.transforms import Transform
 from comir_hpc.volume import Volume

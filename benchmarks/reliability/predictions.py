@@ -5,12 +5,12 @@ r"""Hold what each verb predicts against what it needed: memory of its processes
 
 A row is one command, in a process of its own, on made volumes: small (48 voxels a side), middle (144), large (336), and
 long (32 x 48 x 2048). `predicted_mib` is what `--dry-run` of the same command says before; where a verb has several
-processes, it stands for all of them. `needed_mib` is the largest VmHWM (the most memory that the kernel saw in use) of the
-process, or the sum of those of the process and its workers. `called` says who called: the command line, or Python with
+processes, it stands for all of them. `needed_mib` is the largest VmHWM (the most memory that the kernel saw in use) of
+the process, or the sum of those of the process and its workers. `called` says who called: the command line, or Python with
 other things in memory, which count on both sides. A bound holds if `ratio` (predicted / needed) is from 1 to 1.3.
 
-Seconds mean something on a quiet machine only; memory does not depend on it. The table goes on where it was stopped: rows
-wait in WORK/rows.jsonl.
+Seconds mean something on a quiet machine only; memory does not depend on it. The table goes on where it was stopped:
+rows wait in WORK/rows.jsonl.
 """
 
 from __future__ import annotations
@@ -451,7 +451,8 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write("# OMP_NUM_THREADS=1 python benchmarks/reliability/predictions.py --work WORK --out OUT\n")
         file.write(
-            "# Seconds are of a machine with 2 cores and a load of about 10: judge them roughly. Memory is not disturbed.\n"
+            "# Seconds are of a machine with 2 cores and a load of about 10: judge them roughly. "
+            "Memory is not disturbed.\n"
         )
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

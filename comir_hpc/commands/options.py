@@ -104,7 +104,7 @@ def choices(kind: type[Settings]) -> Iterator[Choice]:
         spelling = _spelling(field)
         found = _option_type(field.annotation, spelling)
         if found is not None:
-            words = _words(field.annotation) if spelling.value is None else ()
+            words = spelling.words or (_words(field.annotation) if spelling.value is None else ())
             text = _help(kind, field, spelling)
             yield Choice(name, found, words, text, field.is_required(), spelling)
 

@@ -31,12 +31,15 @@ class OnCommandLine:
         Group of the help: Input, Output or Resources. Everything else is Method.
     value : object
         Value that an option without a value stands for.
+    words : tuple of str
+        Allowed words, where the type does not list them.
     """
 
     names: tuple[str, ...] = ()
     metavar: str = ""
     panel: str = ""
     value: Any = None
+    words: tuple[str, ...] = ()
 
 
 T = TypeVar("T")

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import MemoryLimit, Replacing, Symmetrised
-from comir_hpc.config.words import Initial, Representation, TransformKind
+from comir_hpc.config.words import REPRESENTATIONS, Initial, TransformKind
+
+
+def _offered(word: str) -> str:
+    """Refuse a word that stands for no representation, in pydantic's words for such an error."""
+    if word not in REPRESENTATIONS:
+        *others, last = map(repr, REPRESENTATIONS)
+        expected = f"{', '.join(others)} or {last}"
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    return word
+
+
+Representation = Annotated[str, AfterValidator(_offered), OnCommandLine(words=tuple(REPRESENTATIONS))]
 
 
 class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
@@ -56,16 +69,28 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     threads: Resource[Annotated[int, Field(ge=0)]] = 0
     """Number of threads; 0 takes as many as the machine gives."""
 
+    def modality_of(self, role: Literal["fixed", "moving"]) -> str | None:
+        """Modality of one of the two volumes."""
+        return self.fixed_modality if role == "fixed" else self.moving_modality
+
+    def representation_of(self, role: Literal["fixed", "moving"]) -> Path | None:
+        """Representation that is given of one of the two volumes."""
+        return self.fixed_representation if role == "fixed" else self.moving_representation
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         given = self.fixed_representation is not None, self.moving_representation is not None
-        if self.representation == "comir" and not all(given):
+        trained = REPRESENTATIONS[self.representation].trained
+        if trained and not all(given):
             missing = [n for n in ("model", "fixed_modality", "moving_modality") if getattr(self, n) is None]
             if missing:
                 flags = ", ".join("--" + n.replace("_", "-") for n in missing)
-                raise ValueError(f"representation comir needs {flags}; or use --representation intensity")
-        if self.representation == "intensity" and any(given):
+                raise ValueError(
+                    f"representation {self.representation} needs {flags}; or use --representation intensity"
+                )
+        if not trained and any(given):
             raise ValueError(
-                "--fixed-representation and --moving-representation mean nothing with --representation intensity"
+                "--fixed-representation and --moving-representation mean nothing with --representation "
+                f"{self.representation}"
             )
         return self

@@ -3,6 +3,7 @@
 This module imports nothing of ours, so that `comir-hpc --help` may read it.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -36,8 +37,29 @@ StoredType = Literal["float16", "float32", "int8", "int16"]
 Blend = Literal["gaussian", "hann", "exact"]
 """How overlapping windows are put together."""
 
-Representation = Literal["comir", "intensity"]
-"""What a registration compares."""
+
+@dataclass(frozen=True)
+class Offered:
+    """A representation that a registration can compare.
+
+    Attributes
+    ----------
+    place : str
+        Where its class is, as ``module:name``. It is imported when a registration asks for it.
+    trained : bool
+        Whether it is made by the encoders of a run: then a model and both modalities are needed, or stored
+        representations.
+    """
+
+    place: str
+    trained: bool = False
+
+
+REPRESENTATIONS: dict[str, Offered] = {
+    "comir": Offered("comir_hpc.representations.learned:Learned", trained=True),
+    "intensity": Offered("comir_hpc.representations.intensity:Intensity"),
+}
+"""What a registration compares, by the word for it (`comir_hpc.representations` says how to add one)."""
 Initial = Literal["identity", "moments", "global"]
 """Where a registration starts."""
 TransformKind = Literal["rigid", "affine"]

@@ -1,10 +1,11 @@
 """`comir-hpc register`: find the transform between two volumes, and say whether it can be trusted.
 
-Representations (or intensities) of both volumes are compared at one level of their pyramids. First come all rotations
-and shifts, then the best distinct answers are refined, and then the verdict is made. Each part has a file:
+Representations of both volumes are compared at one level of their pyramids. First come all rotations and shifts, then
+the best distinct answers are refined, and then the verdict is made. What is compared, and how, is said by a
+`Representation` (`comir_hpc.representations`): nothing here asks which one it is. Each part has a file:
 
-* `inputs` opens what is given, `features` is what is compared, `isotropic` cuts thick slices, `plane` flattens slices;
-* `global_search` tries all rotations on `coarse` maps by `criteria`; `refine` optimises, `candidates` ranks;
+* `inputs` opens what is given and chooses the levels, `plane` flattens slices;
+* `global_search` tries all rotations on `coarse` maps; `refine` optimises, `candidates` ranks;
 * `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges, `panels` draws, `outputs` writes.
 """
 
@@ -15,8 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ from comir_hpc.geometry import FloatArray
 from comir_hpc.memory import in_words
 from comir_hpc.register.agreement import Similarity
 from comir_hpc.register.candidates import FINE, Candidate, Ranking, rank
-from comir_hpc.register.features import Features, one_channel
 from comir_hpc.register.global_search import Search, choose_starts, search
 from comir_hpc.register.halves import halves_distance_mm
 from comir_hpc.register.inputs import Inputs, open_inputs
@@ -44,8 +43,9 @@ from comir_hpc.register.outputs import (
 )
 from comir_hpc.register.panels import make_panels
 from comir_hpc.register.plane import SlicePlane
-from comir_hpc.register.refine import Metric, Refiner
+from comir_hpc.register.refine import Refiner
 from comir_hpc.register.verdict import Evidence, judge
+from comir_hpc.representations import Features, Measure, one_channel
 from comir_hpc.rotations import reverse_axes, so2_grid, so3_grid
 from comir_hpc.runs.folder import require_room
 from comir_hpc.transforms import Transform
@@ -55,9 +55,6 @@ __all__ = ["RegisterResult", "plan_register", "register"]
 Progress = Callable[[str, int, int], None]
 Start = tuple[Transform, float | None]
 
-# Mutual information needs 25 correlations by FFT, correlation needs 6. On a grid with this share of the voxels along
-# each axis (0.42 of them in all), it takes about as long as correlation does on the full one.
-_INFORMATION_GRID = 0.75
 _FEW_POINTS = 1000  # points of the specimen at which distances between transforms are measured
 # A slice has about a thirtieth of a volume's voxels. So its coarse grid is finer along each axis, to give enough
 # evidence. Its turns are tried degree by degree, and one degree moves the rim of that grid by half a voxel.
@@ -115,7 +112,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
     frame = SlicePlane.from_grids(fixed.grid, moving.grid)
-    pair = Pair(*frame.flattened(fixed, moving), settings)
+    pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings)
     with clock.time("search"):
         starts, found = _starts(pair, settings, progress)
     try:
@@ -124,7 +121,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
                 pair.refiner,
                 pair.similarity,
                 starts,
-                metric=pair.metric,
+                measure=pair.measure,
                 kind=settings.transform,
                 progress=_part(progress, "refine"),
             )
@@ -135,14 +132,15 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     else:
         answer, account = ranking.best.transform, _account(pair, ranking, evidence, frame)
     with clock.time("panels"):
-        panels = _panels(pair, answer, (fixed_image, moving_image))
+        panels = _panels(pair, answer, (fixed_image, moving_image), inputs.fixed.representation.pictured)
+    model = inputs.fixed.representation.provenance()
     record = account | {
         "timings_s": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
         "versions": versions(),
         "inputs": {side.role: input_record(side) for side in (inputs.fixed, inputs.moving)},
         "settings": settings.model_dump(mode="json"),
-        "model": None if inputs.model is None else inputs.model.provenance(cast(Path, settings.model)),
-        "run": None if inputs.model is None else str(settings.model),
+        "model": model,
+        "run": None if model is None else model["run"],
         "fingerprint": inputs.fingerprint,
         **_notes(frame, inputs),
     }
@@ -156,7 +154,7 @@ def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: SlicePlane
     return {
         "verdict": verdict,
         "reasons": reasons,
-        "metric": {"name": pair.metric_name, "value": ranking.best.score},
+        "metric": {"name": pair.measure.name, "value": ranking.best.score},
         **_numbers(evidence, pair),
         "candidates": [candidate_record(rank + 1, c, frame) for rank, c in enumerate(ranking.candidates)],
     }
@@ -173,7 +171,7 @@ def _without_answer(
     return {
         "verdict": "FAIL",
         "reasons": [str(error)],
-        "metric": {"name": pair.metric_name, "value": None},
+        "metric": {"name": pair.measure.name, "value": None},
         "agreement": None,
         "margin": None,
         "candidates": [
@@ -183,7 +181,10 @@ def _without_answer(
 
 
 def _panels(
-    pair: Pair, answer: Transform | None, images: tuple[NDArray[np.float32], NDArray[np.float32]]
+    pair: Pair,
+    answer: Transform | None,
+    images: tuple[NDArray[np.float32], NDArray[np.float32]],
+    pictured: bool,
 ) -> dict[str, NDArray[np.float32]]:
     """Make slices before and after the registration; without an answer there is no after."""
     before = _before(pair)
@@ -193,7 +194,7 @@ def _panels(
         before,
         before if answer is None else answer,
         images,
-        representation=pair.learned,
+        representation=pictured,
     )
     return {name: plane for name, plane in panels.items() if answer is not None or "_after" not in name}
 
@@ -209,18 +210,16 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     inputs = open_inputs(settings)
     plan: dict[str, Any] = {"fingerprint": inputs.fingerprint, "out": str(settings.out)}
     for side in (inputs.fixed, inputs.moving):
-        how = "encoded here" if side.encoder else "given representation" if side.ready else "intensity"
         plan[side.role] = (
-            f"{side.compared.path}, level {side.level}: {side.compared.level_grid(side.level)}, {how}"
+            f"{side.compared.path}, level {side.level}: {side.compared.level_grid(side.level)}, "
+            f"{side.representation.origin}"
         )
         if side.notes:
             plan[f"{side.role}_notes"] = side.notes
     if settings.initial == "global":
         planar = inputs.fixed.volume.grid.planar
-        plan["search"] = (
-            f"{len(_rotations(settings, planar))} rotations, all shifts, {_search_voxels(settings, planar)} voxels a "
-            "side"
-        )
+        voxels = _search_voxels(settings, inputs.measure, planar)
+        plan["search"] = f"{len(_rotations(settings, planar))} rotations, all shifts, {voxels} voxels a side"
     plan["refine"] = (
         f"{settings.candidates if settings.initial == 'global' else 1} starts, {settings.transform}"
     )
@@ -235,23 +234,17 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
 class Pair:
     """Features of both volumes, with the objects that compare and refine them."""
 
-    def __init__(self, fixed: Features, moving: Features, settings: RegisterSettings) -> None:
-        self.fixed, self.moving = fixed, moving
-        self.learned = settings.representation == "comir"
-        self.metric: Metric = "correlation" if self.learned else "information"
+    def __init__(
+        self, fixed: Features, moving: Features, measure: Measure, settings: RegisterSettings
+    ) -> None:
+        self.fixed, self.moving, self.measure = fixed, moving, measure
         self.threads = settings.threads or len(os.sched_getaffinity(0))
         self.similarity = Similarity(fixed, moving)
         self.refiner = Refiner(
-            *one_channel(fixed, moving), metric=self.metric, seed=settings.seed, threads=self.threads
+            *one_channel(fixed, moving), measure=measure, seed=settings.seed, threads=self.threads
         )
         self.points_mm: FloatArray = self.similarity.some_points_mm(_FEW_POINTS)
         self.side_mm = self.similarity.side_mm(self.points_mm)
-
-    @property
-    def metric_name(self) -> str:
-        """Name of the score that candidates are ranked by, in words."""
-        name = "correlation of the representations" if self.learned else "normalised mutual information"
-        return f"{name}, times the root of the overlap"
 
 
 def _starts(
@@ -272,8 +265,8 @@ def _starts(
         pair.fixed,
         pair.moving,
         _rotations(settings, planar),
-        voxels=_search_voxels(settings, planar),
-        criterion=pair.metric,
+        voxels=_search_voxels(settings, pair.measure, planar),
+        measure=pair.measure,
         threads=pair.threads,
         progress=_part(progress, "search"),
     )
@@ -288,10 +281,9 @@ def _rotations(settings: RegisterSettings, planar: bool) -> FloatArray:
     return np.concatenate([np.eye(3)[None], reverse_axes(so3_grid(settings.rotations))])
 
 
-def _search_voxels(settings: RegisterSettings, planar: bool) -> int:
+def _search_voxels(settings: RegisterSettings, measure: Measure, planar: bool) -> int:
     voxels = settings.search_voxels * (_SLICE_GRID if planar else 1)
-    learned = settings.representation == "comir"
-    return voxels if learned else max(1, round(_INFORMATION_GRID * voxels))
+    return max(1, round(measure.search_grid * voxels))
 
 
 def _centred(pair: Pair) -> Transform:
@@ -312,14 +304,15 @@ def _evidence(pair: Pair, ranking: Ranking, inputs: Inputs) -> Evidence:
     moved = float(best.start.distance_mm(best.transform, pair.points_mm).mean())
     return Evidence(
         agreement=best.agreement.correlation,
-        reference=inputs.reference,
+        reference=inputs.fixed.representation.reference,
         margin=None if rival is None or best.score <= 0 else 1 - rival.score / best.score,
         disagreement=apart / pair.side_mm,
         overlap=best.agreement.overlap,
         consensus=ranking.consensus,
         starts=len(ranking.candidates),
         drift=moved / pair.side_mm,
-        learned=pair.learned,
+        learned=inputs.fixed.representation.learned,
+        compared=inputs.fixed.representation.noun,
     )
 
 

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from comir_hpc.geometry import FloatArray
-from comir_hpc.register.features import Features
+from comir_hpc.representations import Agreement, Features
 from comir_hpc.transforms import Transform
 
 _MOST_POINTS = 200_000
 _CLASSES = 32
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement of two volumes over the voxels that both masks hold.
-
-    Attributes
-    ----------
-    correlation : float
-        Correlation of the values of all channels together, with each channel's mean taken off: -1 to 1, and 0 where
-        nothing varies.
-    information : float
-        Normalised mutual information of the first channel, less 1: from 0 (independent) to 1 (each determines the
-        other).
-    overlap : float
-        Share of the smaller mask that the other one covers, 0 to 1.
-    """
-
-    correlation: float
-    information: float
-    overlap: float
-
-    @property
-    def evidence(self) -> float:
-        """Correlation times the square root of the overlap.
-
-        The significance of a correlation grows with the root of the number of samples. So of two answers with the same
-        correlation, the one that explains more of the specimen is better.
-        """
-        return self.correlation * float(np.sqrt(self.overlap))
 
 
 class Similarity:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.register.agreement import Agreement, Similarity
+from comir_hpc.register.agreement import Similarity
 from comir_hpc.register.global_search import MIN_OVERLAP
-from comir_hpc.register.refine import Kind, Level, Metric, Refiner
+from comir_hpc.register.refine import Kind, Level, Refiner
+from comir_hpc.representations import Agreement, Measure
 from comir_hpc.transforms import Transform
 
 COARSE = (Level(4, 2.0, 0.5),)
@@ -80,7 +81,7 @@ def rank(
     similarity: Similarity,
     starts: list[tuple[Transform, float | None]],
     *,
-    metric: Metric,
+    measure: Measure,
     kind: Kind = "rigid",
     progress: Callable[[int, int], None] | None = None,
 ) -> Ranking:
@@ -94,8 +95,8 @@ def rank(
         Measures one answer.
     starts : list of (transform, score)
         Rough answers, from fixed to moving points, with their score in the search or None.
-    metric : "correlation" or "information"
-        What the score is made from.
+    measure : Measure
+        Gives the score.
     kind : "rigid" or "affine"
         Kind of transform. An affine one starts from the rigid winner.
     progress : callable, optional
@@ -111,13 +112,13 @@ def rank(
 
     def improve(candidate: Candidate, levels: tuple[Level, ...], how: Kind = "rigid") -> Candidate:
         nonlocal done
-        improved = _improve(refiner, similarity, candidate, levels, how, metric)
+        improved = _improve(refiner, similarity, candidate, levels, how, measure)
         done += 1
         if progress is not None:
             progress(done, steps)
         return improved
 
-    rough = [_measured(similarity, Candidate(t, t, s, Agreement(0, 0, 0), 0.0), metric) for t, s in starts]
+    rough = [_measured(similarity, Candidate(t, t, s, Agreement(0, 0, 0), 0.0), measure) for t, s in starts]
     ranked = _ordered([improve(c, COARSE) for c in rough], similarity)
     finalists = [next(c for c in ranked if c.answer == n) for n in sorted({c.answer for c in ranked} - {-1})]
     for finalist in finalists[:FINALISTS]:
@@ -141,7 +142,7 @@ def _improve(
     candidate: Candidate,
     levels: tuple[Level, ...],
     kind: Kind,
-    metric: Metric,
+    measure: Measure,
 ) -> Candidate:
     if candidate.failure is not None:
         return candidate
@@ -149,20 +150,19 @@ def _improve(
         refined = refiner.refine(candidate.transform, levels, kind)
     except RegistrationError:
         return candidate
-    improved = _measured(similarity, replace(candidate, transform=refined.transform), metric)
+    improved = _measured(similarity, replace(candidate, transform=refined.transform), measure)
     # The optimiser compares only a sample of the voxels, and knows nothing of the overlap. From a poor start it may go
     # to a worse place; such a result is not used.
     wandered = improved.failure is not None or improved.score < _KEPT_SHARE * candidate.score
     return candidate if wandered else improved
 
 
-def _measured(similarity: Similarity, candidate: Candidate, metric: Metric) -> Candidate:
+def _measured(similarity: Similarity, candidate: Candidate, measure: Measure) -> Candidate:
     agreement = similarity.at(candidate.transform)
-    score = agreement.evidence if metric == "correlation" else agreement.information * agreement.overlap**0.5
     failure = None
     if agreement.overlap < MIN_OVERLAP:
         failure = f"only {agreement.overlap:.0%} of the smaller specimen overlaps, at least {MIN_OVERLAP:.0%} has to"
-    return replace(candidate, agreement=agreement, score=score, failure=failure)
+    return replace(candidate, agreement=agreement, score=measure.score(agreement), failure=failure)
 
 
 def _ordered(candidates: list[Candidate], similarity: Similarity) -> list[Candidate]:

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 import torch
-from numpy.typing import NDArray
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray, Triple
-from comir_hpc.register.features import Features
+from comir_hpc.representations.criteria import Array32
+from comir_hpc.representations.features import Features
 from comir_hpc.volume import downsample
-
-Array32 = NDArray[np.float32]
 
 # The moving map is cut to a ball that holds this share of its mask. The corners of a full cube would make every FFT
 # half as long again, for 2 % of the evidence.

@@ -21,8 +21,9 @@ import numpy as np
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray
 from comir_hpc.register.coarse import Turner, coarsen
-from comir_hpc.register.criteria import Correlator, Criterion, MaskedCorrelation, MutualInformation
-from comir_hpc.register.features import Features
+from comir_hpc.representations.criteria import Correlator
+from comir_hpc.representations.features import Features
+from comir_hpc.representations.measures import CORRELATION, Measure
 from comir_hpc.transforms import Transform
 
 MIN_OVERLAP = 0.4
@@ -76,7 +77,7 @@ def search(
     rotations_xyz: FloatArray,
     *,
     voxels: int,
-    criterion: str = "correlation",
+    measure: Measure = CORRELATION,
     min_overlap: float = MIN_OVERLAP,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -91,8 +92,8 @@ def search(
         World rotations to try, from fixed to moving.
     voxels : int
         Number of voxels along the longest side of the fixed volume. It sets the spacing of the search.
-    criterion : "correlation" or "information"
-        How the two volumes are compared.
+    measure : Measure
+        Gives the criterion by which the two volumes are compared.
     min_overlap : float
         Share of the smaller mask that has to overlap.
     threads : int
@@ -117,11 +118,7 @@ def search(
     finer = 2 ** len(fixed.grid.axes)
     full = min(float((coarse_fixed.weights**2).sum()), float((coarse_moving.weights**2).sum()) / finer)
     correlator = Correlator.plan(coarse_fixed.weights, turner.shape, min_overlap * full)
-    compare: Criterion = (
-        MaskedCorrelation(coarse_fixed)
-        if criterion == "correlation"
-        else MutualInformation(coarse_fixed, coarse_moving)
-    )
+    compare = measure.criterion(coarse_fixed, coarse_moving)
 
     def one(rotation: FloatArray) -> tuple[float, float, tuple[int, ...]]:
         cubes = turner.cube(compare.moving_maps(*turner.sample(rotation)))

@@ -12,8 +12,8 @@ import numpy as np
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import FloatArray
-from comir_hpc.register.features import Features
 from comir_hpc.register.refine import Level, Refiner
+from comir_hpc.representations.features import Features
 from comir_hpc.transforms import Transform
 
 

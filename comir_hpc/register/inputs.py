@@ -1,143 +1,71 @@
-"""Open what a registration is given: two volumes, encoders or ready representations; choose the level to compare."""
+"""Open the two volumes that a registration is given as the representation asks, and choose the levels to compare."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from comir_hpc import __version__
 from comir_hpc.config import RegisterSettings
-from comir_hpc.errors import RegistrationError, VolumeError
-from comir_hpc.geometry import Grid
-from comir_hpc.launch import DTYPES
+from comir_hpc.errors import RegistrationError
 from comir_hpc.memory import available_bytes, expected_peak, in_words, resident_bytes
-from comir_hpc.networks import predict_encoding
-from comir_hpc.padding import Unpadded, padding_notes
-from comir_hpc.register.features import Features, checked, specimen_mask
-from comir_hpc.register.isotropic import cut_grid, on_cubic_voxels, pieces
-from comir_hpc.runs.model import Model, read_model, weights_path
+from comir_hpc.representations import Features, Measure, Representation, Role, open_representation
 from comir_hpc.volume import Volume
-from comir_hpc.windows import Encoder, load_encoder, nearest_level
 
-Role = Literal["fixed", "moving"]
-
-BYTES_PER_VOXEL = 52
-"""Peak memory of a registration for each voxel of a volume with one channel, beside what the process holds before.
-Measured for both volumes together: 37 bytes at 144^3 (intensity), 42 and 47 at 192^3 (intensity, representations)."""
 _LIBRARY_BYTES = 16 << 20  # measured: 14 MiB are loaded on the way
-_ENCODING_LIBRARY_BYTES = 24 << 20  # the same of the first window that is encoded
-_WINDOW = 3.4  # memory of a window that is encoded, over that of its tensors between layers
 _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
-_BYTES_PER_CHANNEL = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """One of the two volumes, and where its values to compare come from.
+    """One of the two volumes, seen as it is compared.
 
     Attributes
     ----------
     role : str
         Which of the two it is: ``fixed`` or ``moving``.
-    volume : Volume
-        The original volume. Masks and pictures come from it.
-    compared : Volume
-        Store whose levels are compared: a representation that `infer` wrote, or the volume itself.
-    encoder : Encoder or None
-        Encoder that makes the representation here; None if there is nothing to encode.
+    representation : Representation
+        What is compared.
     level : int
-        Level of `compared` that is used.
+        Level of the representation that is used.
     """
 
     role: Role
-    volume: Volume
-    compared: Volume
-    encoder: Encoder | None
+    representation: Representation
     level: int = 0
 
     @property
-    def ready(self) -> bool:
-        """Whether a representation was given."""
-        return self.compared is not self.volume
+    def volume(self) -> Volume:
+        """The original volume."""
+        return self.representation.volume
+
+    @property
+    def compared(self) -> Volume:
+        """Store that `level` counts in."""
+        return self.representation.compared
 
     @property
     def num_channels(self) -> int:
         """Number of channels that are compared."""
-        if self.encoder is not None:
-            return self.encoder.latent_channels
-        return self.compared.num_channels if self.ready else 1
-
-    def predicted_bytes(self, level: int) -> float:
-        """Predict the bytes that a registration needs for this volume at a level."""
-        grid = self.compared.level_grid(level)
-        if _at_level(self, level).interpolated:
-            grid = cut_grid(grid)
-        voxels = math.prod(grid.shape_zyx)
-        return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - 1))
-
-    def original_level(self) -> int:
-        """Find the level of the original volume that lies on the compared grid.
-
-        Raises
-        ------
-        VolumeError
-            If there is no such level.
-        """
-        grid = self.compared.level_grid(self.level)
-        for level in range(self.volume.num_levels):
-            if self.volume.level_grid(level).agrees_with(grid):
-                return level
-        raise VolumeError(
-            f"{self.compared.path} (level {self.level}: {grid}) lies on no level of {self.volume.path}; "
-            "run `comir-hpc infer` on that volume again"
-        )
-
-    def features(self) -> tuple[Features, NDArray[np.float32]]:
-        """Make the features to compare, and the intensity (z, y, x) on the same grid, for pictures."""
-        original = self.original_level()
-        grid = self.volume.level_grid(original)
-        unpadded = Unpadded(self.volume)
-        intensity = self.volume.intensity().normalise(unpadded.read(level=original)[0])
-        if self.encoder is not None:
-            values, _ = self.encoder.encode_volume(self.volume, original)
-        elif self.ready:
-            values = self.compared.read(level=self.level).astype(np.float32, copy=False)
-        else:
-            values = intensity[None]
-        known = unpadded.known(level=original) if unpadded.padded else None
-        mask = specimen_mask(self.volume, original)
-        features = checked(Features(values, mask, grid, known), self.compared.path)
-        if not self.interpolated:
-            return features, intensity
-        features = on_cubic_voxels(features)
-        return features, features.values[0]
-
-    @property
-    def interpolated(self) -> bool:
-        """Whether intensities are compared that lie on thick slices."""
-        thick = pieces(self.compared.level_grid(self.level)) != (1, 1, 1)
-        return thick and self.encoder is None and not self.ready
+        return self.representation.num_channels
 
     @property
     def notes(self) -> list[str]:
         """What is assumed about the volume, in sentences."""
-        notes = padding_notes(self.volume)
-        if self.interpolated:
-            grid = self.compared.level_grid(self.level)
-            notes.append(
-                f"{self.volume.path}: voxels of {_in_mm(grid)} mm are compared on {_in_mm(cut_grid(grid))} mm, by "
-                "splines along the thick axes; what is thinner than a slice is not in the data"
-            )
-        return notes
+        return self.representation.notes(self.level)
+
+    def predicted_bytes(self, level: int) -> float:
+        """Predict the bytes that a registration needs for this volume at a level."""
+        return self.representation.predicted_bytes(level)
+
+    def features(self) -> tuple[Features, NDArray[np.float32]]:
+        """Make the features to compare, and the intensity (z, y, x) on the same grid, for pictures."""
+        return self.representation.features(self.level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,18 +80,17 @@ class Inputs:
         Memory that the whole process will need, in bytes.
     fingerprint : str
         Digest of everything that the result depends on.
-    reference : float or None
-        Agreement of the model on its aligned training pair; None if there is no model.
-    model : Model or None
-        Record of the trained model; None without one.
     """
 
     fixed: Input
     moving: Input
     predicted_bytes: float
     fingerprint: str
-    reference: float | None
-    model: Model | None
+
+    @property
+    def measure(self) -> Measure:
+        """How the two are compared. One method makes both representations, so they agree on it."""
+        return self.fixed.representation.measure
 
 
 def open_inputs(settings: RegisterSettings) -> Inputs:
@@ -185,41 +112,28 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
             "they come from different models"
         )
     levels = _choose_levels(sides, settings.max_memory_gib * 2**30)
-    chosen = [_at_level(side, level) for side, level in zip(sides, levels, strict=True)]
-    voxels = sum(side.predicted_bytes(side.level) for side in chosen)
+    chosen = [replace(side, level=level) for side, level in zip(sides, levels, strict=True)]
     needed = expected_peak(
-        _LIBRARY_BYTES + voxels + max(map(_encoding_bytes, chosen)) + _search_bytes(settings)
+        _LIBRARY_BYTES
+        + sum(side.predicted_bytes(side.level) for side in chosen)
+        + max(side.representation.working_bytes(side.level) for side in chosen)
+        + _search_bytes(settings)
     )
     if needed - resident_bytes() > available_bytes():
         raise RegistrationError(
             f"this needs {in_words(needed - resident_bytes())} of memory, {in_words(available_bytes())} are free; "
             "choose a coarser level with a smaller --max-memory-gib"
         )
-    model = _model_record(settings)
     return Inputs(
         fixed=chosen[0],
         moving=chosen[1],
         predicted_bytes=needed,
         fingerprint=_fingerprint(settings, chosen),
-        reference=None if model is None else model.reference.expected_agreement,
-        model=model,
     )
 
 
-def _encoding_bytes(side: Input) -> int:
-    """Memory for the windows that are encoded at once."""
-    if side.encoder is None:
-        return 0
-    if side.encoder.device.type != "cpu":
-        return _ENCODING_LIBRARY_BYTES
-    encoder, grid = side.encoder, side.compared.level_grid(side.level)
-    window = encoder.windows(grid.shape_zyx).window_zyx
-    tensors = predict_encoding(encoder.network, window, DTYPES[encoder.precision])
-    return _ENCODING_LIBRARY_BYTES + math.ceil(_WINDOW * torch.get_num_threads() * tensors)
-
-
 def _search_bytes(settings: RegisterSettings) -> int:
-    """Memory for the spectra of the global search; its maps are padded to twice their sides."""
+    """Predict the bytes of the global search's spectra; its maps are padded to twice their sides."""
     if settings.initial != "global":
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
@@ -241,59 +155,7 @@ def _require_one_kind(fixed: Input, moving: Input) -> None:
 def _open_input(settings: RegisterSettings, role: Role) -> Input:
     volume = Volume.open(settings.fixed if role == "fixed" else settings.moving)
     volume.intensity()  # refuses a volume without statistics before anything is done
-    if settings.representation == "intensity":
-        return Input(role, volume, volume, None)
-    path = settings.fixed_representation if role == "fixed" else settings.moving_representation
-    modality = settings.fixed_modality if role == "fixed" else settings.moving_modality
-    if path is not None:
-        store = _open_representation(path, volume, role)
-        if settings.model is not None and modality is not None:
-            _require_made_by(store, settings.model, modality)
-        return Input(role, volume, store, None)
-    assert settings.model is not None  # RegisterSettings holds both
-    assert modality is not None
-    encoder = load_encoder(
-        settings.model,
-        modality,
-        device=settings.device,
-        precision=settings.precision,
-        symmetrise=settings.symmetrise,
-    )
-    encoder.require_fitting(volume)
-    return Input(role, volume, volume, encoder)
-
-
-def _open_representation(path: Path, volume: Volume, role: Role) -> Volume:
-    store = Volume.open(path)
-    kind = store.metadata.get("kind")
-    if kind != "representation":
-        raise VolumeError(
-            f"{path} is of kind {kind}, expected a representation that `comir-hpc infer` wrote; "
-            f"leave --{role}-representation out to have it computed"
-        )
-    made_from = (store.metadata.get("source") or {}).get("fingerprint")
-    if made_from != volume.fingerprint():
-        raise RegistrationError(
-            f"{path} was made from another volume, or from an earlier state of {volume.path} (fingerprint "
-            f"{made_from}, expected {volume.fingerprint()}); run `comir-hpc infer` on it again"
-        )
-    return store
-
-
-def _require_made_by(store: Volume, run: Path, modality: str) -> None:
-    """Refuse a representation of another encoder, because the verdict compares it with this encoder's reference."""
-    made_by = store.metadata.get("model") or {}
-    weights = weights_path(run, modality)
-    if not weights.is_file():
-        raise RegistrationError(
-            f"{weights} does not exist; expected the weights of {modality!r} in a trained run"
-        )
-    expected = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-    if made_by.get("weights") != expected:
-        raise RegistrationError(
-            f"{store.path} was made by {made_by.get('run')} ({made_by.get('modality')}, step {made_by.get('step')}), "
-            f"not by the present weights of {run} ({modality}); run `comir-hpc infer` again"
-        )
+    return Input(role, open_representation(volume, settings, role))
 
 
 def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
@@ -301,48 +163,25 @@ def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
 
     The larger volume is made coarser first, so that the two spacings come near to each other.
     """
-    levels = [
-        0 if side.encoder is None else nearest_level(side.volume, side.encoder.spacing_mm) for side in sides
-    ]
+    offered = [side.representation.levels for side in sides]
+    levels = [some[0] for some in offered]
     while True:
         needs = [side.predicted_bytes(level) for side, level in zip(sides, levels, strict=True)]
         if sum(needs) <= limit_bytes:
             return levels
-        movable = [
-            i
-            for i, side in enumerate(sides)
-            if side.encoder is None and levels[i] + 1 < side.compared.num_levels
-        ]
+        movable = [i for i, some in enumerate(offered) if levels[i] + 1 in some]
         if not movable:
             raise RegistrationError(_too_large(sides, levels, sum(needs), limit_bytes))
-        levels[max(movable, key=lambda i: needs[i])] += 1  # of the larger volume
+        levels[max(movable, key=lambda i: needs[i])] += 1
 
 
 def _too_large(sides: list[Input], levels: list[int], needed: float, limit: float) -> str:
     grids = "; ".join(
         f"{side.role} {side.compared.level_grid(level)}" for side, level in zip(sides, levels, strict=True)
     )
-    remedy = "allow more with --max-memory-gib"
-    if any(side.encoder is not None for side in sides):
-        remedy += (
-            ", or run `comir-hpc infer` first and give --fixed-representation and --moving-representation: "
-            "their coarser levels can be compared"
-        )
+    remedies = [side.representation.memory_remedy for side in sides]
+    remedy = "allow more with --max-memory-gib" + next(filter(None, remedies), "")
     return f"comparing {grids} needs {in_words(needed)}, {in_words(limit)} are allowed; {remedy}"
-
-
-def _in_mm(grid: Grid) -> str:
-    return " x ".join(f"{s:.4g}" for s in grid.spacing_mm)
-
-
-def _at_level(side: Input, level: int) -> Input:
-    return Input(side.role, side.volume, side.compared, side.encoder, level)
-
-
-def _model_record(settings: RegisterSettings) -> Model | None:
-    if settings.representation == "intensity" or settings.model is None:
-        return None
-    return read_model(settings.model)
 
 
 def _fingerprint(settings: RegisterSettings, sides: list[Input]) -> str:
@@ -351,13 +190,6 @@ def _fingerprint(settings: RegisterSettings, sides: list[Input]) -> str:
     record = {
         "version": __version__,
         "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"}),
-        "sides": [
-            {
-                "volume": side.volume.fingerprint(),
-                "compared": side.compared.fingerprint() if side.ready else None,
-                "encoder": side.encoder.identity() if side.encoder is not None else None,
-            }
-            for side in sides
-        ],
+        "sides": [{"volume": side.volume.fingerprint(), **side.representation.identity()} for side in sides],
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

@@ -141,7 +141,7 @@ def output_bytes(inputs: Inputs, settings: RegisterSettings) -> int:
     side = inputs.fixed
     shape = side.compared.level_grid(side.level).shape_zyx
     pixels = sum(math.prod(shape) // n for n in shape)
-    kinds = 3 if settings.representation == "intensity" else 6
+    kinds = 6 if side.representation.pictured else 3
     per_rotation = 8 * (9 + 1 + 1 + 1 + 3)  # rotation, score, angle, overlap and pivot in search.npz
     return 4 * pixels * kinds + per_rotation * (settings.rotations + 1) + _PAGE_BYTES
 

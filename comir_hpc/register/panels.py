@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from comir_hpc.geometry import Grid
-from comir_hpc.register.features import Features
+from comir_hpc.representations.features import Features
 from comir_hpc.transforms import Transform
 
 # Array axis (z, y, x) that a plane cuts across.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from comir_hpc.geometry import FloatArray, Grid, Matrix
-from comir_hpc.register.features import Features
+from comir_hpc.representations.features import Features
 from comir_hpc.transforms import Transform
 
 

@@ -27,14 +27,13 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.geometry import Grid
-from comir_hpc.register.features import Features
+from comir_hpc.representations import Features, Measure
 from comir_hpc.transforms import Transform, from_itk, itk_image, itk_transform
 
 _MOST_SAMPLES = 300_000  # voxels that are compared at once; more cost time and make nothing more exact
 _NO_VALUE = (
     1e30  # without a single sample, ITK's correlation is the largest number there is, and only a warning
 )
-Metric = Literal["correlation", "information"]
 Kind = Literal["rigid", "affine"]
 
 
@@ -86,8 +85,8 @@ class Refiner:
     ----------
     fixed, moving : Features
         Features of one channel each (`one_channel` makes it).
-    metric : "correlation" or "information"
-        What is optimised: squared correlation, or Mattes mutual information with 32 classes.
+    measure : Measure
+        Chooses the metric that is optimised.
     seed : int
         Seed of the random places at which voxels are compared.
     threads : int
@@ -95,10 +94,10 @@ class Refiner:
     """
 
     def __init__(
-        self, fixed: Features, moving: Features, *, metric: Metric, seed: int = 0, threads: int = 1
+        self, fixed: Features, moving: Features, *, measure: Measure, seed: int = 0, threads: int = 1
     ) -> None:
         # A seed of 0 would tell ITK to take one from the clock.
-        self._metric, self._seed, self._threads = metric, seed % 2**31 + 1, threads
+        self._measure, self._seed, self._threads = measure, seed % 2**31 + 1, threads
         self._num_voxels = fixed.mask.size
         self._flat = fixed.grid.planar
         self._scale_mm = fixed.grid.finest_mm
@@ -176,10 +175,7 @@ class Refiner:
 
     def _method(self, levels: tuple[Level, ...]) -> sitk.ImageRegistrationMethod:
         method = sitk.ImageRegistrationMethod()
-        if self._metric == "correlation":
-            method.SetMetricAsCorrelation()
-        else:
-            method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=32)
+        self._measure.choose_metric(method)
         method.SetInterpolator(sitk.sitkLinear)
         method.SetOptimizerAsRegularStepGradientDescent(
             learningRate=1.0,

@@ -35,7 +35,9 @@ class Evidence:
     drift : float
         Distance that refinement moved the answer from its start, as a share of the specimen's mean side.
     learned : bool
-        Whether representations were compared; otherwise intensities were.
+        Whether what was compared was trained to correlate, so that the agreement has a scale.
+    compared : str
+        What was compared, in the plural.
     """
 
     agreement: float
@@ -47,6 +49,7 @@ class Evidence:
     starts: int
     drift: float
     learned: bool
+    compared: str = "intensities"
 
 
 # The thresholds come from registrations of the brain pair with a known answer. Agreement as a share of the reference:
@@ -113,7 +116,11 @@ def _findings(evidence: Evidence) -> list[tuple[str, bool, bool]]:
 
 def _agreement(evidence: Evidence) -> tuple[str, bool, bool]:
     if not evidence.learned:
-        return "intensities were compared, whose agreement has no scale: look at the pictures", False, True
+        return (
+            f"{evidence.compared} were compared, whose agreement has no scale: look at the pictures",
+            False,
+            True,
+        )
     text = f"the representations correlate at {evidence.agreement:.2f}"
     if evidence.reference is None or evidence.reference <= 0:
         return f"{text}; the model has no reference to hold that against", evidence.agreement <= 0, True

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from comir_hpc import __version__
+from comir_hpc.config.words import REPRESENTATIONS
 from comir_hpc.geometry import Grid
 from comir_hpc.memory import in_words
 from comir_hpc.report import charts
@@ -92,7 +93,7 @@ def _registration(contents: Contents, result: Result) -> dict[str, Any]:
 
 
 def _advice(result: Result) -> list[Markup]:
-    learned = result.settings.get("representation") == "comir"
+    offered = REPRESENTATIONS.get(str(result.settings.get("representation")))
     if result.verdict == "PASS":
         return [
             Markup("Look at the checkerboard once: edges must run on across the squares."),
@@ -112,7 +113,7 @@ def _advice(result: Result) -> list[Markup]:
             ),
             Markup("Search more widely: " + wider),
         ]
-    if learned:
+    if offered is not None and offered.trained:
         steps.append(
             Markup(
                 "If the two representations do not look alike, the encoders do not know such images: train on an "

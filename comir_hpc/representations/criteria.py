@@ -17,9 +17,21 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from comir_hpc.geometry import FloatArray, Triple
-from comir_hpc.register.coarse import Array32, CoarseFeatures
 
+Array32 = NDArray[np.float32]
 Spectra = NDArray[np.complex64]
+
+
+class Weighted(Protocol):
+    """Values with weights on one grid, whatever object holds them."""
+
+    @property
+    def values(self) -> Array32:
+        """Values (C, z, y, x)."""
+
+    @property
+    def weights(self) -> Array32:
+        """Weights (z, y, x), 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class MaskedCorrelation:
     Each channel's mean is taken over the overlap at that shift, so that an offset between the volumes does not count.
     """
 
-    def __init__(self, fixed: CoarseFeatures) -> None:
+    def __init__(self, fixed: Weighted) -> None:
         self._fixed = fixed
         self._spectra: Spectra | None = None
 
@@ -140,7 +152,7 @@ class MutualInformation:
     when the overlap shrinks (Studholme et al. 1999).
     """
 
-    def __init__(self, fixed: CoarseFeatures, moving: CoarseFeatures, classes: int = 5) -> None:
+    def __init__(self, fixed: Weighted, moving: Weighted, classes: int = 5) -> None:
         self._edges = [_quantiles(side, classes) for side in (fixed, moving)]
         self._fixed_maps = _classes(fixed.values[0], fixed.weights, self._edges[0])
         self._spectra: Spectra | None = None
@@ -180,6 +192,6 @@ def _classes(values: Array32, weights: Array32, edges: FloatArray) -> Array32:
     return np.stack([np.where(classes == k, weights, np.float32(0)) for k in range(len(edges) + 1)])
 
 
-def _quantiles(side: CoarseFeatures, classes: int) -> FloatArray:
+def _quantiles(side: Weighted, classes: int) -> FloatArray:
     inside = side.values[0][side.weights > 0.5]
     return np.unique(np.quantile(inside, np.arange(1, classes) / classes))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
 from comir_hpc.geometry import MM_PER_UNIT, Grid, Triple
-from comir_hpc.register.features import Features
+from comir_hpc.representations.features import Features
 
 _THICK = 1.5  # an axis is interpolated if its spacing is at least so many times the finest one
 

@@ -1,0 +1,81 @@
+"""What can be compared: several ways to see a volume, with one interface.
+
+A registration compares two volumes as a `Representation` shows them: a few channels on a grid, at one level of a
+pyramid. A representation also says how alike two of them are (`Measure`), and what an agreement may be held against.
+
+=============  ===========================================================================
+`protocol`     `Representation`: what every way to see a volume can do
+`measures`     `Measure`: scores, criterion of the search, metric of the refinement
+`features`     `Features`: channels, mask and grid; where the specimen is
+`learned`      encoders of a training run, evaluated here
+`stored`       representations that `comir-hpc infer` wrote
+`trained`      what those two have in common
+`intensity`    intensities, by mutual information
+`isotropic`    thick slices on nearly cubic voxels
+`criteria`     two maps compared at all shifts by FFT
+=============  ===========================================================================
+
+Adding one
+----------
+A new representation is one file with one class, and one line in ``REPRESENTATIONS`` of `comir_hpc.config.words`:
+
+>>> @dataclass(frozen=True, eq=False)
+... class Gradient(Representation):
+...     measure: ClassVar[Measure] = CORRELATION
+...
+...     def values(self, level, image):
+...         return gaussian_gradient_magnitude(image, 1.0)[None]
+
+>>> REPRESENTATIONS["gradient"] = Offered("comir_hpc.representations.gradient:Gradient")
+
+``comir-hpc register --representation gradient`` then does everything that it does with the others.
+``tests/test_representation_door.py`` registers a pair with such a class. What else a class may say has a default in
+`Representation`:
+
+* `num_channels`, if there are several. Memory is predicted from it.
+* `from_settings` opens models and files; `identity` names them in the fingerprint of the result, and `provenance` in
+  the result itself.
+* `levels` and `grid`, if only some levels can be used, or if the channels lie on another grid than the volume.
+  `features` is called for any of `levels`, so a map can be made at its own scale instead of being averaged down.
+* `learned` and `reference`, if a right answer is known to reach a certain agreement. Without them the verdict is at
+  best WARN.
+* `measure` may be a new `Measure`: a score, a criterion and a metric.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from comir_hpc.config import RegisterSettings
+from comir_hpc.config.words import REPRESENTATIONS
+from comir_hpc.representations.features import Features, one_channel, specimen_mask
+from comir_hpc.representations.measures import CORRELATION, INFORMATION, Agreement, Measure
+from comir_hpc.representations.protocol import Representation, Role
+from comir_hpc.volume import Volume
+
+__all__ = [
+    "CORRELATION",
+    "INFORMATION",
+    "REPRESENTATIONS",
+    "Agreement",
+    "Features",
+    "Measure",
+    "Representation",
+    "Role",
+    "one_channel",
+    "open_representation",
+    "specimen_mask",
+]
+
+
+def open_representation(volume: Volume, settings: RegisterSettings, role: Role) -> Representation:
+    """Open the representation of one volume that the settings ask for.
+
+    Raises
+    ------
+    VolumeError, CheckpointError, RegistrationError
+        If a file or a model that it needs does not fit the volume.
+    """
+    module, name = REPRESENTATIONS[settings.representation].place.split(":")
+    kind: type[Representation] = getattr(import_module(module), name)
+    return kind.from_settings(volume, settings, role)

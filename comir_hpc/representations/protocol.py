@@ -1,0 +1,180 @@
+"""`Representation`: what a method of comparing two volumes has to say about each of them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comir_hpc.config import RegisterSettings
+from comir_hpc.geometry import Grid
+from comir_hpc.padding import Unpadded, padding_notes
+from comir_hpc.representations.features import Features, checked, specimen_mask
+from comir_hpc.representations.measures import Measure
+from comir_hpc.volume import Volume
+
+Role = Literal["fixed", "moving"]
+Array = NDArray[np.float32]
+
+BYTES_PER_VOXEL = 52
+"""Peak memory of a registration, in bytes for each voxel of a volume with one channel, beside what the process holds
+before. It was measured for both volumes together: 37 bytes at 144^3 (intensity), 42 and 47 at 192^3 (intensity,
+representations)."""
+_BYTES_PER_CHANNEL = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Representation(ABC):
+    """One volume as a method sees it, at any level that the method can use.
+
+    Two representations are compared only if one method made both. Nothing is read or computed before `features`.
+
+    Attributes
+    ----------
+    volume : Volume
+        The original volume, with the intensity statistics of `ingest`. Masks and pictures come from it.
+    measure : Measure
+        How two of these representations are compared. Every class names its own.
+    origin : str
+        Where the values come from, in words, for ``--dry-run``.
+    noun : str
+        What is compared, in the plural, for the reasons of a verdict.
+    learned : bool
+        Whether a model was trained so that two representations correlate. The verdict then compares their agreement
+        with `reference`. Otherwise their agreement has no scale, and the verdict is at best WARN.
+    pictured : bool
+        Whether the first channel is shown in the report beside the intensities.
+    memory_remedy : str
+        End of the sentence that says what to do if `levels` do not fit into memory; empty if there is nothing to add.
+    """
+
+    volume: Volume
+
+    measure: ClassVar[Measure]
+    origin: ClassVar[str] = "computed here"
+    noun: ClassVar[str] = "representations"
+    learned: ClassVar[bool] = False
+    pictured: ClassVar[bool] = True
+    memory_remedy: ClassVar[str] = ""
+
+    @classmethod
+    def from_settings(cls, volume: Volume, settings: RegisterSettings, role: Role) -> Representation:
+        """Open what this method needs for one volume.
+
+        Parameters
+        ----------
+        volume : Volume
+            The volume that is represented.
+        settings : RegisterSettings
+            Where models and files are found, and how networks are run.
+        role : "fixed" or "moving"
+            Which of the two volumes it is.
+
+        Raises
+        ------
+        VolumeError, CheckpointError, RegistrationError
+            If a file or a model does not fit the volume.
+        """
+        del settings, role
+        return cls(volume)
+
+    # ---- what is compared
+
+    @abstractmethod
+    def values(self, level: int, image: Array) -> Array:
+        """Make the values to compare.
+
+        Parameters
+        ----------
+        level : int
+            One of `levels`.
+        image : (z, y, x) float32
+            Normalised intensity of the volume's first channel on that level, with padding as background.
+
+        Returns
+        -------
+        (c, z, y, x) float32
+            The channels, on the grid of `image`.
+        """
+
+    def features(self, level: int) -> tuple[Features, Array]:
+        """Make the features to compare, and the intensity (z, y, x) on the same grid, for pictures.
+
+        Raises
+        ------
+        VolumeError
+            If the volume cannot be read, or no level of it lies on the compared grid.
+        RegistrationError
+            If the features cannot be registered (`features.checked`).
+        """
+        original = self.original_level(level)
+        grid = self.volume.level_grid(original)
+        unpadded = Unpadded(self.volume)
+        image = self.volume.intensity().normalise(unpadded.read(level=original)[0])
+        values = self.values(level, image)
+        known = unpadded.known(level=original) if unpadded.padded else None
+        mask = specimen_mask(self.volume, original)
+        return checked(Features(values, mask, grid, known), self.compared.path), image
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels that are compared."""
+        return 1
+
+    # ---- at which level
+
+    @property
+    def compared(self) -> Volume:
+        """Store whose levels are meant; the original volume unless another class says otherwise."""
+        return self.volume
+
+    @property
+    def levels(self) -> range:
+        """Levels of `compared` that can be used, the finest first. The first one is taken that fits into memory."""
+        return range(self.compared.num_levels)
+
+    def original_level(self, level: int) -> int:
+        """Find the level of the original volume that lies on the grid of a level of `compared`."""
+        return level
+
+    def grid(self, level: int) -> Grid:
+        """Give the grid of the features."""
+        return self.compared.level_grid(level)
+
+    def predicted_bytes(self, level: int) -> float:
+        """Predict the memory that a registration needs for this volume, in bytes."""
+        voxels = math.prod(self.grid(level).shape_zyx)
+        return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - 1))
+
+    def working_bytes(self, level: int) -> float:
+        """Predict the memory, in bytes, that `values` needs beside its result while it works."""
+        del level
+        return 0.0
+
+    # ---- what is said about it
+
+    def identity(self) -> dict[str, Any]:
+        """Say what the values depend on beside the volume and the settings, JSON-ready, for the fingerprint.
+
+        A finished registration is recognised by its fingerprint. So these two keys stay, and a class adds others only
+        for what no setting says: a digest of weights, a version of an algorithm.
+        """
+        return {"compared": None, "encoder": None}
+
+    @property
+    def reference(self) -> float | None:
+        """Agreement that a right registration should come near; None if nothing is known about that."""
+        return None
+
+    def provenance(self) -> dict[str, Any] | None:
+        """Say which model made the values, JSON-ready, with the folder of its run under ``run``; None without one."""
+        return None
+
+    def notes(self, level: int) -> list[str]:
+        """Say what is assumed about the volume at a level, in sentences."""
+        del level
+        return padding_notes(self.volume)

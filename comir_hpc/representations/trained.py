@@ -1,0 +1,41 @@
+"""What representations of trained encoders have in common, whoever runs the encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from comir_hpc.representations.measures import CORRELATION, Measure
+from comir_hpc.representations.protocol import Representation
+from comir_hpc.runs.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Trained(Representation):
+    """Channels of an encoder that `train` made, so that two of them correlate.
+
+    Attributes
+    ----------
+    run : Path or None
+        Folder of the training run; None if it was not named.
+    model : Model or None
+        The ``model.json`` in that folder.
+    """
+
+    run: Path | None
+    model: Model | None
+
+    measure: ClassVar[Measure] = CORRELATION
+    learned: ClassVar[bool] = True
+
+    @property
+    def reference(self) -> float | None:
+        """Agreement of the model on its aligned training pair; None without a model."""
+        return None if self.model is None else self.model.reference.expected_agreement
+
+    def provenance(self) -> dict[str, Any] | None:
+        """Say which model it was, for the result of a registration; None without a model."""
+        if self.run is None or self.model is None:
+            return None
+        return self.model.provenance(self.run)
