@@ -6,8 +6,8 @@ r"""Hold what each verb predicts against what it needed: memory of its processes
 A row is one command, in a process of its own, on made volumes: small (48 voxels a side), middle (144), large (336), and
 long (32 x 48 x 2048). `predicted_mib` is what `--dry-run` of the same command says before; where a verb has several
 processes, it stands for all of them. `needed_mib` is the largest VmHWM (the most memory that the kernel saw in use) of
-the process, or the sum of those of the process and its workers. `called` says who called: the command line, or Python with
-other things in memory, which count on both sides. A bound holds if `ratio` (predicted / needed) is from 1 to 1.3.
+the process, or the sum of those of the process and its workers. `called` says who called: the command line, or Python
+with other things in memory, which count on both sides. A bound holds if `ratio` (predicted / needed) is from 1 to 1.3.
 
 Seconds mean something on a quiet machine only; memory does not depend on it. The table goes on where it was stopped:
 rows wait in WORK/rows.jsonl.
