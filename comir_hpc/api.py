@@ -27,15 +27,7 @@ from comir_hpc.config import (
 )
 from comir_hpc.errors import ConfigError
 from comir_hpc.recipes.documented import documented
-from comir_hpc.recipes.in_memory import (
-    Image,
-    Progress,
-    as_image,
-    in_memory,
-    keyword_errors,
-    tell,
-    workplace,
-)
+from comir_hpc.recipes.in_memory import Image, Progress, as_image, in_memory, keyword_errors, tell, workplace
 
 if TYPE_CHECKING:
     from comir_hpc.evaluate import Table

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,8 @@ def unit_name(text: str) -> str:
     return name
 
 
-def _triple(values: Sequence[Any], kind: type) -> tuple[Any, Any, Any]:
+def as_triple(values: Sequence[Any], kind: type) -> tuple[Any, Any, Any]:
+    """Make a tuple of three values of one type."""
     first, second, third = values
     return kind(first), kind(second), kind(third)
 
@@ -97,10 +98,10 @@ class Grid:
     unit: str = "millimeter"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape_zyx", _triple(self.shape_zyx, int))
-        object.__setattr__(self, "spacing_zyx", _triple(self.spacing_zyx, float))
-        object.__setattr__(self, "origin_xyz", _triple(self.origin_xyz, float))
-        object.__setattr__(self, "direction", tuple(_triple(row, float) for row in self.direction))
+        object.__setattr__(self, "shape_zyx", as_triple(self.shape_zyx, int))
+        object.__setattr__(self, "spacing_zyx", as_triple(self.spacing_zyx, float))
+        object.__setattr__(self, "origin_xyz", as_triple(self.origin_xyz, float))
+        object.__setattr__(self, "direction", tuple(as_triple(row, float) for row in self.direction))
         object.__setattr__(self, "unit", unit_name(self.unit))
         if min(self.shape_zyx) < 1:
             raise VolumeError(
@@ -208,11 +209,11 @@ class Grid:
         factors = np.asarray(factors_zyx, dtype=np.float64)
         start = self.world_mm((factors - 1) / 2) / MM_PER_UNIT[self.unit]
         return Grid(
-            shape_zyx=_triple(
+            shape_zyx=as_triple(
                 [-(-n // int(f)) for n, f in zip(self.shape_zyx, factors_zyx, strict=True)], int
             ),
-            spacing_zyx=_triple([s * f for s, f in zip(self.spacing_zyx, factors_zyx, strict=True)], float),
-            origin_xyz=_triple(start.tolist(), float),
+            spacing_zyx=as_triple([s * f for s, f in zip(self.spacing_zyx, factors_zyx, strict=True)], float),
+            origin_xyz=as_triple(start.tolist(), float),
             direction=self.direction,
             unit=self.unit,
         )
@@ -220,7 +221,7 @@ class Grid:
     def crop(self, box: Box) -> Grid:
         """Return the grid of the voxels inside `box`."""
         start = self.world_mm(box.start) / MM_PER_UNIT[self.unit]
-        return Grid(box.shape, self.spacing_zyx, _triple(start.tolist(), float), self.direction, self.unit)
+        return Grid(box.shape, self.spacing_zyx, as_triple(start.tolist(), float), self.direction, self.unit)
 
     @property
     def box(self) -> Box:
@@ -276,8 +277,8 @@ class Box:
     stop: Triple
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "start", _triple(self.start, int))
-        object.__setattr__(self, "stop", _triple(self.stop, int))
+        object.__setattr__(self, "start", as_triple(self.start, int))
+        object.__setattr__(self, "stop", as_triple(self.stop, int))
 
     @property
     def shape(self) -> Triple:
@@ -304,7 +305,7 @@ class Box:
         """Return the box of the voxels in both boxes (possibly none)."""
         start = tuple(map(max, self.start, other.start))
         stop = tuple(max(a, b) for a, b in zip(start, map(min, self.stop, other.stop), strict=True))
-        return Box(_triple(start, int), _triple(stop, int))
+        return Box(as_triple(start, int), as_triple(stop, int))
 
     def contains(self, other: Box) -> bool:
         """Say whether every voxel of `other` is in this box; an empty box is in any."""
@@ -313,102 +314,16 @@ class Box:
     def grown(self, margin_zyx: Sequence[int]) -> Box:
         """Return the box with `margin_zyx` voxels more on each side."""
         return Box(
-            _triple([a - m for a, m in zip(self.start, margin_zyx, strict=True)], int),
-            _triple([b + m for b, m in zip(self.stop, margin_zyx, strict=True)], int),
+            as_triple([a - m for a, m in zip(self.start, margin_zyx, strict=True)], int),
+            as_triple([b + m for b, m in zip(self.stop, margin_zyx, strict=True)], int),
         )
 
     def shifted(self, offset_zyx: Sequence[int]) -> Box:
         """Return the box moved by `offset_zyx` voxels."""
         return Box(
-            _triple([a + o for a, o in zip(self.start, offset_zyx, strict=True)], int),
-            _triple([b + o for b, o in zip(self.stop, offset_zyx, strict=True)], int),
+            as_triple([a + o for a, o in zip(self.start, offset_zyx, strict=True)], int),
+            as_triple([b + o for b, o in zip(self.stop, offset_zyx, strict=True)], int),
         )
 
     def __str__(self) -> str:
         return " ".join(f"{axis}[{a}:{b}]" for axis, a, b in zip("zyx", self.start, self.stop, strict=True))
-
-
-@dataclass(frozen=True)
-class Block:
-    """One unit of work: its number, the box that it writes, on the shard grid, and the box that it may read."""
-
-    index: int
-    write: Box
-    read: Box
-
-
-@dataclass(frozen=True)
-class BlockPlan(Sequence[Block]):
-    """Every block of a volume by number. A block is made when it is asked for: a plan of a million costs nothing."""
-
-    shape_zyx: Triple
-    core_zyx: Triple
-    halo_zyx: Triple
-
-    @property
-    def counts_zyx(self) -> Triple:
-        """Number of blocks along z, y, x."""
-        z, y, x = (-(-n // c) for n, c in zip(self.shape_zyx, self.core_zyx, strict=True))
-        return z, y, x
-
-    def __len__(self) -> int:
-        return math.prod(self.counts_zyx)
-
-    def __getitem__(self, index: int) -> Block:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(f"block {index} of {len(self)}")
-        place = np.unravel_index(index, self.counts_zyx)
-        whole = Box((0, 0, 0), self.shape_zyx)
-        start = _triple([int(p) * c for p, c in zip(place, self.core_zyx, strict=True)], int)
-        core = Box(start, _triple([s + c for s, c in zip(start, self.core_zyx, strict=True)], int))
-        write = core.intersect(whole)
-        return Block(index, write, write.grown(self.halo_zyx).intersect(whole))
-
-    def __iter__(self) -> Iterator[Block]:
-        return (self[i] for i in range(len(self)))
-
-    def part(self, number: int, parts: int) -> range:
-        """Return the block numbers of part `number` of `parts` (from 1).
-
-        They follow each other, and parts differ by at most one block.
-        """
-        if not 1 <= number <= parts:
-            raise ConfigError(f"part {number}/{parts} does not exist; expected 1/{parts} to {parts}/{parts}")
-        return range(len(self) * (number - 1) // parts, len(self) * number // parts)
-
-
-def plan_blocks(
-    shape_zyx: Sequence[int],
-    shard_zyx: Sequence[int],
-    *,
-    core_zyx: Sequence[int] | None = None,
-    halo_zyx: Sequence[int] = (0, 0, 0),
-) -> BlockPlan:
-    """Split a volume into blocks whose written boxes tile it and lie on the shard grid.
-
-    A shard that two writers touch loses data without a word (zarr-python 3682). So the box that a block writes is a
-    whole number of shards, except at the volume's end.
-
-    Parameters
-    ----------
-    shape_zyx, shard_zyx : three int
-        Voxels of the volume and of one shard.
-    core_zyx : three int, optional
-        Voxels that one block writes, multiples of the shard; one shard when not given.
-    halo_zyx : three int
-        Voxels beyond the core that a block may read on each side.
-
-    Raises
-    ------
-    ConfigError
-        If the core is not a multiple of the shard along an axis that has more than one block.
-    """
-    shape, shard = _triple(shape_zyx, int), _triple(shard_zyx, int)
-    core = shard if core_zyx is None else _triple(core_zyx, int)
-    for axis, size, one, whole in zip("zyx", core, shard, shape, strict=True):
-        if size < 1 or (size % one and size < whole):
-            raise ConfigError(
-                f"core of {size} voxels along {axis} is not a multiple of the shard ({one}): two blocks would "
-                f"write one shard. Use {max(one, size // one * one)} or another multiple of {one}"
-            )
-    return BlockPlan(shape, core, _triple(halo_zyx, int))

@@ -29,13 +29,14 @@ from comir_hpc.chunks import best_shuffle as best_shuffle
 from comir_hpc.chunks import chunk_and_shard as chunk_and_shard
 from comir_hpc.chunks import compressed_bytes as compressed_bytes
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box, Grid, Triple, plan_blocks
+from comir_hpc.geometry import Box, Grid, Triple
 from comir_hpc.intensity import Intensity as Intensity
 from comir_hpc.inventory import shard_path, shards_of
 from comir_hpc.ome import Kind as Kind
 from comir_hpc.ome import foreign_arrays as foreign_arrays
 from comir_hpc.ome import foreign_node as foreign_node
 from comir_hpc.ome import ome_metadata
+from comir_hpc.plan import plan_blocks
 from comir_hpc.pyramid import downsample as downsample
 from comir_hpc.pyramid import planned_levels as planned_levels
 from comir_hpc.shards import Shards

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc.datasets import phantom_pair
-from comir_hpc.geometry import Grid, plan_blocks
+from comir_hpc.geometry import Grid
+from comir_hpc.plan import plan_blocks
 from comir_hpc.volume import Volume
 
 

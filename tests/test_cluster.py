@@ -30,8 +30,9 @@ from comir_hpc.cluster import (
 )
 from comir_hpc.cluster.processes import _Queue
 from comir_hpc.errors import ConfigError, StopRequested, VolumeError
-from comir_hpc.geometry import Block, Grid, plan_blocks
+from comir_hpc.geometry import Grid
 from comir_hpc.ledger import Ledger
+from comir_hpc.plan import Block, plan_blocks
 from comir_hpc.volume import Volume
 
 SHAPE = (24, 20, 40)

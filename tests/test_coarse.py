@@ -9,8 +9,9 @@ import pytest
 
 from comir_hpc.cluster import BlockResult, build_pyramid, run_blocks
 from comir_hpc.cluster.coarse import CoarseBlocks
-from comir_hpc.geometry import Block, Grid, plan_blocks
+from comir_hpc.geometry import Grid
 from comir_hpc.ledger import Ledger
+from comir_hpc.plan import Block, plan_blocks
 from comir_hpc.volume import Volume
 
 SHAPE = (37, 70, 45)

@@ -15,7 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from comir_hpc.datasets import embedded_volume
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import MM_PER_UNIT, Block, Box, Grid, plan_blocks, unit_name
+from comir_hpc.geometry import MM_PER_UNIT, Box, Grid, unit_name
+from comir_hpc.plan import Block, plan_blocks
 from comir_hpc.readers import open_source
 from comir_hpc.transforms import itk_image
 

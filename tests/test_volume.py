@@ -15,7 +15,8 @@ from ome_zarr_models.v05.image import Image
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box, Grid, plan_blocks
+from comir_hpc.geometry import Box, Grid
+from comir_hpc.plan import plan_blocks
 from comir_hpc.pyramid import downsample
 from comir_hpc.volume import Intensity, Volume, best_shuffle, chunk_and_shard
 

@@ -20,7 +20,8 @@ from scipy import ndimage
 
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
-from comir_hpc.geometry import Box, Grid, plan_blocks
+from comir_hpc.geometry import Box, Grid
+from comir_hpc.plan import plan_blocks
 from comir_hpc.rotations import rotation_by
 from comir_hpc.transforms import (
     Affine,

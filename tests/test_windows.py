@@ -15,8 +15,9 @@ from phantoms import store, store_pair
 from trained_run import write_run
 
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
-from comir_hpc.geometry import Box, plan_blocks
+from comir_hpc.geometry import Box
 from comir_hpc.groups import act, rotation_group
+from comir_hpc.plan import plan_blocks
 from comir_hpc.volume import Volume
 from comir_hpc.windows import Encoder, NormalisedReader, Sweep, load_encoder, nearest_level, plan_windows
 from comir_hpc.windows.evaluation import in_batches

@@ -55,7 +55,8 @@ def make_run(folder: Path, **settings_changed: object) -> Path:
 
 def ball(path: Path, side: int, radius: int = 96) -> Path:
     """Write a volume of side^3 with a ball of noise in its middle, block by block."""
-    from comir_hpc.geometry import Grid, plan_blocks
+    from comir_hpc.geometry import Grid
+    from comir_hpc.plan import plan_blocks
     from comir_hpc.volume import Volume
 
     volume = Volume.create(path, Grid((side,) * 3, (1.0, 1.0, 1.0)), np.uint16, chunk=64, shard=128)

@@ -28,7 +28,8 @@ SHARD = 256
 
 
 def _write(data: Path, store: Path) -> tuple[float, float]:
-    from comir_hpc.geometry import Grid, plan_blocks
+    from comir_hpc.geometry import Grid
+    from comir_hpc.plan import plan_blocks
     from comir_hpc.volume import Volume
 
     values = np.load(data)

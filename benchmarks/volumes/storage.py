@@ -66,7 +66,8 @@ def _volume_read(path: Path) -> np.ndarray:
 
 
 def _volume_blocks_write(path: Path, values: np.ndarray) -> None:
-    from comir_hpc.geometry import Grid, plan_blocks
+    from comir_hpc.geometry import Grid
+    from comir_hpc.plan import plan_blocks
     from comir_hpc.volume import Volume
 
     volume = Volume.create(path, Grid(values.shape, (1.0, 1.0, 1.0)), values.dtype, chunk=CHUNK, shard=SHARD)
@@ -76,7 +77,7 @@ def _volume_blocks_write(path: Path, values: np.ndarray) -> None:
 
 
 def _volume_blocks_read(path: Path) -> np.ndarray:
-    from comir_hpc.geometry import plan_blocks
+    from comir_hpc.plan import plan_blocks
     from comir_hpc.volume import Volume
 
     volume = Volume.open(path)

@@ -12,10 +12,10 @@ from comir_hpc.cluster.carry import Carrier, Work, pack
 from comir_hpc.cluster.processes import Settle, run_in_processes
 from comir_hpc.cluster.scheduler import run_with_dask
 from comir_hpc.errors import StopRequested, VolumeError
-from comir_hpc.geometry import BlockPlan
 from comir_hpc.host.locks import Permit
 from comir_hpc.host.signals import stop_signals
 from comir_hpc.ledger import Ledger
+from comir_hpc.plan import BlockPlan
 from comir_hpc.volume import Volume
 
 Progress = Callable[[str, int, int], None]

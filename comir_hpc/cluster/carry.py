@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from comir_hpc.cluster.coarse import CoarseBlocks
 from comir_hpc.errors import CheckpointError, ConfigError, HeldError, StopRequested, VolumeError
-from comir_hpc.geometry import Block, BlockPlan
 from comir_hpc.host.locks import Permit
 from comir_hpc.ledger import Ledger
 from comir_hpc.memory import peak_bytes
+from comir_hpc.plan import Block, BlockPlan
 from comir_hpc.volume import Volume
 
 ATTEMPTS = 2

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.geometry import Block, BlockPlan, Box, Triple
+from comir_hpc.geometry import Box, Triple
 from comir_hpc.host.files import written_whole
 from comir_hpc.ledger import Ledger
+from comir_hpc.plan import Block, BlockPlan
 from comir_hpc.volume import Volume, downsample, planned_levels
 
 

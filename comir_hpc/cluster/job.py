@@ -18,9 +18,9 @@ from comir_hpc.cluster.carry import Work
 from comir_hpc.cluster.outputs import Output, metadata_at, open_output, remove_unfinished_metadata
 from comir_hpc.cluster.prediction import Figures, measured
 from comir_hpc.errors import HeldError, VolumeError
-from comir_hpc.geometry import BlockPlan
 from comir_hpc.host.locks import Permit, require_alone, writer
 from comir_hpc.ledger import Ledger
+from comir_hpc.plan import BlockPlan
 from comir_hpc.volume import Volume, planned_levels
 
 

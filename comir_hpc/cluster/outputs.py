@@ -24,8 +24,8 @@ from typing import Any
 
 from comir_hpc.cluster.coarse import build_pyramid
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import BlockPlan
 from comir_hpc.ledger import Ledger
+from comir_hpc.plan import BlockPlan
 from comir_hpc.volume import Volume
 
 

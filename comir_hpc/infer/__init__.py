@@ -15,11 +15,12 @@ from typing import Any
 
 from comir_hpc.cluster import Figures, carry_out, recording_seconds, side_by_side
 from comir_hpc.config import InferSettings
-from comir_hpc.geometry import Grid, plan_blocks
+from comir_hpc.geometry import Grid
 from comir_hpc.infer.inputs import core_of
 from comir_hpc.infer.job import Job
 from comir_hpc.infer.prediction import calibrate, evaluations, output_files_and_bytes, total_bytes
 from comir_hpc.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.plan import plan_blocks
 from comir_hpc.runs.html import table
 from comir_hpc.volume import Volume, chunk_and_shard
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from comir_hpc.cluster import BlockResult, Execution, Figures, Output
 from comir_hpc.config import InferSettings
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Block, BlockPlan, Box, plan_blocks
+from comir_hpc.geometry import Box
 from comir_hpc.infer.inputs import Inputs, coarse_foreground, core_of
 from comir_hpc.infer.prediction import prediction
 from comir_hpc.ledger import Ledger, fingerprint
+from comir_hpc.plan import Block, BlockPlan, plan_blocks
 from comir_hpc.seams import seam_figure
 from comir_hpc.volume import Volume, chunk_and_shard
 from comir_hpc.windows import Sweep, WindowGrid

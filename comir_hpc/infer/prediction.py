@@ -10,11 +10,12 @@ import torch
 
 from comir_hpc.cluster import Figures, recording_seconds, together, writing_bytes
 from comir_hpc.config import InferSettings
-from comir_hpc.geometry import BlockPlan, Box, plan_blocks
+from comir_hpc.geometry import Box
 from comir_hpc.infer.inputs import Inputs, coarse_foreground
 from comir_hpc.launch import DTYPES
 from comir_hpc.memory import expected_in_worker, expected_peak
 from comir_hpc.networks import predict_encoding
+from comir_hpc.plan import BlockPlan, plan_blocks
 from comir_hpc.volume import chunk_and_shard, planned_levels
 from comir_hpc.windows import Encoder, WindowGrid
 

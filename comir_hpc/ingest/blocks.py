@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from comir_hpc.cluster import BlockResult
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Block, BlockPlan, Box
+from comir_hpc.geometry import Box
 from comir_hpc.histogram import Histogram
 from comir_hpc.host.files import written_whole
+from comir_hpc.plan import Block, BlockPlan
 from comir_hpc.readers import Source, open_source
 from comir_hpc.volume import Volume
 

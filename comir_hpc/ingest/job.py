@@ -21,12 +21,13 @@ from comir_hpc.cluster import (
 )
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import BlockPlan, Box, Grid, Triple, plan_blocks
+from comir_hpc.geometry import Box, Grid, Triple
 from comir_hpc.histogram import Histogram, as_record, constant_intensity, counting_bytes, intensity_of
 from comir_hpc.ingest.blocks import Work, require_unchanged, typical_value
 from comir_hpc.ingest.padding import without_padding
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, expected_in_worker, expected_peak, in_words, resident_bytes
+from comir_hpc.plan import BlockPlan, plan_blocks
 from comir_hpc.pyramid import planned_levels
 from comir_hpc.readers import Source
 from comir_hpc.volume import Volume, best_shuffle, chunk_and_shard, compressed_bytes

@@ -29,14 +29,7 @@ from comir_hpc.memory import keep_freed_memory
 from comir_hpc.patches import PatchSampler
 from comir_hpc.reference import reference_metrics
 from comir_hpc.runs.html import table
-from comir_hpc.runs.model import (
-    MODEL_FILE,
-    WEIGHTS_FOLDER,
-    Model,
-    read_model,
-    weights_path,
-    write_model,
-)
+from comir_hpc.runs.model import MODEL_FILE, WEIGHTS_FOLDER, Model, read_model, weights_path, write_model
 from comir_hpc.runs.record import is_newer, make_record
 from comir_hpc.specimens import Specimen, prepare_specimens
 from comir_hpc.tracking import NullTracker, Tracker, open_tracker

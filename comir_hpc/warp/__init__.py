@@ -23,10 +23,11 @@ from comir_hpc.cluster import (
 )
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
-from comir_hpc.geometry import Block, BlockPlan, Box, Grid, plan_blocks
+from comir_hpc.geometry import Box, Grid
 from comir_hpc.host.places import require_apart
 from comir_hpc.ledger import Ledger, fingerprint
 from comir_hpc.memory import available_bytes, expected_in_worker, expected_peak, in_words
+from comir_hpc.plan import Block, BlockPlan, plan_blocks
 from comir_hpc.runs.html import table
 from comir_hpc.transforms import notes_on, read_transform
 from comir_hpc.volume import Volume, chunk_and_shard, planned_levels

@@ -11,9 +11,10 @@ import numpy as np
 
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError
-from comir_hpc.geometry import BlockPlan, Box, plan_blocks
+from comir_hpc.geometry import Box
 from comir_hpc.host.places import require_apart
 from comir_hpc.memory import available_bytes, expected_peak, in_words
+from comir_hpc.plan import BlockPlan, plan_blocks
 from comir_hpc.volume import Volume
 from comir_hpc.warp.files import (
     predicted_bytes,

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from comir_hpc.commands.doctor.check import Check, Status
-from comir_hpc.geometry import Grid, plan_blocks
+from comir_hpc.geometry import Grid
 from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.plan import plan_blocks
 
 PACKAGES = ("comir-hpc", "torch", "deepspeed", "zarr", "SimpleITK", "numpy", "mlflow-skinny")
 _GIB = 1024**3
