@@ -15,16 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from comir_hpc.config import (
-    CompareSettings,
-    EvaluateSettings,
-    InferSettings,
-    IngestSettings,
-    RegisterSettings,
-    TrainSettings,
-    WarpSettings,
-    load,
-)
+from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
+from comir_hpc.config.files import load
+from comir_hpc.config.infer import InferSettings
+from comir_hpc.config.ingest import IngestSettings
+from comir_hpc.config.register import RegisterSettings
+from comir_hpc.config.train import TrainSettings
+from comir_hpc.config.warp import WarpSettings
 from comir_hpc.errors import ConfigError
 from comir_hpc.recipes.documented import documented
 from comir_hpc.recipes.in_memory import Image, Progress, as_image, in_memory, keyword_errors, tell, workplace
@@ -85,7 +82,7 @@ def read(volume: VolumeLike, *, level: int = 0) -> Image:
         Level of the pyramid; 0 is the finest.
     """
     with workplace("read", None, None, None) as place:
-        from comir_hpc.volume import Volume
+        from comir_hpc.volumes.volume import Volume
 
         store = place.store(volume)
         opened = Volume.open(store)

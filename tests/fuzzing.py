@@ -21,9 +21,9 @@ from file_mutations import MAKERS
 from references import agrees, answers, points
 
 from comir_hpc.errors import ComirError
-from comir_hpc.geometry import Box
-from comir_hpc.points import read_point_table
-from comir_hpc.readers import open_source
+from comir_hpc.space.grid import Box
+from comir_hpc.volumes.points import read_point_table
+from comir_hpc.volumes.readers import open_source
 
 Verdict = Literal["refused", "alike", "noted", "failed"]
 LONGEST_MESSAGE = 600

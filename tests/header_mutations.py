@@ -19,7 +19,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.readers import open_source
+from comir_hpc.volumes.readers import open_source
 
 Verdict = Literal["refused", "same", "noted", "different"]
 VOXELS = np.arange(5 * 6 * 7, dtype="<i2").reshape(5, 6, 7)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.datasets import phantom_pair
-from comir_hpc.geometry import Grid
-from comir_hpc.plan import plan_blocks
-from comir_hpc.volume import Volume
+from comir_hpc.data.embedded import phantom_pair
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.plan import plan_blocks
+from comir_hpc.volumes.volume import Volume
 
 
 def statistics(values: NDArray[Any], above: float) -> dict[str, float]:

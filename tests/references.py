@@ -24,7 +24,7 @@ import tifffile
 import zarr
 from nibabel.imageglobals import LoggingOutputSuppressor
 
-from comir_hpc.geometry import Grid
+from comir_hpc.space.grid import Grid
 
 _LARGEST = 1 << 22
 _NIFTI_MM = {"mm": 1.0, "unknown": 1.0, "micron": 1e-3, "meter": 1e3}

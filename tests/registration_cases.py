@@ -6,10 +6,10 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from comir_hpc.geometry import Grid
 from comir_hpc.representations.features import Features
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
-from comir_hpc.volume import Intensity, Volume
+from comir_hpc.volumes.volume import Intensity, Volume
 
 OBLIQUE = tuple(map(tuple, Rotation.from_euler("xyz", (20, -35, 110), degrees=True).as_matrix().tolist()))
 FLIPPED = ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))

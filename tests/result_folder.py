@@ -11,8 +11,8 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
-from comir_hpc.geometry import Grid
-from comir_hpc.rotations import angle_deg, rotation_by, so3_grid
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.rotations import angle_deg, rotation_by, so3_grid
 from comir_hpc.transforms import Transform, save_transform
 
 GRID = Grid((60, 108, 90), (3.0, 2.0, 2.0), (-89.0, -107.0, -70.0))

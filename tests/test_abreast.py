@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comir_hpc.engine import abreast
-from comir_hpc.engine.abreast import Lockstep, encode_in_lockstep, of_all_ranks
+from comir_hpc.learning.engine import lockstep as abreast
+from comir_hpc.learning.engine.lockstep import Lockstep, encode_in_lockstep, of_all_ranks
 
 
 @pytest.fixture

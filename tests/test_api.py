@@ -28,7 +28,7 @@ from comir_hpc.config import (
     WarpSettings,
 )
 from comir_hpc.errors import ComirError
-from comir_hpc.geometry import Grid
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Affine
 
 KINDS: dict[str, type[Settings]] = {
@@ -278,7 +278,7 @@ def test_a_temporary_folder_lives_as_long_as_its_result() -> None:
 
 
 def test_what_is_assumed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from comir_hpc.datasets import write_nifti
+    from comir_hpc.data.embedded import write_nifti
 
     write_nifti(tmp_path / "f.nii", VALUES, GRID)
     header = (tmp_path / "f.nii").read_bytes()

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comir_hpc.cluster import (
+from comir_hpc.blocks import (
     BlockResult,
     Execution,
     Figures,
@@ -28,12 +28,12 @@ from comir_hpc.cluster import (
     open_output,
     run_blocks,
 )
-from comir_hpc.cluster.processes import _Queue
+from comir_hpc.blocks.ledger import Ledger
+from comir_hpc.blocks.processes import _Queue
 from comir_hpc.errors import ConfigError, StopRequested, VolumeError
-from comir_hpc.geometry import Grid
-from comir_hpc.ledger import Ledger
-from comir_hpc.plan import Block, plan_blocks
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.plan import Block, plan_blocks
+from comir_hpc.volumes.volume import Volume
 
 SHAPE = (24, 20, 40)
 GRID = Grid(SHAPE, (1.0, 1.0, 1.0))

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comir_hpc.cluster import BlockResult, build_pyramid, run_blocks
-from comir_hpc.cluster.coarse import CoarseBlocks
-from comir_hpc.geometry import Grid
-from comir_hpc.ledger import Ledger
-from comir_hpc.plan import Block, plan_blocks
-from comir_hpc.volume import Volume
+from comir_hpc.blocks import BlockResult, build_pyramid, run_blocks
+from comir_hpc.blocks.coarse import CoarseBlocks
+from comir_hpc.blocks.ledger import Ledger
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.plan import Block, plan_blocks
+from comir_hpc.volumes.volume import Volume
 
 SHAPE = (37, 70, 45)
 

@@ -21,7 +21,7 @@ from phantoms import store_pair
 from slurm_cluster import SlurmCluster
 
 from comir_hpc import __version__
-from comir_hpc.tracking import read_metrics
+from comir_hpc.runs.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "containers" / "build.sh"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from comir_hpc.critics import CRITICS, scores
 from comir_hpc.errors import ConfigError
-from comir_hpc.groups import act, act_each, rotation_group
+from comir_hpc.learning.critics import CRITICS, scores
+from comir_hpc.space.groups import act, act_each, rotation_group
 
 SHAPE = (2, 3, 4, 5)  # (L, z, y, x)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from comir_hpc.datasets import (
+from comir_hpc.data.embedded import (
     EMBEDDED,
     Displacement,
     degrade,
@@ -16,8 +16,8 @@ from comir_hpc.datasets import (
     write_nifti,
 )
 from comir_hpc.errors import ConfigError
-from comir_hpc.geometry import Grid
-from comir_hpc.rotations import rotation_by
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.rotations import rotation_by
 from comir_hpc.transforms import Transform, array_and_grid, itk_image, itk_transform
 
 

@@ -9,12 +9,12 @@ import pytest
 from browser import page_source
 
 from comir_hpc.config import DemoSettings, IngestSettings
-from comir_hpc.datasets import embedded_volume
-from comir_hpc.demo import DemoResult, demo, training_settings
+from comir_hpc.data.embedded import embedded_volume
 from comir_hpc.errors import RegistrationError
 from comir_hpc.ingest import ingest
+from comir_hpc.recipes.demo import DemoResult, demo, training_settings
 from comir_hpc.train import train
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 pytestmark = pytest.mark.slow
 

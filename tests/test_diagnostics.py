@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from comir_hpc.diagnostics import equivariance_errors, so3_curve
 from comir_hpc.errors import ConfigError
-from comir_hpc.groups import act, rotation_group
 from comir_hpc.networks import build_network
-from comir_hpc.quality import agreement, effective_rank, foreground_agreement, retrieval
-from comir_hpc.rotations import random_rotation, rotation_by
-from comir_hpc.turning import inner_ball, spread_axes, turn
+from comir_hpc.representations.equivariance import equivariance_errors, so3_curve
+from comir_hpc.representations.quality import agreement, effective_rank, foreground_agreement, retrieval
+from comir_hpc.representations.turning import inner_ball, spread_axes, turn
+from comir_hpc.space.groups import act, rotation_group
+from comir_hpc.space.rotations import random_rotation, rotation_by
 
 OCTAHEDRAL = rotation_group("O")
 

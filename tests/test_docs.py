@@ -15,8 +15,8 @@ import yaml
 
 from comir_hpc import config
 from comir_hpc.commands import app as cli
-from comir_hpc.datasets import write_nifti
-from comir_hpc.geometry import Grid
+from comir_hpc.data.embedded import write_nifti
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform, array_and_grid, save_transform
 
 ROOT = Path(__file__).parent.parent

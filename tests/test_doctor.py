@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from comir_hpc.commands.doctor import Check, Checks, compute, doctor, node, safely
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 
 @pytest.fixture(scope="module")

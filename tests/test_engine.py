@@ -13,7 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from comir_hpc.checkpoints import (
+from comir_hpc.config import EngineSettings, LossSettings, OptimiserSettings
+from comir_hpc.errors import CheckpointError, ConfigError
+from comir_hpc.host.launch import Launch, choose_device, choose_precision, first_host, read_launch
+from comir_hpc.learning.engine import Engine, check_engine, learning_rate, make_engine
+from comir_hpc.learning.engine.zero import deepspeed_config
+from comir_hpc.learning.loss import contrastive_loss
+from comir_hpc.runs.checkpoints import (
     checkpoint_path,
     list_checkpoints,
     prune_checkpoints,
@@ -21,11 +27,6 @@ from comir_hpc.checkpoints import (
     read_newest,
     write_checkpoint,
 )
-from comir_hpc.config import EngineSettings, LossSettings, OptimiserSettings
-from comir_hpc.engine import Engine, check_engine, deepspeed_config, learning_rate, make_engine
-from comir_hpc.errors import CheckpointError, ConfigError
-from comir_hpc.launch import Launch, choose_device, choose_precision, first_host, read_launch
-from comir_hpc.loss import contrastive_loss
 
 OPTIMISER = OptimiserSettings(steps=20, learning_rate=1e-2)
 

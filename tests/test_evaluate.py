@@ -11,10 +11,9 @@ from PIL import Image
 from trained_run import write_run
 from typer.testing import CliRunner
 
-from comir_hpc.checkpoints import checkpoint_path, write_checkpoint
 from comir_hpc.commands import app as cli
 from comir_hpc.config import EvaluateSettings, SamplingSettings, TrackingSettings, TrainSettings, dump
-from comir_hpc.datasets import phantom_pair
+from comir_hpc.data.embedded import phantom_pair
 from comir_hpc.errors import CheckpointError, ComirError, ConfigError, RegistrationError, VolumeError
 from comir_hpc.evaluate import (
     diagnose,
@@ -26,12 +25,13 @@ from comir_hpc.evaluate import (
     target_registration_error,
 )
 from comir_hpc.evaluate.cubes import choose_sides, place_cubes, read_cubes
-from comir_hpc.geometry import Grid
-from comir_hpc.points import read_point_table
+from comir_hpc.learning.specimens import prepare_specimens
+from comir_hpc.runs.checkpoints import checkpoint_path, write_checkpoint
 from comir_hpc.runs.result import read_result
-from comir_hpc.specimens import prepare_specimens
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform, save_transform
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.points import read_point_table
+from comir_hpc.volumes.volume import Volume
 
 GRID = Grid((10, 20, 30), (2.0, 1.0, 1.0), (1.0, 2.0, 3.0))
 

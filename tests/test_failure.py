@@ -25,10 +25,10 @@ from comir_hpc.commands.failure import carry_out
 from comir_hpc.commands.interrupt import Interrupt
 from comir_hpc.commands.progress import progress_on
 from comir_hpc.commands.terminal import LONGEST_MESSAGE, Terminal, printable, shortened
-from comir_hpc.datasets import embedded_volume, write_nifti
+from comir_hpc.data.embedded import embedded_volume, write_nifti
 from comir_hpc.errors import ComirError, StopRequested
-from comir_hpc.geometry import Grid
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.volume import Volume
 
 COMMAND = [sys.executable, "-m", "comir_hpc"]
 

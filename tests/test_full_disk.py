@@ -13,8 +13,8 @@ import yaml
 from phantoms import store_pair
 from small_disk import small_disk
 
-from comir_hpc.checkpoints import list_checkpoints, read_checkpoint, write_checkpoint
 from comir_hpc.errors import CheckpointError
+from comir_hpc.runs.checkpoints import list_checkpoints, read_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.slow
 

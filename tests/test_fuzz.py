@@ -20,12 +20,12 @@ from pydicom.uid import JPEG2000Lossless
 from zarr_images import ARRAY, scale, space, write
 
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Grid
-from comir_hpc.points import read_point_table
-from comir_hpc.readers import open_source
-from comir_hpc.readers.codestreams import claimed_size
-from comir_hpc.readers.source import reading
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.points import read_point_table
+from comir_hpc.volumes.readers import open_source
+from comir_hpc.volumes.readers.codestreams import claimed_size
+from comir_hpc.volumes.readers.source import reading
+from comir_hpc.volumes.volume import Volume
 from comir_hpc.warp.points import require_table_name
 
 TRIES = 55

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from comir_hpc.datasets import embedded_volume
+from comir_hpc.data.embedded import embedded_volume
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import MM_PER_UNIT, Box, Grid, unit_name
-from comir_hpc.plan import Block, plan_blocks
-from comir_hpc.readers import open_source
+from comir_hpc.space.grid import MM_PER_UNIT, Box, Grid, unit_name
+from comir_hpc.space.plan import Block, plan_blocks
 from comir_hpc.transforms import itk_image
+from comir_hpc.volumes.readers import open_source
 
 sizes = st.tuples(*[st.integers(1, 30)] * 3)
 small = st.tuples(*[st.integers(1, 12)] * 3)

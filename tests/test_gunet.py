@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comir_hpc.groups import Group, act, rotation_group
 from comir_hpc.networks import Network, build_network
 from comir_hpc.networks.gunet import GroupConv, GroupMean, LiftingConv
 from comir_hpc.networks.layers import tap_permutations
 from comir_hpc.networks.norms import BatchNormRelu, ChannelNormRelu
 from comir_hpc.networks.recompute import merge_channels
 from comir_hpc.networks.resampling import Resample
+from comir_hpc.space.groups import Group, act, rotation_group
 
 SHAPES = {"O": (6, 6, 6), "D4": (4, 6, 6), "D2": (4, 6, 8), "C4": (1, 6, 6)}
 KERNELS = {"C4": (1, 3, 3)}

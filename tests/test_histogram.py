@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from comir_hpc.datasets import Displacement, degrade, displace, embedded_volume, phantom_pair
-from comir_hpc.geometry import Grid
-from comir_hpc.histogram import Histogram, foreground_threshold, intensity_of
+from comir_hpc.data.embedded import Displacement, degrade, displace, embedded_volume, phantom_pair
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.histogram import Histogram, foreground_threshold, intensity_of
 
 
 def image(dtype: str = "float64") -> np.ndarray:

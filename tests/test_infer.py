@@ -18,15 +18,15 @@ import pytest
 from phantoms import store, store_pair
 from trained_run import write_run
 
+from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.config import InferSettings, validate
 from comir_hpc.errors import CheckpointError, ConfigError, StopRequested, VolumeError
-from comir_hpc.geometry import Triple
 from comir_hpc.infer import infer, plan_infer
 from comir_hpc.infer.inputs import core_of
-from comir_hpc.ledger import Ledger
-from comir_hpc.seams import seam_figure
-from comir_hpc.volume import Volume, chunk_and_shard
-from comir_hpc.windows import load_encoder, plan_windows
+from comir_hpc.representations.encoding import load_encoder, plan_windows
+from comir_hpc.representations.seams import seam_figure
+from comir_hpc.space.grid import Triple
+from comir_hpc.volumes.volume import Volume, chunk_and_shard
 
 Folder = Path
 

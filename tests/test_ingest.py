@@ -16,13 +16,13 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
+from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Grid
 from comir_hpc.ingest import ingest, ingest_array, job, plan_ingest
-from comir_hpc.ledger import Ledger
-from comir_hpc.readers import open_source
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.readers import open_source
+from comir_hpc.volumes.volume import Volume
 
 GRID = Grid((40, 50, 36), (2.0, 1.0, 1.0), (1.0, -2.0, 3.0))
 
@@ -193,7 +193,7 @@ DYING = """
 import json, os, signal, sys
 from comir_hpc.config import IngestSettings
 from comir_hpc.ingest import ingest
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 settings = IngestSettings(**json.loads(sys.argv[1]))
 moment = sys.argv[2]
 def die(*_, **__):

@@ -12,12 +12,12 @@ import tifffile
 
 from comir_hpc.config import InferSettings, IngestSettings, WarpSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Grid
 from comir_hpc.host.places import require_apart
 from comir_hpc.infer import infer
 from comir_hpc.ingest import ingest, plan_ingest
-from comir_hpc.readers import open_source
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.readers import open_source
+from comir_hpc.volumes.volume import Volume
 from comir_hpc.warp import warp
 
 GRID = Grid((8, 8, 8), (1.0, 1.0, 1.0))

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import store
 
-from comir_hpc import inventory
 from comir_hpc.errors import VolumeError
-from comir_hpc.inventory import Inventory, _packed, _unpacked
-from comir_hpc.volume import Volume
+from comir_hpc.volumes import inventory
+from comir_hpc.volumes.inventory import Inventory, _packed, _unpacked
+from comir_hpc.volumes.volume import Volume
 
 VALUES = np.random.default_rng(0).integers(1, 200, (40, 44, 48)).astype(np.uint16)
 
@@ -83,7 +83,7 @@ def test_a_file_where_nothing_was_stored_is_named(tmp_path: Path) -> None:
 def test_of_a_large_store_a_file_is_looked_at_when_it_is_first_read_from(
     path: Path, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comir_hpc.store.LOOKED_AT_ONCE", 10)
+    monkeypatch.setattr("comir_hpc.volumes.store.LOOKED_AT_ONCE", 10)
     looked: list[str] = []
     size = inventory._size
     monkeypatch.setattr(inventory, "_size", lambda file: (looked.append(file.as_posix()), size(file))[1])

@@ -12,15 +12,15 @@ from registration_cases import OBLIQUE
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.config import RegisterSettings
-from comir_hpc.datasets import Displacement, displace, embedded_volume
-from comir_hpc.geometry import Grid
+from comir_hpc.data.embedded import Displacement, displace, embedded_volume
 from comir_hpc.ingest import ingest_array
-from comir_hpc.pyramid import downsample
 from comir_hpc.register import plan_register, register
 from comir_hpc.register.inputs import open_inputs
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.isotropic import cut_grid, on_cubic_voxels, pieces
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import load_transform
+from comir_hpc.volumes.pyramid import downsample
 
 THICK = Grid((12, 20, 24), (5.0, 1.0, 2.4), (10.0, -20.0, 30.0), OBLIQUE)
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from test_cluster import WHOLE, Ramp, Ramped, _bytes, flip, ramped
 
-from comir_hpc.cluster import Execution, Output, carry_out
+from comir_hpc.blocks import Execution, Output, carry_out
+from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.errors import HeldError, VolumeError
 from comir_hpc.host.locks import writer
-from comir_hpc.ledger import Ledger
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from comir_hpc.blocks.ledger import Ledger, fingerprint
 from comir_hpc.errors import VolumeError
-from comir_hpc.ledger import Ledger, fingerprint
 
 
 def _files(store: Path, block: int, count: int = 2) -> list[Path]:
@@ -229,7 +229,7 @@ def test_the_lock_is_let_go_when_its_holder_is_killed(store: Path) -> None:
     code = f"""
         import time
         from pathlib import Path
-        from comir_hpc.ledger import Ledger
+        from comir_hpc.blocks.ledger import Ledger
         with Ledger(Path({str(store)!r}), "one").exclusive():
             print("held", flush=True)
             time.sleep(60)

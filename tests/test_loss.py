@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from comir_hpc.config import LossSettings, validate
-from comir_hpc.critics import CRITICS, scores
 from comir_hpc.errors import ConfigError
-from comir_hpc.groups import act_each, rotation_group
-from comir_hpc.loss import BOUNDS, activation_decay, check, contrastive_loss, draw_shifts
+from comir_hpc.learning.critics import CRITICS, scores
+from comir_hpc.learning.loss import BOUNDS, activation_decay, check, contrastive_loss, draw_shifts
+from comir_hpc.space.groups import act_each, rotation_group
 
 SHIFTS = ((1, 0, -1), (0, 2, 0))
 RANKS = 3

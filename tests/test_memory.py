@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from comir_hpc import memory
-from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.host import memory
+from comir_hpc.host.memory import available_bytes, in_words
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_available_is_positive_and_less_than_the_machine_has() -> None:
 
 def test_a_limit_of_the_process_counts() -> None:
     code = (
-        "import resource; from comir_hpc.memory import available_bytes\n"
+        "import resource; from comir_hpc.host.memory import available_bytes\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); print(available_bytes())"
     )
     done = subprocess.run(
@@ -65,7 +65,7 @@ def test_kept_memory_is_not_cleared_again(keep: bool, fewer: bool) -> None:
     """64 MiB, above every threshold of glibc, taken and given back twice: the second time without page faults."""
     code = f"""
         import ctypes, resource
-        from comir_hpc.memory import keep_freed_memory
+        from comir_hpc.host.memory import keep_freed_memory
         libc = ctypes.CDLL(None)
         libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
         if {keep}:

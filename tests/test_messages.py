@@ -51,11 +51,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PAGES = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".html", ".j2"))
 # Who speaks with the words of a room: its verb (a report names commands of all verbs), or the verbs that use it.
 SPEAKERS: dict[str, tuple[str, ...]] = {verb: (verb,) for verb in set(VERBS) - {"report"}} | {
-    "cluster": ("ingest", "infer", "warp"),
     "blocks": ("ingest", "infer", "warp"),
-    "windows": ("infer", "register", "evaluate"),
     "representations": ("infer", "register", "evaluate"),
-    "engine": ("train",),
+    "learning": ("train",),
 }
 SPOKEN = [p for p in MODULES if p.relative_to(PACKAGE).parts[0] in SPEAKERS]
 

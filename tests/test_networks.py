@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from comir_hpc.config import NetworkSettings
 from comir_hpc.errors import ConfigError
-from comir_hpc.groups import act, rotation_group
 from comir_hpc.networks import (
     NETWORKS,
     Network,
@@ -29,6 +28,7 @@ from comir_hpc.networks import (
 from comir_hpc.networks.borders import Padding, pad_border
 from comir_hpc.networks.layers import SymmetricConv, same_conv
 from comir_hpc.networks.planning import Triple, plan_pooling, receptive_halo
+from comir_hpc.space.groups import act, rotation_group
 
 SMALL = {"unet": {"widths": (4, 6, 8)}, "denseunet": {}, "gunet": {"widths": (4, 4, 8), "group": "D2"}}
 

@@ -13,20 +13,20 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.config import IngestSettings, RegisterSettings
-from comir_hpc.datasets import Displacement, degrade, displace, embedded_volume, phantom_pair
+from comir_hpc.data.embedded import Displacement, degrade, displace, embedded_volume, phantom_pair
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Box, Grid
-from comir_hpc.histogram import Histogram, intensity_of
 from comir_hpc.ingest import ingest, ingest_array
 from comir_hpc.ingest import padding as recognition
-from comir_hpc.padding import Padding, Unpadded, padding_notes, paddings_of
-from comir_hpc.pyramid import downsample
+from comir_hpc.learning.specimens import Specimen, specimen_share
 from comir_hpc.register import register
+from comir_hpc.representations.encoding import NormalisedReader
 from comir_hpc.representations.features import specimen_mask
-from comir_hpc.specimens import Specimen, specimen_share
+from comir_hpc.space.grid import Box, Grid
 from comir_hpc.transforms import load_transform
-from comir_hpc.volume import Volume
-from comir_hpc.windows import NormalisedReader
+from comir_hpc.volumes.histogram import Histogram, intensity_of
+from comir_hpc.volumes.padding import Padding, Unpadded, padding_notes, paddings_of
+from comir_hpc.volumes.pyramid import downsample
+from comir_hpc.volumes.volume import Volume
 
 SHAPE = (48, 57, 48)
 

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import store, store_pair
 
-from comir_hpc.augmentation import IntensityChange
 from comir_hpc.config import SamplingSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.feed import feed
-from comir_hpc.groups import act, rotation_group
-from comir_hpc.patches import Draw, PatchSampler
-from comir_hpc.rotations import angle_deg
-from comir_hpc.specimens import Specimen, prepare_specimens, specimen_share
-from comir_hpc.volume import Volume
+from comir_hpc.learning.augmentation import IntensityChange
+from comir_hpc.learning.feed import feed
+from comir_hpc.learning.patches import Draw, PatchSampler
+from comir_hpc.learning.specimens import Specimen, prepare_specimens, specimen_share
+from comir_hpc.space.groups import act, rotation_group
+from comir_hpc.space.rotations import angle_deg
+from comir_hpc.volumes.volume import Volume
 
 CPU = torch.device("cpu")
 PLAIN = IntensityChange.plain(0)

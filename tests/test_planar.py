@@ -26,24 +26,24 @@ from comir_hpc.config import (
     WarpSettings,
     validate,
 )
-from comir_hpc.datasets import Displacement, displace, phantom_pair
+from comir_hpc.data.embedded import Displacement, displace, phantom_pair
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.evaluate import evaluate
-from comir_hpc.geometry import IDENTITY, Box, Grid
 from comir_hpc.infer import infer
 from comir_hpc.ingest import ingest
-from comir_hpc.patches import specimen_mask as patch_mask
-from comir_hpc.readers import in_memory, open_source
+from comir_hpc.learning.patches import specimen_mask as patch_mask
 from comir_hpc.register import plan_register, register
-from comir_hpc.register.plane import SlicePlane
+from comir_hpc.register.slices import SlicePlane
 from comir_hpc.report import report
+from comir_hpc.representations.encoding import load_encoder, nearest_level
 from comir_hpc.representations.features import specimen_mask
-from comir_hpc.rotations import angle_deg, so2_grid
+from comir_hpc.space.grid import IDENTITY, Box, Grid
+from comir_hpc.space.rotations import angle_deg, so2_grid
 from comir_hpc.train import train
 from comir_hpc.transforms import Transform, from_itk, itk_image, itk_transform, load_transform, save_transform
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.readers import in_memory, open_source
+from comir_hpc.volumes.volume import Volume
 from comir_hpc.warp import warp
-from comir_hpc.windows import load_encoder, nearest_level
 
 SIDE = 72
 # A slice of a coronal scan: rows to the feet, columns to the patient's left, the normal to the back.

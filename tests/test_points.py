@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.points import read_point_table
+from comir_hpc.volumes.points import read_point_table
 
 FCSV = (
     "# Markups fiducial file version = {version}\n# CoordinateSystem = {system}\n"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comir_hpc.geometry import Grid
-from comir_hpc.pyramid import downsample, planned_levels
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.pyramid import downsample, planned_levels
 
 
 def slow_mean(values: np.ndarray, step: tuple[int, int, int]) -> np.ndarray:

@@ -18,9 +18,9 @@ import zarr
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box, Grid
-from comir_hpc.readers import Source, in_memory, open_source
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Box, Grid
+from comir_hpc.volumes.readers import Source, in_memory, open_source
+from comir_hpc.volumes.volume import Volume
 
 SHAPE = (5, 6, 7)
 BOX = Box((1, 2, 0), (4, 6, 5))

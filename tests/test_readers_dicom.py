@@ -30,8 +30,8 @@ from pydicom.uid import (
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box
-from comir_hpc.readers import Source, open_source
+from comir_hpc.space.grid import Box
+from comir_hpc.volumes.readers import Source, open_source
 
 OBLIQUE = Rotation.from_euler("xyz", [20, -35, 50], degrees=True).as_matrix()
 

@@ -15,8 +15,8 @@ import tifffile
 from PIL import Image
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box
-from comir_hpc.readers import Source, open_source
+from comir_hpc.space.grid import Box
+from comir_hpc.volumes.readers import Source, open_source
 
 PLANE = (6, 7)
 

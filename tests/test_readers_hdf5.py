@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box
-from comir_hpc.readers import open_source
+from comir_hpc.space.grid import Box
+from comir_hpc.volumes.readers import open_source
 
 SHAPE = (6, 20, 24)
 ARRAY = np.arange(np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE)

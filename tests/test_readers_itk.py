@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.readers import Source, open_source
+from comir_hpc.volumes.readers import Source, open_source
 
 ARRAY = np.arange(5 * 6 * 7, dtype="<i2").reshape(5, 6, 7)
 META = {

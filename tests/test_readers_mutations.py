@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from header_mutations import MAKERS, compare
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.readers import open_source
+from comir_hpc.volumes.readers import open_source
 
 MUTATIONS = 200
 

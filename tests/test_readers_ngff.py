@@ -10,8 +10,8 @@ import pytest
 from zarr_images import ARRAY, scale, shift, space, write
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.readers import open_source
-from comir_hpc.readers.lengths import mm_of
+from comir_hpc.volumes.readers import open_source
+from comir_hpc.volumes.readers.lengths import mm_of
 
 # ---------------------------------------------------------------------- units
 

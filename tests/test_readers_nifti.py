@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.readers import Source, open_source
+from comir_hpc.volumes.readers import Source, open_source
 
 SHAPE = (28, 24, 20)
 ARRAY = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)

@@ -12,7 +12,7 @@ from scipy.io import savemat
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.readers import Source, open_source
+from comir_hpc.volumes.readers import Source, open_source
 
 ARRAY = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
 

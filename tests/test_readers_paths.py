@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.readers import open_source
+from comir_hpc.volumes.readers import open_source
 
 
 @contextmanager

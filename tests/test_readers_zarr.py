@@ -14,10 +14,10 @@ from zarr_images import ARRAY, SHAPE, reads, scale, space, write
 
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Grid
 from comir_hpc.ingest import ingest
-from comir_hpc.readers import open_source
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.readers import open_source
+from comir_hpc.volumes.volume import Volume
 
 # ---------------------------------------------------------------------- levels of our own stores
 

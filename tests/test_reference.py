@@ -10,11 +10,11 @@ from phantoms import store_pair
 from torch import Tensor
 
 from comir_hpc.config import SamplingSettings
-from comir_hpc.groups import rotation_group
-from comir_hpc.patches import PatchSampler
-from comir_hpc.reference import Watch, reference_metrics
-from comir_hpc.specimens import prepare_specimens
-from comir_hpc.volume import Volume
+from comir_hpc.learning.patches import PatchSampler
+from comir_hpc.learning.specimens import prepare_specimens
+from comir_hpc.representations.reference import Watch, reference_metrics
+from comir_hpc.space.groups import rotation_group
+from comir_hpc.volumes.volume import Volume
 
 CPU = torch.device("cpu")
 

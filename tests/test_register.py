@@ -7,9 +7,9 @@ from registration_cases import FLIPPED, OBLIQUE, errors_vox, seen, specimen, sto
 
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import ComirError, ConfigError, RegistrationError, VolumeError
-from comir_hpc.geometry import Grid
 from comir_hpc.register import plan_register, register
 from comir_hpc.representations.features import Features
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform, load_transform
 
 PLAIN = Grid((40, 44, 36), (1.0, 1.0, 1.0), (5.0, -8.0, 20.0))

@@ -18,10 +18,10 @@ from test_register import CENTRE, PLAIN, only_volumes, pair, settings, turn, tur
 
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError, UnsavedResult
-from comir_hpc.geometry import Grid
 from comir_hpc.register import outputs, register
 from comir_hpc.report import report
 from comir_hpc.runs.result import read_result
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
 
 

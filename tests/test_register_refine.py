@@ -3,14 +3,14 @@ import pytest
 from registration_cases import OBLIQUE, errors_vox, features_pair, seen, specimen, turn
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import Grid
-from comir_hpc.register.agreement import Similarity
-from comir_hpc.register.candidates import COARSE, FINE, rank
-from comir_hpc.register.halves import halves_distance_mm
-from comir_hpc.register.panels import make_panels
+from comir_hpc.register.cross_check import halves_distance_mm
+from comir_hpc.register.pictures import make_panels
+from comir_hpc.register.ranking import COARSE, FINE, rank
 from comir_hpc.register.refine import Refiner
+from comir_hpc.register.similarity import Similarity
 from comir_hpc.representations import CORRELATION, INFORMATION
 from comir_hpc.representations.features import Features, one_channel
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
 
 CENTRE = (22.0, 13.0, 39.0)

@@ -5,13 +5,13 @@ import pytest
 from registration_cases import FLIPPED, OBLIQUE, errors_vox, features_pair, specimen, turn
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import Grid
 from comir_hpc.register.coarse import CoarseFeatures, Turner, coarsen
 from comir_hpc.register.global_search import Search, choose_starts, distinct, search
 from comir_hpc.representations import INFORMATION
 from comir_hpc.representations.criteria import Correlator, MaskedCorrelation, MutualInformation
 from comir_hpc.representations.features import Features
-from comir_hpc.rotations import reverse_axes, so3_grid
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.rotations import reverse_axes, so3_grid
 from comir_hpc.transforms import Transform
 
 

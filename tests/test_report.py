@@ -20,11 +20,11 @@ from PIL import Image
 from result_folder import GRID, write_panels, write_result_folder, write_run
 
 from comir_hpc.errors import ComirError
-from comir_hpc.points import read_point_table
 from comir_hpc.report import charts, panels, report
 from comir_hpc.report.contents import read_contents
 from comir_hpc.transforms import Transform, save_transform
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.points import read_point_table
+from comir_hpc.volumes.volume import Volume
 
 PROBE = """
 <script>

@@ -11,10 +11,10 @@ from browser import page_source, picture
 from result_folder import write_result_folder, write_run
 
 from comir_hpc.evaluate.plots import draw_diagnosis
-from comir_hpc.groups import rotation_group
 from comir_hpc.report import report
 from comir_hpc.report.diagnosis import describe_diagnoses
-from comir_hpc.rotations import angle_deg
+from comir_hpc.space.groups import rotation_group
+from comir_hpc.space.rotations import angle_deg
 
 
 def make_record(step: int = 400, worst: float = 0.12) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import comir_hpc
 from comir_hpc.config import RegisterSettings, validate
 from comir_hpc.config.words import REPRESENTATIONS, Offered
 from comir_hpc.errors import ConfigError
-from comir_hpc.geometry import Grid
 from comir_hpc.register import plan_register, register
 from comir_hpc.representations import CORRELATION, INFORMATION, Features, Measure, Representation
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 GRID = Grid((40, 44, 36), (1.0, 1.0, 1.0), (5.0, -8.0, 20.0))
 TRUTH = Transform.rigid(turn(100), (2.0, -1.5, 1.0), GRID.centre_mm)

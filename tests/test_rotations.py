@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from comir_hpc.errors import ConfigError
-from comir_hpc.groups import GROUP_NAMES, act, act_each, group_for_spacing, rotation_group
-from comir_hpc.rotations import (
+from comir_hpc.space.groups import GROUP_NAMES, act, act_each, group_for_spacing, rotation_group
+from comir_hpc.space.rotations import (
     angle_deg,
     covering_radius_deg,
     from_quaternions,
@@ -303,5 +303,5 @@ def test_covering_radius_of_few_rotations() -> None:
 
 
 def test_import_loads_no_torch() -> None:
-    code = "import sys, comir_hpc.rotations; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    code = "import sys, comir_hpc.space.rotations; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,11 +15,12 @@ from phantoms import store_pair
 from result_folder import write_result_folder
 from trained_run import write_run
 
-from comir_hpc.checkpoints import read_tensors
-from comir_hpc.cluster import Figures
+from comir_hpc.blocks import Figures
 from comir_hpc.errors import CheckpointError, ComirError, RegistrationError
 from comir_hpc.infer import InferResult
 from comir_hpc.ingest import IngestResult
+from comir_hpc.representations.encoding import load_encoder
+from comir_hpc.runs.checkpoints import read_tensors
 from comir_hpc.runs.folder import require_room
 from comir_hpc.runs.html import table
 from comir_hpc.runs.model import Model, read_model, write_model
@@ -27,9 +28,8 @@ from comir_hpc.runs.record import FORMAT, as_json, make_record
 from comir_hpc.runs.result import Result, read_result, write_result
 from comir_hpc.runs.result_html import result_html
 from comir_hpc.train import TrainResult
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 from comir_hpc.warp import WarpResult
-from comir_hpc.windows import load_encoder
 
 BEFORE = Path(__file__).with_name("format_0")  # as version 0.1.0 wrote them, of the demo
 IDENTITY = np.eye(4).tolist()

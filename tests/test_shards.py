@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import zarr
 
+from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box, Grid
-from comir_hpc.ledger import Ledger
-from comir_hpc.shards import Shards, num_threads, remove_unfinished
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Box, Grid
+from comir_hpc.volumes.shards import Shards, num_threads, remove_unfinished
+from comir_hpc.volumes.volume import Volume
 
 SHAPE = (16, 16, 16)
 BOX = Box((0, 0, 0), SHAPE)
@@ -139,8 +139,8 @@ def test_with_checksums_whichever_bit_flips_is_an_error_that_names_the_shard(tmp
 KILLED = """
 import os, sys, threading, time
 import numpy as np
-from comir_hpc.geometry import Box
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Box
+from comir_hpc.volumes.volume import Volume
 volume = Volume.open(sys.argv[1], writable=True)
 values = np.random.default_rng(0).integers(1, 60000, (1, 16, 16, 16)).astype(np.uint16)
 print("ready", flush=True)

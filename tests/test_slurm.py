@@ -24,10 +24,10 @@ from phantoms import store_pair
 from slurm_cluster import SlurmCluster
 from trained_run import write_run
 
-from comir_hpc.datasets import embedded_volume
-from comir_hpc.tracking import read_metrics
+from comir_hpc.data.embedded import embedded_volume
+from comir_hpc.runs.tracking import read_metrics
 from comir_hpc.transforms import load_transform
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
 

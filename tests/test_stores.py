@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from comir_hpc.commands.app import app
 from comir_hpc.config import EvaluateSettings, RegisterSettings, TrainSettings, WarpSettings, validate
-from comir_hpc.datasets import write_nifti
+from comir_hpc.data.embedded import write_nifti
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Grid
 from comir_hpc.recipes.stores import as_store, is_store, plan_stores, store_of, with_stores
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform, save_transform
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 GRID = Grid((12, 14, 16), (1, 1, 1))
 

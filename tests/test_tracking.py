@@ -24,10 +24,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from comir_hpc import tracking
 from comir_hpc.config import TrackingSettings
 from comir_hpc.errors import CheckpointError, ComirError
-from comir_hpc.tracking import (
+from comir_hpc.runs import tracking
+from comir_hpc.runs.tracking import (
     NullTracker,
     Tracker,
     flatten,
@@ -39,7 +39,7 @@ from comir_hpc.tracking import (
     send_diagnostics,
     sync,
 )
-from comir_hpc.tracking.system import SystemLoad
+from comir_hpc.runs.tracking.system import SystemLoad
 
 FILE_ONLY = TrackingSettings(mlflow=None)
 
@@ -156,7 +156,7 @@ def test_flatten_numbers_the_pairs_and_keeps_plain_sequences():
 
 
 def test_import_loads_no_mlflow():
-    code = "import sys, comir_hpc.tracking; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, comir_hpc.runs.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

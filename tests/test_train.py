@@ -16,19 +16,19 @@ from phantoms import store, store_pair
 from test_engine import free_port
 from torch import Tensor, nn
 
-from comir_hpc.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
 from comir_hpc.config import TrainSettings, load, validate
-from comir_hpc.datasets import phantom_pair
+from comir_hpc.data.embedded import phantom_pair
 from comir_hpc.errors import CheckpointError, ConfigError, HeldError, StopRequested, VolumeError
 from comir_hpc.host.locks import writer
 from comir_hpc.networks import Network, build_network
-from comir_hpc.tracking import read_metrics
+from comir_hpc.representations.encoding import load_encoder
+from comir_hpc.runs.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint
+from comir_hpc.runs.tracking import read_metrics
 from comir_hpc.train import plan_training, train
 from comir_hpc.train.checks import build_networks, inspect_inputs
 from comir_hpc.train.loop import Loop
 from comir_hpc.train.plan import choose_recomputed_levels, predict
-from comir_hpc.volume import Volume
-from comir_hpc.windows import load_encoder
+from comir_hpc.volumes.volume import Volume
 
 STEPS = 6
 TIMINGS = {
@@ -402,7 +402,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     pair: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import comir_hpc.checkpoints as module
+    import comir_hpc.runs.checkpoints as module
 
     save, calls = torch.save, []
 

@@ -13,8 +13,7 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import ComirError, RegistrationError
-from comir_hpc.geometry import Grid
-from comir_hpc.points import read_point_table
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import (
     Affine,
     Composite,
@@ -30,6 +29,7 @@ from comir_hpc.transforms import (
     save_itk,
     save_transform,
 )
+from comir_hpc.volumes.points import read_point_table
 
 POINTS = np.random.default_rng(0).uniform(-40, 40, size=(40, 3))
 ROTATION = Rotation.from_rotvec((0.3, -0.5, 1.1)).as_matrix()

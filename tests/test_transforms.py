@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from comir_hpc import transforms
 from comir_hpc.errors import RegistrationError, VolumeError
-from comir_hpc.geometry import Grid
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import (
     FIXED_WORLD,
     MOVING_WORLD,

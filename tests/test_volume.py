@@ -15,10 +15,10 @@ from ome_zarr_models.v05.image import Image
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box, Grid
-from comir_hpc.plan import plan_blocks
-from comir_hpc.pyramid import downsample
-from comir_hpc.volume import Intensity, Volume, best_shuffle, chunk_and_shard
+from comir_hpc.space.grid import Box, Grid
+from comir_hpc.space.plan import plan_blocks
+from comir_hpc.volumes.pyramid import downsample
+from comir_hpc.volumes.volume import Intensity, Volume, best_shuffle, chunk_and_shard
 
 OBLIQUE = tuple(map(tuple, Rotation.from_euler("xyz", [20, -35, 50], degrees=True).as_matrix().tolist()))
 GRID = Grid((20, 33, 41), (2.0, 1.0, 0.5), (10.0, -20.0, 30.0), OBLIQUE, "micrometer")

@@ -20,9 +20,9 @@ from scipy import ndimage
 
 from comir_hpc.config import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
-from comir_hpc.geometry import Box, Grid
-from comir_hpc.plan import plan_blocks
-from comir_hpc.rotations import rotation_by
+from comir_hpc.space.grid import Box, Grid
+from comir_hpc.space.plan import plan_blocks
+from comir_hpc.space.rotations import rotation_by
 from comir_hpc.transforms import (
     Affine,
     Composite,
@@ -34,7 +34,7 @@ from comir_hpc.transforms import (
     load_transform,
     save_transform,
 )
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 from comir_hpc.warp import plan_warp, warp
 from comir_hpc.warp.resampling import Resampler, share_inside
 

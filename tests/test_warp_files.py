@@ -16,10 +16,10 @@ import tifffile
 from test_warp import FIXED, MOVING, RIGID, SMOOTH, made, volume
 
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Grid
-from comir_hpc.readers import open_source
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import array_and_grid, save_transform
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.readers import open_source
+from comir_hpc.volumes.volume import Volume
 from comir_hpc.warp import plan_warp, warp
 from comir_hpc.warp.files import nifti_matrix, predicted_bytes, write_file
 

@@ -15,12 +15,19 @@ from phantoms import store, store_pair
 from trained_run import write_run
 
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
-from comir_hpc.geometry import Box
-from comir_hpc.groups import act, rotation_group
-from comir_hpc.plan import plan_blocks
-from comir_hpc.volume import Volume
-from comir_hpc.windows import Encoder, NormalisedReader, Sweep, load_encoder, nearest_level, plan_windows
-from comir_hpc.windows.evaluation import in_batches
+from comir_hpc.representations.encoding import (
+    Encoder,
+    NormalisedReader,
+    Sweep,
+    load_encoder,
+    nearest_level,
+    plan_windows,
+)
+from comir_hpc.representations.encoding.evaluation import in_batches
+from comir_hpc.space.grid import Box
+from comir_hpc.space.groups import act, rotation_group
+from comir_hpc.space.plan import plan_blocks
+from comir_hpc.volumes.volume import Volume
 
 SHAPE = (37, 26, 45)
 
@@ -167,7 +174,7 @@ def test_rows_that_follow_each_other_along_y_evaluate_every_window_once(
 def test_blocks_in_any_order_and_with_any_room_give_the_same_bits(
     encoder: Encoder, image: np.ndarray, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comir_hpc.windows.encoder._KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr("comir_hpc.representations.encoding.encoder._KEPT_BYTES", kept_bytes)
     windows = encoder.windows(SHAPE, window=16, overlap=0.5)
     whole = encoder.encode(_reader(image), windows, Box((0, 0, 0), SHAPE))
     plan = plan_blocks(SHAPE, (16, 13, 15))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from comir_hpc.readers import open_source
+from comir_hpc.volumes.readers import open_source
 
 SHAPE = (6, 20, 24)
 ARRAY = np.arange(np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE)

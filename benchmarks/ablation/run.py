@@ -24,10 +24,10 @@ import numpy as np
 import yaml
 
 from comir_hpc.config import IngestSettings
-from comir_hpc.datasets import Displacement, degrade, displace, embedded_volume, write_nifti
+from comir_hpc.data.embedded import Displacement, degrade, displace, embedded_volume, write_nifti
 from comir_hpc.ingest import ingest
 from comir_hpc.transforms import save_transform
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 SIDE = 112
 CASES = (100, 101)  # seeds of the displacements; the demo's are 0 to 19

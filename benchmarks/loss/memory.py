@@ -53,7 +53,7 @@ def measure(variant: str, patches: int, side: int) -> dict[str, object]:
     import torch
 
     from comir_hpc.config import LossSettings
-    from comir_hpc.loss import contrastive_loss, draw_shifts
+    from comir_hpc.learning.loss import contrastive_loss, draw_shifts
 
     critic = "mse" if variant in ("pairwise", "masked") else variant
     shifted = variant == "displaced"

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from comir_hpc.config import LossSettings, NetworkSettings
-from comir_hpc.loss import contrastive_loss, draw_shifts
-from comir_hpc.memory import keep_freed_memory
+from comir_hpc.host.memory import keep_freed_memory
+from comir_hpc.learning.loss import contrastive_loss, draw_shifts
 from comir_hpc.networks import build_network, network_options
 
 CASES = ((12, 32), (64, 64))  # the demo's step, and the one that the bar of 5 % names

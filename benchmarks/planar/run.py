@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from comir_hpc.config import IngestSettings, RegisterSettings, TrainSettings, load
-from comir_hpc.datasets import Displacement, degrade, displace, embedded_volume, write_nifti
-from comir_hpc.geometry import Box, Grid
+from comir_hpc.data.embedded import Displacement, degrade, displace, embedded_volume, write_nifti
 from comir_hpc.ingest import ingest, ingest_array
 from comir_hpc.register import register
 from comir_hpc.representations.features import specimen_mask
+from comir_hpc.space.grid import Box, Grid
 from comir_hpc.train import train
 from comir_hpc.transforms import Transform
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 TEST = (24, 36, 48, 60, 72)
 TRAIN = tuple(z for z in range(20, 77) if min(abs(z - t) for t in TEST) >= 4)

@@ -26,7 +26,7 @@ import SimpleITK as sitk
 import tifffile
 import zarr
 
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 FLIPPED = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))

@@ -73,9 +73,9 @@ def prepare(work: Path) -> None:
     import SimpleITK as sitk
 
     from comir_hpc.config import IngestSettings
-    from comir_hpc.datasets import phantom_pair
+    from comir_hpc.data.embedded import phantom_pair
     from comir_hpc.ingest import ingest
-    from comir_hpc.rotations import rotation_by
+    from comir_hpc.space.rotations import rotation_by
     from comir_hpc.transforms import Transform, save_transform
 
     for name, values in zip(("one", "two"), phantom_pair(SHAPE, seed=0), strict=True):

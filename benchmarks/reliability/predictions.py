@@ -283,7 +283,7 @@ def model(work: Path) -> str:
 
 def transform(work: Path) -> str:
     """Return a turn about the world's axes, as `register` would write it."""
-    from comir_hpc.rotations import rotation_by
+    from comir_hpc.space.rotations import rotation_by
     from comir_hpc.transforms import Transform, save_transform
 
     turn = rotation_by((0.2, 1.0, 0.4), 8.0)[::-1, ::-1]

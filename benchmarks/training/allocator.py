@@ -22,7 +22,7 @@ def measure(patches: int, side: int, keep: bool) -> tuple[float, float]:
     import torch
 
     from comir_hpc.config import NetworkSettings
-    from comir_hpc.memory import keep_freed_memory, peak_bytes
+    from comir_hpc.host.memory import keep_freed_memory, peak_bytes
     from comir_hpc.networks import build_network, network_options
 
     if keep:

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from comir_hpc.config import NetworkSettings
-from comir_hpc.memory import keep_freed_memory
+from comir_hpc.host.memory import keep_freed_memory
 from comir_hpc.networks import build_network, network_options, predict_step
 
 COLUMNS = (

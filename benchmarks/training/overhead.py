@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from comir_hpc.config import EngineSettings, LossSettings, NetworkSettings, OptimiserSettings
-from comir_hpc.engine import make_engine
-from comir_hpc.loss import contrastive_loss, draw_shifts
+from comir_hpc.learning.engine import make_engine
+from comir_hpc.learning.loss import contrastive_loss, draw_shifts
 from comir_hpc.networks import build_network, network_options
 
 LOSS, OPTIMISER = LossSettings(), OptimiserSettings()

@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from comir_hpc.config import IngestSettings
-from comir_hpc.datasets import embedded_volume
+from comir_hpc.data.embedded import embedded_volume
 from comir_hpc.ingest import ingest
 
 

@@ -41,8 +41,8 @@ def prepare(work: Path, side: int, widths: list[int]) -> None:
     from brains import brains
     from infer import make_run
 
-    from comir_hpc.geometry import Grid
     from comir_hpc.ingest import ingest_array
+    from comir_hpc.space.grid import Grid
 
     if not (work / "run" / "model.json").exists():
         work.mkdir(parents=True, exist_ok=True)
@@ -55,8 +55,8 @@ def _monai(work: Path, side: int, equal: bool) -> tuple[float, float, Path]:
     import torch
     from monai.inferers import sliding_window_inference
 
-    from comir_hpc.volume import Volume
-    from comir_hpc.windows import NormalisedReader, load_encoder
+    from comir_hpc.representations.encoding import NormalisedReader, load_encoder
+    from comir_hpc.volumes.volume import Volume
 
     network = load_encoder(work / "run", "one", device="cpu", precision="fp32").network
     values = torch.from_numpy(NormalisedReader(Volume.open(work / f"{side}.zarr"), 0)(_whole(side)))[None]
@@ -70,7 +70,7 @@ def _monai(work: Path, side: int, equal: bool) -> tuple[float, float, Path]:
 
 
 def _whole(side: int) -> Any:
-    from comir_hpc.geometry import Box
+    from comir_hpc.space.grid import Box
 
     return Box((0, 0, 0), (side,) * 3)
 
@@ -106,8 +106,8 @@ def _comir(work: Path, side: int, equal: bool) -> tuple[float, float, Path]:
 
 def measure(name: str, work: Path, side: int) -> dict[str, Any]:
     """Carry out one of them in this process."""
-    from comir_hpc.memory import peak_bytes
-    from comir_hpc.volume import Volume
+    from comir_hpc.host.memory import peak_bytes
+    from comir_hpc.volumes.volume import Volume
 
     act = _monai if name.endswith("MONAI") else _comir
     wall, cpu, result = act(work, side, name.startswith("equal"))

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.datasets import embedded_volume
+from comir_hpc.data.embedded import embedded_volume
 
 _ENLARGED = 2
 _OFFSET, _GAIN, _READ_NOISE = 100.0, 12.0, 3.0

@@ -26,7 +26,7 @@ from brains import brains
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from comir_hpc.shards import Shards
+from comir_hpc.volumes.shards import Shards
 
 
 def make(path: Path, shape: tuple[int, ...], shard: int, checked: bool) -> Shards:

@@ -33,9 +33,9 @@ import numpy as np
 def make_run(folder: Path, **settings_changed: object) -> Path:
     """Train two steps of a network, the default one unless changed, on generated phantoms."""
     from comir_hpc.config import TrainSettings
-    from comir_hpc.datasets import phantom_pair
-    from comir_hpc.geometry import Grid
+    from comir_hpc.data.embedded import phantom_pair
     from comir_hpc.ingest import ingest_array
+    from comir_hpc.space.grid import Grid
     from comir_hpc.train import train
 
     grid = Grid((48, 48, 48), (1.0, 1.0, 1.0))
@@ -55,9 +55,9 @@ def make_run(folder: Path, **settings_changed: object) -> Path:
 
 def ball(path: Path, side: int, radius: int = 96) -> Path:
     """Write a volume of side^3 with a ball of noise in its middle, block by block."""
-    from comir_hpc.geometry import Grid
-    from comir_hpc.plan import plan_blocks
-    from comir_hpc.volume import Volume
+    from comir_hpc.space.grid import Grid
+    from comir_hpc.space.plan import plan_blocks
+    from comir_hpc.volumes.volume import Volume
 
     volume = Volume.create(path, Grid((side,) * 3, (1.0, 1.0, 1.0)), np.uint16, chunk=64, shard=128)
     for block in plan_blocks((side,) * 3, volume.shard_zyx):
@@ -75,8 +75,8 @@ def ball(path: Path, side: int, radius: int = 96) -> Path:
 def encode(source: Path, run: Path, out: Path, **options: object) -> None:
     """Run `infer` in this process and print what it measured."""
     from comir_hpc.config import InferSettings
+    from comir_hpc.host.memory import peak_bytes
     from comir_hpc.infer import infer
-    from comir_hpc.memory import peak_bytes
 
     settings = InferSettings(zarr=source, model=run, modality="one", out=out, device="cpu", **options)
     begun = time.process_time()
@@ -141,8 +141,8 @@ def parts(folder: Path, side: int, widths: list[int]) -> list[dict[str, object]]
     """One process, then two that do half of the blocks each."""
     from brains import brains
 
-    from comir_hpc.geometry import Grid
     from comir_hpc.ingest import ingest_array
+    from comir_hpc.space.grid import Grid
 
     run = make_run(folder, network={"widths": tuple(widths)})
     source = folder / "brains.zarr"

@@ -28,9 +28,9 @@ SHARD = 256
 
 
 def _write(data: Path, store: Path) -> tuple[float, float]:
-    from comir_hpc.geometry import Grid
-    from comir_hpc.plan import plan_blocks
-    from comir_hpc.volume import Volume
+    from comir_hpc.space.grid import Grid
+    from comir_hpc.space.plan import plan_blocks
+    from comir_hpc.volumes.volume import Volume
 
     values = np.load(data)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -54,7 +54,7 @@ def _ingest(source: Path, store: Path) -> tuple[float, float]:
 
 def measure(name: str, work: Path) -> dict[str, Any]:
     """Carry out one of them in this process."""
-    from comir_hpc.memory import peak_bytes
+    from comir_hpc.host.memory import peak_bytes
 
     act = _write if name == "write" else _ingest
     wall, cpu = act(files_of(work)[name], work / "store.zarr")

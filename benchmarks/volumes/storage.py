@@ -51,8 +51,8 @@ def _shards(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
 
 
 def _volume_write(path: Path, values: np.ndarray) -> None:
-    from comir_hpc.geometry import Grid
-    from comir_hpc.volume import Volume
+    from comir_hpc.space.grid import Grid
+    from comir_hpc.volumes.volume import Volume
 
     volume = Volume.create(path, Grid(values.shape, (1.0, 1.0, 1.0)), values.dtype, chunk=CHUNK, shard=SHARD)
     volume.write(volume.grid.box, values[None])
@@ -60,15 +60,15 @@ def _volume_write(path: Path, values: np.ndarray) -> None:
 
 
 def _volume_read(path: Path) -> np.ndarray:
-    from comir_hpc.volume import Volume
+    from comir_hpc.volumes.volume import Volume
 
     return Volume.open(path).read()[0]
 
 
 def _volume_blocks_write(path: Path, values: np.ndarray) -> None:
-    from comir_hpc.geometry import Grid
-    from comir_hpc.plan import plan_blocks
-    from comir_hpc.volume import Volume
+    from comir_hpc.space.grid import Grid
+    from comir_hpc.space.plan import plan_blocks
+    from comir_hpc.volumes.volume import Volume
 
     volume = Volume.create(path, Grid(values.shape, (1.0, 1.0, 1.0)), values.dtype, chunk=CHUNK, shard=SHARD)
     for block in plan_blocks(values.shape, volume.shard_zyx):
@@ -77,8 +77,8 @@ def _volume_blocks_write(path: Path, values: np.ndarray) -> None:
 
 
 def _volume_blocks_read(path: Path) -> np.ndarray:
-    from comir_hpc.plan import plan_blocks
-    from comir_hpc.volume import Volume
+    from comir_hpc.space.plan import plan_blocks
+    from comir_hpc.volumes.volume import Volume
 
     volume = Volume.open(path)
     out = np.empty(volume.grid.shape_zyx, volume.dtype)

@@ -48,11 +48,11 @@ def _root(
 @verb(app, settings=("DemoSettings",), example="Example:  comir-hpc demo --out demo --seed 3")
 def demo(call: Call) -> None:
     """Run the main job on the embedded brain pair: displace, ingest, train, infer, register, warp, report."""
-    from comir_hpc.config import DemoSettings
+    from comir_hpc.config.demo import DemoSettings
 
     settings = call.settings(DemoSettings)
-    from comir_hpc.demo import demo as run
-    from comir_hpc.demo import plan_demo
+    from comir_hpc.recipes.demo import demo as run
+    from comir_hpc.recipes.demo import plan_demo
 
     if call.dry_run:
         return call.plan(plan_demo(settings))
@@ -70,7 +70,7 @@ def demo(call: Call) -> None:
 )
 def ingest(call: Call) -> None:
     """Turn a file of any common format into a chunked OME-Zarr volume with a pyramid."""
-    from comir_hpc.config import IngestSettings
+    from comir_hpc.config.ingest import IngestSettings
 
     settings = call.settings(IngestSettings)
     from comir_hpc.ingest import ingest as run
@@ -98,13 +98,15 @@ def train(call: Call) -> None:
     The settings stand in a YAML file. --set changes any of them, by the names that docs/training.md and the
     config.yaml of a run have.
     """
-    from comir_hpc.config import RunSettings, TrainSettings, load, validate
+    from comir_hpc.config.base import validate
+    from comir_hpc.config.files import load
+    from comir_hpc.config.train import RunSettings, TrainSettings
 
     files = {name: value for name, value in call.given.items() if name in RunSettings.model_fields}
     place = validate(RunSettings, files, source="comir-hpc train")
     values = {name: value for name, value in call.given.items() if name not in files}
     settings = load(TrainSettings, place.config, place.overrides, values)
-    from comir_hpc.launch import read_launch
+    from comir_hpc.host.launch import read_launch
     from comir_hpc.train import plan_training
     from comir_hpc.train import train as run_training
 
@@ -124,7 +126,7 @@ def train(call: Call) -> None:
 )
 def infer(call: Call) -> None:
     """Encode a volume of any size window by window, from zarr to zarr."""
-    from comir_hpc.config import InferSettings
+    from comir_hpc.config.infer import InferSettings
 
     settings = call.settings(InferSettings)
     settings = call.with_stores(settings, settings.out.parent, processes=settings.part[1])
@@ -148,7 +150,7 @@ def infer(call: Call) -> None:
 )
 def register(call: Call) -> None:
     """Find the transform from fixed to moving, with a verdict: PASS, WARN or FAIL (exit code 1)."""
-    from comir_hpc.config import RegisterSettings
+    from comir_hpc.config.register import RegisterSettings
 
     settings = call.settings(RegisterSettings)
     settings = call.with_stores(settings, settings.out)
@@ -172,7 +174,7 @@ def register(call: Call) -> None:
 )
 def warp(call: Call) -> None:
     """Apply a transform: the moving volume onto the fixed grid, or points either way."""
-    from comir_hpc.config import WarpSettings
+    from comir_hpc.config.warp import WarpSettings
 
     settings = call.settings(WarpSettings)
     if settings.zarr is not None and settings.like is not None:  # otherwise it is points, or refused
@@ -202,7 +204,7 @@ def evaluate(call: Call) -> None:
     rank, and where the registration of the aligned pair ends. Writes diagnostics.json and diagnostics.png, adds both
     to the run's report, and sends them to its MLflow run.
     """
-    from comir_hpc.config import CompareSettings, EvaluateSettings
+    from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
 
     if "model" in call.given:
         call.refuse_others(EvaluateSettings, "with --model")
@@ -231,7 +233,7 @@ def evaluate(call: Call) -> None:
 
 def _diagnose(call: Call) -> None:
     """Measure the encoders of a run."""
-    from comir_hpc.config import EvaluateSettings
+    from comir_hpc.config.evaluate import EvaluateSettings
 
     settings = call.settings(EvaluateSettings)
     settings = call.with_stores(settings, settings.out or Path())
@@ -259,7 +261,7 @@ def _diagnose(call: Call) -> None:
 )
 def report(call: Call) -> None:
     """Write report.html, one self-contained page, from the folder of a registration or a training run."""
-    from comir_hpc.config import ReportSettings
+    from comir_hpc.config.pages import ReportSettings
 
     settings = call.settings(ReportSettings)
     from comir_hpc.report import report as run
@@ -276,10 +278,10 @@ def report(call: Call) -> None:
 )
 def sync(call: Call) -> None:
     """Send to MLflow what it does not have of a training run: after its server was away, or to another one."""
-    from comir_hpc.config import SyncSettings
+    from comir_hpc.config.pages import SyncSettings
 
     settings = call.settings(SyncSettings)
-    from comir_hpc.tracking import sync as run
+    from comir_hpc.runs.tracking import sync as run
 
     sent = run(settings.folder, settings.mlflow)
     call.say(f"{sent.points} points and {sent.files} files of run {sent.run_id} sent to {sent.uri}")
@@ -293,7 +295,7 @@ def sync(call: Call) -> None:
 )
 def doctor(call: Call) -> None:
     """Say what works on this node, with numbers."""
-    from comir_hpc.config import DoctorSettings
+    from comir_hpc.config.pages import DoctorSettings
 
     settings = call.settings(DoctorSettings)
     from comir_hpc.commands.doctor import doctor as run

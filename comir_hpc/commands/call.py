@@ -49,7 +49,7 @@ class Call:
         ConfigError
             If a setting is missing or cannot work, or one was given that the class does not have.
         """
-        from comir_hpc.config import validate
+        from comir_hpc.config.base import validate
 
         return validate(kind, self.given, source=f"comir-hpc {self.verb}")
 

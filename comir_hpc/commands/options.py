@@ -19,7 +19,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from comir_hpc.commands.failure import UsageError
-from comir_hpc.config import OnCommandLine, Settings
+from comir_hpc.config.base import OnCommandLine, Settings
 
 PANELS = ("Input", "Method", "Output", "Resources")
 _SIMPLE = (bool, int, float, str, Path)

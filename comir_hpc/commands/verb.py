@@ -21,7 +21,7 @@ from comir_hpc.commands.terminal import Terminal
 
 if TYPE_CHECKING:
     from comir_hpc.commands.options import Choice
-    from comir_hpc.config import Settings
+    from comir_hpc.config.base import Settings
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ class TrainSettings(Settings):
                 "or set loss.displacement_negatives or loss.subcrops"
             )
         if self.sampling.group != "auto":
-            from comir_hpc.groups import rotation_group  # it loads numpy, which the help does not need
+            from comir_hpc.space.groups import rotation_group  # it loads numpy, which the help does not need
 
             rotation_group(self.sampling.group).require_invariant(self.sampling.patch, "sampling.patch")
         return self

@@ -10,14 +10,23 @@ from typing import Any
 import torch
 
 from comir_hpc import __version__
-from comir_hpc.checkpoints import checkpoint_path, list_checkpoints, read_checkpoint, unwritable, write_file
-from comir_hpc.config import EvaluateSettings, TrainSettings, load
+from comir_hpc.config.evaluate import EvaluateSettings
+from comir_hpc.config.files import load
+from comir_hpc.config.train import TrainSettings
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
-from comir_hpc.groups import Group, group_for_spacing, rotation_group
+from comir_hpc.representations.encoding.encoder import Encoder
+from comir_hpc.representations.encoding.loading import load_encoder, nearest_level
+from comir_hpc.runs.checkpoints import (
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+    unwritable,
+    write_file,
+)
 from comir_hpc.runs.model import MODEL_FILE, Model, read_model, weights_path, write_model
 from comir_hpc.runs.record import make_record
-from comir_hpc.volume import Volume
-from comir_hpc.windows import Encoder, load_encoder, nearest_level
+from comir_hpc.space.groups import Group, group_for_spacing, rotation_group
+from comir_hpc.volumes.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)

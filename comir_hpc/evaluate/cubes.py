@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comir_hpc.geometry import Box, Triple
-from comir_hpc.patches import specimen_mask
-from comir_hpc.specimens import Specimen
+from comir_hpc.learning.patches import specimen_mask
+from comir_hpc.learning.specimens import Specimen
+from comir_hpc.space.grid import Box, Triple
 
 _NEARLY_FULL = 0.8  # a place is good enough with this share of the specimen that the fullest place holds
 _SPLINE_REACH = 4  # voxels beyond a turned corner that spline interpolation reads

@@ -6,24 +6,26 @@ Axes: n cubes, c image channels, l latent channels, z y x space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from comir_hpc.config import EvaluateSettings
-from comir_hpc.diagnostics import equivariance_errors, so3_curve
-from comir_hpc.evaluate.checkpoint import Subject
+from comir_hpc.config.evaluate import EvaluateSettings
 from comir_hpc.evaluate.cubes import Places, choose_sides, read_cubes
-from comir_hpc.geometry import Triple
-from comir_hpc.patches import PatchSampler
-from comir_hpc.reference import reference_metrics
-from comir_hpc.rotations import angle_deg
-from comir_hpc.specimens import Specimen, prepare_specimens
-from comir_hpc.turning import spread_axes
-from comir_hpc.windows import Encoder
+from comir_hpc.learning.patches import PatchSampler
+from comir_hpc.learning.specimens import Specimen, prepare_specimens
+from comir_hpc.representations.encoding.encoder import Encoder
+from comir_hpc.representations.equivariance import equivariance_errors, so3_curve
+from comir_hpc.representations.reference import reference_metrics
+from comir_hpc.representations.turning import spread_axes
+from comir_hpc.space.grid import Triple
+from comir_hpc.space.rotations import angle_deg
+
+if TYPE_CHECKING:
+    from comir_hpc.evaluate.checkpoint import Subject
 
 
 def cube_sides(settings: EvaluateSettings, subject: Subject) -> tuple[Triple, Triple]:

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from comir_hpc import __version__
-from comir_hpc.checkpoints import write_file
-from comir_hpc.config import EvaluateSettings
+from comir_hpc.config.evaluate import EvaluateSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.evaluate.checkpoint import Subject, open_subject
 from comir_hpc.evaluate.cubes import place_cubes, read_cubes
@@ -38,9 +37,10 @@ from comir_hpc.evaluate.measures import (
 )
 from comir_hpc.evaluate.plots import draw_diagnosis
 from comir_hpc.evaluate.registration import specimen_points
-from comir_hpc.quality import effective_rank, foreground_agreement
+from comir_hpc.representations.quality import effective_rank, foreground_agreement
+from comir_hpc.runs.checkpoints import write_file
 from comir_hpc.runs.result import read_result
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 Progress = Callable[[str, int, int], None]
 RECORD_FILE, PICTURE_FILE = "diagnostics.json", "diagnostics.png"

@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from comir_hpc.errors import RegistrationError, VolumeError
-from comir_hpc.geometry import FloatArray, Grid
 from comir_hpc.host.files import write_text
-from comir_hpc.padding import Unpadded
-from comir_hpc.points import read_point_table
-from comir_hpc.rotations import angle_deg
 from comir_hpc.runs.record import brief
 from comir_hpc.runs.result import RESULT_FILE, Errors, Result, read_result, write_result
-from comir_hpc.transforms import Transform, load_transform
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import FloatArray, Grid
+from comir_hpc.space.rotations import angle_deg
+from comir_hpc.transforms import Transform
+from comir_hpc.transforms.files import load_transform
+from comir_hpc.volumes.padding import Unpadded
+from comir_hpc.volumes.points import read_point_table
+from comir_hpc.volumes.volume import Volume
 
 SUCCESS_SHARE = 0.02  # of the mean side: the success criterion of the CoMIR line of papers
 _NUM_POINTS = 2000

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import Figures, carry_out, recording_seconds, side_by_side
-from comir_hpc.config import InferSettings
-from comir_hpc.geometry import Grid
+from comir_hpc.blocks.cost import Figures, recording_seconds, side_by_side
+from comir_hpc.blocks.job import carry_out
+from comir_hpc.config.infer import InferSettings
+from comir_hpc.host.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.infer.inputs import core_of
 from comir_hpc.infer.job import Job
 from comir_hpc.infer.prediction import calibrate, evaluations, output_files_and_bytes, total_bytes
-from comir_hpc.memory import available_bytes, in_words, peak_bytes
-from comir_hpc.plan import plan_blocks
 from comir_hpc.runs.html import table
-from comir_hpc.volume import Volume, chunk_and_shard
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.plan import plan_blocks
+from comir_hpc.volumes.volume import Volume, chunk_and_shard
 
 __all__ = ["InferResult", "infer", "plan_infer", "table"]
 

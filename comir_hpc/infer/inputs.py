@@ -7,20 +7,18 @@ from functools import cached_property
 from itertools import product
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from comir_hpc.config import InferSettings
+from comir_hpc.config.infer import InferSettings
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Triple
 from comir_hpc.host.places import require_apart
-from comir_hpc.padding import Unpadded
-from comir_hpc.volume import Volume
-from comir_hpc.windows import Encoder, NormalisedReader, WindowGrid, load_encoder, nearest_level
+from comir_hpc.representations.encoding.encoder import Encoder
+from comir_hpc.representations.encoding.grid import WindowGrid
+from comir_hpc.representations.encoding.loading import load_encoder, nearest_level
+from comir_hpc.representations.encoding.reader import NormalisedReader
+from comir_hpc.space.grid import Triple
+from comir_hpc.volumes.volume import Volume
 
 # Shards of a block along z, y, x, at most: longer blocks evaluate fewer windows twice and take more memory.
 _CORE_SHARDS = (2, 2, 2)
-_COARSE = 1 << 20  # voxels of a level that may be read at once to see where specimen is
 
 
 class Inputs:
@@ -95,14 +93,3 @@ def core_of(settings: InferSettings, windows: WindowGrid, shard: Triple) -> Trip
         product(*(range(1, min(n, k) + 1) for n, k in zip(counts, _CORE_SHARDS, strict=True))), key=cost
     )
     return z * shard[0], y * shard[1], x * shard[2]
-
-
-def coarse_foreground(inputs: Inputs) -> NDArray[np.bool_] | None:
-    """Where specimen is, (z, y, x), on the coarsest level of the volume; None if that is too large to look at."""
-    coarsest = inputs.volume.level_grid(inputs.volume.num_levels - 1)
-    if math.prod(coarsest.shape_zyx) > _COARSE:
-        return None
-    values = Unpadded(inputs.volume).read(level=inputs.volume.num_levels - 1)
-    channels = [inputs.volume.intensity(c).foreground(channel) for c, channel in enumerate(values)]
-    found: NDArray[np.bool_] = np.any(channels, axis=0)
-    return found

@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.cluster import BlockResult, Execution, Figures, Output
-from comir_hpc.config import InferSettings
+from comir_hpc.blocks.block import BlockResult
+from comir_hpc.blocks.cost import Figures
+from comir_hpc.blocks.job import Execution
+from comir_hpc.blocks.ledger import Ledger, fingerprint
+from comir_hpc.blocks.output import Output
+from comir_hpc.config.infer import InferSettings
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box
-from comir_hpc.infer.inputs import Inputs, coarse_foreground, core_of
-from comir_hpc.infer.prediction import prediction
-from comir_hpc.ledger import Ledger, fingerprint
-from comir_hpc.plan import Block, BlockPlan, plan_blocks
-from comir_hpc.seams import seam_figure
-from comir_hpc.volume import Volume, chunk_and_shard
-from comir_hpc.windows import Sweep, WindowGrid
+from comir_hpc.infer.inputs import Inputs, core_of
+from comir_hpc.infer.prediction import coarse_foreground, prediction
+from comir_hpc.representations.encoding.grid import WindowGrid
+from comir_hpc.representations.encoding.sweep import Sweep
+from comir_hpc.representations.seams import seam_figure
+from comir_hpc.space.grid import Box
+from comir_hpc.space.plan import Block, BlockPlan, plan_blocks
+from comir_hpc.volumes.volume import Volume, chunk_and_shard
 
 _SAMPLED = 24  # windows that the scale of a quantised representation is taken from
 _LARGEST = 1e300  # of a number in a note

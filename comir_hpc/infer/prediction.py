@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from comir_hpc.cluster import Figures, recording_seconds, together, writing_bytes
-from comir_hpc.config import InferSettings
-from comir_hpc.geometry import Box
-from comir_hpc.infer.inputs import Inputs, coarse_foreground
-from comir_hpc.launch import DTYPES
-from comir_hpc.memory import expected_in_worker, expected_peak
+from comir_hpc.blocks.cost import Figures, recording_seconds, together, writing_bytes
+from comir_hpc.config.infer import InferSettings
+from comir_hpc.host.launch import DTYPES
+from comir_hpc.host.memory import expected_in_worker, expected_peak
 from comir_hpc.networks import predict_encoding
-from comir_hpc.plan import BlockPlan, plan_blocks
-from comir_hpc.volume import chunk_and_shard, planned_levels
-from comir_hpc.windows import Encoder, WindowGrid
+from comir_hpc.representations.encoding.encoder import Encoder
+from comir_hpc.representations.encoding.grid import WindowGrid
+from comir_hpc.space.grid import Box
+from comir_hpc.space.plan import BlockPlan, plan_blocks
+from comir_hpc.volumes.padding import Unpadded
+from comir_hpc.volumes.volume import chunk_and_shard, planned_levels
+
+if TYPE_CHECKING:
+    from comir_hpc.infer.inputs import Inputs
 
 # Windows that a calibration may cost against those of the work: a twentieth.
 _WORTH_CALIBRATING = 20
@@ -26,6 +32,8 @@ _WORKER_HEAP = 200 << 20  # measured: 174 to 182 MiB with torch loaded
 # Memory of a window's tensors with what the convolutions' library takes besides: measured 3.4 in the first block. Every
 # block starts threads of its own, which get a heap of their own from glibc, and leave some of it behind.
 _ONE_BLOCK, _MANY_BLOCKS = 3.4, 6.8
+
+_COARSE = 1 << 20  # voxels of a level that may be read at once to see where specimen is
 
 
 def evaluations(windows: WindowGrid, plan: BlockPlan) -> int:
@@ -145,3 +153,14 @@ def output_files_and_bytes(inputs: Inputs, settings: InferSettings) -> tuple[int
         files += 1 + inputs.encoder.latent_channels * len(plan_blocks(shape, shard))
         num_bytes += math.prod(shape) * inputs.encoder.latent_channels * np.dtype(settings.dtype).itemsize
     return files, num_bytes
+
+
+def coarse_foreground(inputs: Inputs) -> NDArray[np.bool_] | None:
+    """Where specimen is, (z, y, x), on the coarsest level of the volume; None if that is too large to look at."""
+    coarsest = inputs.volume.level_grid(inputs.volume.num_levels - 1)
+    if math.prod(coarsest.shape_zyx) > _COARSE:
+        return None
+    values = Unpadded(inputs.volume).read(level=inputs.volume.num_levels - 1)
+    channels = [inputs.volume.intensity(c).foreground(channel) for c, channel in enumerate(values)]
+    found: NDArray[np.bool_] = np.any(channels, axis=0)
+    return found

@@ -17,17 +17,18 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from comir_hpc.cluster import Figures, carry_out, side_by_side
-from comir_hpc.config import IngestSettings
+from comir_hpc.blocks.cost import Figures, side_by_side
+from comir_hpc.blocks.job import carry_out
+from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ComirError, ConfigError, VolumeError
-from comir_hpc.geometry import Grid
+from comir_hpc.host.memory import in_words
 from comir_hpc.host.places import require_apart
 from comir_hpc.ingest.job import Job
-from comir_hpc.memory import in_words
-from comir_hpc.padding import padding_notes
-from comir_hpc.readers import Source, in_memory, open_source
 from comir_hpc.runs.html import table
-from comir_hpc.volume import Kind, Volume
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.padding import padding_notes
+from comir_hpc.volumes.readers import Source, in_memory, open_source
+from comir_hpc.volumes.volume import Kind, Volume
 
 __all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest", "table"]
 

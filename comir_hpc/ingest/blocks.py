@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.cluster import BlockResult
+from comir_hpc.blocks.block import BlockResult
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Box
-from comir_hpc.histogram import Histogram
 from comir_hpc.host.files import written_whole
-from comir_hpc.plan import Block, BlockPlan
-from comir_hpc.readers import Source, open_source
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Box
+from comir_hpc.space.plan import Block, BlockPlan
+from comir_hpc.volumes.histogram import Histogram
+from comir_hpc.volumes.readers import Source, open_source
+from comir_hpc.volumes.volume import Volume
 
 _PROBE = 24  # voxels along each side of the boxes that a typical value is looked for in
 

@@ -10,27 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from comir_hpc.cluster import (
-    Execution,
-    Figures,
-    Output,
-    metadata_at,
-    recording_seconds,
-    together,
-    writing_bytes,
-)
-from comir_hpc.config import IngestSettings
+from comir_hpc.blocks.cost import Figures, recording_seconds, together, writing_bytes
+from comir_hpc.blocks.job import Execution
+from comir_hpc.blocks.ledger import Ledger, fingerprint
+from comir_hpc.blocks.output import Output, metadata_at
+from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Box, Grid, Triple
-from comir_hpc.histogram import Histogram, as_record, constant_intensity, counting_bytes, intensity_of
+from comir_hpc.host.memory import available_bytes, expected_in_worker, expected_peak, in_words, resident_bytes
 from comir_hpc.ingest.blocks import Work, require_unchanged, typical_value
 from comir_hpc.ingest.padding import without_padding
-from comir_hpc.ledger import Ledger, fingerprint
-from comir_hpc.memory import available_bytes, expected_in_worker, expected_peak, in_words, resident_bytes
-from comir_hpc.plan import BlockPlan, plan_blocks
-from comir_hpc.pyramid import planned_levels
-from comir_hpc.readers import Source
-from comir_hpc.volume import Volume, best_shuffle, chunk_and_shard, compressed_bytes
+from comir_hpc.space.grid import Box, Grid, Triple
+from comir_hpc.space.plan import BlockPlan, plan_blocks
+from comir_hpc.volumes.histogram import Histogram, as_record, constant_intensity, counting_bytes, intensity_of
+from comir_hpc.volumes.pyramid import planned_levels
+from comir_hpc.volumes.readers import Source
+from comir_hpc.volumes.volume import Volume, best_shuffle, chunk_and_shard, compressed_bytes
 
 _LIBRARY_BYTES = (
     24 << 20

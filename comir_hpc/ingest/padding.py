@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from comir_hpc.config import IngestSettings
+from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Triple
-from comir_hpc.histogram import Histogram, as_record, foreground_threshold, intensity_of
-from comir_hpc.padding import Mask, Padding
-from comir_hpc.volume import Intensity, Volume
+from comir_hpc.space.grid import Triple
+from comir_hpc.volumes.histogram import Histogram, as_record, foreground_threshold, intensity_of
+from comir_hpc.volumes.padding import Mask, Padding
+from comir_hpc.volumes.volume import Intensity, Volume
 
 _LOOKED_AT = 1 << 21  # voxels of the level that is looked at: a second of work
 _KEPT = 1 << 18  # voxels of the map that is kept: a few KiB of metadata

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from comir_hpc.config import NetworkSettings
+from comir_hpc.config.train import NetworkSettings
 from comir_hpc.errors import ConfigError
 from comir_hpc.networks.cost import (
     StepCost,

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from comir_hpc.groups import Group, rotation_group
 from comir_hpc.networks.borders import Padding
 from comir_hpc.networks.hourglass import Hourglass, conv_hourglass
 from comir_hpc.networks.layers import correlate, same_conv, tap_permutations
 from comir_hpc.networks.norms import Norm, norm_maker
 from comir_hpc.networks.planning import Triple, plan_kernel, plan_pooling, require_choice
 from comir_hpc.networks.recompute import Stage, split_copies
+from comir_hpc.space.groups import Group, rotation_group
 
 
 class LiftingConv(nn.Module):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from comir_hpc.errors import ConfigError
-from comir_hpc.groups import Group
 from comir_hpc.networks.layers import ConvBlock, ConvMaker, kernel_radius
 from comir_hpc.networks.norms import NormMaker
 from comir_hpc.networks.planning import Triple, receptive_halo, total_stride
 from comir_hpc.networks.recompute import Parts, Stage, recomputed
 from comir_hpc.networks.resampling import Resample
+from comir_hpc.space.groups import Group
 
 
 class Network(nn.Module):

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comir_hpc.errors import ConfigError
-from comir_hpc.groups import Group
 from comir_hpc.networks.borders import Padding, pad_border
 from comir_hpc.networks.norms import NormMaker
 from comir_hpc.networks.planning import Triple, require_choice
 from comir_hpc.networks.recompute import Parts, Stage, merge_channels
+from comir_hpc.space.groups import Group
 
 ConvMaker = Callable[[int, int, Triple], nn.Module]
 """Makes a convolution from input channels, output channels and kernel size (z, y, x)."""

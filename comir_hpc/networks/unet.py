@@ -11,13 +11,13 @@ from typing import Literal
 
 from torch import nn
 
-from comir_hpc.groups import rotation_group
 from comir_hpc.networks.borders import Padding
 from comir_hpc.networks.hourglass import Hourglass, conv_hourglass
 from comir_hpc.networks.layers import SymmetricConv, same_conv
 from comir_hpc.networks.norms import Norm, norm_maker
 from comir_hpc.networks.planning import Triple, plan_kernel, plan_pooling, require_choice
 from comir_hpc.networks.recompute import Stage
+from comir_hpc.space.groups import rotation_group
 
 Kernels = Literal["symmetric", "free"]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from comir_hpc.config import EvaluateSettings, RegisterSettings
+from comir_hpc.config.evaluate import EvaluateSettings
+from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
-from comir_hpc.evaluate import Diagnosis, Subject, diagnose, open_subject
 from comir_hpc.host.progress import Progress
-from comir_hpc.register import register
-from comir_hpc.report import report
-from comir_hpc.tracking import send_diagnostics
+from comir_hpc.runs.tracking import send_diagnostics
+
+if TYPE_CHECKING:
+    from comir_hpc.evaluate import Diagnosis, Subject
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ def diagnose_run(settings: EvaluateSettings, *, progress: Progress | None = None
     CheckpointError, ConfigError, VolumeError
         As `open_subject` and `diagnose`.
     """
+    # Here, so that a recipe loads only the verbs that it comes to.
+    from comir_hpc.evaluate import diagnose, open_subject
+    from comir_hpc.report import report
+
     subject = open_subject(settings)
     aligned, missing = register_aligned(subject, settings)
     found = diagnose(settings, subject, aligned=aligned, bias_missing=missing, progress=progress)
@@ -75,6 +81,8 @@ def register_aligned(subject: Subject, settings: EvaluateSettings) -> tuple[Path
     why : str
         Why it led nowhere.
     """
+    from comir_hpc.register import register
+
     first, second = list(subject.volumes)[:2]
     out = subject.out / "aligned"
     try:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from comir_hpc.config import Settings
+from comir_hpc.config.base import Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
     from numpy.typing import NDArray
 
-    from comir_hpc.geometry import Grid
+    from comir_hpc.space.grid import Grid
 
 Progress = Callable[[str, int, int], None]
 AnyResult = TypeVar("AnyResult")
@@ -105,7 +105,7 @@ class Image:
     @cached_property
     def grid(self) -> Grid:
         """Where the voxels lie."""
-        from comir_hpc.geometry import Grid
+        from comir_hpc.space.grid import Grid
 
         place: tuple[Any, Any, Any] = self.spacing_zyx, self.origin_xyz, self.direction
         return Grid(self.array.shape[-3:], *place, self.unit)
@@ -115,7 +115,7 @@ class Image:
         """Make an image of one of SimpleITK, whose world is LPS in mm; one of two dimensions becomes a slice."""
         import SimpleITK as sitk
 
-        from comir_hpc.transforms import array_and_grid
+        from comir_hpc.transforms.itk import array_and_grid
 
         array, grid = array_and_grid(sitk.JoinSeries(image) if image.GetDimension() == 2 else image)
         return cls.on_grid(array, grid, name="image")
@@ -129,7 +129,7 @@ class Image:
 
     def to_sitk(self) -> sitk.Image:
         """Return a SimpleITK image of the same place, in mm."""
-        from comir_hpc.transforms import itk_image
+        from comir_hpc.transforms.itk import itk_image
 
         return itk_image(self.array, self.grid)
 

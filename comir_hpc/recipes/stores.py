@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from comir_hpc.config.base import AnySettings
 from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import Grid
 from comir_hpc.host.progress import Progress
-from comir_hpc.ingest import ingest, ingest_array, plan_ingest
-from comir_hpc.readers import Source, in_memory, open_source
-from comir_hpc.volume import Kind
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.readers import Source, in_memory, open_source
+from comir_hpc.volumes.volume import Kind
 
 Tell = Callable[[str], None]
 
@@ -98,6 +97,9 @@ def plan_stores(settings: AnySettings, folder: Path) -> StorePlans[AnySettings]:
     """
     plans: dict[Path, dict[str, Any]] = {}
 
+    # Here, so that a recipe loads only the verbs that it comes to.
+    from comir_hpc.ingest import plan_ingest
+
     def change(path: Path) -> Path:
         if is_store(path):
             return path
@@ -129,6 +131,8 @@ def as_store(path: Path, folder: Path, *, progress: Progress | None = None, tell
         return store
     if tell is not None:
         tell(f"ingesting {path} -> {store}")
+    from comir_hpc.ingest import ingest
+
     folder.mkdir(parents=True, exist_ok=True)
     result = _ingesting(path, store, lambda chosen: ingest(chosen, progress=progress))
     if tell is not None:
@@ -154,6 +158,8 @@ def array_as_store(
         If the array cannot be ingested.
     """
     if not _finished(store):
+        from comir_hpc.ingest import ingest_array
+
         store.parent.mkdir(parents=True, exist_ok=True)
         result = ingest_array(array, grid, store, kind=kind, overwrite=True, progress=progress)
         if tell is not None:

@@ -21,14 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.config import RegisterSettings
+from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import FloatArray
-from comir_hpc.memory import in_words
-from comir_hpc.register.agreement import Similarity
-from comir_hpc.register.candidates import FINE, Candidate, Ranking, rank
+from comir_hpc.host.memory import in_words
+from comir_hpc.register.cross_check import halves_distance_mm
 from comir_hpc.register.global_search import Search, choose_starts, search
-from comir_hpc.register.halves import halves_distance_mm
 from comir_hpc.register.inputs import Inputs, open_inputs
 from comir_hpc.register.outputs import (
     FAILED_START,
@@ -41,13 +38,16 @@ from comir_hpc.register.outputs import (
     versions,
     write_result,
 )
-from comir_hpc.register.panels import make_panels
-from comir_hpc.register.plane import SlicePlane
+from comir_hpc.register.pictures import make_panels
+from comir_hpc.register.ranking import FINE, Candidate, Ranking, rank
 from comir_hpc.register.refine import Refiner
+from comir_hpc.register.similarity import Similarity
+from comir_hpc.register.slices import SlicePlane
 from comir_hpc.register.verdict import Evidence, judge
 from comir_hpc.representations import Features, Measure, one_channel
-from comir_hpc.rotations import reverse_axes, so2_grid, so3_grid
 from comir_hpc.runs.folder import require_room
+from comir_hpc.space.grid import FloatArray
+from comir_hpc.space.rotations import reverse_axes, so2_grid, so3_grid
 from comir_hpc.transforms import Transform
 
 __all__ = ["RegisterResult", "plan_register", "register"]

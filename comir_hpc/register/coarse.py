@@ -14,10 +14,10 @@ import scipy.ndimage
 import torch
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import FloatArray, Triple
 from comir_hpc.representations.criteria import Array32
 from comir_hpc.representations.features import Features
-from comir_hpc.volume import downsample
+from comir_hpc.space.grid import FloatArray, Triple
+from comir_hpc.volumes.volume import downsample
 
 # The moving map is cut to a ball that holds this share of its mask. The corners of a full cube would make every FFT
 # half as long again, for 2 % of the evidence.

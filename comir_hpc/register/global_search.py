@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import FloatArray
 from comir_hpc.register.coarse import Turner, coarsen
 from comir_hpc.representations.criteria import Correlator
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.measures import CORRELATION, Measure
+from comir_hpc.space.grid import FloatArray
 from comir_hpc.transforms import Transform
 
 MIN_OVERLAP = 0.4

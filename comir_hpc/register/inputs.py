@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc import __version__
-from comir_hpc.config import RegisterSettings
+from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
-from comir_hpc.memory import available_bytes, expected_peak, in_words, resident_bytes
+from comir_hpc.host.memory import available_bytes, expected_peak, in_words, resident_bytes
 from comir_hpc.representations import Features, Measure, Representation, Role, open_representation
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 _LIBRARY_BYTES = 16 << 20  # measured: 14 MiB are loaded on the way
 _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search

@@ -8,26 +8,29 @@ import resource
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc import __version__
-from comir_hpc.config import RegisterSettings
+from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError, UnsavedResult
 from comir_hpc.host.files import written_whole
-from comir_hpc.register.candidates import Candidate
 from comir_hpc.register.global_search import Search
 from comir_hpc.register.inputs import Input, Inputs
-from comir_hpc.register.plane import SlicePlane
+from comir_hpc.register.slices import SlicePlane
 from comir_hpc.register.verdict import Verdict
-from comir_hpc.rotations import angle_deg
 from comir_hpc.runs import result as results
 from comir_hpc.runs.record import as_json, brief, make_record
 from comir_hpc.runs.result import RESULT_FILE, Result
 from comir_hpc.runs.result_html import PANELS_FILE, result_html
-from comir_hpc.transforms import DIRECTION, Transform, save_transform
+from comir_hpc.space.rotations import angle_deg
+from comir_hpc.transforms import Transform
+from comir_hpc.transforms.files import DIRECTION, save_transform
+
+if TYPE_CHECKING:
+    from comir_hpc.register.ranking import Candidate
 
 TRANSFORM_FILES = ("transform.tfm", "transform.json")
 SEARCH_FILE = "search.npz"

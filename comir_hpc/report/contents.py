@@ -17,7 +17,7 @@ from comir_hpc.runs.model import MODEL_FILE, Model, read_model
 from comir_hpc.runs.pictures import Arrays
 from comir_hpc.runs.record import brief
 from comir_hpc.runs.result import RESULT_FILE, Result, read_result
-from comir_hpc.tracking import METRICS_FILE, read_diagnostics, read_metrics
+from comir_hpc.runs.tracking import METRICS_FILE, read_diagnostics, read_metrics
 
 TRANSFORM_FILES = ("transform.tfm", "transform.h5", "transform.json")
 

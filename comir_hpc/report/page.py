@@ -13,17 +13,17 @@ from markupsafe import Markup
 
 from comir_hpc import __version__
 from comir_hpc.config.words import REPRESENTATIONS
-from comir_hpc.geometry import Grid
-from comir_hpc.memory import in_words
+from comir_hpc.host.memory import in_words
 from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents, file_sums
 from comir_hpc.report.panels import plane_pictures
 from comir_hpc.report.snippets import make_snippets
 from comir_hpc.report.training import describe_run
 from comir_hpc.report.wording import Chart, Number, duration, figure, is_number
-from comir_hpc.rotations import angle_deg
 from comir_hpc.runs.result import Errors, Metric, Result
-from comir_hpc.tracking import flatten
+from comir_hpc.runs.tracking import flatten
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.rotations import angle_deg
 from comir_hpc.transforms import Transform
 
 _MEANINGS = {

@@ -43,7 +43,7 @@ def make_snippets(folder: Path, result: Result) -> list[Snippet]:
             "SimpleITK",
             "import SimpleITK as sitk\n"
             "from comir_hpc.transforms import itk_image\n"
-            "from comir_hpc.volume import Volume\n\n\n"
+            "from comir_hpc.volumes.volume import Volume\n\n\n"
             "def image(path):  # or sitk.ReadImage of the original file: it lies in the same world\n"
             "    volume = Volume.open(path)\n"
             "    return itk_image(volume.read()[0], volume.grid)\n\n\n"

@@ -16,7 +16,7 @@ from comir_hpc.report.panels import picture_file
 from comir_hpc.report.wording import Chart, Number, duration, figure, is_number
 from comir_hpc.runs.model import Model, Reference
 from comir_hpc.runs.pictures import Picture
-from comir_hpc.tracking import flatten
+from comir_hpc.runs.tracking import flatten
 
 Rows = Sequence[Mapping[str, Any]]
 Points = Sequence[tuple[float, float]]

@@ -46,12 +46,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from comir_hpc.config import RegisterSettings
+from comir_hpc.config.register import RegisterSettings
 from comir_hpc.config.words import REPRESENTATIONS
 from comir_hpc.representations.features import Features, one_channel, specimen_mask
 from comir_hpc.representations.measures import CORRELATION, INFORMATION, Agreement, Measure
 from comir_hpc.representations.protocol import Representation, Role
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 __all__ = [
     "CORRELATION",

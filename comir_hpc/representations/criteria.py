@@ -16,7 +16,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from comir_hpc.geometry import FloatArray, Triple
+from comir_hpc.space.grid import FloatArray, Triple
 
 Array32 = NDArray[np.float32]
 Spectra = NDArray[np.complex64]

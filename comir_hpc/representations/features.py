@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import FloatArray, Grid
-from comir_hpc.padding import Unpadded
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import FloatArray, Grid
+from comir_hpc.volumes.padding import Unpadded
+from comir_hpc.volumes.volume import Volume
 
 # Registration needs neighbours along every axis that it works in. ITK's recursive smoothing refuses fewer than four.
 _FEWEST_VOXELS = 4

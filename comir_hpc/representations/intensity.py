@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from comir_hpc.geometry import Grid
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.isotropic import cut_grid, on_cubic_voxels, pieces
 from comir_hpc.representations.measures import INFORMATION, Measure
 from comir_hpc.representations.protocol import Array, Representation
+from comir_hpc.space.grid import Grid
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-from comir_hpc.geometry import MM_PER_UNIT, Grid, Triple
 from comir_hpc.representations.features import Features
+from comir_hpc.space.grid import MM_PER_UNIT, Grid, Triple
 
 _THICK = 1.5  # an axis is interpolated if its spacing is at least so many times the finest one
 

@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from comir_hpc.config import RegisterSettings
-from comir_hpc.launch import DTYPES
+from comir_hpc.config.register import RegisterSettings
+from comir_hpc.host.launch import DTYPES
 from comir_hpc.networks import predict_encoding
+from comir_hpc.representations.encoding.encoder import Encoder
+from comir_hpc.representations.encoding.loading import load_encoder, nearest_level
 from comir_hpc.representations.protocol import Array, Representation, Role
 from comir_hpc.representations.stored import Stored
 from comir_hpc.representations.trained import Trained
 from comir_hpc.runs.model import read_model
-from comir_hpc.volume import Volume
-from comir_hpc.windows import Encoder, load_encoder, nearest_level
+from comir_hpc.volumes.volume import Volume
 
 _LIBRARY_BYTES = 24 << 20  # measured: loaded for the first window that is encoded
 _WINDOW = 3.4  # measured: memory of a window that is encoded, over that of its tensors between layers

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.config import RegisterSettings
-from comir_hpc.geometry import Grid
-from comir_hpc.padding import Unpadded, padding_notes
+from comir_hpc.config.register import RegisterSettings
 from comir_hpc.representations.features import Features, checked, specimen_mask
 from comir_hpc.representations.measures import Measure
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.padding import Unpadded, padding_notes
+from comir_hpc.volumes.volume import Volume
 
 Role = Literal["fixed", "moving"]
 Array = NDArray[np.float32]

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from comir_hpc.config import RegisterSettings
+from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.representations.protocol import Array, Role
 from comir_hpc.representations.trained import Trained
 from comir_hpc.runs.model import read_model, weights_path
-from comir_hpc.volume import Volume
+from comir_hpc.volumes.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from comir_hpc.errors import ComirError
-from comir_hpc.memory import in_words
+from comir_hpc.host.memory import in_words
 
 
 def require_room(folder: Path, num_bytes: int, refusal: type[ComirError]) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import Grid
 from comir_hpc.runs.record import Record, make_record, read_record, write_record
-from comir_hpc.transforms import Transform
+from comir_hpc.space.grid import Grid
+from comir_hpc.transforms.affine import Affine
 
 RESULT_FILE = "result.json"
 
@@ -23,7 +23,7 @@ Point = tuple[Finite, Finite, Finite]
 
 def _invertible(matrix: tuple[Row, Row, Row, Row]) -> tuple[Row, Row, Row, Row]:
     try:
-        Transform(matrix)  # type: ignore[arg-type]  # which makes an array of it
+        Affine(matrix)  # type: ignore[arg-type]  # which makes an array of it
     except RegistrationError as error:
         raise ValueError("an affine map that can be inverted") from error
     return matrix
@@ -76,9 +76,9 @@ class CandidateRecord(Record):
     matrix_lps_mm: Matrix
 
     @property
-    def transform(self) -> Transform:
+    def transform(self) -> Affine:
         """Fixed to moving."""
-        return Transform(self.matrix_lps_mm)  # type: ignore[arg-type]  # which makes an array of it
+        return Affine(self.matrix_lps_mm)  # type: ignore[arg-type]  # which makes an array of it
 
 
 class InputRecord(Record):
@@ -187,12 +187,12 @@ class Result(Record):
     baseline: Baseline | None = None
 
     @property
-    def transform(self) -> Transform | None:
+    def transform(self) -> Affine | None:
         """Fixed to moving; None where no answer was found."""
         if self.matrix_lps_mm is None:
             return None
         centre = (0.0, 0.0, 0.0) if self.centre_lps_mm is None else self.centre_lps_mm
-        return Transform(self.matrix_lps_mm, centre)  # type: ignore[arg-type]  # which makes arrays of them
+        return Affine(self.matrix_lps_mm, centre)  # type: ignore[arg-type]  # which makes arrays of them
 
     @property
     def run_folder(self) -> str | None:

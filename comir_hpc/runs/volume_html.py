@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.geometry import Grid
 from comir_hpc.runs.html import table
 from comir_hpc.runs.pictures import PLANES, isotropic, oriented, row_html, shaded, spacing_mm
+from comir_hpc.space.grid import Grid
 
 _LONGEST = 220  # pixels of a picture's longer side
 
@@ -22,7 +22,7 @@ def volume_html(title: str, rows: Mapping[str, object], path: Path) -> str:
 
     Nothing is drawn of a file that is no store, of a store that is not complete, and where no level is small.
     """
-    from comir_hpc.volume import Volume
+    from comir_hpc.volumes.volume import Volume
 
     pictures = ""
     if path.is_dir():

@@ -19,20 +19,21 @@ import torch
 from torch import nn
 
 from comir_hpc import __version__
-from comir_hpc.checkpoints import checkpoint_path, read_newest, read_tensors, unwritable, write_file
-from comir_hpc.config import TrainSettings, dump
-from comir_hpc.engine import Engine, make_engine
+from comir_hpc.config.files import dump
+from comir_hpc.config.train import TrainSettings
 from comir_hpc.errors import CheckpointError
+from comir_hpc.host.launch import choose_device, read_launch
 from comir_hpc.host.locks import writer
-from comir_hpc.launch import choose_device, read_launch
-from comir_hpc.memory import keep_freed_memory
-from comir_hpc.patches import PatchSampler
-from comir_hpc.reference import reference_metrics
+from comir_hpc.host.memory import keep_freed_memory
+from comir_hpc.learning.engine import Engine, make_engine
+from comir_hpc.learning.patches import PatchSampler
+from comir_hpc.learning.specimens import Specimen, prepare_specimens
+from comir_hpc.representations.reference import reference_metrics
+from comir_hpc.runs.checkpoints import checkpoint_path, read_newest, read_tensors, unwritable, write_file
 from comir_hpc.runs.html import table
 from comir_hpc.runs.model import MODEL_FILE, WEIGHTS_FOLDER, Model, read_model, weights_path, write_model
 from comir_hpc.runs.record import is_newer, make_record
-from comir_hpc.specimens import Specimen, prepare_specimens
-from comir_hpc.tracking import NullTracker, Tracker, open_tracker
+from comir_hpc.runs.tracking import NullTracker, Tracker, open_tracker
 from comir_hpc.train.checks import (
     Inputs,
     build_networks,

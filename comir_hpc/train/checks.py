@@ -13,16 +13,17 @@ import torch
 import yaml
 from torch import nn
 
-from comir_hpc import loss
-from comir_hpc.config import TrainSettings, dump
-from comir_hpc.engine import check_engine
+from comir_hpc.config.files import dump
+from comir_hpc.config.train import TrainSettings
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
-from comir_hpc.geometry import Grid
-from comir_hpc.groups import Group, group_for_spacing, rotation_group
-from comir_hpc.launch import read_launch
+from comir_hpc.host.launch import read_launch
+from comir_hpc.learning import loss
+from comir_hpc.learning.engine import check_engine
 from comir_hpc.networks import Network, build_network, network_options
-from comir_hpc.tracking import flatten
-from comir_hpc.volume import Volume
+from comir_hpc.runs.tracking import flatten
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.groups import Group, group_for_spacing, rotation_group
+from comir_hpc.volumes.volume import Volume
 
 # Structures of specimens whose spacing differs by more have different sizes for one network.
 _SPACING_TOLERANCE = 0.05

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from comir_hpc.checkpoints import unwritable
 from comir_hpc.host.files import written_whole
+from comir_hpc.runs.checkpoints import unwritable
 
 
 def draw_picture(

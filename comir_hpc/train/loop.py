@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from comir_hpc.checkpoints import checkpoint_path, prune_checkpoints
-from comir_hpc.config import TrainSettings
-from comir_hpc.engine import Engine
+from comir_hpc.config.train import TrainSettings
 from comir_hpc.errors import ConfigError, StopRequested
-from comir_hpc.feed import feed
-from comir_hpc.groups import act_each
+from comir_hpc.host.launch import DTYPES
 from comir_hpc.host.signals import stop_signals
-from comir_hpc.launch import DTYPES
-from comir_hpc.loss import LossParts, contrastive_loss, draw_shifts
-from comir_hpc.patches import Draw, PatchSampler
-from comir_hpc.quality import agreement
-from comir_hpc.reference import Watch
-from comir_hpc.tracking import NullTracker, Tracker
+from comir_hpc.learning.engine import Engine
+from comir_hpc.learning.feed import feed
+from comir_hpc.learning.loss import LossParts, contrastive_loss, draw_shifts
+from comir_hpc.learning.patches import Draw, PatchSampler
+from comir_hpc.representations.quality import agreement
+from comir_hpc.representations.reference import Watch
+from comir_hpc.runs.checkpoints import checkpoint_path, prune_checkpoints
+from comir_hpc.runs.tracking import NullTracker, Tracker
+from comir_hpc.space.groups import act_each
 from comir_hpc.train.figures import draw_picture
 from comir_hpc.train.plan import Prediction, peak_tflops
 from comir_hpc.train.watch import Clock

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from comir_hpc.config import TrainSettings
-from comir_hpc.engine import make_engine
+from comir_hpc.config.train import TrainSettings
 from comir_hpc.errors import ConfigError
-from comir_hpc.launch import DTYPES, choose_device, choose_precision, read_launch
-from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.host.launch import DTYPES, choose_device, choose_precision, read_launch
+from comir_hpc.host.memory import available_bytes, in_words
+from comir_hpc.learning.engine import make_engine
 from comir_hpc.networks import Network, StepCost, count_parameters, predict_step
 from comir_hpc.train.checks import Inputs, build_networks, check_settings, inspect_inputs
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import FloatArray
+from comir_hpc.space.grid import FloatArray
 from comir_hpc.transforms.protocol import PointMap
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from functools import reduce
 from numpy.typing import ArrayLike
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import FloatArray, Grid
+from comir_hpc.space.grid import FloatArray, Grid
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.protocol import PointMap
 

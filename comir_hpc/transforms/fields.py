@@ -17,7 +17,7 @@ from nibabel.imageglobals import logger
 from nibabel.spatialimages import HeaderDataError
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.memory import available_bytes, in_words
+from comir_hpc.host.memory import available_bytes, in_words
 from comir_hpc.transforms.itk import ItkTransform, silent_itk
 
 _VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR, under which ITK and ANTs keep LPS displacements

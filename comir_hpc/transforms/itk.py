@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
 from comir_hpc.errors import RegistrationError, VolumeError
-from comir_hpc.geometry import FloatArray, Grid
+from comir_hpc.space.grid import FloatArray, Grid
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.protocol import PointMap
 

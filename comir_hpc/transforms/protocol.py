@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import FloatArray, Grid
+from comir_hpc.space.grid import FloatArray, Grid
 
 
 class PointMap(Protocol):

@@ -10,27 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.cluster import (
-    BlockResult,
-    Execution,
-    Figures,
-    Output,
-    carry_out,
-    recording_seconds,
-    side_by_side,
-    together,
-    writing_bytes,
-)
-from comir_hpc.config import WarpSettings
+from comir_hpc.blocks.block import BlockResult
+from comir_hpc.blocks.cost import Figures, recording_seconds, side_by_side, together, writing_bytes
+from comir_hpc.blocks.job import Execution, carry_out
+from comir_hpc.blocks.ledger import Ledger, fingerprint
+from comir_hpc.blocks.output import Output
+from comir_hpc.config.warp import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
-from comir_hpc.geometry import Box, Grid
+from comir_hpc.host.memory import available_bytes, expected_in_worker, expected_peak, in_words
 from comir_hpc.host.places import require_apart
-from comir_hpc.ledger import Ledger, fingerprint
-from comir_hpc.memory import available_bytes, expected_in_worker, expected_peak, in_words
-from comir_hpc.plan import Block, BlockPlan, plan_blocks
 from comir_hpc.runs.html import table
-from comir_hpc.transforms import notes_on, read_transform
-from comir_hpc.volume import Volume, chunk_and_shard, planned_levels
+from comir_hpc.space.grid import Box, Grid
+from comir_hpc.space.plan import Block, BlockPlan, plan_blocks
+from comir_hpc.transforms.composite import notes_on
+from comir_hpc.transforms.files import read_transform
+from comir_hpc.volumes.volume import Volume, chunk_and_shard, planned_levels
 from comir_hpc.warp.files import file_format
 from comir_hpc.warp.one_file import LIBRARY_BYTES, make_file, plan_file
 from comir_hpc.warp.points import carry_points, require_table_name, write_text

@@ -24,10 +24,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.geometry import FloatArray, Grid
 from comir_hpc.host.files import written_whole
-from comir_hpc.memory import available_bytes, in_words
-from comir_hpc.transforms import itk_image
+from comir_hpc.host.memory import available_bytes, in_words
+from comir_hpc.space.grid import FloatArray, Grid
+from comir_hpc.transforms.itk import itk_image
 
 _LONGEST_NIFTI = 32767  # voxels along an axis: its header counts in 16 bits
 _LARGEST_TIFF = (1 << 32) - (1 << 20)  # bytes: its offsets have 32 bits, and ImageJ reads no BigTIFF

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from comir_hpc.config import WarpSettings
+from comir_hpc.config.warp import WarpSettings
 from comir_hpc.errors import ConfigError
-from comir_hpc.geometry import Box
+from comir_hpc.host.memory import available_bytes, expected_peak, in_words
 from comir_hpc.host.places import require_apart
-from comir_hpc.memory import available_bytes, expected_peak, in_words
-from comir_hpc.plan import BlockPlan, plan_blocks
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Box
+from comir_hpc.space.plan import BlockPlan, plan_blocks
+from comir_hpc.volumes.volume import Volume
 from comir_hpc.warp.files import (
     predicted_bytes,
     require_fitting,

@@ -11,8 +11,8 @@ from comir_hpc.config.words import Direction as Direction
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.host import files
 from comir_hpc.host.places import require_apart
-from comir_hpc.points import AXES, read_point_table
-from comir_hpc.transforms import PointMap
+from comir_hpc.transforms.protocol import PointMap
+from comir_hpc.volumes.points import AXES, read_point_table
 from comir_hpc.warp.files import make_folder
 
 

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from comir_hpc.config.words import Interpolation as Interpolation
 from comir_hpc.errors import RegistrationError
-from comir_hpc.geometry import Box, FloatArray, Grid
-from comir_hpc.transforms import PointMap, as_affine, itk_image, itk_lattice, itk_on_grid
-from comir_hpc.volume import Volume
+from comir_hpc.space.grid import Box, FloatArray, Grid
+from comir_hpc.transforms.composite import as_affine
+from comir_hpc.transforms.itk import itk_image, itk_lattice, itk_on_grid
+from comir_hpc.transforms.protocol import PointMap
+from comir_hpc.volumes.volume import Volume
 
 _METHOD = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubic": sitk.sitkBSpline}
 # Moving voxels around the points that are looked up. A cubic spline's coefficients depend on all voxels, by a factor of

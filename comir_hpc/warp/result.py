@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from comir_hpc.cluster import Figures, side_by_side
-from comir_hpc.geometry import Grid
+from comir_hpc.blocks.cost import Figures, side_by_side
+from comir_hpc.space.grid import Grid
 
 
 @dataclass(frozen=True)

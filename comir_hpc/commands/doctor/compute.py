@@ -24,7 +24,7 @@ def conv3d() -> list[Check]:
     """
     import torch
 
-    from comir_hpc.launch import DTYPES, choose_device, choose_precision
+    from comir_hpc.host.launch import DTYPES, choose_device, choose_precision
 
     device = choose_device("auto")
     generator = torch.Generator().manual_seed(0)
@@ -102,9 +102,9 @@ def _join(rank: int, count: int, port: int, device: Literal["cpu", "cuda"], send
     """One of the processes of `all_reduce`; rank 0 sends the mean of all ranks' numbers."""
     import torch
 
-    from comir_hpc.config import EngineSettings, OptimiserSettings
-    from comir_hpc.engine import make_engine
-    from comir_hpc.launch import Launch
+    from comir_hpc.config.train import EngineSettings, OptimiserSettings
+    from comir_hpc.host.launch import Launch
+    from comir_hpc.learning.engine import make_engine
 
     os.environ.update(Launch(rank, count, rank, "127.0.0.1", port).environment())
     torch.set_num_threads(1)

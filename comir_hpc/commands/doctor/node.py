@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from comir_hpc.commands.doctor.check import Check, Status
-from comir_hpc.geometry import Grid
-from comir_hpc.memory import available_bytes, in_words
-from comir_hpc.plan import plan_blocks
+from comir_hpc.host.memory import available_bytes, in_words
+from comir_hpc.space.grid import Grid
+from comir_hpc.space.plan import plan_blocks
 
 PACKAGES = ("comir-hpc", "torch", "deepspeed", "zarr", "SimpleITK", "numpy", "mlflow-skinny")
 _GIB = 1024**3
@@ -47,7 +47,7 @@ def processor() -> list[Check]:
     """Count cores and threads, and look for bf16 instructions."""
     import torch
 
-    from comir_hpc.launch import choose_precision
+    from comir_hpc.host.launch import choose_precision
 
     cores = len(os.sched_getaffinity(0))
     threads = torch.get_num_threads()
@@ -155,7 +155,7 @@ def disk_speed(folder: Path) -> list[Check]:
 
 def sharded_volume(folder: Path) -> list[Check]:
     """Write a sharded volume whose last shards are partial, open it again, and compare every voxel."""
-    from comir_hpc.volume import Volume
+    from comir_hpc.volumes.volume import Volume
 
     grid = Grid((96, 130, 110), (2.0, 1.0, 1.0))
     values = np.random.default_rng(0).integers(0, 1000, (1, *grid.shape_zyx), dtype=np.uint16)

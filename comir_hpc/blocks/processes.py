@@ -1,0 +1,234 @@
+"""Blocks on several processes of this machine, each of which may die without costing more than its block.
+
+`concurrent.futures` takes every worker down with the first that is killed, and Dask's local cluster brings a
+scheduler, watchers and sockets for what is a queue of numbers. With a pipe to each process it is known which block
+one died on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from comir_hpc.blocks.block import ATTEMPTS, Carrier, Settle
+from comir_hpc.errors import ComirError, ConfigError
+
+# zarrs, torch and ITK do not survive a fork while their threads run.
+_SPAWN = multiprocessing.get_context("spawn")
+_THREAD_LIMITS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "BLOSC_NTHREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+_READY = "ready"
+
+
+class _Queue:
+    """Blocks not yet given out. A worker gets the one after its last, which shares most with it, while there is one."""
+
+    def __init__(self, todo: Sequence[int], workers: int) -> None:
+        # Reversed, so that the next one of each run is at its end.
+        cuts = [len(todo) * n // workers for n in range(workers + 1)]
+        self._runs = [list(todo[a:b])[::-1] for a, b in itertools.pairwise(cuts)]
+
+    def take(self, last: int | None) -> int | None:
+        """The next block for a worker whose last one was `last`."""
+        runs = [run for run in self._runs if run]
+        if not runs:
+            return None
+        for run in runs:
+            if run[-1] - 1 == last:
+                return run.pop()
+        longest = max(runs, key=len)
+        if last is not None and len(longest) > 1:
+            # Leave the first half to the worker that is in it.
+            half = len(longest) // 2
+            self._runs.append(longest[:half])
+            del longest[:half]
+            longest = self._runs[-1]
+        return longest.pop()
+
+    def put_back(self, block: int) -> None:
+        """Take a block back from a worker that died."""
+        self._runs.append([block])
+
+
+class _Worker:
+    """One process, the pipe to it and the block in its hands."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.pipe, theirs = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=_serve, args=(theirs, payload), daemon=True)
+        with _interrupts_held():
+            self.process.start()
+        theirs.close()
+        self.ready = False
+        self.block: int | None = None
+        self.last: int | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.block is None
+
+    def give(self, block: int, attempts: int) -> None:
+        self.block = self.last = block
+        self.pipe.send((block, attempts))
+
+    def dismiss(self) -> None:
+        self.pipe.close()
+        self.process.join(timeout=5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def run_in_processes(
+    payload: bytes,
+    todo: Sequence[int],
+    attempts: Callable[[int], int],
+    workers: int,
+    stop: threading.Event,
+    settle: Settle,
+) -> None:
+    """Carry out blocks on `workers` spawned processes.
+
+    Parameters
+    ----------
+    payload : bytes
+        From `pack`.
+    todo : sequence of int
+        Block numbers.
+    attempts : callable
+        How often a block was tried in earlier runs.
+    stop : Event
+        Once set, no further block is begun.
+    settle : callable
+        Called with each block's number and why it failed (None: done).
+
+    Raises
+    ------
+    ComirError
+        What a worker raised for the whole run; or a worker could not start.
+    """
+    workers = min(workers, len(todo))
+    queue, deaths = _Queue(todo, workers), Counter[int]()
+    with _threads_shared_by(workers):
+        team = [_Worker(payload) for _ in range(workers)]
+        try:
+            while True:
+                for worker in team:
+                    block = queue.take(worker.last) if worker.idle and not stop.is_set() else None
+                    if block is not None:
+                        worker.give(block, attempts(block) + deaths[block])
+                busy = {worker.pipe: place for place, worker in enumerate(team) if not worker.idle}
+                if not busy:
+                    return
+                for pipe in wait(list(busy)):
+                    place = busy[pipe]  # type: ignore[index]
+                    if not _listen(team[place], settle):
+                        _replace_dead(team[place], queue, deaths, settle)
+                        team[place] = _Worker(payload)
+        finally:
+            for worker in team:
+                worker.dismiss()
+
+
+def _listen(worker: _Worker, settle: Settle) -> bool:
+    """Take one message; False when the process is dead."""
+    try:
+        message: Any = worker.pipe.recv()
+    except (EOFError, OSError):
+        return False
+    if message == _READY:
+        worker.ready = True
+    elif isinstance(message, BaseException):
+        raise message
+    else:
+        block, worker.block = worker.block, None
+        assert block is not None
+        settle(block, message[0])
+    return True
+
+
+def _replace_dead(worker: _Worker, queue: _Queue, deaths: Counter[int], settle: Settle) -> None:
+    """Dismiss a worker that has died, and give its block to another one, or give it up after several deaths."""
+    worker.dismiss()
+    how = _how_it_ended(worker.process.exitcode)
+    if worker.block is None:
+        raise ConfigError(
+            f"a worker process {how} before its first block; if this is a script, "
+            "call us under `if __name__ == '__main__':`"
+        )
+    deaths[worker.block] += 1
+    if deaths[worker.block] < ATTEMPTS:
+        queue.put_back(worker.block)
+    else:
+        settle(worker.block, f"the worker process {how} each time (out of memory?)")
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def _serve(pipe: Connection, payload: bytes) -> None:
+    """Carry out the blocks that come through the pipe until it closes."""
+    # The scheduler signals every process of a job, the terminal every one of a group: only the first process
+    # answers, by handing out no more blocks.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        carrier = Carrier.unpack(payload)
+        pipe.send(_READY)
+        while True:
+            index, attempts = pipe.recv()
+            pipe.send((carrier(index, attempts),))
+    except ComirError as error:
+        pipe.send(error)
+    except (EOFError, ConnectionError):
+        return
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C from the processes started meanwhile, from their first moment on; we get it afterwards."""
+    resource_tracker.ensure_running()  # started later, it would let interrupts through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # Were it to go on after its parent was killed, it would meet the next run in the same block.
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextmanager
+def _threads_shared_by(workers: int) -> Iterator[None]:
+    """Have the processes started meanwhile share the cores, unless the user said how many threads to use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    missing = [name for name in _THREAD_LIMITS if name not in os.environ]
+    os.environ.update(dict.fromkeys(missing, str(max(1, cores // workers))))
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]

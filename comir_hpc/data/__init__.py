@@ -1,0 +1,1 @@
+"""Volumes that come with the package, and pairs made from them whose alignment is known."""

@@ -1,0 +1,1 @@
+"""What training is made of: patches and their augmentation, the contrastive loss, and the engines that take a step."""

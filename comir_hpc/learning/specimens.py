@@ -1,0 +1,157 @@
+"""Hold aligned volumes to sample from: their voxels, in memory or read box by box, and where there is specimen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+
+from comir_hpc.config.train import SamplingSettings
+from comir_hpc.errors import VolumeError
+from comir_hpc.space.grid import Box, FloatArray, Grid, Triple
+from comir_hpc.volumes.padding import Unpadded
+from comir_hpc.volumes.volume import Intensity, Volume
+
+# Specimen shares are kept on a lattice of an eighth of a patch: finer costs memory and decides nothing.
+_LATTICE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class SpecimenShare:
+    """Share of specimen in the axis-aligned patch around each point of a coarse lattice.
+
+    Attributes
+    ----------
+    values : (z, y, x) float32 in [0, 1]
+        Share of the patch's voxels that are specimen. Voxels outside the volume are not.
+    step_zyx : (3,) float64
+        Distance between lattice points, in voxels.
+    first_zyx : (3,) float64
+        Position of the first lattice point, in voxels.
+    """
+
+    values: NDArray[np.float32]
+    step_zyx: FloatArray
+    first_zyx: FloatArray
+
+
+class Specimen:
+    """One aligned tuple of volumes at one pyramid level: what is read, and where there is specimen to sample.
+
+    Parameters
+    ----------
+    volumes : sequence of M Volume
+        Volumes of one specimen, one for each modality, on one grid.
+    level : int
+        Pyramid level that is read.
+    patch_zyx : three int
+        Sides of a patch in voxels.
+    """
+
+    def __init__(self, volumes: Sequence[Volume], level: int, patch_zyx: Triple) -> None:
+        self.volumes = tuple(volumes)
+        self.level = level
+        self.grid: Grid = volumes[0].level_grid(level)
+        self.share = specimen_share(volumes, level, patch_zyx)
+        self.intensities: tuple[tuple[Intensity, ...], ...] = tuple(
+            tuple(v.intensity(c) for c in range(v.num_channels)) for v in volumes
+        )
+        self._unpadded = tuple(Unpadded(v) for v in volumes)
+        self._cache: tuple[NDArray[Any], ...] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of this level of all volumes, in their own dtype."""
+        voxels = math.prod(self.grid.shape_zyx)
+        return sum(v.num_channels * v.dtype.itemsize * voxels for v in self.volumes)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the volumes are held in memory."""
+        return self._cache is not None
+
+    def load(self) -> None:
+        """Hold the volumes in memory."""
+        self._cache = tuple(v.read(level=self.level) for v in self._unpadded)
+
+    def read(self, box: Box) -> list[NDArray[Any]]:
+        """Read a box from every modality, (c, z, y, x) each, in the volumes' own dtypes; padding is background."""
+        if self._cache is not None:
+            return [values[(slice(None), *box.slices)] for values in self._cache]
+        return [v.read(box, level=self.level) for v in self._unpadded]
+
+
+def specimen_share(volumes: Sequence[Volume], level: int, patch_zyx: Triple) -> SpecimenShare:
+    """Measure how much of a patch is specimen, wherever its centre lies.
+
+    A voxel is specimen if any modality says so. The pyramid level that is read is the coarsest one that is fine enough
+    for the lattice. It is read slab by slab, so that a volume larger than memory is never held.
+
+    Raises
+    ------
+    VolumeError
+        If no voxel is specimen.
+    """
+    wanted = np.maximum(1, np.asarray(patch_zyx) // _LATTICE)
+    own = np.asarray(volumes[0].level_factors(level))
+    ratios = [
+        np.asarray(volumes[0].level_factors(i)) // own
+        for i in range(level, min(v.num_levels for v in volumes))
+    ]
+    coarse = max(i for i, ratio in enumerate(ratios) if (ratio <= wanted).all())
+    # Blocks of that level's voxels make up the rest of a lattice step.
+    block = wanted // ratios[coarse]
+    mask = np.concatenate(list(_specimen_slabs(volumes, level + coarse, block)))
+    if not mask.any():
+        names = ", ".join(str(v.path) for v in volumes)
+        raise VolumeError(
+            f"{names}: no voxel is above the foreground threshold, there is no specimen to learn from; "
+            "run `comir-hpc ingest` on the right source again"
+        )
+    step = ratios[coarse] * block
+    window = np.maximum(1, np.rint(np.asarray(patch_zyx) / step)).astype(int)
+    share = uniform_filter(mask.astype(np.float64), size=window.tolist(), mode="constant")
+    # The middle of an even number of blocks is the corner between two of them.
+    first = (window % 2) * step / 2 - 0.5
+    return SpecimenShare(share.astype(np.float32), step.astype(np.float64), first)
+
+
+def _specimen_slabs(
+    volumes: Sequence[Volume], level: int, block_zyx: NDArray[np.int64]
+) -> Iterator[NDArray[np.float32]]:
+    """Measure the share of specimen in every block of voxels, (z, y, x) float32, a slab of blocks at a time."""
+    depth, height, width = volumes[0].level_grid(level).shape_zyx
+    chunk = max(volumes[0].chunk_zyx[0], int(block_zyx[0]))
+    thickness = int(-(-chunk // block_zyx[0]) * block_zyx[0])
+    readers = [Unpadded(volume) for volume in volumes]
+    for start in range(0, depth, thickness):
+        box = Box((start, 0, 0), (min(start + thickness, depth), height, width))
+        mask = np.zeros(box.shape, dtype=bool)
+        for volume, reader in zip(volumes, readers, strict=True):
+            for channel, values in enumerate(reader.read(box, level=level)):
+                mask |= volume.intensity(channel).foreground(values)
+        pad = [(0, -n % int(b)) for n, b in zip(mask.shape, block_zyx, strict=True)]
+        z, y, x = (int(b) for b in block_zyx)
+        padded = np.pad(mask, pad)
+        blocks = padded.reshape(padded.shape[0] // z, z, padded.shape[1] // y, y, padded.shape[2] // x, x)
+        yield blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def prepare_specimens(pairs: Sequence[Sequence[Volume]], settings: SamplingSettings) -> tuple[Specimen, ...]:
+    """Find the specimen in training pairs. Hold all volumes in memory if they fit into `cache_mib` (MiB) together.
+
+    Raises
+    ------
+    VolumeError
+        If a volume holds no specimen.
+    """
+    specimens = tuple(Specimen(volumes, settings.level, settings.patch) for volumes in pairs)
+    if sum(specimen.num_bytes for specimen in specimens) <= settings.cache_mib * 2**20:
+        for specimen in specimens:
+            specimen.load()
+    return specimens

@@ -1,0 +1,59 @@
+"""Read boxes of a volume as a network's input: normalised, with padding as background.
+
+Axes: c image channels, z y x space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comir_hpc.space.grid import Box
+from comir_hpc.volumes.padding import Unpadded
+
+if TYPE_CHECKING:
+    from comir_hpc.volumes.volume import Intensity, Volume
+
+Array = NDArray[np.float32]
+Read = Callable[[Box], Array]
+"""Gives the network input (c, z, y, x) of a box."""
+
+
+class NormalisedReader:
+    """Read boxes of one pyramid level as network input, normalised by the volume's statistics; padding is background.
+
+    Parameters
+    ----------
+    volume : Volume
+        Volume to read from. It must have intensity statistics.
+    level : int
+        Pyramid level to read from.
+    """
+
+    def __init__(self, volume: Volume, level: int) -> None:
+        self.volume, self.level = volume, level
+        self._unpadded = Unpadded(volume)
+        self._intensities = [volume.intensity(c) for c in range(volume.num_channels)]
+
+    def __call__(self, box: Box) -> Array:
+        """Read the normalised values (c, z, y, x) of a box inside the level."""
+        values = self._unpadded.read(box, level=self.level)
+        result = np.empty(values.shape, dtype=np.float32)
+        for c, z in np.ndindex(
+            *values.shape[:2]
+        ):  # a slice at a time: nothing else of the size of the box is held
+            result[c, z] = self._intensities[c].normalise(values[c, z])
+        return result
+
+    @property
+    def background(self) -> Array:
+        """Largest normalised value that is background, for each channel, (c,)."""
+        return np.array([_largest_background(i) for i in self._intensities], dtype=np.float32)
+
+
+def _largest_background(intensity: Intensity) -> float:
+    # Values below `low` are clipped to it, so that background reaches up to `low` at least.
+    return float(intensity.normalise(np.array([max(intensity.foreground_above, intensity.low)]))[0])

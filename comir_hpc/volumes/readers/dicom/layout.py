@@ -1,0 +1,166 @@
+"""How a DICOM file stores its pixels: where they begin, how many there are, and whether the file can hold them."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.uid import AllTransferSyntaxes, DeflatedExplicitVRLittleEndian, RLELossless
+
+from comir_hpc.errors import VolumeError
+from comir_hpc.host.memory import in_words
+
+_PIXEL_DATA, _FLOAT, _DOUBLE = 0x7FE00010, 0x7FE00008, 0x7FE00009
+_UNDEFINED = 0xFFFFFFFF
+_PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR", "PALETTE COLOR")
+RUNS, DEFLATED, CODEC = "run lengths", "deflated", "a codec such as JPEG"
+# How many times smaller a coder can make an image. The formats of RLE and deflate set theirs; of JPEG 2000, a black
+# image of 4096 pixels a side is two hundred thousand times smaller.
+_HIGHEST_COMPRESSION = {RUNS: 64, DEFLATED: 1032, CODEC: 1_000_000}
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a file stores its frames.
+
+    Attributes
+    ----------
+    shape : three int
+        (rows, columns, samples) of every frame.
+    frames : int
+        Number of frames in the file.
+    allocated, stored, high : int
+        Bits of a sample's container, bits that count, and the highest of these.
+    kind : str
+        ``u`` (unsigned), ``i`` (signed) or ``f`` (floats).
+    offset : int
+        First byte of the pixels in the file.
+    order : str
+        ``<`` or ``>``, the byte order.
+    coder : str
+        How the pixels are compressed: `RUNS`, `DEFLATED`, `CODEC`, or empty where they are not.
+    excess : int
+        Bytes of plain pixels beyond those of all frames, which are not read.
+    """
+
+    file: Path
+    shape: tuple[int, int, int]
+    frames: int
+    allocated: int
+    stored: int
+    high: int
+    kind: str
+    photometric: str
+    by_plane: bool
+    offset: int
+    order: str
+    coder: str
+    excess: int = 0
+
+    @property
+    def frame_bytes(self) -> int:
+        """Length of one unpacked frame."""
+        rows, columns, samples = self.shape
+        return (rows * columns * samples * self.allocated + 7) // 8
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Smallest and largest stored value of integers."""
+        if self.kind == "i":
+            return -(1 << self.stored - 1), (1 << self.stored - 1) - 1
+        return 0, (1 << self.stored) - 1
+
+
+def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
+    """Read how the pixels are stored, and check it against the file's length before anything is allocated.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    header : Dataset
+        Everything before the pixels.
+    file : binary file
+        At the first byte behind the header.
+
+    Returns
+    -------
+    Pixels or None
+        None where there are no pixels.
+
+    Raises
+    ------
+    VolumeError
+        If the file is shorter than its header says.
+    ValueError
+        If the header's numbers are impossible.
+    """
+    syntax = header.file_meta.get("TransferSyntaxUID", None)
+    implicit, little = header.original_encoding
+    order = "<" if little else ">"
+    if syntax == DeflatedExplicitVRLittleEndian:
+        start, length, tag = 0, _UNDEFINED, _PIXEL_DATA
+    else:
+        element = file.read(8)
+        if len(element) < 8:
+            return None
+        tag = (struct.unpack(f"{order}H", element[:2])[0] << 16) + struct.unpack(f"{order}H", element[2:4])[0]
+        long = not implicit and element[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
+        length = struct.unpack(f"{order}I", file.read(4) if long else element[4:])[0]
+        start = file.tell()
+    coder = CODEC if length == _UNDEFINED else ""
+    coder = {DeflatedExplicitVRLittleEndian: DEFLATED, RLELossless: RUNS}.get(syntax, coder)
+    known = not syntax or syntax in AllTransferSyntaxes
+    if not known or (coder == CODEC and not (syntax and syntax.is_compressed)):
+        raise VolumeError(
+            f"{path}: its transfer syntax {str(syntax)[:64]!r} is not known, so neither is the order of its bytes; "
+            "convert it to explicit little endian (gdcmconv --raw, dcmconv +te)"
+        )
+    if tag == _PIXEL_DATA and header.get("BitsAllocated", None) is None:
+        raise ValueError("no BitsAllocated in it")
+    bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag) or int(header.BitsAllocated)
+    stored = bits if tag != _PIXEL_DATA else int(header.get("BitsStored", None) or bits)
+    signed = int(header.get("PixelRepresentation", 0) or 0)
+    if signed not in (0, 1):
+        raise ValueError(f"PixelRepresentation is {signed}, expected 0 (unsigned) or 1 (signed)")
+    kind = "f" if tag != _PIXEL_DATA else "ui"[signed]
+    if not 1 <= stored <= bits <= 64:
+        raise ValueError(f"{stored} bits stored of {bits}")
+    high = int(header.get("HighBit", None) or stored - 1)
+    if not stored - 1 <= high < bits:
+        raise ValueError(f"the highest of {stored} bits stored is number {high} of {bits}")
+    photometric = str(header.get("PhotometricInterpretation", None) or "MONOCHROME2").strip()
+    if photometric.split("_")[0] not in _PHOTOMETRIC:
+        raise ValueError(
+            f"its pixels are {photometric[:20]!r}, expected MONOCHROME1 or 2, RGB, YBR or a palette"
+        )
+    samples = header.get("SamplesPerPixel", None)
+    if samples is None and photometric[:4] not in ("MONO", "PALE"):
+        raise ValueError(f"no SamplesPerPixel in it, and its pixels are {photometric[:20]!r}")
+    pixels = Pixels(
+        path, (int(header.Rows), int(header.Columns), 1 if samples is None else int(samples)),
+        int(header.get("NumberOfFrames", 1) or 1), bits, stored, high, kind,
+        photometric, bool(header.get("PlanarConfiguration", 0)), start, order, coder,
+    )  # fmt: skip
+    _check_length(pixels, length)
+    # One byte makes an odd length even.
+    excess = 0 if coder else length - pixels.frame_bytes * pixels.frames
+    return replace(pixels, excess=excess) if excess > 1 else pixels
+
+
+def _check_length(pixels: Pixels, length: int) -> None:
+    there = pixels.file.stat().st_size - pixels.offset
+    rows, columns, samples = pixels.shape
+    claimed = pixels.frame_bytes * pixels.frames
+    if min(rows, columns, samples, pixels.frames) < 1:
+        raise ValueError(f"{pixels.frames} frames of {rows} x {columns} pixels with {samples} samples")
+    most = there * _HIGHEST_COMPRESSION[pixels.coder] if pixels.coder else min(there, length)
+    # Every frame of a codec begins with eight bytes of its own.
+    if claimed > most or (pixels.coder == CODEC and pixels.frames * 8 > there):
+        raise VolumeError(
+            f"{pixels.file} is truncated or its header is wrong: {pixels.frames} frames of {rows} x {columns} pixels "
+            f"are {in_words(claimed)}, and there are {in_words(max(there, 0))} for them; copy or export it again"
+        )
