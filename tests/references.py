@@ -216,7 +216,7 @@ def by_h5py(path: Path) -> Answer:
         if "axistags" in found.attrs:
             axes = "".join(tag["key"] for tag in json.loads(found.attrs["axistags"])["axes"])
         else:
-            axes = "".join(d.label.replace("depth", "z")[:1] for d in found.dims)
+            axes = "".join(str(w).replace("depth", "z")[:1] for w in found.attrs.get("DIMENSION_LABELS", ()))
             axes = axes or ("zyx" if found.ndim == 3 else "czyx")
         array, sizes = _zyxc(found[()], axes.lower()), found.attrs.get("element_size_um", 0)
         sizes = re.findall(r"\d+\.?\d*", sizes) if isinstance(sizes, str) else np.ravel(sizes)
