@@ -171,7 +171,7 @@ def by_pydicom(path: Path) -> Answer:
         groups = whole.get("PerFrameFunctionalGroupsSequence") or [None] * len(frames)
         for values, group in zip(frames, groups, strict=True):
             said = _said(whole, group)
-            values = values * float(said.get("RescaleSlope", 1)) + float(said.get("RescaleIntercept", 0))
+            values = values * float(said.get("RescaleSlope") or 1) + float(said.get("RescaleIntercept") or 0)
             piece = Piece(values.reshape(1, *values.shape[:2], -1), _slice_affine(said))
             answer.append((_height(said), piece))
     return [piece for _, piece in sorted(answer, key=lambda one: one[0])]
