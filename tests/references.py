@@ -171,7 +171,7 @@ def by_pydicom(path: Path) -> Answer:
         groups = whole.get("PerFrameFunctionalGroupsSequence") or [None] * len(frames)
         for values, group in zip(frames, groups, strict=True):
             said = _said(whole, group)
-            values = values * float(said.get("RescaleSlope", 1)) + float(said.get("RescaleIntercept", 0))
+            values = values * float(said.get("RescaleSlope") or 1) + float(said.get("RescaleIntercept") or 0)
             piece = Piece(values.reshape(1, *values.shape[:2], -1), _slice_affine(said))
             answer.append((_height(said), piece))
     return [piece for _, piece in sorted(answer, key=lambda one: one[0])]
@@ -210,13 +210,13 @@ def _said(whole: Any, group: Any) -> dict[str, Any]:
 
 def by_h5py(path: Path) -> Answer:
     with h5py.File(path, "r") as file:
-        found = file["volume/data"]
+        found = next(d for g in file.values() for d in g.values())  # a name may be damaged
         if found.size > _LARGEST:
             raise ValueError("too large")
         if "axistags" in found.attrs:
             axes = "".join(tag["key"] for tag in json.loads(found.attrs["axistags"])["axes"])
         else:
-            axes = "".join(d.label.replace("depth", "z")[:1] for d in found.dims)
+            axes = "".join(str(w).replace("depth", "z")[:1] for w in found.attrs.get("DIMENSION_LABELS", ()))
             axes = axes or ("zyx" if found.ndim == 3 else "czyx")
         array, sizes = _zyxc(found[()], axes.lower()), found.attrs.get("element_size_um", 0)
         sizes = re.findall(r"\d+\.?\d*", sizes) if isinstance(sizes, str) else np.ravel(sizes)

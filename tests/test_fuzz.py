@@ -81,6 +81,7 @@ def test_pixels_that_no_dicom_reader_knows(tmp_path: Path, values: dict[str, obj
     [
         ({"BitsStored": None}, "all 16 bits of a pixel are taken"),
         ({"PhotometricInterpretation": None}, "taken as MONOCHROME2"),
+        ({"PixelRepresentation": None}, "taken as unsigned"),
     ],
 )
 def test_what_dicom_leaves_open_is_a_note(tmp_path: Path, values: dict[str, object], words: str) -> None:
@@ -243,3 +244,10 @@ def test_advice_on_axes_never_makes_time_points_slices(tmp_path: Path, axes: str
     tifffile.imwrite(path, array, metadata={"axes": axes}, photometric="rgb" if "S" in axes else "minisblack")
     with pytest.raises(VolumeError, match=words):
         open_source(path)
+
+
+def test_no_advice_to_run_code_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "m.npy").write_bytes(b"no array at all")
+    with pytest.raises(VolumeError) as caught:
+        open_source(tmp_path / "m.npy")
+    assert "pickle" not in str(caught.value)

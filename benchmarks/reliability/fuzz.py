@@ -1,6 +1,6 @@
 """Some thousands of files that are nearly right, read by ours and by the reference reader of each format.
 
-    cd benchmarks/reliability; PYTHONPATH=../../tests python fuzz.py --tries 500 --seed 30000 --out fuzz.csv
+    cd benchmarks/reliability; PYTHONPATH=../../tests python fuzz.py --tries 300 --seed 20000 --out fuzz.csv
 
 A row for each format: how many files were refused in one line, read as the reference reader reads them (every voxel
 at its place in the world), read with a note, and what failed: an exception that is none of ours, a message that is too

@@ -54,7 +54,7 @@ def hdf5(path: Path, dataset: str | None = None) -> Source:
         require_credible_dataset(path, found)
         shape = tuple(int(n) for n in found.shape)
         tags = _axistags(path, found)
-        labels = [str(tag["key"]) for tag in tags] if tags else [d.label for d in found.dims]
+        labels = [str(tag["key"]) for tag in tags] if tags else _labels(found)
         axes, notes = named_axes(labels, shape, path, "axistags" if tags else "dimension labels")
         dtype = storable(found.dtype, path)
         chunks = shape_of(found.chunks, axes)[1:] if found.chunks else (1, 1, 1)
@@ -99,6 +99,17 @@ def _datasets(file: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 # ---------------------------------------------------------------------- what stands beside the voxels
+
+
+def _labels(found: Any) -> list[str]:
+    """Dimension labels, as they stand in their attribute: HDF5's own function for them crashes on damaged ones."""
+    said = found.attrs.get("DIMENSION_LABELS")
+    if said is None:
+        return [""] * found.ndim
+    words = np.ravel(said).tolist()
+    if len(words) != found.ndim:
+        raise ValueError(f"{len(words)} dimension labels of {found.ndim} axes")
+    return [w.decode(errors="replace") if isinstance(w, bytes) else str(w or "") for w in words]
 
 
 def _axistags(path: Path, found: Any) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from comir_hpc.space.grid import IDENTITY, MM_PER_UNIT, Box, Grid, Matrix, Tripl
 # What the readers' libraries raise on a file that is torn or not what its name says.
 UNREADABLE: tuple[type[Exception], ...] = (
     OSError, EOFError, ValueError, ArithmeticError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
-    RuntimeError, NotImplementedError, struct.error, zlib.error,
+    RuntimeError, NotImplementedError, SyntaxError, struct.error, zlib.error,
 )  # fmt: skip
 _SPACING_HELP = "give it with --spacing Z Y X --unit mm (or um, nm, ...)"
 THICKNESS = 1.0
@@ -190,7 +190,9 @@ def reading(path: Path, what: str, *also: type[Exception]) -> Iterator[None]:
         ) from error
     except (*UNREADABLE, *also) as error:
         # What ITK says of itself, its exceptions and its source files, helps nobody.
-        text = " ".join(str(error).rpartition("ERROR:")[2].split()) or type(error).__name__
+        text = " ".join(str(error).rpartition("ERROR:")[2].split())
+        if not text or "pickle" in text:  # numpy advises to load what may run code
+            text = type(error).__name__
         raise VolumeError(
             f"{path} cannot be read as {what} ({text[-300:]}); it is truncated, damaged or of another format: "
             "copy or export it again"

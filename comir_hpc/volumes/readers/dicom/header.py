@@ -183,6 +183,8 @@ def _pixel_notes(said: dict[str, Any], pixels: Pixels) -> Iterator[str]:
         yield "the header has no PhotometricInterpretation: it is taken as MONOCHROME2 (large values are bright)"
     if "BitsStored" not in said and pixels.kind != "f":
         yield f"the header has no BitsStored: all {pixels.allocated} bits of a pixel are taken"
+    if "PixelRepresentation" not in said and pixels.kind != "f":
+        yield "the header has no PixelRepresentation: its values are taken as unsigned"
     if pixels.excess:
         rows, columns, _ = pixels.shape
         yield (

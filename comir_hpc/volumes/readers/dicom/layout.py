@@ -122,14 +122,14 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
     if tag == _PIXEL_DATA and header.get("BitsAllocated", None) is None:
         raise ValueError("no BitsAllocated in it")
     bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag) or int(header.BitsAllocated)
-    stored = bits if tag != _PIXEL_DATA else int(header.get("BitsStored", None) or bits)
+    stored = bits if tag != _PIXEL_DATA else _or(header.get("BitsStored", None), bits)
     signed = int(header.get("PixelRepresentation", 0) or 0)
     if signed not in (0, 1):
         raise ValueError(f"PixelRepresentation is {signed}, expected 0 (unsigned) or 1 (signed)")
     kind = "f" if tag != _PIXEL_DATA else "ui"[signed]
     if not 1 <= stored <= bits <= 64:
         raise ValueError(f"{stored} bits stored of {bits}")
-    high = int(header.get("HighBit", None) or stored - 1)
+    high = _or(header.get("HighBit", None), stored - 1)
     if not stored - 1 <= high < bits:
         raise ValueError(f"the highest of {stored} bits stored is number {high} of {bits}")
     photometric = str(header.get("PhotometricInterpretation", None) or "MONOCHROME2").strip()
@@ -149,6 +149,11 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
     # One byte makes an odd length even.
     excess = 0 if coder else length - pixels.frame_bytes * pixels.frames
     return replace(pixels, excess=excess) if excess > 1 else pixels
+
+
+def _or(value: Any, default: int) -> int:
+    """A number, or the default where the element is missing or empty."""
+    return default if value is None or value == "" else int(value)
 
 
 def _check_length(pixels: Pixels, length: int) -> None:

@@ -90,7 +90,7 @@ def _reader(
     """Function that reads a box, and the smallest box that it decodes."""
     series = file.series[number]
     page, dtype = series.keyframe, storable(series.dtype, path)
-    if series.dataoffset is not None:
+    if series.dataoffset:  # at 0 is nothing: the pages are not stored
         raw = np.dtype(file.byteorder + series.dtype.char)
         layout = RawLayout(path, series.dataoffset, raw, shape, axes)
         layout.check_length(path)
