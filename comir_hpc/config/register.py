@@ -22,7 +22,7 @@ def _offered(word: str) -> str:
     return word
 
 
-Representation = Annotated[str, AfterValidator(_offered), OnCommandLine(words=tuple(REPRESENTATIONS))]
+RepresentationName = Annotated[str, AfterValidator(_offered), OnCommandLine(words=tuple(REPRESENTATIONS))]
 
 
 class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
@@ -36,7 +36,7 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     """Volume to be aligned with the fixed one: a store, or any file that ingest reads."""
     out: Output[Path]
     """Folder for the transform, the result and the report."""
-    representation: Representation = "comir"
+    representation: RepresentationName = "comir"
     """What is compared: learned representations (comir), or intensities by mutual information (intensity)."""
     model: Input[Path | None] = None
     """Run folder that train wrote (comir)."""

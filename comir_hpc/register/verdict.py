@@ -73,8 +73,8 @@ _PASS_DRIFT = 0.3
 def judge(evidence: Evidence) -> tuple[Verdict, list[str]]:
     """Judge the evidence: the verdict and its reasons, the most serious first. For PASS they say what was found.
 
-    Intensities never get PASS. Mutual information has no scale: nothing says how much of it a right answer has. So a
-    wrong answer without a rival looks like a right one.
+    What was not trained to correlate never gets PASS, intensities above all. Mutual information has no scale: nothing
+    says how much of it a right answer has. So a wrong answer without a rival looks like a right one.
     """
     failures: list[str] = []
     doubts: list[str] = []

@@ -73,7 +73,7 @@ class Measure:
 
 
 def _informative(agreement: Agreement) -> float:
-    return agreement.information * agreement.overlap**0.5
+    return agreement.information * float(agreement.overlap**0.5)
 
 
 CORRELATION = Measure(
