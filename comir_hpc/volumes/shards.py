@@ -113,3 +113,9 @@ def _translated(error: ValueError, path: Path) -> Exception:
         return error
     number = int(found[1])
     return OSError(number, os.strerror(number), str(path))
+
+
+def cause_of(error: Exception) -> str:
+    """Say what TensorStore complains of, without the path and without the places in its own source."""
+    text = " ".join(str(error).split(" [source", 1)[0].split())
+    return text.rsplit('": ', 1)[-1][:120].strip() or type(error).__name__

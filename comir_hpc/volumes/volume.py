@@ -39,7 +39,7 @@ from comir_hpc.volumes.ome import foreign_node as foreign_node
 from comir_hpc.volumes.ome import ome_metadata
 from comir_hpc.volumes.pyramid import downsample as downsample
 from comir_hpc.volumes.pyramid import planned_levels as planned_levels
-from comir_hpc.volumes.shards import Shards
+from comir_hpc.volumes.shards import Shards, cause_of
 from comir_hpc.volumes.store import Store, array_of
 
 
@@ -213,7 +213,7 @@ class Volume(Store):
             return self._shards[level].read((slice(0, self.num_channels), *box.slices))
         except (RuntimeError, ValueError, OSError) as error:
             raise VolumeError(
-                f"{self.path}: box {box} cannot be read{self._unreadable(level, box)} ({_cause(error)}); "
+                f"{self.path}: box {box} cannot be read{self._unreadable(level, box)} ({cause_of(error)}); "
                 f"{self.repair(content=True)}"
             ) from error
 
@@ -347,9 +347,3 @@ class Volume(Store):
                 coarse = downsample(fine, step, labels=self.metadata["kind"] == "labels")
             values[(slice(None), *layer.write.slices)] = coarse
         self.write(box, values, level=level)
-
-
-def _cause(error: Exception) -> str:
-    """What tensorstore complains of, without the path, which stands before, and places in its own source."""
-    text = " ".join(str(error).split(" [source", 1)[0].split())
-    return text.rsplit('": ', 1)[-1][:120].strip() or type(error).__name__

@@ -9,19 +9,40 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
+import torch
 
 from comir_hpc.representations.encoding.evaluation import Cut, in_batches, on_threads
 from comir_hpc.representations.encoding.grid import Window, WindowGrid
 from comir_hpc.representations.encoding.reader import Array, Read
 from comir_hpc.space.grid import Box, Triple
 
-if TYPE_CHECKING:
-    from comir_hpc.representations.encoding.encoder import Encoder
-
 _KEPT_BYTES = 40 << 20  # most memory for values of windows that the next row of blocks needs, too
+
+
+class Evaluates(Protocol):
+    """What a sweep needs of an encoder.
+
+    Attributes
+    ----------
+    device : torch device
+        Where the network is: on a CPU, windows run on threads; elsewhere in batches.
+    """
+
+    device: torch.device
+
+    @property
+    def in_channels(self) -> int:
+        """Channels c of a window."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels l of its representation."""
+
+    def evaluate(self, batch_bczyx: Array) -> Array:
+        """Encode windows (b, c, z, y, x) to (b, l, z, y, x) float32."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,7 @@ class Sweep:
 
     Parameters
     ----------
-    encoder : Encoder
+    encoder : Evaluates
         The encoder that evaluates the windows.
     read, windows, background, batch
         The same arguments that `Encoder.encode` takes.
@@ -61,7 +82,7 @@ class Sweep:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Evaluates,
         read: Read,
         windows: WindowGrid,
         *,

@@ -195,7 +195,7 @@ def _require_same_size(pixels: Pixels, bare: Dataset) -> None:
         size = claimed_size(stream)
         if size not in (None, pixels.shape[:2]):
             raise VolumeError(
-                f"{pixels.file}: the compressed image of frame {number + 1} says {size[0]} x {size[1]} pixels, the "  # type: ignore[index]
+                f"{pixels.file}: the compressed image of frame {number + 1} says {size[0]} x {size[1]} pixels, the "
                 f"header {pixels.shape[0]} x {pixels.shape[1]} (rows, columns); it is damaged: copy or export it again"
             )
 
