@@ -23,7 +23,8 @@ from comir_hpc.quality import agreement, effective_rank, foreground_agreement, r
 Encode = Callable[[int, Tensor], Tensor]
 """Modality number and images (n, c, z, y, x) to maps (n, l, z, y, x), in eval mode, without gradient."""
 
-_PATCHES = 24
+NUM_PATCHES = 24
+"""Patches that the figures at the end of a training are taken from; they are encoded in one batch."""
 _TURNED = 4  # patches on which equivariance is measured: each costs an encoding a group element
 _SHIFTS = (1, 2, 4, 8)
 _WATCHED = 4  # patches that are looked at during training
@@ -49,7 +50,7 @@ def reference_figures(
         find their partner among all; ``shifted``: mean agreement when one side is so many voxels off; for each
         modality ``equivariance``, mean and largest error over the group, ``effective_rank`` and ``deviation``.
     """
-    draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(_PATCHES)]
+    draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(NUM_PATCHES)]
     batch = sampler.resample(draws, [sampler.read(d) for d in draws], device)
     maps = [encode(number, images) for number, images in enumerate(batch.images)]
     table = agreement(maps[0], maps[1], batch.valid)
@@ -58,7 +59,7 @@ def reference_figures(
     apart = table[~near]
     specimen = batch.valid & specimen_mask(batch.above[0]) & specimen_mask(batch.above[1])
     figures: dict[str, Any] = {
-        "patches": _PATCHES,
+        "patches": NUM_PATCHES,
         "agreement": _number(aligned.mean()),
         "agreement_p5": _number(aligned.quantile(0.05)),
         "agreement_pooled": _number(foreground_agreement(maps[0], maps[1], specimen)),
@@ -84,7 +85,7 @@ def _shifted_agreement(
     encode: Encode, sampler: PatchSampler, maps: Tensor, shift: int, device: torch.device
 ) -> float | None:
     """Mean agreement when the second modality's patches are taken `shift` voxels off, along each axis in turn."""
-    draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(_PATCHES)]
+    draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(NUM_PATCHES)]
     patch = np.asarray(sampler.settings.patch)
     axes = np.flatnonzero(patch > 1)
     moved = []

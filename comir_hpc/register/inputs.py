@@ -30,10 +30,10 @@ from comir_hpc.windows import Encoder, load_encoder, nearest_level
 
 Role = Literal["fixed", "moving"]
 
-BYTES_PER_VOXEL = 52
+BYTES_PER_VOXEL = 40
 """Peak memory of a registration for each voxel of a volume with one channel, beside what the process holds before.
-Measured for both volumes together: 37 bytes at 144^3 (intensity), 42 and 47 at 192^3 (intensity, representations)."""
-_LIBRARY_BYTES = 16 << 20  # measured: 14 MiB are loaded on the way
+Measured for both volumes together, intensity: 35 bytes at 144^3, 34 at 336^3; a channel of a representation adds up to 5."""
+_LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
 _ENCODING_LIBRARY_BYTES = 24 << 20  # the same of the first window that is encoded
 _WINDOW = 3.4  # memory of a window that is encoded, over that of its tensors between layers
 _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
@@ -68,6 +68,11 @@ class Side:
         return self.compared is not self.volume
 
     @property
+    def learned(self) -> bool:
+        """Whether a representation is compared, and not the intensity."""
+        return self.ready or self.encoder is not None
+
+    @property
     def num_channels(self) -> int:
         """Channels that are compared."""
         if self.encoder is not None:
@@ -80,7 +85,7 @@ class Side:
         if _at_level(self, level).interpolated:
             grid = cut_grid(grid)
         voxels = math.prod(grid.shape_zyx)
-        return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - 1))
+        return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - (not self.learned)))
 
     def original_level(self) -> int:
         """Level of the original volume on the compared grid.
