@@ -3,14 +3,14 @@ r"""Hold what each verb predicts against what it needed: memory of its processes
     export OMP_NUM_THREADS=1
     python benchmarks/reliability/predictions.py --work WORK --out benchmarks/reliability/predictions.csv
 
-A row is one command, in a process of its own, on made volumes: small (48 voxels a side), middle (144), large (336), and
-long (32 x 48 x 2048). `predicted_mib` is what `--dry-run` of the same command says before; where a verb has several
-processes, it stands for all of them. `needed_mib` is the largest VmHWM (the most memory that the kernel saw in use) of the
-process, or the sum of those of the process and its workers. `called` says who called: the command line, or Python with
-other things in memory, which count on both sides. A bound holds if `ratio` (predicted / needed) is from 1 to 1.3.
+A row is one command, in a process of its own, on made volumes: small (48 voxels a side), middle (144), large (336),
+and long (32 x 48 x 2048). `predicted_mib` is what `--dry-run` of the same command says before; where a verb has several
+processes, it stands for all of them. `needed_mib` is the largest VmHWM (the most memory that the kernel saw in use) of
+the process, or the sum of those of the process and its workers. `called` says who called: the command line, or Python
+with other things in memory, which count on both sides. A bound holds if `ratio` (predicted / needed) is from 1 to 1.3.
 
-Seconds mean something on a quiet machine only; memory does not depend on it. The table goes on where it was stopped: rows
-wait in WORK/rows.jsonl.
+Seconds mean something on a quiet machine only; memory does not depend on it. The table goes on where it was stopped:
+rows wait in WORK/rows.jsonl.
 """
 
 from __future__ import annotations
@@ -206,7 +206,9 @@ def write_source(path: Path, size: str, seed: int = 0) -> None:
         import h5py
 
         with h5py.File(path, "w") as file:  # one chunk: all of it is decoded for any voxel
-            data = file.create_dataset("v", data=values, chunks=values.shape, compression="gzip", compression_opts=1)
+            data = file.create_dataset(
+                "v", data=values, chunks=values.shape, compression="gzip", compression_opts=1
+            )
             data.attrs["element_size_um"] = (1.0, 1.0, 1.0)
     elif path.suffix == ".tif":
         import tifffile
@@ -246,7 +248,9 @@ def store(work: Path, size: str, seed: int = 0) -> str:
         from comir_hpc.config import IngestSettings
         from comir_hpc.ingest import ingest
 
-        source = once(work / f"{size}-{seed}.npy", lambda: write_source(work / f"{size}-{seed}.npy", size, seed))
+        source = once(
+            work / f"{size}-{seed}.npy", lambda: write_source(work / f"{size}-{seed}.npy", size, seed)
+        )
         ingest(IngestSettings(source=source, out=path, spacing=(1, 1, 1), unit="mm"))
 
     return str(once(path, make))
@@ -285,7 +289,10 @@ def transform(work: Path) -> str:
     turn = rotation_by((0.2, 1.0, 0.4), 8.0)[::-1, ::-1]
     folder = work / "transform"
     folder.mkdir(exist_ok=True)
-    once(folder / "transform.tfm", lambda: save_transform(Transform.rigid(turn, (1.0, -1.0, 2.0), (20.0,) * 3), folder))
+    once(
+        folder / "transform.tfm",
+        lambda: save_transform(Transform.rigid(turn, (1.0, -1.0, 2.0), (20.0,) * 3), folder),
+    )
     return str(folder / "transform.tfm")
 
 
@@ -334,7 +341,12 @@ def warps(work: Path) -> Iterator[Case]:
     """Return stores and single files, interpolations, processes and callers."""
 
     def case(name: str, size: str, called: str = "command", **settings: Any) -> Case:
-        given = {"zarr": store(work, size, 1), "like": store(work, size, 0), "transform": transform(work), **settings}
+        given = {
+            "zarr": store(work, size, 1),
+            "like": store(work, size, 0),
+            "transform": transform(work),
+            **settings,
+        }
         return Case("warp", f"{name}, {size}", given, called, settings.get("workers", 1))
 
     for size in SHAPES:
@@ -431,7 +443,9 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows, beginning with their command."""
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write("# OMP_NUM_THREADS=1 python benchmarks/reliability/predictions.py --work WORK --out OUT\n")
-        file.write("# Seconds are of a machine with 2 cores and a load of about 10: judge them roughly. Memory is not disturbed.\n")
+        file.write(
+            "# Seconds: 2 cores with a load of about 10, so judge them roughly. Memory is not disturbed by others.\n"
+        )
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -12,9 +12,12 @@ from typing import Any
 from comir_hpc.ledger import Ledger
 from comir_hpc.memory import expected_peak, in_words
 
-
-_STARTER_BYTES = 16 << 20  # measured: the small process that multiprocessing keeps beside workers takes 10 to 13 MiB
-_PACKED = 1.3  # bytes of a block while it is packed: they hardly grow, and level 1 of the pyramid is an eighth
+_STARTER_BYTES = (
+    16 << 20
+)  # measured: the small process that multiprocessing keeps beside workers takes 10 to 13 MiB
+_PACKED = (
+    1.3  # bytes of a block while it is packed: they hardly grow, and level 1 of the pyramid is an eighth
+)
 _FLUSHES = 16  # tried when the disk's speed is asked for
 _BLOCK_SECONDS = 0.008  # measured: what recording a block and its level 1 takes besides flushes
 

@@ -31,7 +31,9 @@ from comir_hpc.pyramid import planned_levels
 from comir_hpc.readers import Source
 from comir_hpc.volume import Volume, best_shuffle, chunk_and_shard, compressed_bytes
 
-_LIBRARY_BYTES = 28 << 20  # measured: 10 to 22 MiB are loaded once an ingest begins, buffers of compression among them
+_LIBRARY_BYTES = (
+    28 << 20
+)  # measured: 10 to 22 MiB are loaded once an ingest begins, buffers of compression among them
 _LARGEST_CORE = 256 << 20  # bytes of one block beyond which decoding a page twice is the lesser evil
 _SAMPLE = 96  # voxels along each side of the box that time and size are judged by
 # Voxels that percentiles are taken from: of larger volumes every so manieth row is counted, which costs nothing in
@@ -142,7 +144,9 @@ class Job:
         block, dtype = self.block_bytes(), self.source.dtype
         held = writing_bytes(block, len(self.blocks))
         reading = block * (1 + 2 * (len(self.blocks) > 1)) + self._decoded_bytes()
-        if dtype.kind == "f":  # where values are finite, and where they are not; a copy where they are replaced
+        if (
+            dtype.kind == "f"
+        ):  # where values are finite, and where they are not; a copy where they are replaced
             reading += 2 * block // dtype.itemsize + (self.settings.non_finite is not None) * block
         counted = counting_bytes(dtype, block // dtype.itemsize) if self.settings.kind == "image" else 0
         return max(held, reading) + counted
@@ -250,7 +254,9 @@ class Job:
     def seconds(self, computing: float, blocks: int) -> float:
         """Seconds of `blocks` blocks, if all of them take so many to compute; flushes are tried to learn the rest."""
         share = blocks / len(self.blocks)
-        return computing * share + recording_seconds(self.out, blocks, self.output_files_and_bytes()[0] * share)
+        return computing * share + recording_seconds(
+            self.out, blocks, self.output_files_and_bytes()[0] * share
+        )
 
     def allowed_bytes(self) -> int:
         """Memory that may be held: what is free and what we hold already, or less where the user says so."""

@@ -22,7 +22,6 @@ from torch.utils.flop_counter import flop_registry
 from comir_hpc.networks.hourglass import Network
 from comir_hpc.networks.planning import Triple
 
-
 _TRACED = 32  # voxels along each side of the window that is encoded to see what a larger one takes
 
 

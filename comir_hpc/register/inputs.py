@@ -32,7 +32,7 @@ Role = Literal["fixed", "moving"]
 
 BYTES_PER_VOXEL = 40
 """Peak memory of a registration for each voxel of a volume with one channel, beside what the process holds before.
-Measured for both volumes together, intensity: 35 bytes at 144^3, 34 at 336^3; a channel of a representation adds up to 5."""
+Measured for both volumes together, intensity: 35 bytes at 144^3, 34 at 336^3; a representation adds up to 5."""
 _LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
 _ENCODING_LIBRARY_BYTES = 24 << 20  # the same of the first window that is encoded
 _WINDOW = 3.4  # memory of a window that is encoded, over that of its tensors between layers
@@ -85,7 +85,9 @@ class Side:
         if _at_level(self, level).interpolated:
             grid = cut_grid(grid)
         voxels = math.prod(grid.shape_zyx)
-        return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - (not self.learned)))
+        return float(voxels) * (
+            BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - (not self.learned))
+        )
 
     def original_level(self) -> int:
         """Level of the original volume on the compared grid.
@@ -186,7 +188,9 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
     levels = _choose_levels(sides, settings.max_memory_gib * 2**30)
     chosen = [_at_level(side, level) for side, level in zip(sides, levels, strict=True)]
     voxels = sum(side.predicted_bytes(side.level) for side in chosen)
-    needed = expected_peak(_LIBRARY_BYTES + voxels + max(map(_encoding_bytes, chosen)) + _search_bytes(settings))
+    needed = expected_peak(
+        _LIBRARY_BYTES + voxels + max(map(_encoding_bytes, chosen)) + _search_bytes(settings)
+    )
     if needed - resident_bytes() > available_bytes():
         raise RegistrationError(
             f"this needs {in_words(needed - resident_bytes())} of memory, {in_words(available_bytes())} are free; "

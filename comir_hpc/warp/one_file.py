@@ -110,7 +110,9 @@ def _memory(path: Path, resampler: Resampler) -> int:
     shape, dtype, plan = _shape(resampler), resampler.moving.dtype, _plan(resampler)
     voxel = shape[0] * dtype.itemsize
     block = voxel * max(block.write.size for block in plan)
-    making = voxel * resampler.fixed.box.size + block + resampler.needed_bytes([block.write for block in plan])
+    making = (
+        voxel * resampler.fixed.box.size + block + resampler.needed_bytes([block.write for block in plan])
+    )
     return LIBRARY_BYTES + max(making, predicted_bytes(path, shape, dtype))
 
 
