@@ -5,23 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from comir_hpc import __version__
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.geometry import Grid
-from comir_hpc.launch import DTYPES
 from comir_hpc.memory import available_bytes, expected_peak, in_words, resident_bytes
-from comir_hpc.networks import predict_encoding
 from comir_hpc.padding import Unpadded, padding_notes
+from comir_hpc.register.cost import LIBRARY_BYTES, encoding_bytes, search_bytes
 from comir_hpc.register.features import Features, checked, specimen_mask
 from comir_hpc.register.isotropic import cut_grid, on_cubic_voxels, pieces
 from comir_hpc.runs.model import Model, read_model, weights_path
@@ -33,10 +30,6 @@ Role = Literal["fixed", "moving"]
 BYTES_PER_VOXEL = 40
 """Peak memory of a registration for each voxel of a volume with one channel, beside what the process holds before.
 Measured for both volumes together, intensity: 35 bytes at 144^3, 34 at 336^3; a representation adds up to 5."""
-_LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
-_ENCODING_LIBRARY_BYTES = 24 << 20  # the same of the first window that is encoded
-_WINDOW = 3.4  # memory of a window that is encoded, over that of its tensors between layers
-_SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
 _BYTES_PER_CHANNEL = 8
 
 
@@ -205,26 +198,6 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         reference=None if model is None else model.reference.expected_agreement,
         model=model,
     )
-
-
-def _encoding_bytes(side: Side) -> int:
-    """Memory for the windows that are encoded at once."""
-    if side.encoder is None:
-        return 0
-    if side.encoder.device.type != "cpu":
-        return _ENCODING_LIBRARY_BYTES
-    encoder, grid = side.encoder, side.compared.level_grid(side.level)
-    window = encoder.windows(grid.shape_zyx).window_zyx
-    tensors = predict_encoding(encoder.network, window, DTYPES[encoder.precision])
-    return _ENCODING_LIBRARY_BYTES + math.ceil(_WINDOW * torch.get_num_threads() * tensors)
-
-
-def _search_bytes(settings: RegisterSettings) -> int:
-    """Memory for the spectra of the global search; its maps are padded to twice their sides."""
-    if settings.initial != "global":
-        return 0
-    threads = settings.threads or len(os.sched_getaffinity(0))
-    return threads * _SEARCH_BYTES * (2 * settings.search_voxels) ** 3
 
 
 def _require_one_kind(fixed: Side, moving: Side) -> None:
