@@ -181,9 +181,8 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
     levels = _choose_levels(sides, settings.max_memory_gib * 2**30)
     chosen = [_at_level(side, level) for side, level in zip(sides, levels, strict=True)]
     voxels = sum(side.predicted_bytes(side.level) for side in chosen)
-    needed = expected_peak(
-        _LIBRARY_BYTES + voxels + max(map(_encoding_bytes, chosen)) + _search_bytes(settings)
-    )
+    encoding = max(encoding_bytes(s.encoder, s.compared.level_grid(s.level).shape_zyx) for s in chosen)
+    needed = expected_peak(LIBRARY_BYTES + voxels + encoding + search_bytes(settings))
     if needed - resident_bytes() > available_bytes():
         raise RegistrationError(
             f"this needs {in_words(needed - resident_bytes())} of memory, {in_words(available_bytes())} are free; "
