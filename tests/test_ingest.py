@@ -376,7 +376,9 @@ def test_memory_is_predicted_and_refused(tmp_path: Path, monkeypatch: pytest.Mon
         write(tmp_path / "scan.nii.gz", image("float64")),
         write(tmp_path / "scan.nii", image("float64")),
     )
-    monkeypatch.setattr(job, "_PROGRAM_BYTES", 0)
+    monkeypatch.setattr(job, "_LIBRARY_BYTES", 0)
+    monkeypatch.setattr(job, "expected_peak", int)
+    monkeypatch.setattr(job, "counting_bytes", lambda dtype, values: 0)
     size = image("float64").nbytes
     task = settings(packed, tmp_path / "v.zarr", shard=16, max_memory=size / 2**30)
     with pytest.raises(

@@ -191,9 +191,9 @@ def test_tiff_refuses_types_that_imagej_lacks(folder: Path, dtype: str) -> None:
 
 def test_what_does_not_fit_is_refused_with_the_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volume(folder / "moving.zarr", SMOOTH.astype(np.float32))
-    monkeypatch.setattr("comir_hpc.warp.files.available_bytes", lambda: 100 << 20)
+    monkeypatch.setattr("comir_hpc.warp.files.available_bytes", lambda: 10 << 20)
     with pytest.raises(
-        VolumeError, match=r"needs 512\.\d MiB of memory.*100\.0 MiB are free\. Write --out NAME\.zarr"
+        VolumeError, match=r"needs 2\d\.\d MiB of memory.*10\.0 MiB are free\. Write --out NAME\.zarr"
     ):
         warp(made(folder, out=folder / "w.nii.gz"))
     assert not list(folder.glob("*w.nii*"))
@@ -260,8 +260,8 @@ def test_a_full_or_read_only_disk_leaves_nothing(folder: Path, small_disk: Path,
 
 def test_the_plan_names_memory_and_writes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volume(folder / "moving.zarr", SMOOTH.astype(np.float32))
-    monkeypatch.setattr("comir_hpc.warp.one_file.peak_bytes", lambda: 100 << 20)
+    monkeypatch.setattr("comir_hpc.warp.one_file.expected_peak", lambda more: (100 << 20) + more)
     plan = plan_warp(made(folder, out=folder / "w.nii.gz"))
     assert (plan["files"], plan["interpolation"]) == (1, "linear")
-    assert plan["peak_memory"] == "612.1 MiB"
+    assert 120 < float(plan["peak_memory"].removesuffix(" MiB")) < 125
     assert not (folder / "w.nii.gz").exists()

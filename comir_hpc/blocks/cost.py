@@ -18,8 +18,8 @@ _STARTER_BYTES = (
 _PACKED = (
     1.3  # bytes of a block while it is packed: they hardly grow, and level 1 of the pyramid is an eighth
 )
-_FLUSHES = 8  # tried when the disk's speed is asked for
-_BLOCK_SECONDS = 0.004  # measured: what recording a block and its level 1 takes besides flushes
+_FLUSHES = 16  # tried when the disk's speed is asked for
+_BLOCK_SECONDS = 0.008  # measured: what recording a block and its level 1 takes besides flushes
 
 
 @dataclass(frozen=True)

@@ -139,8 +139,8 @@ def block_bytes(inputs: Inputs, plan: BlockPlan) -> int:
     sums = 4 * math.prod(core[:2]) * (core[2] + 2 * window[2])
     size = np.dtype(inputs.settings.dtype).itemsize
     stored = writing_bytes(math.prod(core) * size, len(plan))
-    # Integers are the nearest multiples of a step, found in float32.
-    rounded = math.prod(core) * 12 if np.dtype(inputs.settings.dtype).kind == "i" else 0
+    # Integers are the nearest multiples of a step, found in float32, and windows were sampled for that step.
+    rounded = math.prod(core) * 24 if np.dtype(inputs.settings.dtype).kind == "i" else 0
     return read + inputs.encoder.latent_channels * (sums + stored + rounded)
 
 

@@ -17,7 +17,7 @@ from comir_hpc.host.memory import available_bytes, expected_peak, in_words, resi
 from comir_hpc.representations import Features, Measure, Representation, Role, open_representation
 from comir_hpc.volumes.volume import Volume
 
-_LIBRARY_BYTES = 16 << 20  # measured: 14 MiB are loaded on the way
+_LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
 _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
 
 

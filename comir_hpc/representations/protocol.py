@@ -20,10 +20,9 @@ from comir_hpc.volumes.volume import Volume
 Role = Literal["fixed", "moving"]
 Array = NDArray[np.float32]
 
-BYTES_PER_VOXEL = 52
-"""Peak memory of a registration, in bytes for each voxel of a volume with one channel, beside what the process holds
-before. It was measured for both volumes together: 37 bytes at 144^3 (intensity), 42 and 47 at 192^3 (intensity,
-representations)."""
+BYTES_PER_VOXEL = 40
+"""Peak memory of a registration, in bytes for each voxel of a volume, beside what the process holds before. It was
+measured for both volumes together, of intensities: 35 bytes at 144^3, 34 at 336^3; a representation adds up to 5."""
 _BYTES_PER_CHANNEL = 8
 
 
@@ -148,7 +147,9 @@ class Representation(ABC):
     def predicted_bytes(self, level: int) -> float:
         """Predict the memory that a registration needs for this volume, in bytes."""
         voxels = math.prod(self.grid(level).shape_zyx)
-        return float(voxels) * (BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - 1))
+        return float(voxels) * (
+            BYTES_PER_VOXEL + _BYTES_PER_CHANNEL * (self.num_channels - (not self.learned))
+        )
 
     def working_bytes(self, level: int) -> float:
         """Predict the memory, in bytes, that `values` needs beside its result while it works."""

@@ -25,7 +25,8 @@ from comir_hpc.space.groups import Group
 Encode = Callable[[int, Tensor], Tensor]
 """From modality number and images (n, c, z, y, x) to maps (n, l, z, y, x), in evaluation mode, without gradient."""
 
-_PATCHES = 24
+NUM_PATCHES = 24
+"""Number of patches that the metrics at the end of a training are taken from. They are encoded in one batch."""
 _TURNED = 4  # patches on which equivariance is measured; each costs one encoding for every group element
 _SHIFTS = (1, 2, 4, 8)  # voxels
 _WATCHED = 4  # patches that are measured again and again during training
@@ -59,7 +60,7 @@ def reference_metrics(
         ``shifted`` is the mean agreement when one side is moved by that many voxels. For each modality:
         ``equivariance`` is the mean and the largest error over the group, then ``effective_rank`` and ``deviation``.
     """
-    draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(_PATCHES)]
+    draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(NUM_PATCHES)]
     batch = sampler.resample(draws, [sampler.read(d) for d in draws], device)
     maps = [encode(number, images) for number, images in enumerate(batch.images)]
     table = agreement(maps[0], maps[1], batch.valid)
@@ -69,7 +70,7 @@ def reference_metrics(
     apart = table[~near]
     specimen = batch.valid & specimen_mask(batch.above[0]) & specimen_mask(batch.above[1])
     metrics: dict[str, Any] = {
-        "patches": _PATCHES,
+        "patches": NUM_PATCHES,
         "agreement": _number(aligned.mean()),
         "agreement_p5": _number(aligned.quantile(0.05)),
         "agreement_pooled": _number(foreground_agreement(maps[0], maps[1], specimen)),
@@ -95,7 +96,7 @@ def _shifted_agreement(
     encode: Encode, sampler: PatchSampler, maps: Tensor, shift: int, device: torch.device
 ) -> float | None:
     """Measure the mean agreement when the second modality's patches are moved `shift` voxels, along one axis each."""
-    draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(_PATCHES)]
+    draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(NUM_PATCHES)]
     patch = np.asarray(sampler.settings.patch)
     axes = np.flatnonzero(patch > 1)
     moved = []

@@ -15,13 +15,21 @@ from torch import nn
 from comir_hpc.config.train import TrainSettings
 from comir_hpc.errors import ConfigError
 from comir_hpc.host.launch import DTYPES, choose_device, choose_precision, read_launch
-from comir_hpc.host.memory import available_bytes, in_words
+from comir_hpc.host.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.learning.engine import make_engine
-from comir_hpc.networks import Network, StepCost, count_parameters, predict_step
+from comir_hpc.networks import Network, StepCost, count_parameters, predict_encoding, predict_step
+from comir_hpc.representations.reference import NUM_PATCHES
 from comir_hpc.train.checks import Inputs, build_networks, check_settings, inspect_inputs
 
 # Share of free memory that a step may take: the rest is for workspaces of libraries and gaps between allocations.
 _USABLE = 0.8
+
+_LIBRARY_BYTES = (
+    235 << 20
+)  # measured: 220 MiB for MLflow, matplotlib and what they need, loaded after the plan is made
+_ENCODED = (
+    3.2  # memory of a batch that is encoded, over that of its tensors between layers; measured 2.4 to 2.75
+)
 
 # Dense bf16 peak of a GPU, TFLOP/s, by a part of its name (NVIDIA data sheets).
 _PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "GH200": 989.0}
@@ -136,13 +144,17 @@ def plan_training(settings: TrainSettings) -> dict[str, Any]:
     weights = sum(count_parameters(network) for network in networks.values())
     volumes = _volume_bytes(inputs)
     cached = volumes <= sampling.cache_mib * 2**20
+    process = cost.total_bytes
+    if device.type == "cpu":
+        encoding = _reference_bytes(settings, networks, precision)
+        process = process_bytes(cost, volumes if cached else 0, encoding)
     return {
         "pairs": f"{len(settings.pairs)} of {' and '.join(settings.modalities)}, {inputs.grid}",
         "samples": f"{steps} steps of {sampling.pairs_per_step} pairs of {sampling.patch} voxels (z, y, x)",
         "group": f"{inputs.group.name} ({len(inputs.group)} rotations)",
         "processes": f"{launch.world_size} on {device.type}, {precision}, engine {settings.engine.name}",
         "parameters": f"{weights:,} in {len(networks)} networks",
-        "memory": f"{in_words(cost.total_bytes)} a process on {device.type}: activations "
+        "memory": f"{in_words(process)} a process on {device.type}: activations "
         f"{in_words(cost.activation_bytes)} ({settings.network.checkpoint_levels} levels recomputed), "
         f"weights and optimiser {in_words(cost.state_bytes)}",
         "volumes": f"{in_words(volumes)}, {'held in memory' if cached else 'read box by box'}",
@@ -150,6 +162,32 @@ def plan_training(settings: TrainSettings) -> dict[str, Any]:
         "time": f"{seconds:.2f} s a step, {seconds * steps / 60:.1f} min in all (two steps timed here)",
         "arithmetic": f"{cost.flops / 1e9:.0f} GFLOP a step and process, {cost.flops / seconds / 1e12:.2f} TFLOP/s",
     }
+
+
+def process_bytes(cost: Prediction, volumes: int, encoding: int) -> int:
+    """Memory of a training process on CPUs, two steps having been tried in this one.
+
+    Parameters
+    ----------
+    cost : Prediction
+        Of a step.
+    volumes : int
+        Bytes of the volumes that are held.
+    encoding : int
+        Bytes that are taken for the figures at the end.
+    """
+    # What steps held is kept by the C library (memory.keep_freed_memory), and the pieces are too small for the figures.
+    return peak_bytes() + _LIBRARY_BYTES + volumes + cost.state_bytes + encoding
+
+
+def _reference_bytes(settings: TrainSettings, networks: nn.ModuleDict, precision: str) -> int:
+    """Memory for the patches of the figures at the end, which are encoded in one batch."""
+    tensors = 0
+    for network in networks.values():
+        assert isinstance(network, Network)
+        network.eval()
+        tensors = max(tensors, predict_encoding(network, settings.sampling.patch, DTYPES[precision]))
+    return math.ceil(_ENCODED * NUM_PATCHES * tensors)
 
 
 def _volume_bytes(inputs: Inputs) -> int:

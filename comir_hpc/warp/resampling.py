@@ -135,15 +135,13 @@ class Resampler:
     def _piece_bytes(self, piece: Box, region: Box) -> int:
         """Most memory that one piece takes while it is filled, one channel after another."""
         stored, channels = self.moving.dtype.itemsize, self.moving.num_channels
-        # What is read, and ITK's copy of one channel; a spline also has its coefficients, and ITK a copy of them.
-        read = region.size * ((channels + 1) * stored + (16 if self.interpolation == "cubic" else 0))
-        if self.interpolation == "nearest":
-            found = 3 * stored
-        elif self.moving.dtype.kind in "iu":
-            found = 3 * _wide_bytes(self.moving.dtype)  # as it is, clipped, rounded
-        else:
-            found = _wide_bytes(self.moving.dtype) + stored
-        return read + piece.size * (found + (0 if self._straight else _DISPLACEMENT))
+        read = region.size * (channels + 1) * stored  # as it is read, and ITK's copy of one channel
+        wide = stored if self.interpolation == "nearest" else _wide_bytes(self.moving.dtype)
+        coefficients = 8 * region.size if self.interpolation == "cubic" else 0
+        bent = 0 if self._straight else _DISPLACEMENT * piece.size
+        # Integers are there three times: as they are, clipped, rounded. Everything else is there twice.
+        integer = self.moving.dtype.kind in "iu" and self.interpolation != "nearest"
+        return read + max(wide * piece.size + coefficients + bent, (3 if integer else 2) * wide * piece.size)
 
     def _images(self, box: Box) -> FloatArray:
         """Find moving points, (N, 3) in mm, whose bounding box holds the images of all voxels of the box."""
