@@ -13,7 +13,10 @@ pyramid. A representation also says how alike two of them are (`Measure`), and w
 `intensity`    intensities, by mutual information
 `isotropic`    thick slices on nearly cubic voxels
 `criteria`     two maps compared at all shifts by FFT
+`encoding`     an encoder slid over a volume in windows
 =============  ===========================================================================
+
+`reference`, `quality`, `equivariance` (with `turning`) and `seams` measure what encoders and their maps can do.
 
 Adding one
 ----------
@@ -32,7 +35,8 @@ A new representation is one file with one class, and one line in ``REPRESENTATIO
 ``tests/test_representation_door.py`` registers a pair with such a class. What else a class may say has a default in
 `Representation`:
 
-* `num_channels`, if there are several. Memory is predicted from it.
+* `num_channels`, if there are several. Memory is predicted from it, and from `working_bytes` if making the values needs
+  more.
 * `from_settings` opens models and files; `identity` names them in the fingerprint of the result, and `provenance` in
   the result itself.
 * `levels` and `grid`, if only some levels can be used, or if the channels lie on another grid than the volume.
