@@ -36,7 +36,7 @@ _WORTH_SLOWER = 0.9  # bitshuffle compresses two to four times faster than the o
 def chunk_and_shard(
     shape_zyx: Sequence[int], chunk: int | Sequence[int], shard: int | Sequence[int]
 ) -> tuple[Triple, Triple]:
-    """Chunk and shard of a volume, clipped to it, the shard a multiple of the chunk.
+    """Return the chunk and the shard of a volume, both clipped to it; the shard is a multiple of the chunk.
 
     Raises
     ------
@@ -57,14 +57,17 @@ def chunk_and_shard(
 
 
 def best_shuffle(values: NDArray[Any]) -> Shuffle:
-    """Filter under which a sample of a volume compresses best: bitshuffle, unless another saves a tenth of it."""
+    """Return the filter under which a sample of a volume compresses best.
+
+    This is bitshuffle, unless another filter saves a tenth of it.
+    """
     sizes = {name: compressed_bytes(values, name) for name in _SHUFFLES}
     smallest = min(sizes, key=lambda name: sizes[name])
     return smallest if sizes[smallest] < _WORTH_SLOWER * sizes["bitshuffle"] else "bitshuffle"
 
 
 def compressed_bytes(values: NDArray[Any], shuffle: Shuffle) -> int:
-    """Bytes that a sample (c, z, y, x) takes when each channel is compressed as a chunk is."""
+    """Return the bytes that a sample (c, z, y, x) takes when each channel is compressed as a chunk is."""
     codec = Blosc(_CODEC, _LEVEL, shuffle=_SHUFFLES[shuffle])
     return sum(len(codec.encode(np.ascontiguousarray(channel))) for channel in values)
 
@@ -84,17 +87,17 @@ def create_level(
     Parameters
     ----------
     group : zarr.Group
-        Of the store.
+        Open root group of the store, in which the array is made.
     level : int
         Level of the pyramid, which is the array's name.
     shape : four int
-        (c, z, y, x).
+        Voxels of the level along c, z, y, x.
     dtype : dtype
-        Of the stored values.
+        Type of the values as they are stored.
     chunks, shards : three int
         Voxels (z, y, x) of one chunk and of one shard; both hold one channel.
     shuffle : str
-        Filter before compression.
+        Filter before compression, as `best_shuffle` chooses it.
     checksums : bool
         Whether every chunk is followed by a checksum.
     """

@@ -22,7 +22,7 @@ _LOW, _HIGH = 0.001, 0.999  # percentiles 0.1 and 99.9
 
 
 def counting_bytes(dtype: np.dtype[Any], values: int) -> int:
-    """Memory that counting so many values takes: keys of a piece of them, and bins three times."""
+    """Return the bytes that counting so many values takes: keys of a piece of them, and bins three times."""
     bins = 1 << (8 * dtype.itemsize if dtype.itemsize <= 2 else _KEPT_BITS)
     return 24 * min(values, _PIECE) + 3 * 8 * bins
 
@@ -151,7 +151,7 @@ def _unsortable(keys: NDArray[Any], width: int) -> NDArray[Any]:
 
 
 def intensity_of(histogram: Histogram, foreground_above: float | None = None) -> Intensity:
-    """Find, from its histogram, how a channel becomes network input.
+    """Derive from a channel's histogram how its values become network input.
 
     `low` is the percentile 0.1 of the whole volume, so that dark structure inside the specimen (pores, fluid) is kept.
     `high` is the percentile 99.9 of the foreground. Mean and standard deviation are those of the foreground, clipped to
@@ -213,9 +213,9 @@ def foreground_threshold(values: NDArray[np.float64], counts: NDArray[np.int64])
     Parameters
     ----------
     values : (n,) float64
-        Values that occur, ascending.
+        Values that occur, ascending, in the stored unit.
     counts : (n,) int64
-        How often each value occurs.
+        Number of voxels with each value.
 
     References
     ----------

@@ -24,7 +24,7 @@ class Intensity:
     foreground_above: float
 
     def normalise(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """Values of any shape and dtype as float32 with zero mean and unit variance over the foreground."""
+        """Scale values of any shape and dtype to float32 with zero mean and unit variance over the foreground."""
         result = values.astype(np.float32)
         np.clip(result, self.low, self.high, out=result)
         result -= np.float32(self.mean)
@@ -32,6 +32,6 @@ class Intensity:
         return result
 
     def foreground(self, values: NDArray[Any]) -> NDArray[np.bool_]:
-        """Where the values belong to the specimen, same shape."""
+        """Return the mask of the values that belong to the specimen, of the same shape."""
         mask: NDArray[np.bool_] = values > self.foreground_above
         return mask

@@ -159,7 +159,10 @@ def _size(path: Path) -> int:
 
 
 def _packed(sizes: Sizes) -> str:
-    """Sizes as text: the first bytes of all of them, then the second ones, ... compress best (most are zero)."""
+    """Return sizes as packed text.
+
+    All first bytes stand together, then all second ones, and so on: most are zero, so this order compresses best.
+    """
     planes = sizes.astype("<u8").reshape(-1, 1).view(np.uint8).T
     return base64.b64encode(zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)).decode("ascii")
 

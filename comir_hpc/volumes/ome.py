@@ -15,7 +15,7 @@ Kind = Literal["image", "labels", "representation"]
 
 
 def ome_metadata(name: str, grid: Grid, factors: Sequence[Triple], kind: Kind) -> dict[str, Any]:
-    """Multiscale metadata of OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5).
+    """Make the multiscale metadata of OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5).
 
     The standard's translation has the order and axes of the array: the origin seen along the array's own axes.
     """
@@ -41,12 +41,12 @@ def ome_metadata(name: str, grid: Grid, factors: Sequence[Triple], kind: Kind) -
 
 
 def foreign_node(path: Path) -> Any:
-    """Root of a zarr store of any format and origin, for the readers: a group or an array."""
+    """Open the root of a zarr store of any format and origin, for the readers: a group or an array."""
     return zarr.open(store=str(path), mode="r")
 
 
 def foreign_arrays(node: Any) -> Iterator[tuple[str, Any]]:
-    """Every array in a zarr store with its path; a root that is an array has the path ``""``."""
+    """Yield every array in a zarr store with its path; a root that is an array has the path ``""``."""
     if isinstance(node, zarr.Array):
         yield "", node
         return

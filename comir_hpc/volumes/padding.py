@@ -64,7 +64,7 @@ class Padding:
         return equal
 
     def as_record(self) -> dict[str, Any]:
-        """JSON-ready form, an entry of the metadata key ``padding``."""
+        """Return the JSON-ready form, which is an entry of the metadata key ``padding``."""
         packed = zlib.compress(np.packbits(self.where).tobytes(), 9)
         return {
             "values": list(self.values),
@@ -96,7 +96,7 @@ class Padding:
 
 
 def paddings_of(volume: Volume) -> tuple[Padding | None, ...]:
-    """Padding of each channel as `ingest` recorded it; None where it found none, or the store is older."""
+    """Return the padding of each channel as `ingest` recorded it; None where it found none, or the store is older."""
     records: Sequence[dict[str, Any] | None] | None = volume.metadata.get("padding")
     if not records:
         return (None,) * volume.num_channels
@@ -104,7 +104,7 @@ def paddings_of(volume: Volume) -> tuple[Padding | None, ...]:
 
 
 def padding_notes(volume: Volume) -> list[str]:
-    """Sentences that say which values of a volume are taken as padding, for the user to see."""
+    """Say which values of a volume are taken as padding, for the user to see."""
     several = volume.num_channels > 1
     return [
         f"{volume.path}{f', channel {channel}' if several else ''}: {padding}; they are left out of statistics and "
@@ -124,7 +124,7 @@ class Unpadded:
     Parameters
     ----------
     volume : Volume
-        With or without padding.
+        An open volume, with or without padding.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -137,7 +137,7 @@ class Unpadded:
         return any(padding is not None for padding in self.paddings)
 
     def read(self, box: Box | None = None, *, level: int = 0) -> NDArray[Any]:
-        """Voxels (c, z, y, x) of a box (the whole level when none is given), of the volume's dtype.
+        """Read a box (the whole level when none is given) as (c, z, y, x), of the volume's dtype.
 
         Raises
         ------
@@ -153,7 +153,7 @@ class Unpadded:
         return values[(slice(None), *inner)]
 
     def known(self, box: Box | None = None, *, level: int = 0) -> Mask:
-        """Where something was measured, (z, y, x): not padding in every channel."""
+        """Return the mask (z, y, x) of where something was measured: not padding in every channel."""
         if None in self.paddings:
             whole = self.volume.level_grid(level).box
             return np.ones((whole if box is None else box).shape, dtype=np.bool_)
@@ -162,7 +162,7 @@ class Unpadded:
         return known
 
     def _read(self, box: Box | None, level: int) -> tuple[NDArray[Any], list[Mask], tuple[slice, ...]]:
-        """Values and masks of padding of a box with a margin, and the slices of the box in it.
+        """Read a box with a margin: its values, its masks of padding, and the slices of the box in it.
 
         With the margin a voxel's neighbours are the same however a volume is cut into boxes.
         """
@@ -181,7 +181,7 @@ class Unpadded:
 
 
 def _grown(padding: Padding, voxels: NDArray[Any], box: Box, factors_zyx: Triple) -> Mask:
-    """Padding and the voxels that touch it."""
+    """Return the mask of the padding, grown by `_REACH` voxels."""
     mask = padding.mask(voxels, box, factors_zyx)
     if not mask.any() or mask.all():
         return mask
@@ -190,6 +190,6 @@ def _grown(padding: Padding, voxels: NDArray[Any], box: Box, factors_zyx: Triple
 
 
 def _places(start: int, stop: int, factor: int, step: int, size: int) -> NDArray[np.int64]:
-    """Places in a map of `size` voxels, along one axis, of the voxels from `start` to `stop` of a level."""
+    """Return the places in a map of `size` voxels, along one axis, of a level's voxels `start` to `stop`."""
     middles = (np.arange(start, stop) + 0.5) * factor
     return np.minimum((middles / step).astype(np.int64), size - 1)

@@ -42,13 +42,13 @@ class PointTable:
     Attributes
     ----------
     columns : tuple of str
-        As in the file.
+        Names of the columns, spelled and ordered as in the file.
     rows : tuple of tuples of str
-        As in the file.
+        Cells of every row, as the text that the file has.
     points_mm : (n, 3) float64
         Points (x, y, z): world LPS in mm, whatever the file's own world and unit.
     axes : tuple of int
-        Which columns hold the coordinates.
+        Numbers of the columns that hold the coordinates, from 0.
     notes : tuple of str
         What was taken from the file's comments, or left out, for the user to see.
     """
@@ -175,7 +175,7 @@ def _take_header(draft: _Draft, line: str) -> None:
 
 
 def _split(line: str) -> tuple[tuple[str, ...], str]:
-    """Cells of a header, and the separator of which there are most."""
+    """Split a header into its cells, by the separator that occurs most often in it; return both."""
     line = line.rstrip("\r\n")
     separator = max(_SEPARATORS, key=line.count)
     cells = next(csv.reader([line], delimiter=separator), [])
@@ -183,7 +183,7 @@ def _split(line: str) -> tuple[tuple[str, ...], str]:
 
 
 def _axes_of(columns: Sequence[str]) -> list[tuple[str, ...]]:
-    """Sets of coordinates that the columns name."""
+    """Return all sets of coordinates that the columns name."""
     names = {name.lower() for name in columns}
     return [axes for axes in _WORLDS if names.issuperset(axes)]
 
@@ -250,7 +250,7 @@ def _number(cell: str, axis: str, where: str) -> float:
 
 
 def _conversion(draft: _Draft) -> tuple[FloatArray, tuple[str, ...]]:
-    """Factors (3,) that turn the file's coordinates into LPS in mm, and what to tell the user."""
+    """Return the factors (3,) that turn the file's coordinates into LPS in mm, and what to tell the user."""
     system, unit, name = _system(draft), _unit(draft), draft.path.name
     notes = []
     factors = np.full(3, MM_PER_UNIT[unit])
@@ -271,7 +271,7 @@ def _conversion(draft: _Draft) -> tuple[FloatArray, tuple[str, ...]]:
 
 
 def _system(draft: _Draft) -> str:
-    """Coordinate system that the file names, in its comments or by its columns; LPS where it names none."""
+    """Return the coordinate system that the file names, in its comments or by its columns; LPS where it names none."""
     said: list[str] = []
     for comment in draft.comments:
         named = [word.upper() for word in _SYSTEM.findall(comment)]
@@ -310,7 +310,7 @@ def _unit(draft: _Draft) -> str:
 
 
 def _shortened(columns: Sequence[str]) -> str:
-    """Names of the first columns, and how many more there are."""
+    """List the names of the first columns, and how many more there are."""
     names = ["".join(letter if letter.isprintable() else "?" for letter in name[:31]) for name in columns[:8]]
     shown = ", ".join(name if len(name) <= 30 else f"{name[:30]}..." for name in names)
     return shown if len(columns) <= 8 else f"{shown} and {len(columns) - 8:,} more"

@@ -44,7 +44,7 @@ class Shards:
         return {"path": self.path, "_store": None}
 
     def read(self, place: tuple[slice, ...]) -> NDArray[Any]:
-        """Values inside half-open slices, one for each axis.
+        """Read the values inside half-open slices, one for each axis.
 
         Raises
         ------
@@ -86,7 +86,10 @@ def remove_unfinished(path: Path) -> None:
 
 
 def num_threads() -> int:
-    """Threads for compression: OMP_NUM_THREADS where it is set, as batch jobs do, or the cores this process may use."""
+    """Return the number of threads for compression.
+
+    This is OMP_NUM_THREADS where it is set, as batch jobs do, or the cores that this process may use.
+    """
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given):
         return int(given)
@@ -107,7 +110,7 @@ def _context(threads: int) -> Any:
 
 
 def _translated(error: ValueError, path: Path) -> Exception:
-    """TensorStore's status as the error that Python raises for the same cause."""
+    """Turn TensorStore's status into the error that Python raises for the same cause."""
     found = _OS_ERROR.search(str(error))
     if found is None:
         return error

@@ -36,9 +36,9 @@ class Store:
     Parameters
     ----------
     path : Path
-        Directory of the store.
+        Folder of the store.
     group : zarr.Group
-        The same, opened.
+        Root group of the store, open.
     lenient : bool
         Accept that levels of the pyramid are missing, to make them again.
     """
@@ -93,12 +93,12 @@ class Store:
         return as_zyx(self._arrays[0].chunks)
 
     def level_factors(self, level: int) -> Triple:
-        """Voxels of level 0 along z, y, x in one voxel of `level`."""
+        """Return the voxels of level 0 along z, y, x in one voxel of `level`."""
         factors = self.metadata.get("levels", [[1, 1, 1]])[level]
         return int(factors[0]), int(factors[1]), int(factors[2])
 
     def level_grid(self, level: int) -> Grid:
-        """Grid of one level of the pyramid."""
+        """Return the grid of one level of the pyramid."""
         return self.grid.downsampled(self.level_factors(level))
 
     @property
@@ -111,7 +111,7 @@ class Store:
         return as_zyx(self._arrays[level].shards or self._arrays[level].chunks)
 
     def shard_files(self, box: Box, *, level: int = 0) -> Iterator[Path]:
-        """Files of the shards that `box` touches, whether they exist or not (an empty shard has none)."""
+        """Yield the files of the shards that `box` touches, whether they exist or not (an empty shard has none)."""
         for place in product(range(self.num_channels), *shards_of(box, self._shard_zyx(level))):
             yield shard_path(self.path, level, place)
 
@@ -151,7 +151,7 @@ class Store:
         self._complete, self._unseen = False, None
 
     def _shard_counts(self) -> list[tuple[int, ...]]:
-        """Shards along c, z, y, x of every level."""
+        """Count the shards along c, z, y, x of every level."""
         return [
             tuple(-(-n // s) for n, s in zip(a.shape, a.shards or a.chunks, strict=True))
             for a in self._arrays
@@ -215,7 +215,7 @@ class Store:
         return f"mend it: run `{command}` again, with {options}"
 
     def fingerprint(self) -> str:
-        """Digest that changes when the content may have changed: metadata, and every file's size and time."""
+        """Return a digest that changes when the content may have changed: metadata, and every file's size and time."""
         said = {key: value for key, value in self.metadata.items() if key not in _ABOUT_THE_RUN}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         for file in sorted(self.path.rglob("*")):

@@ -49,9 +49,9 @@ class Volume(Store):
     Attributes
     ----------
     path : Path
-        Directory of the store.
+        Folder of the store.
     grid : Grid
-        Where the voxels of level 0 lie.
+        Grid of level 0: where its voxels lie.
     """
 
     # ------------------------------------------------------------------ making and opening
@@ -78,7 +78,7 @@ class Volume(Store):
         Parameters
         ----------
         dtype : dtype
-            Kept as given.
+            Type of the values on disk, kept as given.
         chunk, shard : int or three int
             Voxels (z, y, x) of the unit of reading and of the unit of writing; clipped to the volume.
         shuffle : str
@@ -164,7 +164,7 @@ class Volume(Store):
         return np.dtype(np.float32) if self._quantised else self.stored_dtype
 
     def intensity(self, channel: int = 0) -> Intensity:
-        """Normalisation of one channel, as `ingest` measured it.
+        """Return the normalisation of one channel, as `ingest` measured it.
 
         Raises
         ------
@@ -181,7 +181,7 @@ class Volume(Store):
     # ------------------------------------------------------------------ voxels
 
     def read(self, box: Box | None = None, *, level: int = 0) -> NDArray[Any]:
-        """Voxels of `box` (the whole level when none is given) as (c, z, y, x) of `dtype`.
+        """Read `box` (the whole level when none is given) as (c, z, y, x) of `dtype`.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class Volume(Store):
         return result
 
     def read_stored(self, box: Box | None = None, *, level: int = 0) -> NDArray[Any]:
-        """Values as they are on disk, of `stored_dtype`; otherwise as `read`."""
+        """Read the values as they are on disk, of `stored_dtype`; otherwise as `read`."""
         array = self._arrays[level]
         whole = Box((0, 0, 0), as_zyx(array.shape))
         box = whole if box is None else box
@@ -316,7 +316,7 @@ class Volume(Store):
         return kept
 
     def level_shards(self, level: int) -> Iterator[Box]:
-        """Boxes of the shards of a level, each of all channels."""
+        """Yield the boxes of the shards of a level, each of all channels."""
         for block in plan_blocks(as_zyx(self._arrays[level].shape), self._shard_zyx(level)):
             yield block.write
 
@@ -328,7 +328,7 @@ class Volume(Store):
         Parameters
         ----------
         box : Box
-            From `level_shards`.
+            Voxels of one shard, from `level_shards`.
         known : callable, optional
             Gives voxels (c, z, y, x) of a box of the level where they are known already, else None.
         """

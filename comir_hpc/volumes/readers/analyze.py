@@ -54,7 +54,7 @@ def pair(path: Path) -> Source:
 
 
 def _two(path: Path) -> tuple[Path, Path]:
-    """Header and voxels."""
+    """Return the paths of the header and of the voxels."""
     name = path.name.lower().removesuffix(".gz")
     other = sibling(path, _SUFFIXES[name[-4:]], (".hdr", ".hdr.gz", ".img", ".img.gz"))
     return (path, other) if name.endswith(".hdr") else (other, path)
@@ -82,7 +82,7 @@ def _analyze(path: Path, header: Path, voxels: Path, block: bytes) -> Source:
         dtype = storable(layout.dtype, path)
         affine = np.asarray(image.affine, dtype=np.float64)
         slope, intercept = float(proxy.slope), float(proxy.inter)
-        # As it stands: nibabel has mended its own copy.
+        # The header's own bytes are read, since nibabel has already mended its copy of these numbers.
         pixdim = np.frombuffer(size, f"{image.header.endianness}f4", count=3, offset=80).astype(np.float64)
         said = size[56:60]  # vox_units
     czyx = shape_of(layout.shape, layout.axes)

@@ -26,7 +26,7 @@ _VIEW = re.compile(r"(t\d{5,})/(s\d{2,})(?:/(\d+))?(?:/cells)?/?")
 
 
 def is_bigdataviewer(file: Any) -> bool:
-    """Whether an HDF5 file has BigDataViewer's layout."""
+    """Return whether an HDF5 file has BigDataViewer's layout."""
     return "s00/resolutions" in file and any(re.fullmatch(r"t\d{5,}", name) for name in file)
 
 
@@ -36,7 +36,7 @@ def bigdataviewer(path: Path, file: Any, dataset: str | None = None) -> Source:
     Parameters
     ----------
     file : h5py.File
-        Open for reading.
+        The HDF5 file, open for reading.
     dataset : str, optional
         ``tTTTTT/sSS`` or ``tTTTTT/sSS/LEVEL``; not needed where there is one time point and one view.
 
@@ -82,7 +82,7 @@ def bigdataviewer(path: Path, file: Any, dataset: str | None = None) -> Source:
 def _placement(
     path: Path, time: int, setup: int, factors: list[float]
 ) -> tuple[Vector | None, str | None, Vector, str]:
-    """Spacing (z, y, x), unit and origin (x, y, z) of a level from the XML file, and what it says otherwise."""
+    """Read spacing (z, y, x), unit and origin (x, y, z) of a level from the XML file, and what it says otherwise."""
     nowhere = (0.0, 0.0, 0.0)
     xml = path.with_suffix(".xml")
     if not xml.is_file():
@@ -121,7 +121,7 @@ def _voxel_size(root: ET.Element, setup: int) -> tuple[list[float] | None, str]:
 
 
 def _registration(root: ET.Element, time: int, setup: int) -> NDArray[np.float64]:
-    """From voxels (x, y, z) to the world, (3, 4); the last one of the file's transforms comes first."""
+    """Return the map (3, 4) from voxels (x, y, z) to the world; the last one of the file's transforms comes first."""
     matrix = np.eye(4)
     for view in root.iter("ViewRegistration"):
         if view.get("timepoint") == str(time) and view.get("setup") == str(setup):

@@ -17,7 +17,7 @@ def only(path: Path, found: Arrays) -> str:
     Parameters
     ----------
     found : mapping
-        Shape and type of every array by its name.
+        Shape and type of every array, by the array's name.
 
     Raises
     ------

@@ -107,5 +107,5 @@ def require_credible_bytes(
 
 
 def _size(num_bytes: int) -> str:
-    """Bytes in words, of sizes that no machine has as a power of ten."""
+    """Return a number of bytes in words, also for sizes that no machine has, as a power of ten."""
     return in_words(num_bytes) if num_bytes < 1 << 50 else f"{num_bytes:.0e} bytes"

@@ -14,7 +14,7 @@ _JPEG_2000 = b"\xff\x4f\xff\x51"
 
 
 def claimed_size(stream: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a stream of JPEG, JPEG-LS or JPEG 2000 claims; None where it is none, or says nothing."""
+    """Read the rows and columns that a stream of JPEG, JPEG-LS or JPEG 2000 claims; None where it claims none."""
     start = stream.find(_JPEG_2000, 0, 4096)  # behind the boxes of a JP2 file, if there are some
     if start >= 0 and len(stream) >= start + 24:
         right, bottom, left, top = struct.unpack(">4I", stream[start + 8 : start + 24])

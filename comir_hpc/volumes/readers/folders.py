@@ -36,11 +36,11 @@ def folder(
     Parameters
     ----------
     opened : callable
-        Opens one file.
+        Function that opens one file and returns its source.
     suffix_of : callable
         Suffix of a file whose format is known by its name, or None.
     formats : str
-        What can be opened, in words.
+        Formats that can be opened, in words, for errors.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def _of_kind(
 
 
 def _kinds(files: Sequence[Path], suffix_of: Callable[[Path], str | None]) -> dict[str, list[Path]]:
-    """Image files by their format."""
+    """Group image files by their format."""
     kinds: dict[str, list[Path]] = {}
     names = {f.name.lower() for f in files}
     for file in files:
@@ -101,13 +101,16 @@ def _kinds(files: Sequence[Path], suffix_of: Callable[[Path], str | None]) -> di
 
 
 def _header_of(file: Path, suffix: str) -> str:
-    """Name of the header whose voxels a file holds, so that the pair is one volume (Analyze, NIfTI); or nothing."""
+    """Return the name of the header whose voxels a file holds, or an empty text.
+
+    Such a pair is one volume (Analyze, NIfTI).
+    """
     name = file.name.lower()
     return name.removesuffix(suffix) + suffix.replace("img", "hdr") if suffix.startswith(".img") else ""
 
 
 def _main_kind(path: Path, kinds: dict[str, list[Path]]) -> str:
-    """The format that the volume has: that of the series; else the only one, pictures apart."""
+    """Return the format that the volume has: that of the series; else the only one, pictures apart."""
     rivals = {kind: files for kind, files in kinds.items() if series_among(files)}
     if len(rivals) == 1:
         return next(iter(rivals))

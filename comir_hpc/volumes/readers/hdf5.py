@@ -72,7 +72,7 @@ def hdf5(path: Path, dataset: str | None = None) -> Source:
 
 
 def read_dataset(path: Path, name: str, axes: str, box: Box) -> NDArray[Any]:
-    """Voxels of `box` out of one dataset as (c, z, y, x); the file is opened for the call."""
+    """Read the voxels of `box` out of one dataset as (c, z, y, x); the file is opened for the call."""
     with h5py.File(path, "r") as file:
         return cut(file[name], axes, box)
 
@@ -102,7 +102,10 @@ def _datasets(file: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _labels(found: Any) -> list[str]:
-    """Dimension labels, as they stand in their attribute: HDF5's own function for them crashes on damaged ones."""
+    """Read the dimension labels from their attribute.
+
+    HDF5's own function for them crashes on damaged ones.
+    """
     said = found.attrs.get("DIMENSION_LABELS")
     if said is None:
         return [""] * found.ndim
@@ -113,7 +116,7 @@ def _labels(found: Any) -> list[str]:
 
 
 def _axistags(path: Path, found: Any) -> list[dict[str, Any]]:
-    """Vigra's description of the axes, one entry each in the order of the array; empty where there is none."""
+    """Read vigra's description of the axes, an entry each in the order of the array; empty where there is none."""
     text = found.attrs.get("axistags")
     if text is None:
         return []
@@ -128,7 +131,7 @@ def _axistags(path: Path, found: Any) -> list[dict[str, Any]]:
 
 
 def _spacing(found: Any, tags: Sequence[dict[str, Any]]) -> tuple[Vector | None, str | None, str]:
-    """Spacing (z, y, x) and unit as far as the file says them, and in words what it says otherwise."""
+    """Read spacing (z, y, x) and unit as far as the file says them, and say in words what it has otherwise."""
     planar = found.ndim == 2
     for holder in _and_above(found):
         for name, unit in _SIZE_UNITS.items():
@@ -148,7 +151,7 @@ def _spacing(found: Any, tags: Sequence[dict[str, Any]]) -> tuple[Vector | None,
 
 
 def _resolution(tags: Sequence[dict[str, Any]]) -> tuple[Vector, None, str] | None:
-    """Resolution in vigra's tags, which name no unit."""
+    """Read the resolution from vigra's tags, which name no unit; None where there is none."""
     sizes = {axis_letter(tag["key"]): _numbers(tag.get("resolution", 0)) for tag in tags}
     known = [sizes.get(axis, [0.0]) for axis in "zyx"]
     if any(len(size) != 1 or not np.isfinite(size[0]) or size[0] <= 0 for size in known):
@@ -157,7 +160,7 @@ def _resolution(tags: Sequence[dict[str, Any]]) -> tuple[Vector, None, str] | No
 
 
 def _and_above(found: Any) -> list[Any]:
-    """The dataset and the groups that hold it, the nearest first."""
+    """Return the dataset and the groups that hold it, the nearest first."""
     holders = [found]
     while holders[-1].name != "/":
         holders.append(holders[-1].parent)
@@ -165,7 +168,7 @@ def _and_above(found: Any) -> list[Any]:
 
 
 def _numbers(value: Any) -> list[float]:
-    """Numbers of an attribute: an array, one number, or a text such as ``[2.0, 0.5, 0.5]``."""
+    """Read the numbers of an attribute: an array, one number, or a text such as ``[2.0, 0.5, 0.5]``."""
     values = np.ravel(value)
     if values.dtype.kind in "OSU":
         words = " ".join(v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in values)

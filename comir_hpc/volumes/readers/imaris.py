@@ -25,7 +25,7 @@ _IMAGE = "DataSetInfo/Image"
 
 
 def is_imaris(file: Any) -> bool:
-    """Whether an HDF5 file has Imaris's layout."""
+    """Return whether an HDF5 file has Imaris's layout."""
     return _IMAGE in file and "DataSet/ResolutionLevel 0" in file
 
 
@@ -35,7 +35,7 @@ def imaris(path: Path, file: Any, dataset: str | None = None) -> Source:
     Parameters
     ----------
     file : h5py.File
-        Open for reading.
+        The HDF5 file, open for reading.
     dataset : str, optional
         Number of the resolution level, 0 (the finest) when not given.
 
@@ -75,7 +75,7 @@ def imaris(path: Path, file: Any, dataset: str | None = None) -> Source:
 
 
 def _shape(path: Path, channel: Any) -> Triple:
-    """True size (z, y, x) of a channel."""
+    """Return the true size (z, y, x) of a channel."""
     z, y, x = (_number(channel.attrs, f"ImageSize{axis}") for axis in "ZYX")
     stored = channel["Data"].shape
     if None in (z, y, x) or any(n < 1 or n > s for n, s in zip((z, y, x), stored, strict=True)):  # type: ignore[operator]
@@ -97,7 +97,10 @@ def _require_alike(path: Path, shape: Triple, first: Any, channel: Any) -> None:
 
 
 def _placement(attributes: Any, shape: Triple) -> tuple[Vector | None, str | None, Vector, Matrix, str]:
-    """Spacing (z, y, x), unit, origin (x, y, z), direction, and what the extents say where they are no placement."""
+    """Read spacing (z, y, x), unit, origin (x, y, z) and direction.
+
+    The last item says what the extents are where they are no placement.
+    """
     low, high = ([_number(attributes, f"{end}{axis}") for axis in range(3)] for end in ("ExtMin", "ExtMax"))
     name = _text(attributes, "Unit")
     unit = None if mm_of(name) is None else grid_unit(name)
@@ -118,7 +121,7 @@ def _placement(attributes: Any, shape: Triple) -> tuple[Vector | None, str | Non
 
 
 def _text(attributes: Any, name: str) -> str:
-    """An attribute, which Imaris writes as an array of single characters."""
+    """Read an attribute as text; Imaris writes it as an array of single characters."""
     parts = np.ravel(attributes.get(name, ""))
     whole = b"".join(p if isinstance(p, bytes) else str(p).encode() for p in parts).strip(b"\0 ")
     try:

@@ -44,7 +44,7 @@ class Header:
     start : int
         Byte of the file at which what is packed begins.
     spaced : bool
-        Whether the file names a spacing.
+        Whether the file itself gives a voxel spacing.
     units : sequence of str
         Unit of length of each world axis, as written; empty where there is none.
     gain : int
@@ -52,9 +52,9 @@ class Header:
     data : sequence of Path
         Files that hold the voxels; empty where they are not single files.
     files : sequence of Path
-        All that the content depends on.
+        Every file that the content depends on.
     notes : tuple of str
-        What was assumed, for the user.
+        Assumptions that were made, as sentences for the user.
     renamed : tuple of str
         Notes where the data file has another name than the header says, which ITK does not find.
     """
@@ -72,7 +72,7 @@ class Header:
 
 
 def itk_header(path: Path, kind: str) -> sitk.ImageFileReader:
-    """A SimpleITK reader that has read the header of an image of any number of axes.
+    """Return a SimpleITK reader that has read the header of an image of any number of axes.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def itk_header(path: Path, kind: str) -> sitk.ImageFileReader:
 
 
 def geometry_of(header: sitk.ImageFileReader | sitk.Image, path: Path) -> tuple[Vector, Vector, Matrix]:
-    """Spacing (z, y, x), origin (x, y, z) and direction from anything of SimpleITK that has them.
+    """Return the spacing (z, y, x), origin (x, y, z) and direction from anything of SimpleITK that has them.
 
     An image of two axes lies in the plane z = 0.
     """
@@ -110,7 +110,9 @@ def geometry_of(header: sitk.ImageFileReader | sitk.Image, path: Path) -> tuple[
 def place_of(
     header: sitk.ImageFileReader | sitk.Image, path: Path, mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> Placement:
-    """Placement from anything of SimpleITK that has spacing, origin and direction, with a note on sheared axes.
+    """Return the placement of anything of SimpleITK that has spacing, origin and direction.
+
+    Sheared axes give a note.
 
     A negative spacing turns the direction of its axis round, as in an image that ITK has read whole. A spacing that is
     0 or no number stays as it is, for `Grid` to ask for it.
@@ -118,7 +120,7 @@ def place_of(
     Parameters
     ----------
     mm : three float
-        Factors for the world's axes x, y, z.
+        Factors that turn the file's lengths along the world's axes x, y, z into mm.
 
     Raises
     ------
@@ -155,7 +157,7 @@ def place_of(
 
 
 def itk_source(path: Path, kind: str, own: Header) -> Source:
-    """A source from ITK's reading of a header, and our own where voxels are raw.
+    """Make a source from ITK's reading of a header, with our own reading where voxels are raw.
 
     Raises
     ------
@@ -187,7 +189,7 @@ def itk_source(path: Path, kind: str, own: Header) -> Source:
 
 
 def _unit(path: Path, own: Header) -> tuple[str | None, tuple[float, float, float], tuple[str, ...]]:
-    """The unit of all axes, None where it is no known one; factors into it; and notes."""
+    """Return the unit of all axes (None where it is no known one), factors into it, and notes."""
     same = (1.0, 1.0, 1.0)
     if not own.units:
         return "millimeter", same, (f"{path.name}: {_MM_BY_CONVENTION}",) if own.spaced else ()
@@ -208,7 +210,7 @@ def _unit(path: Path, own: Header) -> tuple[str | None, tuple[float, float, floa
 
 
 def itk_dtype(header: sitk.ImageFileReader) -> np.dtype[Any]:
-    """Type of one component of the voxels."""
+    """Return the type of one component of the voxels."""
     name = sitk.GetPixelIDValueAsString(header.GetPixelID())
     words = name.removeprefix("vector of ").split()
     if words[0] == "complex":
@@ -222,7 +224,7 @@ def itk_dtype(header: sitk.ImageFileReader) -> np.dtype[Any]:
 def _raw_or_loaded(
     path: Path, kind: str, own: Header, shape: tuple[int, int, int, int], dtype: np.dtype[Any]
 ) -> tuple[Callable[[Box], NDArray[Any]], int, tuple[str, ...]]:
-    """How voxels are read, the memory that it holds (0 for raw ones), and notes."""
+    """Return how voxels are read, how many bytes of memory that holds (0 for raw ones), and notes."""
     layout, num_bytes = own.layout, math.prod(shape) * dtype.itemsize
     if (
         layout is not None

@@ -61,7 +61,7 @@ def metaimage(path: Path) -> Source:
 
 
 def _fields(path: Path) -> tuple[dict[str, str], int]:
-    """Header fields, and the length of the header in bytes. Names count in their capitals, as in MetaIO."""
+    """Read the header's fields, and its length in bytes. Names count in their capitals, as in MetaIO."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         # ElementDataFile is the last line of every header; a header is far below 1 MiB.
@@ -107,7 +107,7 @@ def _yes(fields: dict[str, str], name: str, default: str = "False") -> bool:
 
 
 def _value_notes(path: Path, fields: dict[str, str]) -> tuple[str, ...]:
-    """Note on a scaling of the values that ITK reads past."""
+    """Note a scaling of the values that ITK reads past."""
     slope = fields.get("ElementToIntensityFunctionSlope", "1")
     offset = fields.get("ElementToIntensityFunctionOffset", "0")
     if float(slope) == 1 and float(offset) == 0:
@@ -118,7 +118,7 @@ def _value_notes(path: Path, fields: dict[str, str]) -> tuple[str, ...]:
 
 
 def _layout(fields: dict[str, str], length: int, file: Path, *, local: bool) -> tuple[RawLayout | None, int]:
-    """Where the voxels lie (None when only ITK can unpack them), and where the packed stream begins."""
+    """Return where the voxels lie (None when only ITK can unpack them), and where the packed stream begins."""
     code, skip = _TYPES.get(fields.get("ElementType", "")), int(fields.get("HeaderSize", "0"))
     shape = tuple(int(n) for n in fields["DimSize"].split())[::-1]
     packed = _yes(fields, "CompressedData")

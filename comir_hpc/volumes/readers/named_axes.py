@@ -32,14 +32,14 @@ def axis_letter(name: object) -> str | None:
 def named_axes(
     names: Sequence[object], shape: Sequence[int], path: Path, where: str
 ) -> tuple[str, tuple[str, ...]]:
-    """Axes of an array by the names in its file: letters for `cut`, and notes on what was assumed.
+    """Read the axes of an array from the names in its file: letters for `cut`, and notes on what was assumed.
 
     Without any name the array is taken as `axes_of` says.
 
     Parameters
     ----------
     names : sequence
-        One an axis, in the order of the array.
+        Names of the axes, in the order of the array's axes.
     where : str
         What holds the names, for the error, e.g. ``axistags``.
 
@@ -63,7 +63,7 @@ def letters_for_cut(letters: Sequence[str], shape: Sequence[int], told: str) -> 
     Parameters
     ----------
     told : str
-        What the file says, in words, for the error.
+        Axes as the file names them, in words, for the error.
 
     Raises
     ------

@@ -70,7 +70,7 @@ def placement(
     multiscale, dataset : dict
         Entry of ``multiscales``, and the entry of its ``datasets`` that is read.
     shape : sequence of int
-        Of that level's array.
+        Shape of that level's array, in the order of its axes.
 
     Raises
     ------
@@ -145,7 +145,10 @@ def _axis(entry: dict[str, Any]) -> _Axis:
 def _system(
     path: Path, multiscale: dict[str, Any], dataset: dict[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What holds the axes: the image, or from 0.6 on the coordinate system that the level is placed in."""
+    """Return the mapping that holds the axes.
+
+    This is the image, or from 0.6 on the coordinate system that the level is placed in.
+    """
     systems = multiscale.get("coordinateSystems")
     if not systems:
         return multiscale, ()
@@ -164,7 +167,7 @@ def _system(
 def _matrix(
     path: Path, multiscale: dict[str, Any], dataset: dict[str, Any], num_axes: int
 ) -> tuple[FloatArray, bool]:
-    """From array index to the file's world, (n, n + 1), and whether the file gives a scale at all."""
+    """Return the map (n, n + 1) from array index to the file's world, and whether the file gives a scale at all."""
     steps: list[dict[str, Any]] = list(dataset.get("coordinateTransformations") or ())
     # From 0.6 on those of the image lead on into other coordinate systems.
     if not multiscale.get("coordinateSystems"):
@@ -245,7 +248,9 @@ def _in_one_unit(
 
 
 def _to_lps(path: Path, axes: Sequence[_Axis]) -> tuple[FloatArray, tuple[str, ...]]:
-    """From the file's world (x, y, z) to LPS, by the anatomical orientation of its axes where they have one (RFC 4).
+    """Return the map from the file's world (x, y, z) to LPS.
+
+    It follows the anatomical orientation of the axes where they have one (RFC 4).
 
     An axis without one is taken as it stands.
     """
@@ -267,7 +272,7 @@ def _to_lps(path: Path, axes: Sequence[_Axis]) -> tuple[FloatArray, tuple[str, .
 
 
 def _spacing_and_direction(path: Path, columns: FloatArray) -> tuple[Vector, FloatArray]:
-    """Spacing (z, y, x) and ITK's direction from a 3 x 3 matrix of index (x, y, z) to world.
+    """Take spacing (z, y, x) and ITK's direction from a 3 x 3 matrix of index (x, y, z) to world.
 
     An axis of spacing 0 keeps its direction as if it were scaled by 1.
     """

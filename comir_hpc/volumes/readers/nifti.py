@@ -41,7 +41,7 @@ def nifti(path: Path) -> Source:
 
 
 def header_block(path: Path) -> bytes:
-    """First bytes of a header file, unpacked.
+    """Read the first bytes of a header file, unpacked.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def header_block(path: Path) -> bytes:
 
 
 def magic_of(block: bytes) -> bytes:
-    """The four letters that tell which NIfTI this is; empty where it is none."""
+    """Return the four letters that tell which NIfTI this is; empty where it is none."""
     for place in (block[344:348], block[4:8]):
         if place in _MAGIC:
             return place
@@ -69,14 +69,14 @@ def nifti_from(path: Path, block: bytes, data: Path, files: tuple[Path, ...]) ->
     Parameters
     ----------
     path : Path
-        As the user named it.
+        Path that the user named, for errors.
     files : tuple of Path
-        Header and data.
+        The header file, and the data file where it is another one.
 
     Raises
     ------
     VolumeError
-        As `nifti`.
+        For the same reasons as `nifti`.
     """
     kind, magic = "NIfTI", magic_of(block)
     with reading(path, kind, HeaderDataError), np.errstate(all="ignore"):
@@ -122,7 +122,7 @@ def _header(block: bytes, magic: bytes) -> Any:
 
 
 def _offset(header: Any, magic: bytes, name: str) -> tuple[int, tuple[str, ...]]:
-    """Byte at which the voxels begin, and a note where the header does not say it."""
+    """Return the byte at which the voxels begin, and a note where the header does not say it."""
     said = float(header["vox_offset"])
     # A pair has no smallest offset.
     first = 0 if magic.startswith(b"ni") else _SINGLE_DATA[_MAGIC[magic]]
@@ -136,14 +136,14 @@ def _offset(header: Any, magic: bytes, name: str) -> tuple[int, tuple[str, ...]]
 
 
 def layout_of(path: Path, data: Path, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> RawLayout:
-    """Layout of voxels in NIfTI's order: x fastest, then y, z, and the axes that become channels.
+    """Return the layout of voxels in NIfTI's order: x fastest, then y, z, and the axes that become channels.
 
     Parameters
     ----------
     path, data : Path
         The header, for errors, and the file that holds the voxels.
     shape : tuple of int
-        (x, y), (x, y, z) or more.
+        Voxels along x, y, z and the further axes: two axes or more, the fastest first.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def layout_of(path: Path, data: Path, shape: tuple[int, ...], dtype: np.dtype[An
 
 
 def _scaling(header: Any, layout: RawLayout, name: str) -> tuple[float, float, tuple[str, ...]]:
-    """Slope and intercept of the values, 1 and 0 where there are none; and a note on what is not applied."""
+    """Read slope and intercept of the values, 1 and 0 where there are none, and note what is not applied."""
     slope, intercept = header.get_slope_inter()
     raw = float(header["scl_slope"]), float(header["scl_inter"])
     if slope is None:
@@ -191,7 +191,7 @@ def _scaling(header: Any, layout: RawLayout, name: str) -> tuple[float, float, t
 def rescaled(
     dtype: np.dtype[Any], read: Callable[[Box], NDArray[Any]], slope: float, intercept: float
 ) -> tuple[np.dtype[Any], Callable[[Box], NDArray[Any]]]:
-    """Type and reader of values times `slope` plus `intercept`: floats, where these change anything."""
+    """Return type and reader of values times `slope` plus `intercept`: floats, where these change anything."""
     if slope == 1 and intercept == 0:
         return dtype, read
     # float32 holds every 16-bit integer; wider ones need double.

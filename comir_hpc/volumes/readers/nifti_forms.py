@@ -38,7 +38,7 @@ class NiftiPlace:
     unit : str
         The file's, or millimeter where it names none.
     unit_assumed : bool
-        Whether it names none.
+        Whether the header names no unit of length, so that one is assumed.
     notes : tuple of str
         What was open or contradictory, and how it was taken.
     """
@@ -71,11 +71,11 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
     Parameters
     ----------
     header : nibabel.Nifti1Header or Nifti2Header
-        As it stands in the file.
+        Header as it stands in the file, with nothing mended.
     shape_zyx : three int
-        Voxels along z, y, x.
+        Voxels of the volume along z, y, x.
     path : Path
-        The file, for errors and notes.
+        Path of the file, for errors and notes.
     num_axes : int
         Axes of the image; of two, the slice has no thickness.
 
@@ -116,7 +116,7 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
 
 
 def _code_notes(header: Any, name: str) -> list[str]:
-    """Notes on codes of forms that NIfTI does not have."""
+    """Note codes of forms that NIfTI does not have."""
     codes = {form: int(header[f"{form}_code"]) for form in ("sform", "qform")}
     return [
         f"{name}: {form}_code {code} is none of NIfTI's (0 to 5); the {form} counts as "
@@ -127,7 +127,7 @@ def _code_notes(header: Any, name: str) -> list[str]:
 
 
 def _unit(header: Any, name: str) -> tuple[str, list[str]]:
-    """Unit of length, and a note where the header names none that exists."""
+    """Read the unit of length, and note where the header names none that exists."""
     code = int(header["xyzt_units"]) & 7
     if code in _UNITS:
         return _UNITS[code], []
@@ -142,7 +142,10 @@ def _unit(header: Any, name: str) -> tuple[str, list[str]]:
 
 
 def _pixdim(header: Any, name: str, num_axes: int) -> tuple[NDArray[np.float64], list[str], bool]:
-    """Lengths of pixdim[1] to [3], 1 where there is none; notes; and whether all that count are numbers above 0."""
+    """Read the lengths of pixdim[1] to [3], 1 where there is none.
+
+    Notes follow, and whether all lengths that count are numbers above 0.
+    """
     raw = np.asarray(header["pixdim"], dtype=np.float64)[1:4]
     sizes = np.abs(raw)
     good = np.isfinite(sizes) & (sizes > 0)
@@ -169,7 +172,7 @@ def _sform(header: Any, num_axes: int) -> _Form | None:
 
 
 def _qform(header: Any, pixdim: NDArray[np.float64]) -> _Form | None:
-    """The qform with sizes from pixdim; None where there is none, or its quaternion is longer than 1."""
+    """Return the qform with sizes from pixdim; None where there is none, or its quaternion is longer than 1."""
     if int(header["qform_code"]) <= 0:
         return None
     clean = header.copy()
@@ -186,7 +189,7 @@ def _qform(header: Any, pixdim: NDArray[np.float64]) -> _Form | None:
 def _chosen(
     sform: _Form | None, qform: _Form | None, shape_zyx: Sequence[int], name: str, code: int, unit: str
 ) -> tuple[_Form | None, str]:
-    """The form that counts, and a note where another one says something else."""
+    """Choose the form that counts, and note where another one says something else."""
     if sform is None or qform is None:
         return sform or qform, ""
     last = np.asarray(shape_zyx[::-1], dtype=np.float64) - 1
@@ -215,7 +218,7 @@ def _perpendicular(form: _Form) -> bool:
 def _method_3(
     lengths_zyx: Vector, pixdim: NDArray[np.float64], shape_zyx: Sequence[int], name: str
 ) -> tuple[Vector, str]:
-    """Voxel sizes of a sform, in pixdim's digits where the two agree; and a note where they do not."""
+    """Return the voxel sizes of a sform, in pixdim's digits where the two agree, and a note where they do not."""
     z, y, x = (float(p) for p in pixdim[::-1])
     if np.allclose(lengths_zyx, (z, y, x), rtol=1e-6, atol=0):
         return (z, y, x), ""

@@ -17,7 +17,7 @@ from comir_hpc.volumes.readers.source import Source, axes_of, reading, storable,
 
 
 def in_memory(array: NDArray[Any], grid: Grid, name: str = "array") -> Source:
-    """An array (z, y, x) or (c, z, y, x) as a source, with the grid that it is given.
+    """Make a source of an array (z, y, x) or (c, z, y, x), with the grid that it is given.
 
     Raises
     ------

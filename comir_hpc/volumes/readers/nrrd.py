@@ -78,7 +78,7 @@ def nrrd(path: Path) -> Source:
 
 
 def _fields(path: Path) -> tuple[dict[str, str], int]:
-    """Header fields, names in lower case, and the length of the header in bytes."""
+    """Read the header's fields, names in lower case, and the length of the header in bytes."""
     fields: dict[str, str] = {}
     with path.open("rb") as file:
         if not file.readline(1 << 10).startswith(b"NRRD"):
@@ -94,7 +94,7 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _spatial(fields: dict[str, str], num_axes: int) -> list[bool]:
-    """Whether each axis (fastest first) is one of space."""
+    """Return whether each axis (fastest first) is one of space."""
     kinds = fields.get("kinds", "").lower().split()
     directions = _directions(fields)
     if len(kinds) == num_axes:
@@ -107,7 +107,7 @@ def _directions(fields: dict[str, str]) -> list[str]:
 
 
 def _spaced(path: Path, fields: dict[str, str], spatial: list[bool]) -> bool:
-    """Whether every axis of space has a spacing.
+    """Return whether every axis of space has a spacing.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def _spaced(path: Path, fields: dict[str, str], spatial: list[bool]) -> bool:
 
 
 def _units(fields: dict[str, str], spatial: list[bool]) -> tuple[str, ...]:
-    """Units of the axes of the world, without quotes; empty where none is named."""
+    """Return the units of the axes of the world, without quotes; empty where none is named."""
     world = re.findall(r'"([^"]*)"', fields.get("space units", ""))
     if not world:
         axes = re.findall(r'"([^"]*)"', fields.get("units", ""))
@@ -139,7 +139,7 @@ def _units(fields: dict[str, str], spatial: list[bool]) -> tuple[str, ...]:
 
 
 def _space_notes(path: Path, fields: dict[str, str]) -> tuple[str, ...]:
-    """Note on a world whose axes nobody knows."""
+    """Note a world whose axes nobody knows."""
     if "space directions" not in fields:
         return ()
     space = fields.get("space", "")
@@ -152,7 +152,7 @@ def _space_notes(path: Path, fields: dict[str, str]) -> tuple[str, ...]:
 def _layout(
     fields: dict[str, str], sizes: list[int], spatial: list[bool], file: Path, length: int
 ) -> RawLayout | None:
-    """Where the voxels lie, or None when only ITK can unpack them."""
+    """Return where the voxels lie, or None when only ITK can unpack them."""
     code = next((c for c, names in _TYPES.items() if fields.get("type", "").lower() in names), None)
     skip = int(fields.get("byte skip", fields.get("byteskip", "0")))
     lines = int(fields.get("line skip", fields.get("lineskip", "0")))

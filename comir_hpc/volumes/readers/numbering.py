@@ -36,11 +36,11 @@ class NumberedFiles:
     Attributes
     ----------
     files : tuple of Path
-        In the order of that number.
+        Files of the series, ordered by that number.
     step : int
-        By which it grows from file to file.
+        Amount by which the number grows from one file to the next.
     left_out : tuple of Path
-        Files that are not of the series.
+        Files of the folder that do not belong to the series.
     """
 
     files: tuple[Path, ...]
@@ -48,7 +48,7 @@ class NumberedFiles:
     left_out: tuple[Path, ...]
 
     def notes(self, what: str) -> tuple[str, ...]:
-        """Words for the user: what was read (`what` names the files, e.g. ``slices``), and what was left out."""
+        """Tell the user what was read (`what` names the files, e.g. ``slices``), and what was left out."""
         first, last = self.files[0].name, self.files[-1].name
         read = f"{len(self.files)} {what} from {first} to {last}, in this order along z"
         if len(self.files) == 1:
@@ -59,12 +59,12 @@ class NumberedFiles:
 
 
 def left_out_note(files: Sequence[Path]) -> tuple[str, ...]:
-    """Words about files of a folder that were not read; nothing where there are none."""
+    """Note files of a folder that were not read; return nothing where there are none."""
     return (f"left out: {listed(files)}",) if files else ()
 
 
 def listed(files: Sequence[Path]) -> str:
-    """Names of the first files, and how many more there are."""
+    """List the names of the first files, and how many more there are."""
     names = sorted(f.name for f in files)
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more
@@ -76,11 +76,11 @@ def numbered_files(path: Path, files: Sequence[Path], *, tiles: bool = False) ->
     Parameters
     ----------
     path : Path
-        The folder, for errors.
+        Path of the folder, for errors.
     files : sequence of Path
         One or more files of one kind.
     tiles : bool
-        Whether each is a volume of its own.
+        Whether each file is a volume of its own, and not a slice.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def series_among(files: Sequence[Path]) -> bool:
 
 
 def _groups(files: Sequence[Path]) -> dict[tuple[str, ...], list[Path]]:
-    """Files by what their names are around the numbers."""
+    """Group files by what their names are around the numbers."""
     groups: dict[tuple[str, ...], list[Path]] = {}
     for file in sorted(files):
         groups.setdefault(tuple(_NUMBER.split(file.stem.casefold())[::2]), []).append(file)
@@ -130,7 +130,7 @@ def _refuse_series(path: Path, files: Sequence[Path], several: Sequence[Sequence
 def _ordered(
     path: Path, files: Sequence[Path], texts: Sequence[str], *, tiles: bool
 ) -> tuple[list[Path], int]:
-    """Files in the order of the number that varies, and its step."""
+    """Order files by the number that varies; return them and its step."""
     numbers = np.asarray([[int(n) for n in _NUMBER.split(f.stem)[1::2]] for f in files], dtype=object)
     order = sorted(range(len(files)), key=lambda i: tuple(numbers[i]))
     ordered, numbers = [files[i] for i in order], numbers[order]
@@ -186,7 +186,7 @@ def _refuse_two(
 
 
 def _gaps(numbers: Sequence[int]) -> tuple[list[int], int, int]:
-    """The first numbers that lack in a rising sequence, how many do, and its step."""
+    """Return the first numbers that lack in a rising sequence, how many numbers lack, and its step."""
     step = math.gcd(*(b - a for a, b in pairwise(numbers)))
     lost = chain.from_iterable(range(a + step, b, step) for a, b in pairwise(numbers))
     count = sum((b - a) // step - 1 for a, b in pairwise(numbers))
@@ -194,7 +194,10 @@ def _gaps(numbers: Sequence[int]) -> tuple[list[int], int, int]:
 
 
 def _word(text: str, *, lone: bool) -> str:
-    """The word right before a number; a name may begin with any one letter (t001.tif), unless `lone` ones count."""
+    """Return the word right before a number.
+
+    A name may begin with any one letter (t001.tif), which is no word unless `lone` ones count.
+    """
     found = re.search(r"(?:^|[^a-z])([a-z]+)[ _=-]*$", text)
     return found.group(1) if found and (lone or len(text) > 1) else ""
 

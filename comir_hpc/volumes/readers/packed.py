@@ -26,13 +26,13 @@ _STEP = 1 << 20  # more costs memory and no less time
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file begins as gzip streams do, whatever its name."""
+    """Return whether a file begins as gzip streams do, whatever its name."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
 def opened(path: Path) -> BinaryIO:
-    """A file opened for reading, unpacked where it is gzip."""
+    """Open a file for reading, unpacked where it is gzip."""
     return cast(BinaryIO, gzip.open(path)) if is_gzip(path) else path.open("rb")
 
 
@@ -42,7 +42,7 @@ def require_possible(path: Path, num_bytes: int, gain: int = DEFLATE_GAIN) -> No
     Parameters
     ----------
     num_bytes : int
-        Bytes that the file should unpack to.
+        Length in bytes that the file should unpack to.
     gain : int
         Bytes that one byte of the file can stand for at most.
 
@@ -102,7 +102,7 @@ def _gunzipped(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _inflated(file: BinaryIO) -> Iterator[bytes]:
-    """Pieces of a zlib stream; what follows it is left."""
+    """Yield the unpacked pieces of a zlib stream; what follows the stream is left."""
     stream = zlib.decompressobj(wbits=47)  # a header of zlib or of gzip
     waiting = b""
     while not stream.eof:
@@ -116,12 +116,12 @@ def _inflated(file: BinaryIO) -> Iterator[bytes]:
 def gunzip_or_read(
     path: Path, layout: RawLayout
 ) -> tuple[Callable[[Box], NDArray[Any]], int, tuple[str, ...]]:
-    """How the voxels of a layout are read, packed by gzip or not; the memory that it holds; and notes.
+    """Return how the voxels of a layout are read, packed by gzip or not, the memory that it holds, and notes.
 
     Parameters
     ----------
     path : Path
-        The header's, for errors and notes.
+        Path of the header, for errors and notes.
 
     Raises
     ------
@@ -137,14 +137,14 @@ def gunzip_or_read(
 def unpacked(
     path: Path, layout: RawLayout, form: Form = "gzip", start: int = 0
 ) -> tuple[Callable[[Box], NDArray[Any]], int]:
-    """How boxes of packed voxels are read, which unpacks them once, and the memory that it holds.
+    """Return how boxes of packed voxels are read, which unpacks them once, and the memory that it holds.
 
     Parameters
     ----------
     path : Path
-        The header's, for errors.
+        Path of the header, for errors.
     layout, form, start
-        As in `unpack`.
+        Layout of the unpacked voxels, compression, and first byte of the stream, as `unpack` takes them.
 
     Raises
     ------

@@ -24,7 +24,7 @@ def require_readable(path: Path, expected: str) -> None:
     Parameters
     ----------
     expected : str
-        What the path should be, for the error.
+        Words for what the path should be, for the error.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def _absent(path: Path, error: OSError, expected: str) -> str:
 
 
 def named_file(header: Path, name: str) -> tuple[Path, tuple[str, ...]]:
-    """The data file that a header names, and a note where its letters differ in case.
+    """Find the data file that a header names, and note where its letters differ in case.
 
     File systems that ignore case, and copies between them, change the case of names that headers do not follow.
 
@@ -93,12 +93,12 @@ def named_file(header: Path, name: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def sibling(path: Path, suffix: str, known: Sequence[str]) -> Path:
-    """The other file of a pair: the same name with `suffix`, packed or not, in small or capital letters.
+    """Find the other file of a pair: the same name with `suffix`, packed or not, in small or capital letters.
 
     Parameters
     ----------
     suffix : str
-        With its dot, in small letters.
+        Suffix of the other file, with its dot and in small letters.
     known : sequence of str
         Suffixes that `path` itself may have.
 

@@ -59,7 +59,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _header(path: Path) -> tuple[int, int, str, tuple[str, ...]]:
-    """Width, height, Pillow's mode, and notes on what is not used.
+    """Read width and height in pixels, Pillow's mode, and notes on what is not used.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def _header(path: Path) -> tuple[int, int, str, tuple[str, ...]]:
 
 
 def _unused(image: Image.Image) -> tuple[str, ...]:
-    """Notes on what a picture says and no reader of arrays follows."""
+    """Note what a picture says and no reader of arrays follows."""
     # Behind the pixels of a PNG, EXIF is found by decoding them all: there it is not looked for.
     known = image.format != "PNG" or "exif" in image.info
     turned = image.getexif().get(_EXIF_ORIENTATION, 1) if known else 1
@@ -94,7 +94,7 @@ def _unused(image: Image.Image) -> tuple[str, ...]:
 
 
 def _mode(mode: str) -> str:
-    """Pillow's mode that the pixels are read in."""
+    """Return the mode of Pillow in which the pixels are read."""
     if mode in _PLAIN:
         return mode
     return "L" if mode == "1" else "RGB"

@@ -33,11 +33,11 @@ class Placement:
     Attributes
     ----------
     spacing_zyx : three float
-        Lengths of the affine's columns.
+        Voxel spacing along z, y, x: the lengths of the affine's columns, in its unit.
     origin_xyz : three float
-        World position (LPS) of the first voxel.
+        World position (x, y, z) of the first voxel's centre in LPS, in the affine's unit.
     direction : 3 x 3 float
-        As in `Grid`: orthonormal columns for x, y, z.
+        Orthonormal columns for the axes x, y, z, as in `Grid`.
     notes : tuple of str
         What the nearest perpendicular axes change, where that can be seen.
     """
@@ -49,7 +49,7 @@ class Placement:
 
 
 def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], path: Path) -> Placement:
-    """Nearest placement with perpendicular axes.
+    """Find the nearest placement with perpendicular axes.
 
     The directions are those of the closest orthonormal matrix (polar decomposition of the unit columns). Where the
     difference can be seen, the middle of the volume stays where it is, so that the displacement is halved.
@@ -59,11 +59,11 @@ def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], p
     columns : (3, 3) array
         Column j is the step in the world (LPS) along index axis j of (x, y, z).
     origin : three float
-        World position (LPS) of the first voxel.
+        World position (x, y, z) of the first voxel's centre in LPS, in the affine's unit.
     shape_zyx : three int
-        Voxels along z, y, x.
+        Voxels of the volume along z, y, x.
     path : Path
-        The file, for errors and notes.
+        Path of the file, for errors and notes.
 
     Raises
     ------
@@ -122,7 +122,10 @@ def _require_axes(columns: NDArray[np.float64], start: NDArray[np.float64], path
 
 
 def _square_to_slices(columns: NDArray[np.float64], shape_zyx: Sequence[int]) -> NDArray[np.float64]:
-    """Columns whose axis of one voxel is square to the two others: a slice has a thickness, no third direction."""
+    """Turn the columns so that an axis of one voxel is square to the two others.
+
+    A slice has a thickness, but no third direction of its own.
+    """
     single = [axis for axis, size in enumerate(shape_zyx[::-1]) if size == 1]
     if len(single) != 1 or not np.isfinite(columns).all():
         return columns
@@ -137,12 +140,12 @@ def _square_to_slices(columns: NDArray[np.float64], shape_zyx: Sequence[int]) ->
 
 
 def placement_ras(affine: ArrayLike, shape_zyx: Sequence[int], path: Path) -> Placement:
-    """`placement` of an affine (3 x 4 or 4 x 4) of nibabel's: index (x, y, z) to a world right, front, up.
+    """Find the placement of an affine (3 x 4 or 4 x 4) of nibabel's: index (x, y, z) to a world right, front, up.
 
     Raises
     ------
     VolumeError
-        As `placement`.
+        For the same reasons as `placement`.
     """
     lps = np.asarray(affine, dtype=np.float64)[:3] * [[-1.0], [-1.0], [1.0]]
     return placement(lps[:, :3], lps[:, 3], shape_zyx, path)
@@ -151,13 +154,13 @@ def placement_ras(affine: ArrayLike, shape_zyx: Sequence[int], path: Path) -> Pl
 def _largest_displacement(
     columns: NDArray[np.float64], perpendicular: NDArray[np.float64], middle: NDArray[np.float64]
 ) -> float:
-    """Distance by which the outermost voxel moves when the middle stays."""
+    """Return the distance by which the outermost voxel moves when the middle stays."""
     corners = np.asarray(list(itertools.product(*[(-m, m) for m in middle]))).T
     return float(np.linalg.norm((columns - perpendicular) @ corners, axis=0).max())
 
 
 def _shear_degrees(unit_columns: NDArray[np.float64]) -> float:
-    """Largest deviation of two axes from a right angle."""
+    """Return the largest deviation of two axes from a right angle, in degrees."""
     cosines = np.abs((unit_columns.T @ unit_columns)[np.triu_indices(3, 1)])
     return float(np.degrees(np.arcsin(np.clip(cosines, 0, 1))).max())
 

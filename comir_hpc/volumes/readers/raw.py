@@ -18,7 +18,7 @@ from comir_hpc.space.grid import Box
 
 
 def cut(array: Any, axes: str, box: Box) -> NDArray[Any]:
-    """Voxels of `box` out of anything that slices like numpy and has axes named in `axes`, as (c, z, y, x).
+    """Read `box` out of anything that slices like numpy and has axes named in `axes`, as (c, z, y, x).
 
     An axis ``1`` is taken at its only index; an array without ``z`` is a single slice.
     """
@@ -33,7 +33,7 @@ def cut(array: Any, axes: str, box: Box) -> NDArray[Any]:
 
 
 def shape_of(shape: Sequence[int], axes: str) -> tuple[int, int, int, int]:
-    """(c, z, y, x) of an array with these axes."""
+    """Return the shape (c, z, y, x) of an array with these axes."""
     sizes = {"c": 1, "z": 1, **dict(zip(axes, shape, strict=True))}
     return sizes["c"], sizes["z"], sizes["y"], sizes["x"]
 
@@ -86,7 +86,7 @@ class RawLayout:
             )
 
     def trailing(self, path: Path) -> tuple[str, ...]:
-        """Note on bytes behind the last voxel, which nobody reads."""
+        """Note bytes behind the last voxel, which nobody reads."""
         more = self.file.stat().st_size - self.offset - self.num_bytes
         if more <= 0:
             return ()
@@ -95,7 +95,7 @@ class RawLayout:
         )
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Voxels of `box` as (c, z, y, x).
+        """Read the voxels of `box` as (c, z, y, x).
 
         Rows are read, not mapped: a map counts every page around a touched one as this process's memory.
         """

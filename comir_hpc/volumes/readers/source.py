@@ -35,11 +35,11 @@ class Source:
     Parameters
     ----------
     path : Path
-        As the user named it.
+        Path that the user named.
     kind : str
-        The format in words, e.g. ``NIfTI``.
+        Name of the format for people, e.g. ``NIfTI``.
     shape : four int
-        (c, z, y, x).
+        Voxels of the volume along c, z, y, x.
     dtype : dtype
         Of the values that `read` gives: native byte order, bool as uint8.
     read_box : callable
@@ -47,7 +47,7 @@ class Source:
     files : sequence of Path
         What the content depends on; a folder stands for everything in it.
     spacing_zyx, unit : optional
-        As far as the file says them.
+        Voxel spacing along z, y, x and its unit; None where the file does not say them.
     unit_assumed : bool
         Whether `unit` is a convention, because the file names none; then another one may be given.
     origin_xyz, direction
@@ -61,7 +61,7 @@ class Source:
     notes : sequence of str
         Conventions that were applied because the file leaves them open, for the user to see.
     digest : str, optional
-        Of the content, where there is no file (an array in memory).
+        Digest of the content, given where there is no file (an array in memory).
     order : three int
         The file's axes (0 is its z) that became z, y, x; see `upright`.
     """
@@ -100,7 +100,7 @@ class Source:
         return self.load_bytes == 0
 
     def read(self, box: Box | None = None) -> NDArray[Any]:
-        """Voxels of `box` (the whole volume when none is given) as contiguous (c, z, y, x) of `dtype`.
+        """Read `box` (the whole volume when none is given) as contiguous (c, z, y, x) of `dtype`.
 
         Raises
         ------
@@ -121,7 +121,9 @@ class Source:
         return values
 
     def grid(self, spacing: Vector | None = None, unit: str | None = None) -> Grid:
-        """Where the voxels lie: the file's word, replaced by `spacing` (in the file's order, and `unit`) where given.
+        """Return the grid of the voxels.
+
+        This is the file's word, replaced by `spacing` (in the file's order, and in `unit`) where that is given.
 
         Raises
         ------
@@ -157,7 +159,7 @@ class Source:
             raise VolumeError(f"{self.path}: {error}") from error
 
     def fingerprint(self) -> str:
-        """Digest of path, size and time of every file; it changes when the content may have changed."""
+        """Return a digest of path, size and time of every file; it changes when the content may have changed."""
         if self.digest is not None:
             return self.digest
         digest = hashlib.sha256()
@@ -200,7 +202,7 @@ def reading(path: Path, what: str, *also: type[Exception]) -> Iterator[None]:
 
 
 def storable(dtype: np.dtype[Any], path: Path) -> np.dtype[Any]:
-    """The dtype that a volume keeps for values of `dtype`: the same in native byte order, bool as uint8.
+    """Return the dtype that a volume keeps for `dtype`: the same in native byte order, bool as uint8.
 
     Raises
     ------
@@ -256,7 +258,7 @@ def upright(source: Source) -> Source:
 
 
 def axes_of(shape: Sequence[int], path: Path) -> tuple[str, tuple[str, ...]]:
-    """Axes of an array that does not name them: one letter each of ``czyx``, and notes on what was assumed.
+    """Choose the axes of an array that names none: one letter of ``czyx`` each, and notes on what was assumed.
 
     Two axes are (y, x), a single slice; three are (z, y, x). Of four, the channels are the first or the last,
     whichever is shorter.
@@ -278,7 +280,7 @@ def axes_of(shape: Sequence[int], path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def known_unit(names: Iterable[str | None]) -> str | None:
-    """The unit of a Grid that all these names mean, or None where they differ, are missing or are not known."""
+    """Return the unit of a Grid that all these names mean; None where they differ, are missing or are not known."""
     different = set(names)
     if len(different) != 1:
         return None

@@ -25,7 +25,7 @@ _AWRY = 0.05
 def tiles(
     path: Path, files: Sequence[Path], opened: Callable[[Path], Source], strangers: Sequence[Path] = ()
 ) -> Source:
-    """Volumes of one format in a folder as one volume.
+    """Join the volumes of one format in a folder to one volume.
 
     Where the files say where they lie, they are put there, and must not overlap; holes between them are stored as 0,
     with a note. Formats that have no place for it are put one behind the other along z, in the order of the numbers
@@ -34,11 +34,11 @@ def tiles(
     Parameters
     ----------
     files : sequence of Path
-        Two or more.
+        The tiles' files, two or more.
     opened : callable
-        Opens one of them.
+        Function that opens one of the files and returns its source.
     strangers : sequence of Path
-        Files beside them, for the notes.
+        Files of the folder that are no tiles, for the notes.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def _require_alike(path: Path, first: Source, other: Source, *, placed: bool = F
 
 
 def _near(one: Any, two: Any) -> bool:
-    """Whether spacings or directions are equal up to the rounding of a header."""
+    """Return whether spacings or directions are equal up to the rounding of a header."""
     try:
         return bool(np.allclose(np.asarray(one, float), np.asarray(two, float), rtol=1e-5, atol=1e-6))
     except (TypeError, ValueError):
@@ -117,7 +117,7 @@ def _near(one: Any, two: Any) -> bool:
 
 
 def _starts(path: Path, sources: Sequence[Source], spacing_zyx: FloatArray) -> NDArray[np.int64]:
-    """First voxel (z, y, x) of each on the grid of the first."""
+    """Return the first voxel (z, y, x) of each source on the grid of the first."""
     first = sources[0]
     away = np.asarray([s.origin_xyz for s in sources]) - np.asarray(first.origin_xyz)
     # The inverse of a direction is its transpose.
@@ -151,7 +151,7 @@ def _require_apart(path: Path, sources: Sequence[Source], boxes: Sequence[Box]) 
 
 
 def _hole_note(path: Path, sources: Sequence[Source], boxes: Sequence[Box]) -> tuple[str, ...]:
-    """Words about voxels that no tile holds; refused where they are more than those of the tiles."""
+    """Note voxels that no tile holds; refuse them where they are more than those of the tiles."""
     whole = math.prod(max(b.stop[axis] for b in boxes) for axis in range(3))
     filled = sum(b.size for b in boxes)
     if filled == whole:
@@ -166,7 +166,7 @@ def _hole_note(path: Path, sources: Sequence[Source], boxes: Sequence[Box]) -> t
 
 
 def _widest_gap(sources: Sequence[Source], boxes: Sequence[Box]) -> str:
-    """Where the widest empty layer across the whole volume lies, in words."""
+    """Say where the widest empty layer across the whole volume lies."""
     widest, words = 0, ""
     for axis, name in enumerate("zyx"):
         order = sorted(range(len(boxes)), key=lambda i: boxes[i].start[axis])
@@ -200,7 +200,7 @@ def _joined(path: Path, sources: Sequence[Source], boxes: Sequence[Box], notes: 
 
 
 def _boxes(sources: Sequence[Source], starts: NDArray[np.int64]) -> list[Box]:
-    """Where each source lies in the whole, whose first voxel is 0."""
+    """Return where each source lies in the whole, whose first voxel is 0."""
     starts = starts - starts.min(axis=0)
     return [
         Box((int(z), int(y), int(x)), (int(z) + s.shape[1], int(y) + s.shape[2], int(x) + s.shape[3]))
@@ -214,7 +214,7 @@ class _Tiles:
     boxes: tuple[Box, ...]
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Voxels of `box` as (c, z, y, x)."""
+        """Read the voxels of `box` as (c, z, y, x)."""
         first = self.sources[0]
         # Places in no tile stay 0.
         out = np.zeros((first.num_channels, *box.shape), dtype=first.dtype)

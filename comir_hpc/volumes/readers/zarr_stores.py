@@ -96,7 +96,7 @@ def _outermost(path: Path, place: str) -> tuple[Path, str]:
 
 
 def _image_of(store: Path, place: str) -> _Image | None:
-    """The image that `place` is, or is a level of."""
+    """Find the image that `place` is, or is a level of."""
     root = foreign_node(store)
     parts = [p for p in place.split("/") if p]
     for depth in range(len(parts), -1, -1):
@@ -142,7 +142,7 @@ def _multiscales(attributes: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _only_image(path: Path, root: Any) -> str:
-    """Place of the one image below a group (bioformats2raw's layout, a plate), ``""`` where there is none.
+    """Find the place of the one image below a group (bioformats2raw's layout, a plate), ``""`` where there is none.
 
     Labels that belong to an image do not count beside it.
     """
@@ -181,7 +181,7 @@ def _array(path: Path, store: Path, place: str) -> Any:
 
 
 def _count_files(folder: Path, enough: int) -> int:
-    """Chunk files of an array, counted up to `enough`."""
+    """Count the chunk files of an array, up to `enough`."""
     count = 0
     for _, _, names in os.walk(folder):
         count += sum(name not in MARKS for name in names)
@@ -200,7 +200,7 @@ def _chunks(array: Any, axes: str) -> Triple:
 
 
 def _files(path: Path, store: Path, group: str) -> tuple[Path, ...]:
-    """What the content depends on: what was named, and the metadata that place it."""
+    """Return the files that the content depends on: what was named, and the metadata that place it."""
     marks = (store / group / mark for mark in MARKS)
     return (path, *(m for m in marks if m.is_file() and path != store))
 
@@ -219,7 +219,7 @@ def _plain(path: Path, store: Path, place: str) -> Source:
 
 
 def _dimension_names(array: Any) -> list[str]:
-    """Names that the array itself has: zarr v3 has a place for them, xarray writes them beside v2."""
+    """Return the names that the array itself has: zarr v3 has a place for them, xarray writes them beside v2."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
     return [str(name or "") for name in names]
 
@@ -250,7 +250,7 @@ def _ome_zarr(path: Path, image: _Image) -> Source:
 
 
 def _own_level(path: Path, image: _Image) -> Source:
-    """One level of a volume that this package wrote: its grid knows more than the standard's metadata."""
+    """Make a source of one level of a volume that this package wrote: its grid knows more than the metadata."""
     _array(path, image.store, image.place)
     volume = Volume.open(image.store / image.group)
     grid, level = volume.level_grid(image.number), image.number

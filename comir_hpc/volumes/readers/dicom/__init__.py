@@ -44,7 +44,7 @@ def dicom_file(path: Path) -> Source:
 
 
 def dicom_images(files: Sequence[Path]) -> Series:
-    """Series among files that are DICOM: series UID -> its frames. Files without an image are left out.
+    """Find the series among files that are DICOM: series UID -> its frames. Files without an image are left out.
 
     Raises
     ------
@@ -64,11 +64,11 @@ def dicom_series(path: Path, series: Series, dataset: str | None = None, notes: 
     Parameters
     ----------
     series : dict
-        What `dicom_images` found.
+        One series, as `dicom_images` found it.
     dataset : str, optional
         Series UID, where the folder holds several. The longer names that GDCM makes of it are taken, too.
     notes : sequence of str
-        What the user should know besides.
+        Further sentences that the user should see.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def _source(path: Path, frames: Sequence[Frame], notes: Sequence[str]) -> Source
 
 
 def _frame_notes(frames: Sequence[Frame]) -> Iterator[str]:
-    """Notes on the frames; what is not true of all names the first that it is true of."""
+    """Yield the notes on the frames; what is not true of all names the first that it is true of."""
     told: dict[str, list[Frame]] = {}
     for frame in frames:
         for note in frame.notes:

@@ -52,11 +52,11 @@ class Frame:
     Attributes
     ----------
     number : int
-        Its place in the file, from 0.
+        Place of the frame in its file, counted from 0.
     position, orientation : optional
         ImagePositionPatient (x, y, z) in mm, and ImageOrientationPatient (row, column).
     spacing : two float, optional
-        Between rows and between columns, in mm.
+        Distance between rows and between columns, in mm.
     thickness, between : float, optional
         SliceThickness and SpacingBetweenSlices in mm.
     says : str
@@ -146,7 +146,10 @@ def _frames(header: Dataset, pixels: Pixels) -> tuple[Frame, ...]:
 
 
 def _frame(said: dict[str, Any], pixels: Pixels, number: int, *, alone: bool) -> Frame:
-    """Frame from what is said about it; `alone` when that is about this frame and not about the first of all."""
+    """Make a frame from what the header says about it.
+
+    `alone` means that it is said about this frame, and not about the first of all frames.
+    """
     orientation = _numbers(said.get("ImageOrientationPatient", said.get("ImageOrientationVolume")), 6)
     position = _numbers(said.get("ImagePositionPatient", said.get("ImagePositionVolume")), 3)
     if not alone:
@@ -178,7 +181,7 @@ def _frame(said: dict[str, Any], pixels: Pixels, number: int, *, alone: bool) ->
 
 
 def _pixel_notes(said: dict[str, Any], pixels: Pixels) -> Iterator[str]:
-    """What is assumed of the pixels where the header leaves it open, or says less than there is."""
+    """Note what is assumed of the pixels where the header leaves it open, or says less than there is."""
     if "PhotometricInterpretation" not in said:
         yield "the header has no PhotometricInterpretation: it is taken as MONOCHROME2 (large values are bright)"
     if "BitsStored" not in said and pixels.kind != "f":
@@ -194,7 +197,7 @@ def _pixel_notes(said: dict[str, Any], pixels: Pixels) -> Iterator[str]:
 
 
 def _values(parts: Iterable[Dataset]) -> dict[str, Any]:
-    """What is said in several data sets, by keyword; a later one replaces what an earlier one says."""
+    """Merge several data sets by keyword; a later one replaces what an earlier one says."""
     found: dict[str, Any] = {}
     for part in parts:
         for keyword in filter(part.__contains__, _WANTED):
@@ -208,7 +211,7 @@ def _values(parts: Iterable[Dataset]) -> dict[str, Any]:
 
 
 def _parts(group: Dataset) -> Iterator[Dataset]:
-    """Macros of a functional group, and one level below."""
+    """Yield the macros of a functional group, and those one level below."""
     for element in group:
         if element.VR == "SQ":
             for item in element.value:
@@ -219,7 +222,7 @@ def _parts(group: Dataset) -> Iterator[Dataset]:
 def _along(
     said: dict[str, Any], start: Sequence[float] | None, orientation: Sequence[float] | None, number: int
 ) -> tuple[float, ...] | None:
-    """Position of a frame of a file that names that of the first: dose grids, nuclear medicine."""
+    """Return the position of a frame where a file names only the first one's: dose grids, nuclear medicine."""
     if start is None or orientation is None:
         return None
     normal = np.cross(orientation[:3], orientation[3:])
@@ -234,7 +237,7 @@ def _along(
 
 
 def _pixel_spacing(said: dict[str, Any]) -> tuple[tuple[float, float] | None, str, tuple[str, ...]]:
-    """Between rows and columns; where it is wrong, in words what the file says."""
+    """Read the spacing between rows and between columns in mm; where it is wrong, say what the file has."""
     keyword = next((k for k in ("PixelSpacing", "ImagerPixelSpacing") if k in said), None)
     if keyword is None:
         return None, "it has no PixelSpacing", ()
@@ -249,7 +252,7 @@ def _pixel_spacing(said: dict[str, Any]) -> tuple[tuple[float, float] | None, st
 
 
 def _rescale(said: dict[str, Any], pixels: Pixels) -> tuple[float, float, tuple[str, ...]]:
-    """Slope and intercept of the stored values."""
+    """Return the slope and intercept of the stored values."""
     dose = _one(said.get("DoseGridScaling"))
     if dose is not None:
         return dose, 0.0, ()
@@ -264,7 +267,7 @@ def _rescale(said: dict[str, Any], pixels: Pixels) -> tuple[float, float, tuple[
 
 
 def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    """So many finite numbers, or None where the element is missing or empty."""
+    """Read so many finite numbers, or None where the element is missing or empty."""
     if value is None or value == "" or (isinstance(value, Sequence) and not len(value)):
         return None
     listed = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]

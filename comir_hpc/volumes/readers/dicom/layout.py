@@ -29,7 +29,7 @@ class Pixels:
     Attributes
     ----------
     shape : three int
-        (rows, columns, samples) of every frame.
+        Rows, columns and samples a pixel, the same for every frame.
     frames : int
         Number of frames in the file.
     allocated, stored, high : int
@@ -37,9 +37,9 @@ class Pixels:
     kind : str
         ``u`` (unsigned), ``i`` (signed) or ``f`` (floats).
     offset : int
-        First byte of the pixels in the file.
+        Byte of the file at which the pixels begin, counted from 0.
     order : str
-        ``<`` or ``>``, the byte order.
+        Byte order: ``<`` (little endian) or ``>`` (big endian).
     coder : str
         How the pixels are compressed: `RUNS`, `DEFLATED`, `CODEC`, or empty where they are not.
     excess : int
@@ -80,16 +80,16 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
     Parameters
     ----------
     path : Path
-        The file.
+        The file that was opened, for errors.
     header : Dataset
-        Everything before the pixels.
+        All elements of the file before the pixels.
     file : binary file
-        At the first byte behind the header.
+        The open file, which stands at the first byte behind the header.
 
     Returns
     -------
     Pixels or None
-        None where there are no pixels.
+        The layout of the pixels, or None where the file has no pixels.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
 
 
 def _or(value: Any, default: int) -> int:
-    """A number, or the default where the element is missing or empty."""
+    """Return the element as a number, or the default where it is missing or empty."""
     return default if value is None or value == "" else int(value)
 
 

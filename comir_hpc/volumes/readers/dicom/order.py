@@ -31,7 +31,7 @@ class Stack:
     Attributes
     ----------
     spacing_zyx : optional
-        None where the files do not say it; `says` is what they say.
+        Voxel spacing along z, y, x in mm. None where the files do not say it: `says` is what they say.
     """
 
     frames: tuple[Frame, ...]
@@ -48,9 +48,9 @@ def stacked(path: Path, frames: Sequence[Frame]) -> Stack:
     Parameters
     ----------
     path : Path
-        What the user named, for errors.
+        Path that the user named, for errors.
     frames : sequence of Frame
-        One or more, in any order.
+        One frame or more, in any order.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def _close(one: Sequence[float] | None, two: Sequence[float] | None, *, rtol: fl
 
 
 def _plane(path: Path, frame: Frame) -> tuple[FloatArray, FloatArray, tuple[str, ...]]:
-    """Unit vectors along a row and a column, made perpendicular."""
+    """Return the unit vectors along a row and along a column, made perpendicular."""
     if frame.orientation is None:
         matrix = np.asarray(IDENTITY)
         note = "the header has no ImageOrientationPatient: the slices are taken as axial, as ITK does"
@@ -148,7 +148,7 @@ def _plane(path: Path, frame: Frame) -> tuple[FloatArray, FloatArray, tuple[str,
 def _by_position(
     path: Path, frames: Sequence[Frame], normal: FloatArray
 ) -> tuple[list[Frame], float | None, tuple[str, ...]]:
-    """Frames from the lowest to the highest along the normal, and their distance."""
+    """Order frames from the lowest to the highest along the normal; return them with their distance in mm."""
     positions = np.asarray([f.position for f in frames], dtype=np.float64)
     order = np.argsort(positions @ normal, kind="stable")
     ordered, positions = [frames[i] for i in order], positions[order]
@@ -203,7 +203,10 @@ def _refuse_double(path: Path, ordered: Sequence[Frame], positions: FloatArray, 
 
 
 def _difference(frames: Sequence[Frame], keywords: Sequence[str] = tuple(FACETS)) -> str:
-    """What frames differ in, e.g. ``2 time points (TemporalPositionIdentifier 1, 2)``; empty where nothing is known."""
+    """Say what frames differ in, e.g. ``2 time points (TemporalPositionIdentifier 1, 2)``.
+
+    The text is empty where nothing is known.
+    """
     for keyword in keywords:
         values = list(dict.fromkeys(f.facets[keyword] for f in frames if keyword in f.facets))
         if len(values) > 1:
@@ -216,7 +219,7 @@ def _difference(frames: Sequence[Frame], keywords: Sequence[str] = tuple(FACETS)
 
 
 def _by_number(path: Path, frames: Sequence[Frame]) -> tuple[list[Frame], float | None, tuple[str, ...]]:
-    """Frames without a position: in the order of the file, or of InstanceNumber."""
+    """Order frames without a position: as in the file, or by InstanceNumber."""
     lost = "no ImagePositionPatient: the first voxel is taken to lie at 0"
     if len(frames) == 1:
         return list(frames), None, (lost,)

@@ -44,7 +44,7 @@ def is_plain(pixels: Pixels) -> bool:
 
 
 def values_of(frames: Sequence[Frame]) -> tuple[np.dtype[Any], int]:
-    """Type of the values of all frames, each times its own slope, and the number of channels.
+    """Return the type of the values of all frames, each times its own slope, and the number of channels.
 
     Whole slopes give integers that hold every possible value, as in ITK. Others give float32, or float64 where more
     than 16 bits are stored.
@@ -73,7 +73,7 @@ def values_of(frames: Sequence[Frame]) -> tuple[np.dtype[Any], int]:
 
 
 def _integer(smallest: float, largest: float, bits: int) -> np.dtype[Any]:
-    """The narrowest integers of at least so many bits that hold both."""
+    """Return the narrowest integers, of at least so many bits, that hold both bounds."""
     kind = "i" if smallest < 0 else "u"
     widths = [w for w in (1, 2, 4, 8) if 8 * w >= bits]
     return next(
@@ -90,9 +90,9 @@ class FrameReader:
     Parameters
     ----------
     frames : sequence of Frame
-        In the order of z.
+        Frames of the volume, ordered along z.
     dtype, channels
-        As `values_of` says.
+        Type of the values and number of channels, as `values_of` returns them.
     """
 
     frames: Sequence[Frame]
@@ -100,7 +100,7 @@ class FrameReader:
     channels: int
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Voxels of `box` as (c, z, y, x)."""
+        """Read the voxels of `box` as (c, z, y, x)."""
         out = np.empty((self.channels, *box.shape), dtype=self.dtype)
         for z, frame in enumerate(self.frames[box.start[0] : box.stop[0]]):
             with reading(frame.pixels.file, "DICOM slice", *UNREADABLE), quiet():
@@ -108,7 +108,7 @@ class FrameReader:
         return out
 
     def _slice(self, frame: Frame, box: Box) -> NDArray[Any]:
-        """(c, y, x) of one frame."""
+        """Read one frame as (c, y, x)."""
         if frame.pixels.photometric == _PALETTE:
             return _cut(_unpacked(frame.pixels)[frame.number], box)
         if is_plain(frame.pixels):
@@ -125,13 +125,13 @@ class FrameReader:
 
 
 def _cut(values: NDArray[Any], box: Box) -> NDArray[Any]:
-    """(c, y, x) out of (y, x) or (y, x, c)."""
+    """Cut (y, x) or (y, x, c) to the box and return it as (c, y, x)."""
     piece = values[box.slices[1:]]
     return piece[None] if piece.ndim == 2 else np.moveaxis(piece, -1, 0)
 
 
 def _stored(frame: Frame, box: Box) -> NDArray[Any]:
-    """Stored values (c, y, x) of plain pixels: only the rows of the box are read."""
+    """Read the stored values (c, y, x) of plain pixels: only the rows of the box are read."""
     pixels = frame.pixels
     rows, columns, samples = pixels.shape
     top, bottom = box.start[1], box.stop[1]
@@ -152,19 +152,19 @@ def _stored(frame: Frame, box: Box) -> NDArray[Any]:
 
 
 def _meant(values: NDArray[Any], pixels: Pixels) -> NDArray[Any]:
-    """Integers without the bits that do not count."""
+    """Return integers without the bits that do not count."""
     unused = pixels.allocated - pixels.stored
     return values << unused >> unused if unused else values  # keeps the sign of signed ones
 
 
 def _turned(values: NDArray[Any], pixels: Pixels) -> NDArray[Any]:
-    """Stored values of MONOCHROME1 the other way round, as ITK has them."""
+    """Turn the stored values of MONOCHROME1 round, as ITK does."""
     smallest, largest = pixels.range
     return (smallest + largest - values.astype(np.int64)).astype(values.dtype)
 
 
 def _unpacked(pixels: Pixels) -> NDArray[Any]:
-    """Every frame of a file as its library gives it, not turned round: (frame, y, x) or (frame, y, x, c)."""
+    """Unpack every frame of a file as its library gives it, not turned round: (frame, y, x) or (frame, y, x, c)."""
     stat = pixels.file.stat()
     if pixels.frames > 1:
         return _kept(pixels, (stat.st_size, stat.st_mtime_ns))
@@ -201,7 +201,7 @@ def _require_same_size(pixels: Pixels, bare: Dataset) -> None:
 
 
 def _bare(pixels: Pixels) -> Dataset:
-    """The image of a file and nothing else, for ITK.
+    """Return a data set with the image of a file and nothing else, for ITK.
 
     ITK gives every frame the slope of the first, turns some MONOCHROME1 images round, and GDCM allocates whatever
     length an element claims.

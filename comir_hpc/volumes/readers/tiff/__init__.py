@@ -87,7 +87,7 @@ def _opened_tiff(path: Path, file: tifffile.TiffFile, dataset: str | None, damag
 def _reader(
     path: Path, file: tifffile.TiffFile, number: int, shape: tuple[int, ...], axes: str, plain: bool
 ) -> tuple[Any, Any]:
-    """Function that reads a box, and the smallest box that it decodes."""
+    """Return the function that reads a box, and the smallest box that it decodes."""
     series = file.series[number]
     page, dtype = series.keyframe, storable(series.dtype, path)
     if series.dataoffset:  # at 0 is nothing: the pages are not stored
@@ -203,7 +203,7 @@ def _series_number(path: Path, file: tifffile.TiffFile, dataset: str | None) -> 
 
 
 def _volume_axes(path: Path, series: Any) -> tuple[tuple[int, ...], str]:
-    """Shape and axes (letters of ``czyx`` and ``1``) of a series."""
+    """Return the shape and axes (letters of ``czyx`` and ``1``) of a series."""
     axes, shape = str(series.axes), tuple(int(n) for n in series.shape)
     if (
         "Z" not in axes
@@ -229,7 +229,7 @@ def _volume_axes(path: Path, series: Any) -> tuple[tuple[int, ...], str]:
 
 
 def _remedy(axes: str, named: str) -> str:
-    """What to do about axes that are no volume."""
+    """Say what the user can do about axes that are no volume."""
     if "T" in axes:
         depth = "" if "Z" in axes else " (if its frames are the slices of one volume, save them as Z)"
         return f"extract one time point{depth}"
@@ -278,7 +278,7 @@ def tiff_folder(path: Path, found: NumberedFiles) -> Source | None:
 
 
 def _facts(file: Path) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
-    """Number of pages of a TIFF file, and shape and type of the first."""
+    """Read the number of pages of a TIFF file, and shape and type of the first."""
     with reading(file, "TIFF slice", _TIFF_ERROR), _quiet(), tifffile.TiffFile(file) as opened:
         page: Any = opened.pages[0].keyframe
         return len(opened.pages), tuple(page.shape), storable(page.dtype, file)
@@ -292,7 +292,7 @@ class _Slices:
     dtype: np.dtype[Any]
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Voxels of `box` as (c, z, y, x)."""
+        """Read the voxels of `box` as (c, z, y, x)."""
         slices = [self._slice(file, box) for file in self.files[box.start[0] : box.stop[0]]]
         return np.stack(slices, axis=1)
 

@@ -32,9 +32,9 @@ def calibration(
     Parameters
     ----------
     number : int
-        Of the series.
+        Number of the series in the file, from 0.
     page : tifffile.TiffPage
-        Its first page.
+        First page of the series.
     planar : bool
         Whether it is a single slice, which has a spacing without a thickness, too.
     damage : str
@@ -60,7 +60,10 @@ def calibration(
 
 
 def declared_planes(text: str) -> dict[str, int]:
-    """Sizes along Z, C and T that stand in the text of OME-XML, well-formed or not; those of its first image."""
+    """Find the sizes along Z, C and T that stand in the text of OME-XML, for its first image.
+
+    The XML need not be well-formed.
+    """
     found = {}
     for axis in "ZCT":
         size = re.search(rf'Size{axis}\s*=\s*["\'](\d+)["\']', text)
@@ -70,7 +73,7 @@ def declared_planes(text: str) -> dict[str, int]:
 
 
 def _named(sizes: Sequence[Any], units: Sequence[str], unit: str, planar: bool, where: str) -> Calibration:
-    """Spacing from three numbers (z, y, x) with units, in the unit `unit`; a slice needs no z."""
+    """Make a spacing from three numbers (z, y, x) with units, in the unit `unit`; a slice needs no z."""
     values = [_positive(size) for size in sizes]
     says = ""
     if values[0] is None and planar:
@@ -85,7 +88,7 @@ def _named(sizes: Sequence[Any], units: Sequence[str], unit: str, planar: bool, 
 
 
 def _positive(value: Any) -> float | None:
-    """A number above zero, or None of anything else (a text with a decimal comma)."""
+    """Read a number above zero, or None of anything else (a text with a decimal comma)."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -94,7 +97,7 @@ def _positive(value: Any) -> float | None:
 
 
 def _resolution(page: Any) -> tuple[float, float] | None:
-    """Units per pixel along y and x, from the resolution tags."""
+    """Read the units per pixel along y and x from the resolution tags."""
     tags = [page.tags.valueof(code) for code in (283, 282)]
     if any(t is None or not t[0] or not t[1] for t in tags):
         return None
@@ -106,7 +109,7 @@ def _resolution(page: Any) -> tuple[float, float] | None:
 
 
 def _imagej(metadata: dict[str, Any], resolution: tuple[float, float] | None, planar: bool) -> Calibration:
-    """ImageJ's calibration: `unit` is that of x, and of y and z where they have none of their own."""
+    """Read ImageJ's calibration: `unit` is that of x, and of y and z where they have none of their own."""
     name = str(metadata.get("unit", "")).strip()
     names = [str(metadata.get(key, name)).strip() or name for key in ("zunit", "yunit")] + [name]
     for unit in names[::-1]:
@@ -125,7 +128,7 @@ def _imagej(metadata: dict[str, Any], resolution: tuple[float, float] | None, pl
 
 
 def _slide(page: Any, planar: bool) -> Calibration:
-    """Aperio's pixel size, in micrometres."""
+    """Read Aperio's pixel size, in micrometres."""
     size = re.search(r"MPP\s*=\s*([\d.]+)", page.description or "")
     if size is None:
         return Calibration(says="its description has no MPP")
@@ -148,7 +151,10 @@ def _ome(file: tifffile.TiffFile, number: int, planar: bool) -> Calibration:
 
 
 def _ome_pixels(pixels: dict[str, str], planar: bool) -> Calibration:
-    """Voxel size from the attributes of one Pixels element; a missing unit is the micrometre (the schema's default)."""
+    """Read the voxel size from the attributes of one Pixels element.
+
+    A missing unit is the micrometre, the schema's default.
+    """
     sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]
     units = [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "ZYX"]
     wrong = []

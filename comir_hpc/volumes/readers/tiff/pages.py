@@ -64,7 +64,7 @@ def quiet() -> Iterator[None]:
 
 
 def atom(page: Any) -> Triple:
-    """Voxels (z, y, x) that are decoded at once."""
+    """Return the voxels (z, y, x) that are decoded at once."""
     if page.is_tiled:
         return 1, int(page.tilelength), int(page.tilewidth)
     return 1, int(min(page.rowsperstrip or page.imagelength, page.imagelength)), int(page.imagewidth)
@@ -88,9 +88,9 @@ class Pages:
     Parameters
     ----------
     number : int
-        Of the series.
+        Number of the series in the file, from 0.
     shape, axes
-        Of the series, with letters as in `cut`.
+        Shape of the series, and one letter for each of its axes as `cut` takes them.
     plain : bool
         Whether OME metadata in the file are to be passed over.
     """
@@ -103,7 +103,7 @@ class Pages:
     plain: bool
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Voxels of `box` as (c, z, y, x)."""
+        """Read the voxels of `box` as (c, z, y, x)."""
         with reading(self.path, f"box {box} of a TIFF volume", TIFF_ERROR), quiet():
             series = _open(self.path, self.plain).series[self.number]
             page_axes = len(series.keyframe.shape)
@@ -151,7 +151,7 @@ def read_page(page: Any, box: Box, out: NDArray[Any]) -> None:
 
 
 def _segments(keyframe: Any, box: Box) -> list[int]:
-    """Numbers of the strips or tiles that touch the box."""
+    """Return the numbers of the strips or tiles that touch the box."""
     _, height, width = atom(keyframe)
     down, across = -(-keyframe.imagelength // height), -(-keyframe.imagewidth // width)
     planes = keyframe.samplesperpixel if keyframe.planarconfig == 2 else 1
