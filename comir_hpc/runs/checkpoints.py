@@ -150,7 +150,7 @@ def read_tensors(path: Path) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """First sentence of what torch says, without its source lines and its advice."""
+    """Return the first sentence of what torch says, without its source lines and its advice."""
     line = brief(error).split(". ")[0].split(" (Triggered ")[0]
     return type(error).__name__ if "weights_only" in line else line
 

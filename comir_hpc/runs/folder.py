@@ -20,11 +20,11 @@ def require_room(folder: Path, num_bytes: int, refusal: type[ComirError]) -> Non
     Parameters
     ----------
     folder : Path
-        May be missing, with its parents.
+        Folder that will be written to. It may be missing, with its parents.
     num_bytes : int
-        What will be written.
+        Number of bytes that will be written.
     refusal : type
-        Class of the error.
+        Class of the error that is raised where the folder is refused.
 
     Raises
     ------

@@ -72,29 +72,29 @@ class Model(Record):
     Attributes
     ----------
     format : int
-        Version of the file; 0 before there was one.
+        Version of the file's format; 0 for files from before there was one.
     version : str
-        Of comir-hpc.
+        Version of comir-hpc that wrote the file.
     modalities : tuple of str
-        Names of the encoders.
+        Names of the modalities, one encoder each.
     network, options : NetworkName, Options
-        What `build_network` needs.
+        Name and options of the network, as `build_network` takes them.
     in_channels : dict
-        Image channels by modality.
+        Number of image channels, by modality.
     latent_channels : int
-        Channels of the representation.
+        Number of channels of the representation.
     spacing_mm : three float
-        Voxel spacing (z, y, x) of the training.
+        Voxel spacing of the training along z, y, x, in mm.
     group : str
-        Rotations that the training undid.
+        Group of rotations that the training undid.
     step : int
-        Optimiser steps done.
+        Number of optimiser steps that were done.
     loss : float or None
-        Of the last step.
+        Value of the loss at the last step; None where it is not recorded.
     inputs : dict
         Fingerprints of the training volumes by path.
     reference : Reference
-        What the encoders can do.
+        Abilities of the encoders, as the training measured them.
     run : str or None
         Training run that this model is a checkpoint of; None for the run's own model.
     """

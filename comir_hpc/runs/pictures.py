@@ -71,7 +71,9 @@ def oriented(panels: Arrays, name: str, direction: NDArray[np.float64]) -> dict[
 
 
 def shaded(slices: Mapping[str, Mapping[str, Plane]]) -> dict[tuple[str, str], Plane]:
-    """Scale slices to 0 to 1, black to white; each volume has a scale of its own for all planes, 0 without a voxel.
+    """Scale slices to 0 to 1, black to white.
+
+    Each volume has one scale for all planes; a point without a voxel is 0.
 
     Intensities: black and white are percentiles of the volume's values inside the specimen. The share of background
     differs between two volumes, so it does not count.
@@ -84,7 +86,7 @@ def shaded(slices: Mapping[str, Mapping[str, Plane]]) -> dict[tuple[str, str], P
     Parameters
     ----------
     slices : mapping of plane to mapping of kind to (rows, columns)
-        From `oriented`.
+        Slices of every plane by kind, from `oriented`.
 
     Returns
     -------

@@ -58,11 +58,11 @@ def read_record(path: Path, kind: type[R], refusal: type[ComirError], remedy: st
     Parameters
     ----------
     path : Path
-        The file.
+        Path of the file.
     kind : type
-        What it has to hold.
+        Class that the file's content has to match.
     refusal : type
-        Class of the error.
+        Class of the error that is raised where it does not.
     remedy : str
         What the user can do about a damaged file; it ends the message.
 
@@ -102,7 +102,7 @@ def make_record(kind: type[R], content: dict[str, Any]) -> R:
     Parameters
     ----------
     kind : type
-        What it has to be.
+        Class that the value has to match.
     content : dict
         JSON-ready; numbers that are not finite become None.
 

@@ -54,15 +54,15 @@ class CandidateRecord(Record):
     Attributes
     ----------
     rank : int
-        From 1, best first.
+        Place of the candidate in the list, from 1; the best is first.
     answer : int or None
         Number of the distinct answer that it belongs to, 0 for the best; -1 for none.
     coarse_score, refined_score : float or None
-        Before and after refinement.
+        Score before and after the refinement; None where it was not measured.
     failure : str or None
-        Why it is no valid answer.
+        Reason why the candidate is no valid answer; None for a valid one.
     matrix_lps_mm : 4 x 4
-        Fixed to moving.
+        Map from fixed to moving points (x, y, z) in LPS, in mm.
     """
 
     rank: int | None = None
@@ -77,7 +77,7 @@ class CandidateRecord(Record):
 
     @property
     def transform(self) -> Affine:
-        """Fixed to moving."""
+        """Map from fixed to moving points in LPS, in mm."""
         return Affine(self.matrix_lps_mm)  # type: ignore[arg-type]  # which makes an array of it
 
 
@@ -87,13 +87,13 @@ class InputRecord(Record):
     Attributes
     ----------
     path : str
-        Of the store; absolute since format 1.
+        Path of the store; absolute since format 1.
     fingerprint : str or None
-        Of its content.
+        Fingerprint of the store's content; None where it is not known.
     grid : dict or None
-        As `Grid.as_dict` gives it.
+        Grid of the volume, as `Grid.as_dict` gives it; None where it is not known.
     compared : dict or None
-        Store, level and grid that were compared.
+        Store, pyramid level and grid that were compared; None where that is not known.
     """
 
     path: str
@@ -132,29 +132,29 @@ class Result(Record):
     Attributes
     ----------
     format : int
-        Version of the file; 0 before there was one.
+        Version of the file's format; 0 for files from before there was one.
     verdict : str or None
-        PASS, WARN or FAIL.
+        PASS, WARN or FAIL; None where no verdict was given.
     reasons, notes : tuple of str
         What the verdict rests on, and what the user has to know besides.
     agreement, reference_agreement, margin, overlap : float or None
         What the verdict was made from; None where it could not be measured.
     candidates : tuple of CandidateRecord
-        Best first.
+        Candidates that were refined, the best first.
     timings_s : dict
-        Seconds of each part.
+        Wall-clock seconds of each part of the work, by its name.
     inputs : dict of str to InputRecord
-        ``fixed`` and ``moving``.
+        Both volumes that were registered, under ``fixed`` and ``moving``.
     settings : dict
-        As given.
+        Settings of the registration, as the user gave them.
     model : dict or None
-        Which model the representations came from.
+        Model that the representations came from; None where nothing was learned.
     fingerprint : str or None
-        Of everything that the result depends on.
+        Digest of everything that the result depends on; None where it is not known.
     matrix_lps_mm : 4 x 4 or None
         Fixed to moving, LPS, mm. None: the registration failed without an answer.
     truth, baseline : Errors, Baseline or None
-        What `evaluate` and `demo` added.
+        Errors against a known truth and the baseline's, which `evaluate` and `demo` add; None without them.
     """
 
     format: int = 0
@@ -188,7 +188,7 @@ class Result(Record):
 
     @property
     def transform(self) -> Affine | None:
-        """Fixed to moving; None where no answer was found."""
+        """Map from fixed to moving points in LPS, in mm; None where no answer was found."""
         if self.matrix_lps_mm is None:
             return None
         centre = (0.0, 0.0, 0.0) if self.centre_lps_mm is None else self.centre_lps_mm

@@ -53,7 +53,7 @@ def _numbers(folder: Path, result: Result) -> dict[str, str]:
 
 
 def _overlays(folder: Path, result: Result) -> str:
-    """Fixed in blue and moving in orange, before and after; nothing where panels.npz is missing or damaged."""
+    """Draw fixed in blue and moving in orange, before and after; nothing where panels.npz is missing or damaged."""
     try:
         with np.load(folder / PANELS_FILE, allow_pickle=False) as arrays:
             panels = {key: arrays[key] for key in arrays.files}

@@ -82,7 +82,7 @@ class Tracker:
         Parameters
         ----------
         step : int
-            Optimiser steps done, from 1.
+            Number of optimiser steps that are done, from 1.
         metrics : mapping of str to float
             Names of letters, digits and ``_ / . -``; a value that is not finite is written as null.
 
@@ -275,7 +275,7 @@ def sync(run_dir: Path, uri: str | None = None) -> Synced:
 
 
 def _state_without_mlflow(run_dir: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a run that was told to leave MLflow alone would have noted for it."""
+    """Return what a run that was told to leave MLflow alone would have noted for it."""
     path = run_dir / "config.yaml"
     record = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     settings = record if isinstance(record, dict) else {}
@@ -333,7 +333,7 @@ def _diagnostic_files(measured: Measured) -> list[tuple[Path, str]]:
 
 
 def _files(run_dir: Path, state: Mapping[str, Any], measured: Measured) -> list[tuple[Path, str]]:
-    """Everything of a run that MLflow keeps as artifacts: what the training sends, and what was measured since."""
+    """List all files of a run that MLflow keeps: what the training sends, and what was measured since."""
     files = [(run_dir / name, "") for name in ("config.yaml", MODEL_FILE, WEIGHTS_FOLDER)]
     files += [(path, "pictures") for path in sorted((run_dir / "pictures").glob("*.png"))]
     newest = sorted((run_dir / "checkpoints").glob("step-*"))[-1:]

@@ -38,7 +38,7 @@ class FirstFailure:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl in order; a line torn by a crash ends the list. Empty where there is no file.
+    """Read the lines of metrics.jsonl in order; a line torn by a crash ends the list. Empty where there is no file.
 
     Each holds ``step``, ``time`` (seconds since 1970) and the metrics (float, or None where not finite).
     """
@@ -46,12 +46,15 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def read_system(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of system.jsonl in order, like `read_metrics`; ``step`` counts seconds since the run was started."""
+    """Read the lines of system.jsonl in order, like `read_metrics`.
+
+    ``step`` counts seconds since the run was started.
+    """
     return list(_rows(Path(run_dir) / SYSTEM_FILE))
 
 
 def read_diagnostics(run_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Folder and record of every checkpoint of a run that `evaluate` measured, oldest step first.
+    """Read folder and record of every checkpoint of a run that `evaluate` measured, oldest step first.
 
     A record that is damaged is left out.
     """
@@ -67,7 +70,7 @@ def read_diagnostics(run_dir: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as ``{"a.b": "text"}``; items of a sequence of mappings are numbered from 0."""
+    """Flatten nested settings to ``{"a.b": "text"}``; items of a sequence of mappings are numbered from 0."""
     flat: dict[str, str] = {}
     for key, value in record.items():
         name = f"{prefix}{key}"
@@ -112,7 +115,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_state(run_dir: Path) -> dict[str, Any]:
-    """What is known of the mirror of a run: URI, experiment, parameters, status, start; nothing if it is damaged."""
+    """Read the state of a run's mirror: URI, experiment, parameters, status, start; nothing if it is damaged."""
     path = run_dir / STATE_FILE
     if not path.is_file():
         return {}
@@ -129,5 +132,5 @@ def write_state(run_dir: Path, state: Mapping[str, Any]) -> None:
 
 
 def finite(value: float) -> float | None:
-    """The value, or None, which JSON can say."""
+    """Return the value if it is finite; otherwise None, which JSON can say."""
     return value if math.isfinite(value) else None

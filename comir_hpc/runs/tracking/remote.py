@@ -49,7 +49,7 @@ class Target:
 
     @classmethod
     def from_run(cls, run_dir: Path, mlflow: str, state: Mapping[str, Any]) -> Target:
-        """Of a run and the setting `tracking.mlflow`: auto is a database beside the run's folder."""
+        """Make the target of a run from its setting `tracking.mlflow`: auto is a database beside the run's folder."""
         uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}" if mlflow == "auto" else mlflow
         experiment, params = state.get("experiment", "comir-hpc"), state.get("params", {})
         return cls(run_dir, uri, experiment, params, state.get("started", time.time()))
@@ -60,7 +60,7 @@ class Target:
         return self.brief(self.uri)
 
     def brief(self, error: Exception | str) -> str:
-        """First line of a message, short and without the URI's password."""
+        """Return the first line of a message, short and without the URI's password."""
         line = (str(error).splitlines() or [type(error).__name__])[0]
         password = urlsplit(self.uri).password
         return (line.replace(f":{password}@", ":***@") if password else line)[:160]
@@ -200,12 +200,15 @@ class MlflowRun:
 
 
 def _place(name: str, step: int, timestamp_ms: int) -> tuple[int, int]:
-    """What tells two points of a metric apart: the step; of what can be measured again at a step, the time too."""
+    """Return what tells two points of a metric apart.
+
+    This is the step, and the time too where a step can be measured again.
+    """
     return (step, timestamp_ms if name.startswith(f"{DIAGNOSTICS_FOLDER}/") else 0)
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What MLflow, its database and the network under it raise."""
+    """Return the errors that MLflow, its database and the network under it raise."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -27,14 +27,14 @@ class SystemMonitor(threading.Thread):
     Parameters
     ----------
     path : Path
-        Of system.jsonl.
+        Path of the file system.jsonl that is written.
     started : float
         When the run was started, seconds since 1970: lines count whole seconds from there as their ``step``, so that a
         resumed run goes on counting.
     sink : callable
-        Gets every line as well.
+        Function that is called with every line as well.
     failure : FirstFailure, optional
-        Told when the file cannot be written.
+        Object that is told the first time the file cannot be written.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SystemLoad:
     Parameters
     ----------
     folder : Path
-        Whose file system is looked at.
+        Folder whose file system is measured.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,7 +90,7 @@ class SystemLoad:
         self._process.cpu_percent()
 
     def read(self) -> dict[str, float]:
-        """Values by MLflow's names; percentages of a processor are since the last call."""
+        """Read values under MLflow's names; percentages of a processor count since the last call."""
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(self._folder)
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -115,7 +115,7 @@ class SystemLoad:
         return int(total)
 
     def _network_megabytes(self) -> dict[str, float]:
-        """Since this object was made; nothing where the system does not count it."""
+        """Return the megabytes sent and received since this object was made; nothing where the system counts none."""
         now, before = psutil.net_io_counters(), self._network
         if now is None or before is None:
             return {}
@@ -153,7 +153,7 @@ class _Gpus:
             self._handles[str(len(self._handles))] = handle
 
     def read(self) -> dict[str, float]:
-        """Use, memory and power of each, as far as it tells."""
+        """Read use, memory and power of each GPU, as far as it tells them."""
         values: dict[str, float] = {}
         for name, handle in self._handles.items():
             for read in (self._utilisation, self._memory, self._power):
@@ -177,7 +177,7 @@ class _Gpus:
 
 
 def _visible(count: int) -> list[str]:
-    """Numbers or UUIDs of the GPUs that the environment leaves to this process."""
+    """Return the numbers or UUIDs of the GPUs that the environment leaves to this process."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return [str(number) for number in range(count)]
