@@ -45,16 +45,16 @@ def curve(
     reference: tuple[float, str] | None = None,
     label: str = "step",
 ) -> str:
-    """SVG of one training curve.
+    """Draw one training curve as SVG.
 
     Parameters
     ----------
     name : str
-        Unique in the page.
+        Name of the chart, which has to be unique in the page.
     reference : (float, str), optional
         A level and its name, drawn as a dashed line.
     label : str
-        Of the horizontal axis.
+        Words below the horizontal axis.
     """
 
     def draw(figure: Figure) -> None:
@@ -77,7 +77,7 @@ def curve(
 def score_against_angle(
     angles_deg: ArrayLike, scores: ArrayLike, marked: Sequence[tuple[float, float, str]]
 ) -> str:
-    """SVG of every rotation's score against its angle to the answer; `marked` are (angle, score, label)."""
+    """Draw every rotation's score against its angle to the answer; `marked` are (angle, score, label)."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0.135, 0.16, 0.85, 0.81))
@@ -98,13 +98,13 @@ def score_against_angle(
 
 
 def direction_map(rotations: FloatArray, scores: FloatArray, answer: FloatArray) -> str:
-    """SVG of the best score for each direction in which a rotation turns the fixed z axis, all directions at once.
+    """Draw the best score for each direction in which a rotation turns the fixed z axis, all directions at once.
 
     Parameters
     ----------
     rotations : (K, 3, 3)
     scores : (K,)
-        Finite.
+        Score of each rotation, finite.
     answer : (3, 3)
         The rotation that was found; its direction is the middle of the map.
     """
@@ -130,18 +130,18 @@ def direction_map(rotations: FloatArray, scores: FloatArray, answer: FloatArray)
 def errors_by_class(
     name: str, classes: Sequence[str], series: Mapping[str, Sequence[tuple[int, float, bool]]], label: str
 ) -> str:
-    """SVG of values in columns: a dot a value, a colour a series.
+    """Draw values in columns as SVG: a dot for each value, a colour for each series.
 
     Parameters
     ----------
     name : str
-        Unique in the page.
+        Name of the chart, which has to be unique in the page.
     classes : sequence of str
-        What the columns are.
+        Names of the columns, from left to right.
     series : mapping of str to sequence of (column, value, filled)
         Hollow dots are values of another kind; the page says which.
     label : str
-        Of the horizontal axis.
+        Words below the horizontal axis.
     """
 
     def draw(figure: Figure) -> None:
@@ -168,18 +168,18 @@ def errors_by_class(
 def bands(
     name: str, x: Sequence[float], series: Mapping[str, tuple[FloatArray, FloatArray]], label: str
 ) -> str:
-    """SVG of curves with their range, each above what could be mere error of measurement.
+    """Draw curves with their range as SVG, each above what could be mere error of measurement.
 
     Parameters
     ----------
     name : str
-        Unique in the page.
+        Name of the chart, which has to be unique in the page.
     x : sequence of A float
-        Degrees.
+        Positions on the horizontal axis, in degrees.
     series : mapping of str to ((A, K), (A,))
         Values, of which the mean is drawn as a line and the range as a band, and the floor, dotted.
     label : str
-        Of the horizontal axis.
+        Words below the horizontal axis.
     """
 
     def draw(figure: Figure) -> None:
@@ -202,14 +202,14 @@ def bands(
 
 
 def _legend(axes: Axes) -> None:
-    """Above the drawing, where no curve is."""
+    """Put the legend above the drawing, where no curve is."""
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, borderaxespad=0.2, handlelength=1.4
     )
 
 
 def _to_the_middle(direction: FloatArray) -> FloatArray:
-    """Rotation (3, 3) that turns a unit vector onto x, the middle of the map."""
+    """Return the rotation (3, 3) that turns a unit vector onto x, the middle of the map."""
     helper = np.eye(3)[int(np.abs(direction).argmin())]
     second = np.cross(direction, helper)
     second /= np.linalg.norm(second)
@@ -219,7 +219,10 @@ def _to_the_middle(direction: FloatArray) -> FloatArray:
 def _best_by_direction(
     directions: FloatArray, scores: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Longitudes (n,), latitudes (m,) in radians, and the best score (m, n) of the nearest of `directions` (K, 3)."""
+    """Find the best score for every point of the map, that of the nearest of `directions` (K, 3).
+
+    Longitudes (n,) and latitudes (m,) in radians come first, then the scores (m, n).
+    """
     step = np.radians(_MAP_DEG)
     longitude = np.arange(-np.pi + step / 2, np.pi, step)
     latitude = np.arange(-np.pi / 2 + step / 2, np.pi / 2, step)

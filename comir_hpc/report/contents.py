@@ -29,19 +29,19 @@ class Contents:
     Attributes
     ----------
     folder : Path
-        Absolute.
+        Absolute path of the folder.
     result : Result or None
         result.json of `register`; None for a training run's own report.
     panels, search : mapping of str to array, or None
-        panels.npz and search.npz of `register`.
+        Arrays of panels.npz and search.npz, which `register` wrote; None where there are none.
     run : Path or None
         Folder of the training run, where one is found.
     metrics : list of dict
-        Lines of its metrics.jsonl.
+        Lines of the run's metrics.jsonl, in order.
     config, model : str, Model or None
-        Its config.yaml as text and its model.json.
+        The run's config.yaml as text, and its model.json.
     pictures : tuple of Path
-        Its pictures, oldest first.
+        Files of the run's pictures, the oldest first.
     diagnoses : tuple of dict
         What `evaluate` measured of its checkpoints, by step.
     missing : dict
@@ -101,7 +101,7 @@ def read_contents(folder: Path) -> Contents:
 
 
 def file_sums(folder: Path) -> list[dict[str, Any]]:
-    """Name, bytes and SHA-256 of each transform file in a folder."""
+    """List name, bytes and SHA-256 of each transform file in a folder."""
     paths = [folder / name for name in TRANSFORM_FILES if (folder / name).is_file()]
     return [
         {
@@ -149,7 +149,7 @@ def _read_arrays(path: Path, name: str, missing: dict[str, str]) -> Arrays | Non
 
 
 def _expected(key: str, array: NDArray[Any]) -> bool:
-    """Whether an array has the type and the number of axes that `register` gives it."""
+    """Return whether an array has the type and the number of axes that `register` gives it."""
     if key == "rotations":
         axes = 3
     elif key in ("scores", "angles_deg", "overlaps") or key.endswith("_spacing_mm"):

@@ -14,7 +14,7 @@ from comir_hpc.runs.diagnosis import Diagnosis, as_diagnosis
 
 
 def describe_diagnoses(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Everything that the page shows of them; None where nothing was measured, or all is damaged."""
+    """Collect everything that the page shows of diagnoses; None where nothing was measured, or all is damaged."""
     read = [as_diagnosis(record) for record in records]
     readable = sorted((one for one in read if one is not None), key=lambda one: one.step)
     if not readable:
@@ -117,7 +117,7 @@ def _over_steps(ordered: Sequence[Diagnosis]) -> Chart | None:
 
 
 def _how(record: Diagnosis) -> str:
-    """How the figures were obtained, in a sentence."""
+    """Say in a sentence how the figures were obtained."""
     cubes = record.cubes
     borders = [one.border for one in record.modalities.values()]
     known = [value for value in borders if value is not None and is_number(value)]

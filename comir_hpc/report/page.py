@@ -36,7 +36,7 @@ _SYMBOLS = {"PASS": "✓", "WARN": "!", "FAIL": "✕"}
 
 
 def render(contents: Contents) -> str:
-    """HTML of the page, complete in itself."""
+    """Render the page as HTML that is complete in itself."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("comir_hpc.report", "template"),
         autoescape=True,
@@ -159,7 +159,7 @@ def _found_numbers(result: Result, found: Transform, centre_mm: Any) -> list[Num
 
 
 def _errors(result: Result) -> list[dict[str, str]]:
-    """Rows of the table of errors against a known truth; none where no truth is known."""
+    """Make the rows of the table of errors against a known truth; none where no truth is known."""
     if result.truth is None:
         return []
     rows = [{"method": "this registration"} | _error_row(result.truth)]

@@ -52,7 +52,7 @@ class PlanePictures:
 
 
 def plane_pictures(panels: Arrays, direction: NDArray[Any] | None = None) -> list[PlanePictures]:
-    """Pictures of every plane that `panels` holds completely, as sharp as the size of a page allows.
+    """Make pictures of every plane that `panels` holds completely, as sharp as the size of a page allows.
 
     Parameters
     ----------
@@ -93,14 +93,14 @@ def _plane(
 
 
 def checkerboard(fixed: Plane, moving: Plane) -> Plane:
-    """Squares of two pictures in turn, eight along the longer side; edges that run on mean alignment."""
+    """Join squares of two pictures in turn, eight along the longer side; edges that run on mean alignment."""
     tile = max(1, -(-max(fixed.shape) // _TILES))
     rows, columns = np.indices(fixed.shape) // tile
     return np.where((rows + columns) % 2 == 0, fixed, moving)
 
 
 def picture_file(path: Path, alt: str) -> Picture | None:
-    """A picture file brought down to the width of the page; None where it cannot be read."""
+    """Read a picture file and bring it down to the width of the page; None where it cannot be read."""
     try:
         with Image.open(path) as image:
             small = image.convert("RGB")
@@ -111,7 +111,7 @@ def picture_file(path: Path, alt: str) -> Picture | None:
 
 
 def _pictures(greys: Mapping[str, Plane], plane: str) -> dict[str, Picture]:
-    """All pictures of a plane; those of the aligned moving volume only where a registration found an answer."""
+    """Make all pictures of a plane; those of the aligned moving volume only where a registration found an answer."""
     fixed = greys["fixed"]
     shown: dict[str, tuple[NDArray[Any], str]] = {"fixed": (fixed, f"fixed volume, {plane} slice")}
     for when in ("before", "after"):

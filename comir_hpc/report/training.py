@@ -38,7 +38,7 @@ _NOT_CURVES = ("step", "time", "ceiling")
 
 
 def describe_run(contents: Contents) -> dict[str, Any] | None:
-    """Everything that the page's section on training shows; None where there is no run."""
+    """Collect everything that the page's section on training shows; None where there is no run."""
     if contents.run is None:
         return None
     rows = contents.metrics
@@ -63,14 +63,17 @@ def describe_run(contents: Contents) -> dict[str, Any] | None:
 
 
 def _series(rows: Rows) -> dict[str, Points]:
-    """(step, value) of every metric that has two finite points or more."""
+    """Return the points (step, value) of every metric that has two finite points or more."""
     names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_CURVES)
     found = {n: [(float(r["step"]), float(r[n])) for r in rows if is_number(r.get(n))] for n in names}
     return {name: points for name, points in found.items() if len(points) > 1}
 
 
 def _levels(rows: Rows, config: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    """Dashed lines: what the bound cannot exceed, which for InfoNCE is also the loss of encoders that know nothing."""
+    """Return the dashed lines: the level that the bound cannot exceed.
+
+    For InfoNCE this is also the loss of encoders that know nothing.
+    """
     if not rows or not is_number(rows[-1].get("ceiling")):
         return {}
     ceiling = float(rows[-1]["ceiling"])
@@ -108,7 +111,7 @@ def _without_reference(model: Model) -> dict[str, Any]:
 
 
 def _abilities(reference: Reference) -> list[Number]:
-    """Figures that `train` measured on clean training patches when it was done."""
+    """Return the figures that `train` measured on clean training patches when it was done."""
     numbers = []
     if is_number(reference.agreement):
         low = f"5 % of the patches below {figure(reference.agreement_p5)}"
@@ -128,7 +131,7 @@ def _abilities(reference: Reference) -> list[Number]:
 
 
 def _shifted(reference: Reference) -> Chart | None:
-    """How fast agreement falls as the second modality is shifted: what registration lives on."""
+    """Draw how fast agreement falls as the second modality is shifted: what registration lives on."""
     shifted = {
         float(s): v for s, v in reference.shifted.items() if v is not None and is_number(v) and s.isdigit()
     }
@@ -141,7 +144,7 @@ def _shifted(reference: Reference) -> Chart | None:
 
 
 def _pictures(paths: Sequence[Path]) -> list[tuple[str, Picture | None]]:
-    """First, middle and last picture of a run with their names; None for one that a crash tore."""
+    """Choose first, middle and last picture of a run, with their names; None for one that a crash tore."""
     chosen = dict.fromkeys((0, len(paths) // 2, len(paths) - 1)) if paths else {}
     return [
         (paths[i].stem, picture_file(paths[i], f"patches and representations, {paths[i].stem}"))

@@ -36,19 +36,19 @@ class Snippet:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from a JSON file is a finite number."""
+    """Return whether a value from a JSON file is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def figure(value: Any) -> str:
-    """Three significant digits, or a dash where there is no number."""
+    """Format a number with three significant digits, or a dash where there is none."""
     if not is_number(value):
         return "–"
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.2e}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person, e.g. ``3 min 12 s``."""
+    """Format seconds for a person, e.g. ``3 min 12 s``."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
