@@ -48,7 +48,7 @@ class IngestResult:
     missing : int
         Blocks that other parts have still to do; the volume is complete when it is 0.
     num_bytes : int
-        Of the store on disk.
+        Size of the store on disk, in bytes.
     notes : tuple of str
         What the file left open and how it was taken.
     predicted, measured : Figures
@@ -94,7 +94,7 @@ def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> Ing
     Parameters
     ----------
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)``.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def ingest_array(
     Raises
     ------
     VolumeError
-        As `ingest`.
+        For the same reasons as `ingest`.
     """
     if kind == "representation":
         raise ConfigError("kind representation is what `infer` writes; expected image or labels")
@@ -138,12 +138,12 @@ def ingest_array(
 
 
 def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
-    """What `ingest` would do and need, from the source's header and one box of it.
+    """Predict what `ingest` would do and need, from the source's header and one box of it.
 
     Raises
     ------
     VolumeError
-        As `ingest`, as far as the header tells.
+        For those reasons of `ingest` that the header shows.
     """
     job = Job.from_source(_opened(settings), settings)
     files, num_bytes = job.output_files_and_bytes()

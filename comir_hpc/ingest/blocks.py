@@ -38,9 +38,9 @@ class Work:
     non_finite : float, optional
         Replaces NaN and infinite voxels, which are refused otherwise.
     source_fingerprint : str
-        That the source must still have.
+        Fingerprint that the source must still have when it is read.
     centre : float
-        Of the histograms.
+        Value around which the histograms have their finest bins, in the stored unit.
     histograms : Path
         Folder for the counts of the blocks, beside the ledger: a block that is skipped later keeps its count.
     counted : bool
@@ -48,7 +48,7 @@ class Work:
     every : int
         Rows along x are counted where z + y is a multiple of this; the range is that of all voxels.
     source : Source, optional
-        Opened already, in the process that has it.
+        The source if this process has opened it already; a worker opens its own.
     """
 
     path: Path
@@ -96,7 +96,7 @@ class Work:
             np.savez(file, allow_pickle=False, **parts)
 
     def total(self, volume: Volume, plan: BlockPlan) -> list[Histogram]:
-        """Histograms of the channels over all blocks; a block whose counts are lost is read again."""
+        """Add up the histograms of the channels over all blocks; a block whose counts are lost is read again."""
         total = [Histogram(volume.dtype, self.centre) for _ in range(volume.num_channels)]
         for block in plan:
             stored = self._stored(block.index)
@@ -147,7 +147,7 @@ def require_unchanged(source: Source, before: str) -> None:
 
 
 def typical_value(source: Source) -> float:
-    """Median over nine small boxes: where the bins of wide types are finest."""
+    """Return the median over nine small boxes; there the bins of wide types are finest."""
     if source.dtype.itemsize <= 2:
         return 0.0
     pieces = []

@@ -44,11 +44,11 @@ class Job:
     Attributes
     ----------
     blocks : BlockPlan
-        Blocks of the output.
+        Blocks into which the output is split.
     workers : int
         Processes: one where each would hold the whole volume.
     source_fingerprint : str
-        Of the source when the job began.
+        Fingerprint that the source had when the job began.
     notes : tuple of str
         What the source leaves open and how it is taken.
     """
@@ -116,26 +116,26 @@ class Job:
         }
 
     def ledger(self) -> Ledger:
-        """The ledger of the output, for results of this job."""
+        """Return the ledger of the output, for results of this job."""
         # A block's number means something only together with the plan.
         return Ledger(self.settings.out, fingerprint(ingest=self.record, core=self.blocks.core_zyx))
 
     def block_bytes(self) -> int:
-        """Bytes of the largest block's voxels."""
+        """Return the bytes of the largest block's voxels."""
         core = [min(c, n) for c, n in zip(self.blocks.core_zyx, self.grid.shape_zyx, strict=True)]
         return math.prod(core) * self.source.num_channels * self.source.dtype.itemsize
 
     def peak_bytes(self) -> int:
-        """Predicted memory of all processes."""
+        """Predict the memory of all processes, in bytes."""
         return together(self.process_bytes(), self.workers, _LIBRARY_BYTES + self.block_bytes())
 
     def process_bytes(self) -> int:
-        """Predicted memory of one that does blocks, with what it holds already."""
+        """Predict the bytes of a process that does blocks, with what it holds already."""
         more = _LIBRARY_BYTES + self.source.load_bytes + self._working_bytes()
         return expected_in_worker(more) if self.workers > 1 else expected_peak(more)
 
     def _working_bytes(self) -> int:
-        """Memory for blocks on their way: read, checked, counted, packed."""
+        """Return the bytes for blocks on their way: read, checked, counted, packed."""
         block, dtype = self.block_bytes(), self.source.dtype
         held = writing_bytes(block, len(self.blocks))
         reading = block * (1 + 2 * (len(self.blocks) > 1)) + self._decoded_bytes()
@@ -147,14 +147,14 @@ class Job:
         return max(held, reading) + counted
 
     def _decoded_bytes(self) -> int:
-        """Memory for the smallest piece that is decoded at once, packed and unpacked."""
+        """Return the bytes for the smallest piece that is decoded at once, packed and unpacked."""
         if not self.source.streamed or self.source.atom_zyx == (1, 1, 1):
             return 0
         sides = [min(a, n) for a, n in zip(self.source.atom_zyx, self.grid.shape_zyx, strict=True)]
         return 2 * math.prod(sides) * self.source.num_channels * self.source.dtype.itemsize
 
     def _nobody_misses(self) -> bool:
-        """Whether what is at `out` is an unfinished ingest of this very source, by this command alone."""
+        """Return whether what is at `out` is an unfinished ingest of this very source, by this command alone."""
         found = metadata_at(self.out) or {"complete": True}
         made_from = found.get("made_from")
         same = isinstance(made_from, dict) and made_from.get("source") == self.record["source"]
@@ -221,7 +221,7 @@ class Job:
         return entries | without_padding(output.volume, histograms, self.settings, entries["intensity"])
 
     def _statistics(self, histograms: list[Histogram]) -> dict[str, Any]:
-        """Entries ``intensity`` and ``value_range`` of the metadata, one item a channel."""
+        """Make the entries ``intensity`` and ``value_range`` of the metadata, one item a channel."""
         path, above = self.settings.source, self.settings.foreground_above
         if all(h.constant for h in histograms):
             raise VolumeError(
@@ -247,19 +247,22 @@ class Job:
         return Figures(blocks, seconds, self.process_bytes(), num_bytes, files)
 
     def seconds(self, computing: float, blocks: int) -> float:
-        """Seconds of `blocks` blocks, if all of them take so many to compute; flushes are tried to learn the rest."""
+        """Predict the seconds of `blocks` blocks, if all of them take so many to compute.
+
+        A few flushes are tried to learn the rest.
+        """
         share = blocks / len(self.blocks)
         return computing * share + recording_seconds(
             self.out, blocks, self.output_files_and_bytes()[0] * share
         )
 
     def allowed_bytes(self) -> int:
-        """Memory that may be held: what is free and what we hold already, or less where the user says so."""
+        """Return the bytes that may be held: what is free and what we hold already, or less where the user says so."""
         limit, most = self.settings.max_memory_gib, available_bytes() + resident_bytes()
         return most if limit is None else min(most, int(limit * 2**30))
 
     def output_files_and_bytes(self) -> tuple[int, int]:
-        """Upper bounds for the store: nothing compresses, and every shard is stored."""
+        """Return upper bounds for files and bytes of the store: nothing compresses, and every shard is stored."""
         files, num_bytes = 1, 0
         levels = planned_levels(self.grid)
         for factors in levels:
@@ -270,7 +273,7 @@ class Job:
         return files, int(num_bytes * 1.01) + files * 4096
 
     def probe(self) -> Box:
-        """A box in the middle, as large as what is decoded at once."""
+        """Return a box in the middle, as large as what is decoded at once."""
         sides = [
             min(n, max(_SAMPLE, a)) for n, a in zip(self.grid.shape_zyx, self.source.atom_zyx, strict=True)
         ]
@@ -279,7 +282,10 @@ class Job:
         return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
     def calibrate(self) -> tuple[float, int]:
-        """Predicted seconds and stored bytes, from one box that is read, counted and compressed; nothing is written."""
+        """Predict seconds and stored bytes from one box that is read, counted and compressed.
+
+        Nothing is written.
+        """
         box = self.probe()
         values = np.nan_to_num(self.source.read(box), posinf=0, neginf=0)
         shuffle = best_shuffle(values)  # tried once, not for every block: it stays outside
@@ -293,7 +299,7 @@ class Job:
 
 
 def _require_volume(source: Source) -> None:
-    """The single place that refuses what is neither a volume nor a slice."""
+    """Refuse what is neither a volume nor a slice; this is the single place that does."""
     if 0 in source.shape:
         raise VolumeError(
             f"{source.path}: shape {source.shape} (c, z, y, x) has no voxels; expected a volume"
@@ -311,7 +317,10 @@ def _require_fitting(value: float, dtype: np.dtype[Any]) -> None:
 
 
 def _core(source: Source, shard: Triple) -> Triple:
-    """Voxels of a block: one shard, or as many as hold what the format decodes at once, while that stays small."""
+    """Choose the voxels of a block along z, y, x.
+
+    A block is one shard, or as many as hold what the format decodes at once, while that stays small.
+    """
     wide = [s * -(-min(a, n) // s) for s, a, n in zip(shard, source.atom_zyx, source.shape_zyx, strict=True)]
     core: Triple = (wide[0], wide[1], wide[2])
     size = math.prod(min(c, n) for c, n in zip(core, source.shape_zyx, strict=True))

@@ -46,11 +46,11 @@ class _Look:
     Attributes
     ----------
     voxels : (z, y, x)
-        Of the level, in the stored unit.
+        Values of one pyramid level, in the stored unit.
     histogram : Histogram
-        Of level 0.
+        Counts of the values of level 0.
     above : float or None
-        Foreground threshold that the user gave.
+        Foreground threshold that the user gave, in the stored unit; None where there is none.
     fine : bool
         Whether the level is level 0. On coarser ones a voxel has the padding's value only if all of its fine ones do.
     """
@@ -74,7 +74,7 @@ class _Look:
         return np.ones([3 if size > 1 else 1 for size in self.voxels.shape], dtype=np.bool_)
 
     def candidates(self) -> Iterator[tuple[float, Mask]]:
-        """Values that are frequent on the outer faces, and where each fills solid parts of the border."""
+        """Yield the values that are frequent on the outer faces, and where each fills solid parts of the border."""
         values, counts = np.unique(self.voxels[self._faces], return_counts=True)
         for index in np.argsort(-counts, kind="stable")[:_MOST_VALUES]:
             frequent = counts[index] >= _LEAST_FACES * counts.sum()
@@ -87,7 +87,10 @@ class _Look:
                     yield float(values[index]), region
 
     def has_constant_corners(self) -> bool:
-        """Whether two corners of the volume hold one value, solidly: without them there is no padding to look for."""
+        """Return whether two corners of the volume hold one value, solidly.
+
+        Without such corners there is no padding to look for.
+        """
         width = 2 if self.fine else 1
         held: list[Any] = []
         for corner in itertools.product((slice(0, width), slice(-width, None)), repeat=3):
@@ -98,7 +101,10 @@ class _Look:
         return any(held.count(value) >= 2 * ends for value in set(held))
 
     def _solid_on_faces(self, value: Any) -> int:
-        """Voxels of the outer faces inside solid patches of a value: none of air's noise, found without much work."""
+        """Count the voxels of the outer faces inside solid patches of a value.
+
+        Air's noise makes no such patches, and the count costs little work.
+        """
         number = 0
         for axis in [a for a in range(3) if self.voxels.shape[a] > 1]:
             square: Mask = np.take(self._cube, 0, axis=axis)
@@ -108,7 +114,7 @@ class _Look:
         return number
 
     def border(self, value: float, *, solid: bool) -> Mask:
-        """Where a value is connected to the outer faces; if `solid` in parts three voxels thick, noise apart."""
+        """Return where a value is connected to the outer faces; if `solid` in parts three voxels thick, noise apart."""
         equal: Mask = self.voxels == self.voxels.dtype.type(value)
         inner = equal
         if solid:
@@ -122,9 +128,12 @@ class _Look:
         return found
 
     def beside(self, regions: dict[float, Mask]) -> NDArray[np.float64]:
-        """Smoothed values in a shell around padding, those apart that touch it and may be mixed with it."""
+        """Return the smoothed values in a shell around padding.
+
+        Values that touch the padding are left out, since they may be mixed with it.
+        """
         region = _union(regions)
-        # Its thin parts are no solid ones, and no surroundings either.
+        # Thin parts of the padding's value are not solid padding, and they are not its surroundings either.
         thin = np.isin(self.voxels, np.asarray(list(regions)).astype(self.voxels.dtype))
         thin &= ndimage.binary_dilation(region, self._cube, iterations=_SHELL + 1)
         near = ndimage.binary_dilation(region | thin, self._cube)
@@ -138,7 +147,10 @@ class _Look:
         return smooth
 
     def fills_corners(self, region: Mask) -> bool:
-        """Whether a region holds two corners of the volume or more: padding does, a specimen at the border rarely."""
+        """Return whether a region holds two corners of the volume or more.
+
+        Padding does, and a specimen at the border rarely does.
+        """
         ends = [(0, -1) if size > 1 else (0,) for size in region.shape]
         return int(region[np.ix_(*ends)].sum()) >= 2
 
@@ -150,11 +162,11 @@ class _Surroundings:
     Attributes
     ----------
     air : bool
-        Whether it is background.
+        Whether the shell around the padding holds background.
     middle, high : float
         Percentiles 50 and 75 of its dark part, in the stored unit.
     step : float
-        From there up to the specimen's mean.
+        Distance from `middle` up to the specimen's mean, in the stored unit.
     """
 
     air: bool
@@ -186,11 +198,11 @@ def recognise(
     Parameters
     ----------
     histograms : list of Histogram
-        Of the channels.
+        Counts of the values, one histogram a channel.
     wanted : "auto", "none" or float
         What is padding: what is recognised, nothing, or this value where it is connected to the border.
     above : float, optional
-        Foreground threshold that the user gave.
+        Foreground threshold that the user gave, in the stored unit.
 
     Returns
     -------
@@ -241,7 +253,10 @@ def _stored(value: float, volume: Volume) -> float:
 
 
 def _named(look: _Look, value: float) -> dict[float, Mask]:
-    """Where a value that the user named is padding: at the border, or everywhere if it is too thin to be seen there."""
+    """Return where a value that the user named is padding.
+
+    It is padding at the border, or everywhere if it is too thin to be seen there.
+    """
     if look.histogram.constant or not look.histogram.holds(value):
         return {}
     region = look.border(value, solid=False)
@@ -249,7 +264,7 @@ def _named(look: _Look, value: float) -> dict[float, Mask]:
 
 
 def _excluded(look: _Look) -> dict[float, Mask]:
-    """Values that are padding and must be left out. Whether one must depends on those that are out already."""
+    """Find the values that are padding and must be left out. Whether one must depends on those that are out already."""
     if look.histogram.constant or not look.has_constant_corners():
         return {}
     pending = dict(look.candidates())
@@ -303,7 +318,7 @@ def _union(regions: dict[float, Mask]) -> Mask:
 
 
 def _pooled(mask: Mask) -> tuple[Mask, Triple]:
-    """A map of few voxels, true where any voxel of a block is, and the voxels of a block along z, y, x."""
+    """Pool a map to few voxels, true where any voxel of a block is; also return a block's voxels along z, y, x."""
     every = [1, 1, 1]
     while mask.size > _KEPT:
         halve = [2 if size > 1 else 1 for size in mask.shape]
@@ -322,11 +337,11 @@ def without_padding(
     Parameters
     ----------
     volume : Volume
-        With its pyramid.
+        The volume, whose pyramid is written already.
     histograms : list of Histogram
-        Of level 0, one a channel.
+        Counts of the values of level 0, one histogram a channel.
     settings : IngestSettings
-        Its `padding` and `foreground_above` are used.
+        Settings of the ingest, of which `padding` and `foreground_above` are used.
     intensity : list
         Entry ``intensity`` with the padding counted, one a channel.
 
