@@ -35,7 +35,7 @@ class BlockResult:
     Parameters
     ----------
     values : (c, z, y, x) array
-        Of the output volume's dtype, filling the block's written box.
+        Values of the output volume's dtype, which fill the block's written box.
     note : mapping, optional
         JSON-ready, small; seconds of computing and peak memory are added. `Ledger.notes` gives them all back, those of
         an earlier, interrupted run too.
@@ -58,7 +58,7 @@ class Carrier:
     Parameters
     ----------
     plan, work, ledger, permit
-        As `run_blocks` got them.
+        Plan, work, ledger and permit that `run_blocks` was given.
     """
 
     def __init__(self, plan: BlockPlan, work: Work, ledger: Ledger, permit: Permit | None = None) -> None:
@@ -77,7 +77,7 @@ class Carrier:
         Parameters
         ----------
         index : int
-            Number of the block.
+            Number of the block in the plan, from 0.
         attempts : int, optional
             How often the block was tried in earlier runs. Give it where this process has not read the ledger.
 
@@ -137,5 +137,5 @@ class Carrier:
 
 
 def pack(plan: BlockPlan, work: Work, ledger: Ledger, permit: Permit | None = None) -> bytes:
-    """Everything a worker needs to know, once; afterwards it is told block numbers only."""
+    """Pack everything a worker needs to know, once; afterwards it is told block numbers only."""
     return pickle.dumps((plan, work, ledger, permit))

@@ -28,7 +28,7 @@ def build_pyramid(volume: Volume, plan: BlockPlan, ledger: Ledger, *, verify: bo
     Parameters
     ----------
     volume, plan, ledger
-        Of the output, all of whose blocks are done.
+        The output with its plan and its ledger; all of its blocks are done.
     verify : bool
         Compare the content of the levels that are there with what was written, not only the size of their files.
     """
@@ -57,7 +57,7 @@ class CoarseBlocks:
     Parameters
     ----------
     volume, plan, ledger
-        Of the output.
+        The output with its plan and its ledger.
     """
 
     def __init__(self, volume: Volume, plan: BlockPlan, ledger: Ledger) -> None:
@@ -67,7 +67,7 @@ class CoarseBlocks:
         self.step: Triple | None = levels[1] if len(levels) > 1 and self._aligned(levels[1]) else None
 
     def _aligned(self, step: Triple) -> bool:
-        """Whether no coarse voxel lies in two blocks."""
+        """Return whether no coarse voxel lies in two blocks."""
         sizes = zip(self.plan.core_zyx, step, self.plan.shape_zyx, strict=True)
         return all(core % s == 0 or core >= n for core, s, n in sizes)
 
@@ -80,7 +80,7 @@ class CoarseBlocks:
             np.save(file, downsample(values, self.step, labels=self.labels), allow_pickle=False)
 
     def read(self, box: Box) -> NDArray[Any] | None:
-        """Voxels (c, z, y, x) of a box of level 1, or None where a block of it was not kept."""
+        """Read a box of level 1 as (c, z, y, x); None where a block of it was not kept."""
         if self.step is None:
             return None
         core = [-(-c // s) for c, s in zip(self.plan.core_zyx, self.step, strict=True)]

@@ -29,11 +29,11 @@ class Figures:
     Parameters
     ----------
     blocks : int
-        Computed by the call.
+        Number of blocks that the call computes.
     seconds : float or None
         Wall clock; None where a calibration would take longer than the work.
     peak_bytes : int
-        Memory of the largest process.
+        Most memory that the largest process holds, in bytes.
     num_bytes, files : int or None
         Of the whole store, at most; None while other parts are missing.
     """
@@ -45,12 +45,12 @@ class Figures:
     files: int | None
 
     def record(self) -> dict[str, Any]:
-        """JSON-ready form."""
+        """Return the figures as a JSON-ready mapping."""
         return {k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 def writing_bytes(block_bytes: int, blocks: int) -> int:
-    """Memory for the voxels of blocks on their way to the disk.
+    """Return the bytes for the voxels of blocks on their way to the disk.
 
     One block is packed and written while the next one is made. Of a single block only the packed form comes on top.
     """
@@ -58,12 +58,14 @@ def writing_bytes(block_bytes: int, blocks: int) -> int:
 
 
 def together(process_bytes: int, workers: int, more: int) -> int:
-    """Memory of all processes of a call: of the only one, or of the workers, this one and the one that starts them.
+    """Return the bytes of all processes of a call.
+
+    With one worker this is the only process. Otherwise it is the workers, this process and the one that starts them.
 
     Parameters
     ----------
     process_bytes : int
-        Of one that does blocks.
+        Memory of a process that does blocks, in bytes.
     more : int
         What this process takes besides what it holds now.
     """
@@ -73,7 +75,7 @@ def together(process_bytes: int, workers: int, more: int) -> int:
 
 
 def recording_seconds(out: Path, blocks: int, files: float) -> float:
-    """Seconds that a job spends on recording its blocks.
+    """Return the seconds that a job spends on recording its blocks.
 
     Every shard is flushed to the disk, then its folder, and two lines of the ledger for each block. How long that takes
     differs a hundredfold between file systems, so a few flushes are tried where the output will be.
@@ -81,9 +83,9 @@ def recording_seconds(out: Path, blocks: int, files: float) -> float:
     Parameters
     ----------
     out : Path
-        The output, which need not exist yet.
+        Path of the output, which need not exist yet.
     blocks : int
-        That are computed.
+        Number of blocks that are computed.
     files : float
         That they are stored in, the pyramid's among them.
     """
@@ -91,7 +93,7 @@ def recording_seconds(out: Path, blocks: int, files: float) -> float:
 
 
 def _flush_seconds(out: Path) -> float:
-    """Mean seconds of a flush on the file system of an output; 0 where nothing may be written."""
+    """Measure the mean seconds of a flush on the file system of an output; 0 where nothing may be written."""
     folder = next((parent for parent in out.absolute().parents if parent.is_dir()), Path())
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -106,7 +108,7 @@ def _flush_seconds(out: Path) -> float:
 
 
 def measured(store: Path, ledger: Ledger, *, blocks: int, seconds: float, complete: bool) -> Figures:
-    """What one call needed: memory from the blocks' notes, size from the store."""
+    """Collect what one call needed: memory from the blocks' notes, size from the store."""
     found = [note.get("peak_mib") for note in ledger.notes().values()]
     peaks = [mib << 20 for mib in found if type(mib) is int and mib >= 0]
     sizes = [f.stat().st_size for f in store.rglob("*") if f.is_file()] if complete else None
@@ -115,7 +117,7 @@ def measured(store: Path, ledger: Ledger, *, blocks: int, seconds: float, comple
 
 
 def side_by_side(predicted: Figures, actual: Figures) -> str:
-    """One line for the end of a run."""
+    """Return one line for the end of a run, with what was predicted beside what was measured."""
     expected = "" if predicted.seconds is None else f" ({predicted.seconds:.1f} s expected)"
     text = f"{actual.blocks} blocks ({predicted.blocks} expected) in {actual.seconds:.1f} s{expected}"
     if actual.peak_bytes:

@@ -29,7 +29,7 @@ def run_with_dask(
     Parameters
     ----------
     cluster : str
-        ``dask://HOST:PORT`` or ``slurm``.
+        Address ``dask://HOST:PORT`` of a scheduler, or ``slurm``.
 
     Raises
     ------
@@ -71,7 +71,7 @@ _opened = threading.local()
 
 
 def _carry_out(payload: bytes, index: int, attempts: int) -> str | None:
-    """One block on a worker; each of its threads keeps what it opened from one block to the next."""
+    """Do one block on a worker; each of its threads keeps what it opened from one block to the next."""
     if getattr(_opened, "payload", None) != payload:
         _opened.carrier = Carrier.unpack(payload)
         _opened.payload = payload

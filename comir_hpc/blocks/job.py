@@ -31,9 +31,9 @@ class Execution:
     Parameters
     ----------
     part : (i, n)
-        Do part i of n.
+        Part i of n that this call does, i from 1.
     workers : int
-        Processes.
+        Number of processes that do blocks.
     cluster : str, optional
         Where they run; this machine when not given. See `run_blocks`.
     verify : bool
@@ -55,11 +55,11 @@ class Job(Protocol):
     Attributes
     ----------
     verb : str
-        The command that makes it.
+        Command that makes the output, for messages.
     out : Path
-        The store.
+        Folder of the store that is written.
     execution : Execution
-        How it is to be made.
+        How the output is to be made.
     record : mapping
         Everything that the voxels and their layout depend on, JSON-ready; kept in the metadata, so that a refusal can
         name what differs.
@@ -123,7 +123,7 @@ class Filled:
     blocks, computed, missing : int
         Blocks of this part; those it computed; those of all parts that are still to be done.
     seconds : float
-        Since `begun`.
+        Wall-clock seconds since `begun`.
     predicted, measured : Figures
         What the call was expected to need, and what it needed.
     """
@@ -164,11 +164,11 @@ def carry_out(job: Job, *, begun: float, progress: Progress | None = None) -> Fi
     Parameters
     ----------
     job : Job
-        What is made.
+        The job that is carried out.
     begun : float
-        ``time.perf_counter()`` of the beginning.
+        Value of ``time.perf_counter()``, in seconds, when the call began.
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)``.
 
     Raises
     ------
@@ -214,12 +214,12 @@ def _finished(call: _Call) -> Volume | None:
 
 
 def _has_its_levels(out: Volume) -> bool:
-    """Whether every level that the metadata name is there."""
+    """Return whether every level that the metadata name is there."""
     return out.num_levels == len(out.metadata.get("levels", [[1, 1, 1]]))
 
 
 def _verified(call: _Call, out: Volume, plan: BlockPlan) -> bool:
-    """Whether the content of this part, and with the first part that of the pyramid, is what was written."""
+    """Return whether the content of this part, and with the first part that of the pyramid, is what was written."""
     number, parts = call.how.part
     levels = set(range(1, len(planned_levels(out.grid)))) if number == 1 else set()
     own = set(plan.part(number, parts))

@@ -47,7 +47,9 @@ Note = Mapping[str, Any] | None
 
 
 def fingerprint(**parts: Any) -> str:
-    """Digest, 16 hex digits, of everything that a result depends on: inputs, model, parameters, and our version.
+    """Return a digest, 16 hex digits, of everything that a result depends on.
+
+    That is its inputs, the model, the parameters, and our version.
 
     Parameters
     ----------
@@ -65,11 +67,11 @@ class ShardFile:
     Parameters
     ----------
     name : str
-        Path below the store.
+        Path of the file, relative to the store.
     size : int or None
         Bytes; None when nothing was stored, because every voxel is zero.
     checksum : int or None
-        CRC-32 of the content.
+        CRC-32 of the content; None where it was not recorded.
     """
 
     name: str
@@ -113,7 +115,7 @@ class Ledger:
     Parameters
     ----------
     store : Path
-        The store, which need not exist yet.
+        Folder of the store, which need not exist yet.
     fingerprint : str
         From `fingerprint`; entries of another one count as not done.
     accepts : callable, optional
@@ -211,13 +213,13 @@ class Ledger:
         Parameters
         ----------
         block : int
-            Its number in the plan.
+            Number of the block in the plan, from 0.
         files : iterable of Path
             Every shard file of the block (`Volume.shard_files`).
         note : mapping, optional
             JSON-ready figures about the block, kept with it; it may be filled inside the ``with``.
         keep : iterable of Path
-            Those of the files that stay as they are.
+            Those of `files` that stay as they are.
         """
         paths, kept = list(files), set(keep)
         attempt = self._attempts.get(block, 0) + 1

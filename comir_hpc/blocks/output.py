@@ -36,11 +36,11 @@ class Output:
     Parameters
     ----------
     volume : Volume
-        Open for writing.
+        The output volume, open for writing.
     plan : BlockPlan
-        Its blocks.
+        Blocks of the output.
     ledger : Ledger
-        Which of them are done.
+        Record of the blocks that are done.
     verify : bool
         Whether the pyramid's content is compared with what was written before it is kept.
     """
@@ -140,7 +140,7 @@ def remove_unfinished_metadata(path: Path) -> None:
 
 
 def _plain(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The record as it comes back from JSON: paths are text, tuples are lists."""
+    """Return the record as it comes back from JSON: paths are text, tuples are lists."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(record or {}), default=str))
     return plain
 

@@ -43,7 +43,7 @@ class _Queue:
         self._runs = [list(todo[a:b])[::-1] for a, b in itertools.pairwise(cuts)]
 
     def take(self, last: int | None) -> int | None:
-        """The next block for a worker whose last one was `last`."""
+        """Take the next block for a worker whose last one was `last`."""
         runs = [run for run in self._runs if run]
         if not runs:
             return None
@@ -106,13 +106,13 @@ def run_in_processes(
     Parameters
     ----------
     payload : bytes
-        From `pack`.
+        The work for a worker, packed by `pack`.
     todo : sequence of int
-        Block numbers.
+        Numbers of the blocks that are to be done, in this order.
     attempts : callable
-        How often a block was tried in earlier runs.
+        Function that returns how often a block was tried in earlier runs.
     stop : Event
-        Once set, no further block is begun.
+        Signal to end: once it is set, no further block is begun.
     settle : callable
         Called with each block's number and why it failed (None: done).
 

@@ -74,7 +74,7 @@ def run_blocks(
     permit : Permit, optional
         What the holder of the output's lock shows (`host.locks.writer`).
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)``.
 
     Raises
     ------
