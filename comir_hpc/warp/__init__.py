@@ -47,7 +47,7 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     Parameters
     ----------
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)``.
 
     Raises
     ------
@@ -79,12 +79,12 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
 
 
 def plan_warp(settings: WarpSettings) -> dict[str, Any]:
-    """What `warp` would do and need; a piece of a block in the middle is resampled to tell the time.
+    """Predict what `warp` would do and need; a piece of a block in the middle is resampled to tell the time.
 
     Raises
     ------
     ConfigError, VolumeError, RegistrationError
-        As `warp`, before it writes.
+        For those reasons of `warp` that show before it writes.
     """
     if _wants_points(settings):
         assert settings.points is not None
@@ -118,7 +118,7 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
 
 
 def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
-    """What a call should need for `blocks` blocks; a piece of the middle one is resampled to tell the time."""
+    """Predict what a call needs for `blocks` blocks; a piece of the middle one is resampled to tell the time."""
     settings, fixed = job.settings, job.fixed
     probe = _part_of(plan[len(plan) // 2].write)
     start = time.perf_counter()
@@ -141,7 +141,10 @@ def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
 
 
 def _block_memory(job: _Job, plan: BlockPlan) -> int:
-    """Memory of a process that does blocks: one computed, one that waits to be written, and what is packed of it."""
+    """Return the bytes of a process that does blocks.
+
+    It holds one block that is computed, one that waits to be written, and what is packed of it.
+    """
     voxel = job.moving.num_channels * job.moving.dtype.itemsize
     held = writing_bytes(max(block.write.size for block in plan) * voxel, len(plan))
     more = LIBRARY_BYTES + held + job.resampler.needed_bytes([block.write for block in plan])
@@ -162,7 +165,7 @@ def _warp_to_file(settings: WarpSettings, progress: Progress | None, start: floa
 
 
 def _wants_points(settings: WarpSettings) -> bool:
-    """Whether points are to be carried, and not a volume.
+    """Return whether points are to be carried, and not a volume.
 
     Raises
     ------
@@ -218,7 +221,7 @@ class _Job:
         return wanted
 
     def _outside(self, channel: int) -> float:
-        """Zero, or the smallest value of an image in which zero is a value of the specimen (CT)."""
+        """Return zero, or the smallest value of an image in which zero is a value of the specimen (CT)."""
         metadata = self.moving.metadata
         measured = "intensity" in metadata and "value_range" in metadata
         if measured and self.moving.intensity(channel).foreground_above < 0:

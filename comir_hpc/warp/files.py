@@ -48,7 +48,7 @@ class FileFormat:
     Attributes
     ----------
     name : str
-        For messages.
+        Name of the format, for messages.
     write : callable
         ``write(path, values, grid)``; values are (c, z, y, x). Returns notes for the user.
     copies, copies_of_channels : int
@@ -95,7 +95,7 @@ def require_fitting(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     Parameters
     ----------
     shape : four int
-        (c, z, y, x).
+        Voxels of the result along c, z, y, x.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def require_fitting(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
 
 
 def predicted_bytes(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Memory that holding and writing the values (c, z, y, x) takes."""
+    """Predict the bytes of memory that holding and writing the values (c, z, y, x) takes."""
     kept, kept_dtype = file_format(path), stored_dtype(dtype)
     assert kept is not None
     copies = kept.copies if shape[0] == 1 else kept.copies_of_channels
@@ -132,7 +132,7 @@ def predicted_bytes(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
 
 
 def stored_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Bytes of a file of values (c, z, y, x) at most, its header included."""
+    """Return the bytes of a file of values (c, z, y, x) at most, its header included."""
     return math.prod(shape) * stored_dtype(dtype).itemsize + _LARGEST_HEADER
 
 
@@ -195,9 +195,9 @@ def write_file(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
     path : Path
         Its name says the format, see `FORMATS`. A file of that name is replaced.
     values : (c, z, y, x)
-        Voxels.
+        Voxels of the result, in their stored unit.
     grid : Grid
-        Where they lie.
+        Grid of the result: where its voxels lie.
 
     Returns
     -------

@@ -46,7 +46,7 @@ def make_file(
     require_unchanged : callable
         Raises if the moving volume changed while it was read.
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)``.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def make_file(
 
 
 def plan_file(settings: WarpSettings, resampler: Resampler) -> dict[str, Any]:
-    """What `make_file` would need; a piece of the block in the middle is resampled to tell the time.
+    """Predict what `make_file` would need; a piece of the block in the middle is resampled to tell the time.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def _plan(resampler: Resampler) -> BlockPlan:
 
 
 def _memory(path: Path, resampler: Resampler) -> int:
-    """Memory that is taken: all values with one block in the making, or all values while they are written."""
+    """Return the bytes of memory taken: all values with one block in the making, or all while they are written."""
     shape, dtype, plan = _shape(resampler), resampler.moving.dtype, _plan(resampler)
     voxel = shape[0] * dtype.itemsize
     block = voxel * max(block.write.size for block in plan)

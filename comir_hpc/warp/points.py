@@ -26,7 +26,7 @@ class CarriedPoints:
         Content of the result, CSV: x, y, z are the points carried, columns named after the space that they came from
         hold the given ones, and all other columns are kept.
     count : int
-        How many points.
+        Number of points that were carried.
     notes : tuple of str
         What was assumed of the file, for the user to see.
     """
@@ -44,7 +44,7 @@ def carry_points(path: Path, transform: PointMap, direction: Direction) -> Carri
     path : Path
         CSV of points in the space that `direction` begins with.
     transform : PointMap
-        Fixed points to moving points.
+        Map from fixed points to moving points (x, y, z) in mm.
     direction : {"fixed-to-moving", "moving-to-fixed"}
         Which way; the second needs a transform with an inverse.
 

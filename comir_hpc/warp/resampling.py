@@ -67,11 +67,11 @@ class Resampler:
     Parameters
     ----------
     moving : Volume
-        Level 0 is read.
+        The volume whose level 0 is read.
     transform : PointMap
-        Fixed points to moving points.
+        Map from fixed points to moving points (x, y, z) in mm.
     fixed : Grid
-        Where the result lies.
+        Grid of the result: where its voxels lie.
     interpolation : {"linear", "nearest", "cubic"}
         Integers are rounded to the nearest one. (SimpleITK cuts the fraction off, which makes an image darker by half a
         grey value.)
@@ -92,7 +92,7 @@ class Resampler:
         self.interpolation, self.outside = interpolation, outside
 
     def __call__(self, box: Box) -> NDArray[Any]:
-        """Values (c, z, y, x) of a box of the fixed grid, of the moving volume's dtype."""
+        """Resample a box of the fixed grid: values (c, z, y, x) of the moving volume's dtype."""
         result = np.empty((self.moving.num_channels, *box.shape), dtype=self.moving.dtype)
         for piece, region in self._pieces(box):
             place = (slice(None), *piece.slices_in(box))
@@ -113,7 +113,7 @@ class Resampler:
         )
 
     def region(self, box: Box) -> Box:
-        """Voxels of the moving volume that a box of the fixed grid depends on; empty when it lies outside."""
+        """Find the voxels of the moving volume that a box of the fixed grid depends on; empty when it lies outside."""
         index = self.moving.grid.index_zyx(self._images(box))
         margin = _MARGIN[self.interpolation]
         low = np.floor(index.min(axis=0)).astype(int) - margin
@@ -121,7 +121,7 @@ class Resampler:
         return Box(tuple(low), tuple(high)).intersect(self.moving.grid.box)
 
     def needed_bytes(self, boxes: Sequence[Box]) -> int:
-        """Most memory that resampling any of these boxes takes besides its result; nothing is read.
+        """Return the most bytes that resampling any of these boxes takes besides its result; nothing is read.
 
         A few boxes are looked at, evenly spread, and of a bent transform one piece of each.
         """
@@ -133,7 +133,7 @@ class Resampler:
         return math.ceil(_BENT_SPARE * needed)
 
     def _piece_bytes(self, piece: Box, region: Box) -> int:
-        """Most memory that one piece takes while it is filled, one channel after another."""
+        """Return the most bytes that one piece takes while it is filled, one channel after another."""
         stored, channels = self.moving.dtype.itemsize, self.moving.num_channels
         read = region.size * (channels + 1) * stored  # as it is read, and ITK's copy of one channel
         wide = stored if self.interpolation == "nearest" else _wide_bytes(self.moving.dtype)
@@ -219,13 +219,13 @@ def _middle_of(box: Box, side: int) -> Box:
 
 
 def _wide(dtype: np.dtype[Any]) -> int:
-    """SimpleITK's pixel type that holds interpolated values of a dtype without loss."""
+    """Return SimpleITK's pixel type that holds interpolated values of a dtype without loss."""
     kind: int = sitk.sitkFloat32 if _wide_bytes(dtype) == 4 else sitk.sitkFloat64
     return kind
 
 
 def _wide_bytes(dtype: np.dtype[Any]) -> int:
-    """Bytes of a value of that type."""
+    """Return the bytes of one value of that type."""
     return 4 if dtype.itemsize <= 2 or dtype == np.float32 else 8
 
 

@@ -16,19 +16,19 @@ class WarpResult:
     Attributes
     ----------
     path : Path
-        Volume or CSV that was written.
+        Path of the volume, the file or the CSV that was written.
     points : int
-        Points carried; zero for a volume.
+        Number of points that were carried; zero for a volume.
     notes : tuple of str
         What was assumed of the inputs, and what the output's format cannot keep, for the user to see.
     grid : Grid or None
-        Of the volume.
+        Grid of the volume that was written; None for points.
     blocks, computed, missing : int
         Blocks of this part; those it computed; those of all parts that are still to be done.
     inside : float
         Share of the fixed grid that lies inside the moving volume.
     seconds : float
-        Of this call.
+        Wall-clock seconds of this call.
     predicted, measured : Figures or None
         What this call was expected to need for a volume, and what it needed.
     """
