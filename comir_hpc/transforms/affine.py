@@ -72,9 +72,9 @@ class Affine(PointMap):
         Parameters
         ----------
         rotation_xyz : (3, 3)
-            Acts on world vectors (x, y, z).
+            Matrix that turns world vectors (x, y, z).
         translation_mm, centre_mm : (3,)
-            (x, y, z) in mm.
+            Shift of the centre, and the centre itself, as (x, y, z) in mm.
         """
         rotation = np.asarray(rotation_xyz, dtype=np.float64)
         centre = np.asarray(centre_mm, dtype=np.float64)
@@ -151,7 +151,7 @@ class Affine(PointMap):
         return affine
 
     def distance_mm(self, other: Affine, points_mm: ArrayLike) -> FloatArray:
-        """Distances (...,) in mm between where the two maps send fixed points (..., 3)."""
+        """Return the distances (...,) in mm between where the two maps send fixed points (..., 3)."""
         distance: FloatArray = np.linalg.norm(self.apply(points_mm) - other.apply(points_mm), axis=-1)
         return distance
 

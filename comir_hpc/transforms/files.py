@@ -43,7 +43,7 @@ def save_transform(
     Parameters
     ----------
     folder : Path
-        Made if missing.
+        Folder for the files, which is made if it is missing.
     provenance : dict, optional
         JSON-ready: inputs, versions, settings; kept in ``transform.json``.
 
@@ -87,7 +87,10 @@ def save_itk(transform: PointMap, path: Path) -> None:
 
 
 def itk_text(transform: Affine) -> str:
-    """Content of an ITK ``.tfm`` file, with the direction as a comment at its end, where all readers allow one."""
+    """Return the content of an ITK ``.tfm`` file.
+
+    The direction is a comment at its end, where all readers allow one.
+    """
     affine = itk_transform(transform)
 
     def numbers(values: Any) -> str:
@@ -104,7 +107,9 @@ def itk_text(transform: Affine) -> str:
 
 
 def ngff_record(transform: Affine) -> dict[str, Any]:
-    """JSON form: the matrix, and an OME-NGFF 0.6 scene with one affine between two named coordinate systems.
+    """Return the JSON form of a transform.
+
+    It has the matrix, and an OME-NGFF 0.6 scene with one affine between two named coordinate systems.
 
     NGFF's direction is the one of ours: from `input` (fixed) to `output` (moving) coordinates. Its coordinate
     systems are given the axes x, y, z in that order, so the numbers are those of the matrix.
@@ -167,7 +172,7 @@ def load_transform(path: str | Path) -> Affine:
     Raises
     ------
     RegistrationError
-        As `read_transform`, and if the transform is not linear.
+        For the same reasons as `read_transform`, and if the transform is not linear.
     """
     found = as_affine(transform := read_transform(path))
     if found is None:
@@ -203,7 +208,10 @@ def _is_itk(path: Path, head: bytes) -> bool:
 
 
 def _is_matlab_4(content: bytes) -> bool:
-    """Whether a file is what ITK writes as .mat: arrays, each with a header of five integers, a name, and numbers."""
+    """Return whether a file is what ITK writes as .mat.
+
+    Such a file holds arrays, each with a header of five integers, a name, and numbers.
+    """
     place, kinds = 0, set()
     while place + 20 <= len(content):
         kind, rows, columns, _, length = struct.unpack_from("<5i", content, place)

@@ -23,7 +23,7 @@ Lattice = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], list[floa
 
 
 def itk_image(array_zyx: NDArray[Any], grid: Grid, *, flat: bool = False) -> sitk.Image:
-    """SimpleITK image, in mm, of an array (z, y, x), or a vector image of (c, z, y, x).
+    """Make a SimpleITK image, in mm, of an array (z, y, x), or a vector image of (c, z, y, x).
 
     Booleans become uint8 and float16 float32, which ITK lacks.
 
@@ -57,7 +57,7 @@ def itk_image(array_zyx: NDArray[Any], grid: Grid, *, flat: bool = False) -> sit
 
 
 def array_and_grid(image: sitk.Image) -> tuple[NDArray[Any], Grid]:
-    """Array (z, y, x), or (c, z, y, x) of a vector image, and grid of a three-dimensional SimpleITK image."""
+    """Return array (z, y, x), or (c, z, y, x) of a vector image, and grid of a three-dimensional SimpleITK image."""
     if image.GetDimension() != 3:
         raise VolumeError(f"the image has {image.GetDimension()} dimensions, expected 3")
     array = sitk.GetArrayFromImage(image)
@@ -74,12 +74,14 @@ def array_and_grid(image: sitk.Image) -> tuple[NDArray[Any], Grid]:
 
 
 def itk_transform(transform: Affine, *, flat: bool = False) -> sitk.AffineTransform:
-    """SimpleITK's form of a transform, about the same centre; `flat`: of the plane z = 0, which it keeps."""
+    """Return SimpleITK's form of a transform, about the same centre; `flat`: of the plane z = 0, which it keeps."""
     return transform.to_sitk(flat=flat)
 
 
 def from_itk(transform: sitk.Transform, *, flat: bool = False) -> Affine:
-    """Our form of any linear SimpleITK transform, a composite of linear ones included; `flat`: of the plane z = 0.
+    """Return our form of any linear SimpleITK transform, a composite of linear ones included.
+
+    `flat` is for transforms of the plane z = 0.
 
     Raises
     ------
@@ -119,7 +121,7 @@ def silent_itk() -> Iterator[None]:
 
 
 def itk_lattice(grid: Grid) -> Lattice:
-    """SimpleITK's description of a grid: size and origin as (x, y, z), spacing, direction row by row."""
+    """Return SimpleITK's description of a grid: size and origin as (x, y, z), spacing, direction row by row."""
     direction = [number for row in grid.direction for number in row]
     return grid.shape_zyx[::-1], grid.origin_mm, grid.spacing_mm[::-1], direction
 
@@ -133,7 +135,7 @@ class ItkTransform(PointMap):
     itk : SimpleITK.Transform
         Maps fixed points to moving points. It is not changed.
     notes : tuple of str
-        Assumptions that were made when it was read.
+        Assumptions that were made when the transform was read, for the user.
 
     Raises
     ------
