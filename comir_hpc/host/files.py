@@ -24,7 +24,7 @@ def written_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     Parameters
     ----------
     path : Path
-        Final name. Its folder exists.
+        Final name of the file. Its folder exists.
     durable : bool
         Flush the content to the disk before the rename, so that the file also survives a loss of power.
 

@@ -33,7 +33,7 @@ class Launch:
     local_rank : int
         Number of this process among those of its node, from 0.
     address : str
-        Name of the host on which rank 0 runs.
+        Name of the host on which the process of rank 0 runs.
     port : int
         Port on that host at which the processes meet.
     """
@@ -64,7 +64,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     Parameters
     ----------
     environment : mapping
-        `os.environ`, or a part of it in a test.
+        Environment variables: `os.environ`, or a part of it in a test.
 
     Raises
     ------

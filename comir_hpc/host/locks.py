@@ -58,11 +58,11 @@ class Permit:
     Parameters
     ----------
     folder : Path
-        Where the lock lies.
+        Folder in which the lock lies.
     record : Path
-        The holder's record.
+        Path of the holder's record.
     token : str
-        That the record has while the lock is held.
+        Text that the record contains as long as the lock is held.
     """
 
     folder: Path
@@ -96,7 +96,7 @@ class Permit:
         Raises
         ------
         HeldError
-            As `require`.
+            For the same reason as `require`.
         """
         with _opened(self.folder / "pieces.lock") as file:
             _lock(file, number, number + 1, wait=True)
@@ -140,11 +140,11 @@ def writer(folder: Path, what: Path, doing: str, *, part: tuple[int, int] = (1, 
     folder : Path
         Where lock and record are kept; made when it does not exist.
     what : Path
-        What is written, for people.
+        Path of what is written, for messages.
     doing : str
-        What this process does, for people.
+        Words for what this process does, for messages.
     part : (i, n)
-        Part i of n, from 1.
+        Part i of n that is written, i from 1.
 
     Raises
     ------
@@ -196,7 +196,10 @@ def require_alone(folder: Path, what: Path, part: tuple[int, int]) -> None:
 
 
 def _share(part: tuple[int, int]) -> tuple[int, int]:
-    """Bytes of the lock file that stand for a part: disjoint for parts that have no block in common."""
+    """Return first byte and end of the lock file's bytes that stand for a part.
+
+    Parts that have no block in common have no byte in common.
+    """
     return _WHOLE * (part[0] - 1) // part[1], _WHOLE * part[0] // part[1]
 
 
@@ -231,7 +234,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _lock(file: IO[bytes], first: int, behind: int, *, wait: bool) -> bool:
-    """Lock bytes of a file; False where the file system has no locks.
+    """Lock bytes of a file and return True; False where the file system has no locks.
 
     The lock belongs to this opening of the file, and not to the process as the older locks of POSIX do: those are lost
     when any thread closes the same file, and do not keep two threads apart.
@@ -275,7 +278,7 @@ def _known_holder(folder: Path, first: int, behind: int) -> Owner | None:
 
 
 def _lives(owner: Owner, path: Path) -> bool:
-    """Whether the process that wrote a record still runs; on another machine that takes a minute to see."""
+    """Return whether the process that wrote a record still runs; on another machine that takes a minute to see."""
     if owner.machine == this_machine():
         return started_at(owner.pid) == owner.born
     _log.warning(

@@ -33,12 +33,12 @@ def peak_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now."""
+    """Return the bytes of memory that this process holds now."""
     return _status_bytes("VmRSS") or peak_bytes()
 
 
 def expected_peak(more: float) -> int:
-    """Most memory that this process will have held once it took so many bytes more than now.
+    """Return the most bytes that this process will have held once it took so many more than now.
 
     What it held before counts: a peak does not go down, and what the caller of a verb keeps in memory stays there.
     """
@@ -46,7 +46,7 @@ def expected_peak(more: float) -> int:
 
 
 def expected_in_worker(more: float, heap: int = WORKER_HEAP) -> int:
-    """Most memory of a process that we start, once it took so many bytes more than it begins with.
+    """Return the most bytes of a process that we start, once it took so many more than it begins with.
 
     It maps the libraries that this process has mapped, and has a heap of its own. What else is in our memory it does
     not get.
@@ -54,7 +54,7 @@ def expected_in_worker(more: float, heap: int = WORKER_HEAP) -> int:
     Parameters
     ----------
     more : float
-        Bytes.
+        Bytes that the process takes beyond what it begins with.
     heap : int
         Bytes that its interpreter holds beside the files it maps, before its first block.
     """

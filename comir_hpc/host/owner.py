@@ -26,11 +26,11 @@ class Owner:
     pid, born : int
         Number of the process, and its start in clock ticks after the boot: a number is given out again.
     since : str
-        Date and time when the lock was taken.
+        Date and time at which the lock was taken.
     token : str
-        Different for every holding.
+        Text that is different each time a lock is taken.
     first, behind : int
-        Bytes of the lock file that it holds.
+        First byte of the lock file that the process holds, and the byte behind the last one.
     """
 
     doing: str
@@ -71,7 +71,7 @@ class Owner:
 
 
 def this_machine() -> str:
-    """What two processes have in common when each can see whether the other one runs."""
+    """Return a name that two processes share when each can see whether the other one runs."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -80,7 +80,7 @@ def this_machine() -> str:
 
 
 def started_at(pid: int) -> int | None:
-    """When a process started, in clock ticks after the boot; None when it is gone or waits to be buried."""
+    """Read when a process started, in clock ticks after the boot; None when it is gone or waits to be buried."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

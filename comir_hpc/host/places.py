@@ -20,9 +20,9 @@ def require_apart(out: Path, *inputs: Path) -> None:
     Parameters
     ----------
     out : Path
-        What will be written; it need not exist.
+        Path that will be written; it need not exist.
     inputs : Path
-        Files and folders that are read.
+        Paths of the files and folders that are read.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def _require_reachable(path: Path) -> None:
 
 
 def _linked(folder: Path) -> Iterator[Path]:
-    """Entries of a folder that are links: a store or a stack can be made of what lies elsewhere."""
+    """Yield the entries of a folder that are links: a store or a stack can be made of what lies elsewhere."""
     if not folder.is_dir():
         return
     try:
@@ -70,7 +70,7 @@ def _linked(folder: Path) -> Iterator[Path]:
 
 
 def _identity(path: Path) -> Identity | None:
-    """Device and inode, or None of what does not exist."""
+    """Return device and inode of a path, or None where it does not exist."""
     try:
         stat = path.stat()
     except OSError:
@@ -86,7 +86,7 @@ def _same(one: Path, two: Path) -> bool:
 
 
 def _inside(inner: Path, outer: Path) -> bool:
-    """Whether a folder above `inner`, links followed, is `outer`."""
+    """Return whether a folder above `inner`, links followed, is `outer`."""
     above = Path(os.path.realpath(inner)).parents
     identity = _identity(outer)
     if identity is None:
