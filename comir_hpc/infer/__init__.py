@@ -37,15 +37,15 @@ class InferResult:
     Attributes
     ----------
     path : Path
-        The representation.
+        Folder of the store that holds the representation.
     grid : Grid
-        Of the pyramid level that was read.
+        Grid of the pyramid level that was read.
     level : int
-        That level.
+        Number of the pyramid level that was read, 0 for the finest.
     blocks, computed, missing : int
         Blocks of this part; those it computed; those of all parts that are still to be done.
     seconds, peak_mib : float
-        Of this call; the memory is this process's.
+        Wall-clock seconds of this call, and the most memory of this process in MiB.
     seam : dict or None
         Mean jump between voxels across the borders of blocks and of windows, over that beside them; about 1 where
         nothing is to be seen. None until the last block is done.
@@ -98,7 +98,7 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
     Parameters
     ----------
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)``.
 
     Raises
     ------
@@ -123,12 +123,12 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
 
 
 def plan_infer(settings: InferSettings) -> dict[str, Any]:
-    """What `infer` would do and need; one window a thread is evaluated to tell the time.
+    """Predict what `infer` would do and need; one window a thread is evaluated to tell the time.
 
     Raises
     ------
     VolumeError, CheckpointError, ConfigError
-        As `infer`, before it writes.
+        For those reasons of `infer` that show before it writes.
     """
     job = Job.from_settings(settings)
     shape = job.windows.shape_zyx

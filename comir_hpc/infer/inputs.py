@@ -55,7 +55,7 @@ class Inputs:
 
     @cached_property
     def source_fingerprint(self) -> str:
-        """Of the volume when the job began."""
+        """Return the fingerprint that the volume had when the job began."""
         return self.volume.fingerprint()
 
     def require_unchanged(self) -> None:
@@ -74,7 +74,9 @@ class Inputs:
 
 
 def core_of(settings: InferSettings, windows: WindowGrid, shard: Triple) -> Triple:
-    """Voxels of a block along z, y, x: of those of up to 2 x 2 x 2 shards, the one with which the work is done first.
+    """Choose the voxels of a block along z, y, x.
+
+    Blocks of up to 2 x 2 x 2 shards are compared; the one with which the work is done first is taken.
 
     Windows across faces along z are evaluated by both neighbours, those along y too if other processes do them; along x
     they are handed on. As many blocks as there are processes are done at a time.

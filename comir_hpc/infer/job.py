@@ -125,12 +125,12 @@ class Job(Inputs):
         )  # fmt: skip
 
     def plan(self, out: Volume) -> BlockPlan:
-        """Blocks of the output, as whoever made it decided."""
+        """Return the blocks of the output, as whoever made it decided."""
         return plan_blocks(out.grid.shape_zyx, out.shard_zyx, core_zyx=out.metadata["core_zyx"])
 
 
 def _is_note(channels: int, note: Mapping[str, Any] | None) -> bool:
-    """Whether a block's note in the ledger is what `Work` and the block's carrier leave there."""
+    """Return whether a block's note in the ledger is what `Work` and the block's carrier leave there."""
     if note is None or not {"windows", "empty", "seconds", "peak_mib", "range"} <= note.keys():
         return False
     ranges = note["range"]
@@ -148,7 +148,7 @@ def _block_faces(plan: BlockPlan) -> tuple[list[int], list[int], list[int]]:
 
 
 def _window_faces(windows: WindowGrid) -> tuple[list[int], list[int], list[int]]:
-    """Where windows begin and end, and the middles of their overlaps, where one takes over from the other."""
+    """Return where windows begin and end, and the middles of their overlaps, where one takes over from the other."""
     z, y, x = (
         sorted(
             {p for s in starts for p in (s, s + w) if 0 < p < n}
@@ -218,7 +218,7 @@ def _stored(encoded: NDArray[np.float32], settings: InferSettings, box: Box) -> 
 def _quantised(
     encoded: NDArray[np.float32], scale: NDArray[np.float32], settings: InferSettings, box: Box
 ) -> tuple[NDArray[Any], int]:
-    """The nearest multiples of the scale, and how many values were beyond the largest one."""
+    """Round to the nearest multiples of the scale, and count the values that were beyond the largest one."""
     if not np.isfinite(encoded).all():
         raise VolumeError(
             f"values of the representation are not finite in box {box} of {settings.zarr}; use --precision fp32"
@@ -230,7 +230,7 @@ def _quantised(
 
 
 def _scale(job: Job, largest: int) -> list[float]:
-    """What one step of an integer means, for each channel, from windows spread over the specimen.
+    """Choose the size of one integer step for each channel, from windows spread over the specimen.
 
     It depends on volume, model and windows alone, so that every part and every rerun finds the same. Zero, which is
     the background, stays zero.
@@ -248,7 +248,7 @@ def _scale(job: Job, largest: int) -> list[float]:
 
 
 def _sampled(job: Job) -> list[Box]:
-    """Windows of specimen, evenly spread; the coarsest level of the volume says where specimen is."""
+    """Choose windows of specimen, evenly spread; the coarsest level of the volume says where specimen is."""
     mask = coarse_foreground(job)
     if mask is None or not mask.any():
         mask = np.ones((4, 4, 4), dtype=np.bool_)

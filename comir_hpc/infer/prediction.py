@@ -37,13 +37,13 @@ _COARSE = 1 << 20  # voxels of a level that may be read at once to see where spe
 
 
 def evaluations(windows: WindowGrid, plan: BlockPlan) -> int:
-    """Windows evaluated in all, those at faces between rows of blocks several times."""
+    """Count all windows that are evaluated, those at faces between rows of blocks several times."""
     z, y = (windows.positions(axis, plan.core_zyx[axis]) for axis in (0, 1))
     return z * y * len(windows.starts[2])
 
 
 def prediction(inputs: Inputs, plan: BlockPlan, blocks: int) -> Figures:
-    """What this call should need for `blocks` blocks of the plan."""
+    """Predict what this call needs for `blocks` blocks of the plan."""
     peak = process_bytes(inputs, plan)  # before anything is evaluated
     share = _occupied_share(inputs)
     in_all = evaluations(inputs.windows, plan) * blocks / len(plan) * (share or 0)
@@ -87,7 +87,7 @@ def _calibrated_windows(encoder: Encoder) -> int:
 
 
 def calibrate(inputs: Inputs) -> float:
-    """Seconds a window, with as many at work as there are threads; background costs nothing."""
+    """Measure the seconds a window takes, with as many at work as there are threads; background costs nothing."""
     encoder, windows = inputs.encoder, inputs.windows
     count = _calibrated_windows(encoder)
     shape = windows.window_zyx
@@ -105,19 +105,19 @@ def calibrate(inputs: Inputs) -> float:
 
 
 def process_bytes(inputs: Inputs, plan: BlockPlan) -> int:
-    """Memory of a process that does blocks, with what it holds already."""
+    """Predict the bytes of a process that does blocks, with what it holds already."""
     more = _LIBRARY_BYTES + block_bytes(inputs, plan) + encoding_bytes(inputs, len(plan))
     return expected_in_worker(more, _WORKER_HEAP) if inputs.settings.workers > 1 else expected_peak(more)
 
 
 def total_bytes(inputs: Inputs, plan: BlockPlan) -> int:
-    """Memory of all processes of a call."""
+    """Predict the bytes of all processes of a call."""
     pyramid = _LIBRARY_BYTES + 2 * math.prod(plan.core_zyx) * np.dtype(inputs.settings.dtype).itemsize
     return together(process_bytes(inputs, plan), inputs.settings.workers, pyramid)
 
 
 def encoding_bytes(inputs: Inputs, blocks: int) -> int:
-    """Memory of the windows that are encoded at once, and of those that wait before and behind them."""
+    """Predict the bytes of the windows that are encoded at once, and of those that wait before and behind them."""
     encoder, window = inputs.encoder, inputs.windows.window_zyx
     threads = torch.get_num_threads() if encoder.device.type == "cpu" else inputs.settings.batch
     if inputs.settings.workers > 1 and encoder.device.type == "cpu":
@@ -130,7 +130,10 @@ def encoding_bytes(inputs: Inputs, blocks: int) -> int:
 
 
 def block_bytes(inputs: Inputs, plan: BlockPlan) -> int:
-    """Arrays of one block: what one step of windows reads, their sums, the voxels being written and compressed."""
+    """Predict the bytes of the arrays of one block.
+
+    They are what one step of windows reads, their sums, and the voxels that are written and compressed.
+    """
     window, shape = inputs.windows.window_zyx, plan.shape_zyx
     core = [min(c, n) for c, n in zip(plan.core_zyx, shape, strict=True)]
     face = math.prod(min(c + 2 * w, n) for c, w, n in zip(core[:2], window, shape, strict=False))
@@ -145,7 +148,7 @@ def block_bytes(inputs: Inputs, plan: BlockPlan) -> int:
 
 
 def output_files_and_bytes(inputs: Inputs, settings: InferSettings) -> tuple[int, int]:
-    """Upper bounds for the store: nothing compresses, and every shard is stored."""
+    """Return upper bounds for files and bytes of the store: nothing compresses, and every shard is stored."""
     files, num_bytes = 1, 0
     for factors in planned_levels(inputs.grid):
         shape = inputs.grid.downsampled(factors).shape_zyx
@@ -156,7 +159,7 @@ def output_files_and_bytes(inputs: Inputs, settings: InferSettings) -> tuple[int
 
 
 def coarse_foreground(inputs: Inputs) -> NDArray[np.bool_] | None:
-    """Where specimen is, (z, y, x), on the coarsest level of the volume; None if that is too large to look at."""
+    """Return where specimen is, (z, y, x), on the coarsest level; None if that is too large to look at."""
     coarsest = inputs.volume.level_grid(inputs.volume.num_levels - 1)
     if math.prod(coarsest.shape_zyx) > _COARSE:
         return None
