@@ -48,7 +48,7 @@ class DemoResult:
     tre_voxels, tre_mm : float
         Mean target registration error over the specimen, of the learned representations.
     mi_tre_voxels : float
-        The same for mutual information with the same global search.
+        Mean target registration error in voxels of mutual information, with the same global search.
     """
 
     report: Path
@@ -146,7 +146,7 @@ def demo(settings: DemoSettings, *, progress: Progress | None = None) -> DemoRes
 
 
 def plan_demo(settings: DemoSettings) -> dict[str, Any]:
-    """What the demo will do and need."""
+    """Predict what the demo will do and need."""
     steps = [
         "displace",
         "ingest",
@@ -164,7 +164,7 @@ def plan_demo(settings: DemoSettings) -> dict[str, Any]:
 
 
 def training_settings(fixed: Path, aligned: Path, seed: int) -> TrainSettings:
-    """The settings that the demo trains with: the defaults, on the embedded pair."""
+    """Return the settings that the demo trains with: the defaults, on the embedded pair."""
     return TrainSettings(modalities=(FIXED, MOVING), pairs=({FIXED: fixed, MOVING: aligned},), seed=seed)
 
 

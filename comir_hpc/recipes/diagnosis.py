@@ -23,11 +23,11 @@ class RunDiagnosis:
     Attributes
     ----------
     diagnosis : Diagnosis
-        The figures.
+        Figures that were measured.
     report : Path or None
         Page of the run; None if other volumes than the run's own were measured.
     notes : tuple of str
-        What could not be sent to MLflow, and why.
+        Sentences about what could not be sent to MLflow, and why.
     """
 
     diagnosis: Diagnosis
@@ -48,14 +48,14 @@ def diagnose_run(settings: EvaluateSettings, *, progress: Progress | None = None
     Parameters
     ----------
     settings : EvaluateSettings
-        Run, checkpoint, volumes and sizes.
+        The run, its checkpoint, the volumes and the sizes of the measurement.
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)``.
 
     Raises
     ------
     CheckpointError, ConfigError, VolumeError
-        As `open_subject` and `diagnose`.
+        For the same reasons as `open_subject` and `diagnose`.
     """
     # Here, so that a recipe loads only the verbs that it comes to.
     from comir_hpc.evaluate import diagnose, open_subject
@@ -79,7 +79,7 @@ def register_aligned(subject: Subject, settings: EvaluateSettings) -> tuple[Path
     folder : Path or None
         Folder of the registration; None if it led nowhere.
     why : str
-        Why it led nowhere.
+        Reason why the registration led nowhere; empty where it did not fail.
     """
     from comir_hpc.register import register
 

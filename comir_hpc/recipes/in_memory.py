@@ -62,7 +62,7 @@ class Image:
     kind : {"image", "labels"}
         What the values are: labels are never averaged.
     name : str
-        What messages and stores call it.
+        Name of the volume in messages and in the names of stores.
 
     Raises
     ------
@@ -153,13 +153,13 @@ class Workplace:
     Parameters
     ----------
     verb : str
-        What errors name.
+        Name of the verb, for errors.
     folder : Path
-        Where stores and files go.
+        Folder in which stores and files are written.
     temporary : bool
         Whether the folder goes when nobody needs it any more.
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)``.
     """
 
     def __init__(self, verb: str, folder: Path, temporary: bool, progress: Progress | None) -> None:
@@ -180,7 +180,7 @@ class Workplace:
         Parameters
         ----------
         kind : type
-            Class of the settings.
+            Class of the verb's settings.
         settings, named : dict
             Settings by name; of `named`, None is one that is not given.
         make : callable, optional
@@ -316,7 +316,7 @@ def tell(note: str) -> None:
 
 
 def in_memory(value: Any) -> bool:
-    """Whether a value is a volume in memory: an `Image`, or one of SimpleITK."""
+    """Return whether a value is a volume in memory: an `Image`, or one of SimpleITK."""
     return isinstance(value, Image) or _is_sitk(value, "Image")
 
 
@@ -326,7 +326,7 @@ def as_image(value: Image | sitk.Image) -> Image:
 
 
 def _is_sitk(value: Any, kind: str) -> bool:
-    """Whether a value is of a class of SimpleITK, which is not loaded to find out."""
+    """Return whether a value is of a class of SimpleITK, which is not loaded to find out."""
     return any(
         base.__module__.startswith("SimpleITK") and base.__name__ == kind for base in type(value).__mro__
     )

@@ -60,11 +60,11 @@ def with_stores(
     settings : Settings
         Settings of a verb.
     folder : Path
-        Where new stores go.
+        Folder in which new stores are made.
     processes : int
         How many processes do the same at this moment. Several would write one store at once, so they are refused.
     progress : callable, optional
-        ``progress(what, done, total)``.
+        Function that is called as ``progress(what, done, total)``.
     tell : callable, optional
         Gets what is made, and every note of what a file leaves open and how it is taken.
 
@@ -184,7 +184,7 @@ def store_of_array(
 
 
 def is_store(path: Path) -> bool:
-    """Whether a path is a volume of ours, finished or not; so is one named .zarr that does not exist."""
+    """Return whether a path is a volume of ours, finished or not; so is one named .zarr that does not exist."""
     if path.suffix == ".zarr" and not path.exists():
         return True
     try:
@@ -195,7 +195,7 @@ def is_store(path: Path) -> bool:
 
 
 def store_of(path: Path, folder: Path) -> Path:
-    """Where the store of a file is, or would be.
+    """Return the path where the store of a file is, or would be.
 
     Raises
     ------
