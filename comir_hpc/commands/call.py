@@ -29,11 +29,11 @@ class Call:
     verb : str
         Name of the verb.
     given : dict
-        Settings that were given, by name.
+        Values of the settings that were given, by the setting's name.
     dry_run : bool
-        Whether only the plan is wanted.
+        Whether the user only wants the plan.
     terminal : Terminal
-        Where words go.
+        Terminal that messages are written to.
     """
 
     verb: str
@@ -61,9 +61,9 @@ class Call:
         Parameters
         ----------
         settings : Settings
-            Settings of the verb.
+            Checked settings of the verb.
         folder : Path
-            Where new stores go.
+            Folder in which new stores are made.
         processes : int
             How many processes do the same at this moment.
         """

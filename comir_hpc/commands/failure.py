@@ -38,7 +38,7 @@ def carry_out(action: Callable[[], Any], terminal: Terminal, interrupt: Interrup
     action : callable
         Runs the command; a returned number is the exit code.
     terminal : Terminal
-        Where the end is said.
+        Terminal on which the failure is reported.
     interrupt : Interrupt
         Knows of Ctrl-C. After it every error is taken for its consequence.
     """
@@ -102,7 +102,7 @@ def _unexpected(error: Exception, terminal: Terminal) -> str:
 
 
 def _places(terminal: Terminal) -> Iterator[Path]:
-    """Folders that may take the traceback: where the command writes, the user's cache, the machine's."""
+    """Yield the folders that may take the traceback: where the command writes, the user's cache, the machine's."""
     if terminal.output is not None:
         place = terminal.output
         inside = place.is_dir() and place.suffix != ".zarr"  # a store holds nothing but voxels

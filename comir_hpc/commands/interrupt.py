@@ -17,7 +17,7 @@ class Interrupt:
     Attributes
     ----------
     requested : bool
-        Whether Ctrl-C came.
+        Whether the user has pressed Ctrl-C.
     """
 
     def __init__(self) -> None:

@@ -32,17 +32,17 @@ class Choice:
     Attributes
     ----------
     name : str
-        Of the setting, and of the value that the parser returns.
+        Name of the setting, and of the value that the parser returns.
     type : object
-        What typer is told.
+        Type of the option's value, as typer is told it.
     words : tuple of str
         Allowed words; empty where anything is allowed.
     text : str
-        Help text, with the default.
+        Help text, with the default value in it.
     required : bool
         Whether the setting has no default.
     spelling : OnCommandLine
-        Names, metavar and panel.
+        Names of the option, word for its value, and group in the help.
     """
 
     name: str
@@ -68,14 +68,14 @@ class Choice:
         return {f"{self.name}_{number}": name for number, name in enumerate(self.names[1:])}
 
     def earlier_parameters(self) -> Iterator[inspect.Parameter]:
-        """Parameters for the earlier names, which the help does not show."""
+        """Yield the parameters for the earlier names, which the help does not show."""
         for name, option in self.earlier.items():
             yield parameter(
                 name, Annotated[self.type | None, typer.Option(option, hidden=True)], required=False
             )
 
     def parameter(self, *, positional: bool, required: bool) -> inspect.Parameter:
-        """The setting as a parameter of a function that typer reads."""
+        """Return the setting as a parameter of a function that typer reads."""
         metavar = self.spelling.metavar or ("|".join(self.words) or None)
         kind = self.type if required else self.type | None
         found: Any
@@ -110,7 +110,7 @@ def choices(kind: type[Settings]) -> Iterator[Choice]:
 
 
 def merged(kinds: Sequence[type[Settings]]) -> list[Choice]:
-    """Settings of several classes in the order of the panels; one that two classes have gets both texts."""
+    """Merge the settings of several classes in the order of the panels; one that two classes have gets both texts."""
     found: dict[str, Choice] = {}
     for kind in kinds:
         for choice in choices(kind):
@@ -122,7 +122,7 @@ def merged(kinds: Sequence[type[Settings]]) -> list[Choice]:
 
 
 def given(values: Mapping[str, Any], found: Sequence[Choice]) -> dict[str, Any]:
-    """Settings that were given, out of all that the parser returned.
+    """Pick the settings that were given, out of all that the parser returned.
 
     Raises
     ------
@@ -143,12 +143,12 @@ def given(values: Mapping[str, Any], found: Sequence[Choice]) -> dict[str, Any]:
 
 
 def option_name(name: str) -> str:
-    """The option of a setting: `fixed_modality` is `--fixed-modality`."""
+    """Return the option of a setting: `fixed_modality` is `--fixed-modality`."""
     return "--" + name.replace("_", "-")
 
 
 def parameter(name: str, annotation: Any, *, required: bool) -> inspect.Parameter:
-    """Parameter of a function that typer reads; one that is not given is None."""
+    """Make a parameter of a function that typer reads; one that is not given is None."""
     default = inspect.Parameter.empty if required else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -157,13 +157,13 @@ def parameter(name: str, annotation: Any, *, required: bool) -> inspect.Paramete
 
 
 def _spelling(field: FieldInfo) -> OnCommandLine:
-    """What is said of the option, at the field and inside its type; the last word counts."""
+    """Collect what is said of the option, at the field and inside its type; the last word counts."""
     said = [item for item in (*_inside(field.annotation), *field.metadata) if isinstance(item, OnCommandLine)]
     return reduce(_over, said, OnCommandLine())
 
 
 def _over(before: OnCommandLine, after: OnCommandLine) -> OnCommandLine:
-    """One marker laid over another: what the second leaves open stays."""
+    """Lay one marker over another: what the second leaves open stays."""
     said = {
         f.name: getattr(after, f.name) for f in fields(after) if getattr(after, f.name) not in ("", (), None)
     }
@@ -171,7 +171,7 @@ def _over(before: OnCommandLine, after: OnCommandLine) -> OnCommandLine:
 
 
 def _inside(annotation: Any) -> Iterator[Any]:
-    """Markers within a type such as `Annotated[int, marker] | None`."""
+    """Yield the markers within a type such as `Annotated[int, marker] | None`."""
     if get_origin(annotation) is Annotated:
         inner, *markers = get_args(annotation)
         yield from _inside(inner)
@@ -182,7 +182,7 @@ def _inside(annotation: Any) -> Iterator[Any]:
 
 
 def _bare(annotation: Any) -> Any:
-    """The type without markers and without None; a union of several stays one."""
+    """Return the type without markers and without None; a union of several stays one."""
     if get_origin(annotation) is Annotated:
         return _bare(get_args(annotation)[0])
     if _is_union(annotation):
@@ -196,7 +196,7 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _option_type(annotation: Any, spelling: OnCommandLine) -> Any:
-    """Type that typer is told, or None if one option cannot hold the setting."""
+    """Return the type that typer is told, or None if one option cannot hold the setting."""
     kind = _bare(annotation)
     origin, inner = get_origin(kind), get_args(kind)
     if spelling.value is not None:
@@ -226,7 +226,7 @@ def _words(annotation: Any) -> tuple[str, ...]:
 
 
 def _help(kind: type[Settings], field: FieldInfo, spelling: OnCommandLine) -> str:
-    """The docstring with settings named as options, and the default."""
+    """Make the help: the docstring with settings named as options, and the default."""
     names = {name: (_spelling(f).names or (option_name(name),))[0] for name, f in kind.model_fields.items()}
     text = " ".join((field.description or "").split())
     text = re.sub(r"`([^`]+)`", lambda found: names.get(found[1], found[1]), text)
@@ -244,7 +244,7 @@ def _help(kind: type[Settings], field: FieldInfo, spelling: OnCommandLine) -> st
 
 
 def _flag(choice: Choice) -> str:
-    """Declaration of the option; one that is on by default has a twin that turns it off."""
+    """Return the declaration of the option; one that is on by default has a twin that turns it off."""
     name = choice.names[0]
     return (
         f"{name}/--no-{name[2:]}" if choice.type is bool and choice.text.endswith("(default: on)") else name

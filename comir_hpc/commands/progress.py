@@ -36,7 +36,7 @@ class _Tenths:
         self._tenths: dict[str, int] = {}
 
     def due(self, what: str, done: int, total: int) -> bool:
-        """Whether another tenth is done since the last call."""
+        """Return whether another tenth is done since the last call."""
         tenth = 10 * done // max(total, 1)
         due = tenth > self._tenths.get(what, -1)
         if due:

@@ -30,7 +30,7 @@ class Terminal:
     Attributes
     ----------
     quiet : bool
-        Print neither progress nor notes.
+        Whether progress and notes are left out.
     output : Path or None
         File, store or folder that the command writes; a traceback is kept beside it or in it.
     """

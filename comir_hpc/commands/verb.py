@@ -35,7 +35,7 @@ class Interface:
     optional : tuple of str
         Further classes, none of whose settings must be given.
     positional : tuple of str
-        Settings that are given by their place.
+        Names of the settings that are given by their place in the command.
     either : tuple of str
         Settings that are given by their place or as options.
     plans : bool
@@ -56,7 +56,7 @@ class Interface:
         return merged([*_classes(self.settings), *_classes(self.optional)])
 
     def parameters(self) -> list[inspect.Parameter]:
-        """Everything that typer reads: arguments in their order, then options panel by panel."""
+        """Return everything that typer reads: arguments in their order, then options panel by panel."""
         kinds = _classes(self.settings)
         must = {name for kind in kinds for name, field in kind.model_fields.items() if field.is_required()}
         by_name = {choice.name: choice for choice in self.choices}
@@ -72,7 +72,7 @@ class Interface:
         return [*placed, *map(_twin, self.either), *options, *earlier, *_of_every_verb(self.plans)]
 
     def given(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Settings that were given, out of all that the parser returned.
+        """Pick the settings that were given, out of all that the parser returned.
 
         Raises
         ------
@@ -135,9 +135,9 @@ def verb(
     Parameters
     ----------
     app : Typer
-        Gets the command.
+        Application of typer that the command is added to.
     example : str
-        Stands under the help.
+        Example of a command, which stands under the help.
     **interface
         Fields of `Interface`.
     """
@@ -166,12 +166,12 @@ def _classes(names: Sequence[str]) -> list[type[Settings]]:
 
 
 def _place(name: str) -> str:
-    """Name of the argument that is the twin of an option."""
+    """Return the name of the argument that is the twin of an option."""
     return f"{name}_by_place"
 
 
 def _twin(name: str) -> inspect.Parameter:
-    """The argument that is the twin of an option."""
+    """Return the argument that is the twin of an option."""
     from comir_hpc.commands.options import parameter
 
     argument = typer.Argument(metavar=name.upper(), show_default=False, help=f"The same as --{name}.")
@@ -179,7 +179,7 @@ def _twin(name: str) -> inspect.Parameter:
 
 
 def _of_every_verb(plans: bool) -> list[inspect.Parameter]:
-    """Options that belong to the command line and to no setting."""
+    """Return the options that belong to the command line and to no setting."""
     from comir_hpc.commands.options import parameter
 
     plan = typer.Option("--dry-run", help="Print the plan and what it will need; do nothing.")
@@ -197,7 +197,7 @@ def _of_every_verb(plans: bool) -> list[inspect.Parameter]:
 
 
 def _read_by_typer(parameters: list[inspect.Parameter]) -> list[Any]:
-    """What typer makes of parameters."""
+    """Return what typer makes of parameters."""
 
     def function(**_: Any) -> None:
         """Carry a signature."""

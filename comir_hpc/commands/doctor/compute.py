@@ -99,7 +99,7 @@ def all_reduce() -> list[Check]:
 
 
 def _join(rank: int, count: int, port: int, device: Literal["cpu", "cuda"], sender: Connection) -> None:
-    """One of the processes of `all_reduce`; rank 0 sends the mean of all ranks' numbers."""
+    """Run one of the processes of `all_reduce`; rank 0 sends the mean of all ranks' numbers."""
     import torch
 
     from comir_hpc.config.train import EngineSettings, OptimiserSettings
