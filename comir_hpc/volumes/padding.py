@@ -142,7 +142,7 @@ class Unpadded:
         Raises
         ------
         VolumeError
-            As `Volume.read`.
+            For the same reasons as `Volume.read`.
         """
         if not self.padded:
             return self.volume.read(box, level=level)

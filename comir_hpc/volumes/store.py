@@ -269,6 +269,6 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any] | None:
     """Return an array of a group, None where there is none, or none that can be read."""
     try:
         found = group.get(name)
-    except (ValueError, KeyError, TypeError):  # its metadata are damaged
+    except (ValueError, KeyError, TypeError):  # the metadata are damaged
         return None
     return found if isinstance(found, zarr.Array) else None

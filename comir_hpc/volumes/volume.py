@@ -86,7 +86,7 @@ class Volume(Store):
         checksums : bool
             Follow every chunk with a checksum, so that a flipped bit is an error when it is read (`chunks`).
         scale : sequence of float, optional
-            Of each channel: what is written are integers, what `read` gives is these times the scale, float32.
+            Scale of each channel. Integers are written, and `read` gives them times the scale, as float32.
         metadata : dict, optional
             Further entries of the `comir` namespace, JSON-ready.
         overwrite : bool

@@ -43,7 +43,8 @@ def open_source(path: Path, dataset: str | None = None) -> Source:
     Parameters
     ----------
     dataset : str, optional
-        Which of several: path of an array in HDF5 or zarr, number of a TIFF series, UID of a DICOM series.
+        Name of the one that is read where a file has several: path of an array in HDF5 or zarr, number of a TIFF
+        series, UID of a DICOM series.
 
     Raises
     ------

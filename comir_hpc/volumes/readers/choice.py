@@ -7,7 +7,7 @@ from pathlib import Path
 
 from comir_hpc.errors import VolumeError
 
-_LISTED = 8
+_LISTED = 8  # arrays that an error names: it stays one line
 Arrays = Mapping[str, tuple[tuple[int, ...], str]]
 
 
@@ -22,7 +22,7 @@ def only(path: Path, found: Arrays) -> str:
     Raises
     ------
     VolumeError
-        With the names, if there are several or none.
+        If there are several such arrays or none; the message lists the names.
     """
     volumes = [name for name, (shape, _) in found.items() if len(shape) >= 3]
     slices = [name for name, (shape, _) in found.items() if len(shape) == 2]

@@ -34,14 +34,14 @@ def require_credible(
     Parameters
     ----------
     shape, chunk : sequence of int
-        Of the array and of what is stored in one piece, in the order of the file.
+        Shape of the array, and of what is stored in one piece, in the order of the file.
     num_stored : callable
-        Given a number, counts the chunks that are stored and may stop counting there.
+        Function that counts the stored chunks. It gets a number, at which it may stop counting.
 
     Raises
     ------
     VolumeError
-        With what is claimed and what was found.
+        If it claims too much; the message has what is claimed and what was found.
     """
     sides = " x ".join(map(str, shape))
     claimed = math.prod(shape) * dtype.itemsize
@@ -75,7 +75,7 @@ def require_credible_dataset(path: Path, dataset: Any) -> None:
     Raises
     ------
     VolumeError
-        With what is claimed and what was found.
+        If it claims too much; the message has what is claimed and what was found.
     """
     if dataset.is_virtual:
         return
@@ -96,7 +96,7 @@ def require_credible_bytes(
     Raises
     ------
     VolumeError
-        With both numbers.
+        If it claims too much; the message has both sizes.
     """
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > BELIEVED_BYTES and claimed > CHUNKS_PER_STORED_ONE * stored_bytes:

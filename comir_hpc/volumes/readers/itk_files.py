@@ -38,9 +38,9 @@ class Header:
     Attributes
     ----------
     layout : RawLayout, optional
-        Where the voxels lie in the file, or in what it unpacks to; None when only ITK can unpack them.
+        Place of the voxels in the file, or in what it unpacks to; None when only ITK can unpack them.
     form : str, optional
-        How the voxels are packed; None where they are raw.
+        Packing of the voxels, ``gzip`` or ``zlib``; None where they are raw.
     start : int
         Byte of the file at which what is packed begins.
     spaced : bool
@@ -82,7 +82,7 @@ def itk_header(path: Path, kind: str) -> sitk.ImageFileReader:
     Raises
     ------
     VolumeError
-        If ITK cannot read it.
+        If ITK cannot read the header.
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))

@@ -41,7 +41,7 @@ def named_axes(
     names : sequence
         Names of the axes, in the order of the array's axes.
     where : str
-        What holds the names, for the error, e.g. ``axistags``.
+        Name of what holds the names, for the error, e.g. ``axistags``.
 
     Raises
     ------

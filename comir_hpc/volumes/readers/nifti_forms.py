@@ -32,7 +32,7 @@ class NiftiPlace:
     Attributes
     ----------
     spacing_zyx : three float, or None
-        In `unit`; None where the header has no usable number.
+        Voxel spacing along z, y, x in `unit`; None where the header has no usable number.
     origin_xyz, direction
         World (LPS), as in `Grid`.
     unit : str
@@ -40,7 +40,7 @@ class NiftiPlace:
     unit_assumed : bool
         Whether the header names no unit of length, so that one is assumed.
     notes : tuple of str
-        What was open or contradictory, and how it was taken.
+        Sentences on what was open or contradictory, and how it was taken.
     """
 
     spacing_zyx: Vector | None

@@ -44,7 +44,7 @@ def in_memory(array: NDArray[Any], grid: Grid, name: str = "array") -> Source:
 
 def npy(path: Path) -> Source:
     """Open a .npy file, streamed."""
-    with reading(path, "npy array", TokenError, SyntaxError):  # its header is a Python literal
+    with reading(path, "npy array", TokenError, SyntaxError):  # the header is a Python literal
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     axes, notes = axes_of(array.shape, path)
     # In Fortran order the file is the reversed array in C order.

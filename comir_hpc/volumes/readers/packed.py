@@ -49,7 +49,7 @@ def require_possible(path: Path, num_bytes: int, gain: int = DEFLATE_GAIN) -> No
     Raises
     ------
     VolumeError
-        With both lengths.
+        If the file is too short; the message has both lengths.
     """
     found = path.stat().st_size
     if num_bytes > found * gain:
@@ -67,7 +67,7 @@ def unpack(layout: RawLayout, form: Form = "gzip", start: int = 0) -> NDArray[An
     Parameters
     ----------
     layout : RawLayout
-        Where the voxels lie in what the stream unpacks to.
+        Layout of the voxels in what the stream unpacks to.
     form : str
         ``gzip``, or ``zlib`` (of which either header is taken, as in MetaIO).
     start : int

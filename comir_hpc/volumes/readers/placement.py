@@ -39,7 +39,7 @@ class Placement:
     direction : 3 x 3 float
         Orthonormal columns for the axes x, y, z, as in `Grid`.
     notes : tuple of str
-        What the nearest perpendicular axes change, where that can be seen.
+        Sentences on what the nearest perpendicular axes change, where that can be seen.
     """
 
     spacing_zyx: Vector

@@ -59,7 +59,7 @@ class RawLayout:
         Raises
         ------
         VolumeError
-            With both lengths.
+            If the file is missing or too short; the message has both lengths in bytes.
         """
         if not self.file.is_file():
             raise VolumeError(f"{path} says its voxels are in {self.file}, which does not exist")
@@ -77,7 +77,7 @@ class RawLayout:
         Raises
         ------
         VolumeError
-            With what the header of `path` says.
+            If the shape or the offset is impossible; the message has what the header of `path` says.
         """
         if self.offset < 0 or min(self.shape) < 1:
             raise VolumeError(

@@ -41,11 +41,11 @@ class Source:
     shape : four int
         Voxels of the volume along c, z, y, x.
     dtype : dtype
-        Of the values that `read` gives: native byte order, bool as uint8.
+        Type of the values that `read` gives: native byte order, bool as uint8.
     read_box : callable
         `Box` -> (c, z, y, x) of that box, any byte order.
     files : sequence of Path
-        What the content depends on; a folder stands for everything in it.
+        Files that the content depends on; a folder stands for everything in it.
     spacing_zyx, unit : optional
         Voxel spacing along z, y, x and its unit; None where the file does not say them.
     unit_assumed : bool
@@ -57,7 +57,7 @@ class Source:
     atom_zyx : three int
         Smallest box that is decoded at once; smaller reads decode it again and again.
     says : str
-        What the file says about spacing when that is not enough, for the error.
+        Words of the file about its spacing where they are not enough to place it, for the error.
     notes : sequence of str
         Conventions that were applied because the file leaves them open, for the user to see.
     digest : str, optional

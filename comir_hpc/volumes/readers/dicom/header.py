@@ -60,7 +60,7 @@ class Frame:
     thickness, between : float, optional
         SliceThickness and SpacingBetweenSlices in mm.
     says : str
-        What is wrong with the spacing that the file names.
+        Words for what is wrong with the spacing that the file names.
     """
 
     pixels: Pixels

@@ -41,7 +41,7 @@ class Pixels:
     order : str
         Byte order: ``<`` (little endian) or ``>`` (big endian).
     coder : str
-        How the pixels are compressed: `RUNS`, `DEFLATED`, `CODEC`, or empty where they are not.
+        Compression of the pixels: `RUNS`, `DEFLATED`, `CODEC`, or empty where they are not compressed.
     excess : int
         Bytes of plain pixels beyond those of all frames, which are not read.
     """

@@ -15,8 +15,8 @@ from comir_hpc.space.grid import IDENTITY, FloatArray, Matrix, Vector
 from comir_hpc.volumes.readers.dicom.header import FACETS, Frame
 from comir_hpc.volumes.readers.source import NO_THICKNESS, THICKNESS
 
-_UNEVEN = 0.02  # of a slice distance: positions are written with a few decimals
-_SHEARED = 1e-3  # of a unit vector
+_UNEVEN = 0.02  # share of a slice distance: positions are written with a few decimals
+_SHEARED = 1e-3  # change of a unit vector: its numbers are written with a few decimals
 # Facets that no two slices of one volume differ in; the others are times, which every slice may have of its own.
 _TELLING = [
     k for k, words in FACETS.items() if words not in ("heart phases", "acquisitions") and "Time" not in k

@@ -38,7 +38,7 @@ def calibration(
     planar : bool
         Whether it is a single slice, which has a spacing without a thickness, too.
     damage : str
-        What is wrong with the file's OME metadata, if they cannot be used.
+        Words for what is wrong with the file's OME metadata, if they cannot be used.
     """
     if damage:
         return Calibration(says=damage)
