@@ -58,7 +58,7 @@ def write_checkpoint(path: Path, record: dict[str, Any]) -> None:
     Parameters
     ----------
     path : Path
-        From `checkpoint_path`; replaced if it exists.
+        Path of the checkpoint, from `checkpoint_path`; a checkpoint that exists there is replaced.
     record : dict
         Tensors and plain data, readable without executing code.
 

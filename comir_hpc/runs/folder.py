@@ -29,7 +29,7 @@ def require_room(folder: Path, num_bytes: int, refusal: type[ComirError]) -> Non
     Raises
     ------
     ComirError
-        Of the class `refusal`: the folder cannot be made or written to, or the disk has less space.
+        If the folder cannot be made or written to, or the disk has less space; of the class `refusal`.
     """
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     probe = folder / f".probe.{os.getpid()}"

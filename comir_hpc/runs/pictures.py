@@ -26,7 +26,7 @@ _SUFFIXES = ("", "_representation")
 FIXED_RGB = np.array([0.0, 0.45, 1.0], dtype=np.float32)
 MOVING_RGB = 1 - FIXED_RGB
 
-_SPECIMEN_ABOVE = 0.05  # of the range of intensities from the darkest, which is the background
+_SPECIMEN_ABOVE = 0.05  # share of the range of intensities above the darkest, which is the background
 _ROBUST = (1.0, 99.0)  # percentiles of the specimen's values that become black and white
 
 

@@ -19,7 +19,7 @@ from comir_hpc.host.files import write_text
 FORMAT = 1
 """Version of the files that are written, and the newest that is read."""
 
-_MOST_BYTES = 64 * 2**20  # of a JSON file; the largest of ours has a few hundred KiB
+_MOST_BYTES = 64 * 2**20  # size of a JSON file; the largest of ours has a few hundred KiB
 _SHOWN = 60  # characters of a value that an error quotes
 _WORDS = {
     "float_type": "a number",
@@ -64,13 +64,13 @@ def read_record(path: Path, kind: type[R], refusal: type[ComirError], remedy: st
     refusal : type
         Class of the error that is raised where it does not.
     remedy : str
-        What the user can do about a damaged file; it ends the message.
+        Advice on what the user can do about a damaged file; it ends the message.
 
     Raises
     ------
     ComirError
-        Of the class `refusal`, one line: the file cannot be read, is no JSON object, has a newer format, or a key that
-        is missing or of another type.
+        If the file cannot be read, is no JSON object, has a newer format, or a key that is missing or of another type;
+        of the class `refusal`, in one line.
     """
     text = _read_text(path, refusal, remedy)
     try:

@@ -136,9 +136,9 @@ class Result(Record):
     verdict : str or None
         PASS, WARN or FAIL; None where no verdict was given.
     reasons, notes : tuple of str
-        What the verdict rests on, and what the user has to know besides.
+        Sentences on what the verdict rests on, and on what the user has to know besides.
     agreement, reference_agreement, margin, overlap : float or None
-        What the verdict was made from; None where it could not be measured.
+        Figures that the verdict was made from; None where one could not be measured.
     candidates : tuple of CandidateRecord
         Candidates that were refined, the best first.
     timings_s : dict
