@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 FloatArray = NDArray[np.float64]
 
 LINE, MARK = "#2f7fd6", "#d9730d"  # blue and orange, readable on white and on near-black
-_SERIES = (LINE, MARK, "#3f9e4d", "#a566c8", "#c04a4a")  # of modalities
+_SERIES = (LINE, MARK, "#3f9e4d", "#a566c8", "#c04a4a")  # one colour a modality
 # A colour that nothing else uses; it becomes the page's text colour.
 _INK = "#010203"
 _STYLE: dict[Any, Any] = {

@@ -43,7 +43,7 @@ class Contents:
     pictures : tuple of Path
         Files of the run's pictures, the oldest first.
     diagnoses : tuple of dict
-        What `evaluate` measured of its checkpoints, by step.
+        Figures that `evaluate` measured of the run's checkpoints, by step.
     missing : dict
         Why a piece (``panels``, ``search``, ``training``, ``model``) is not there, as a sentence.
     """

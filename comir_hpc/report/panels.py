@@ -37,7 +37,7 @@ _LONGEST = (
 )  # pixels of the longer side: the first with which all pictures fit in
 _BYTES = 2_000_000  # so that a page stays below 3 MB
 _PAGE_PIXELS = 900  # longest side of a training picture
-_TILES = 8  # of the checkerboard, along the longer side
+_TILES = 8  # squares of the checkerboard along its longer side
 
 
 @dataclass(frozen=True)
