@@ -50,9 +50,9 @@ class IngestResult:
     num_bytes : int
         Size of the store on disk, in bytes.
     notes : tuple of str
-        What the file left open and how it was taken.
+        Sentences on what the file left open and how it was taken.
     predicted, measured : Figures
-        What this call was expected to need, and what it needed.
+        Time, memory and size that this call was expected to need, and those that it needed.
     """
 
     path: Path

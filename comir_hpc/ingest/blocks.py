@@ -34,7 +34,7 @@ class Work:
     Parameters
     ----------
     path, dataset
-        What to open.
+        Path of the source, and the array, series or image in it that is read.
     non_finite : float, optional
         Replaces NaN and infinite voxels, which are refused otherwise.
     source_fingerprint : str

@@ -50,7 +50,7 @@ class Job:
     source_fingerprint : str
         Fingerprint that the source had when the job began.
     notes : tuple of str
-        What the source leaves open and how it is taken.
+        Sentences on what the source leaves open and how it is taken.
     """
 
     source: Source
@@ -333,7 +333,7 @@ def require_memory(job: Job) -> None:
     Raises
     ------
     VolumeError
-        With what it needs, what it may have, and what to do.
+        If it needs more than it may have; the message has both, and what to do.
     """
     needed, allowed = job.peak_bytes(), job.allowed_bytes()
     if needed <= allowed:

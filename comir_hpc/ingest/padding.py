@@ -28,15 +28,15 @@ from comir_hpc.volumes.volume import Intensity, Volume
 
 _LOOKED_AT = 1 << 21  # voxels of the level that is looked at: a second of work
 _KEPT = 1 << 18  # voxels of the map that is kept: a few KiB of metadata
-_LEAST_SHARE, _LEAST_FACES = 0.01, 0.05  # of all voxels, and of those on the outer faces
-_MOST_VALUES = 4  # that are tried
+_LEAST_SHARE, _LEAST_FACES = 0.01, 0.05  # least share of all voxels, and of those on the outer faces
+_MOST_VALUES = 4  # values that are tried as padding, the most frequent first
 _SHELL = 3  # voxels beside the padding in which its surroundings are judged
 # What lies beside padding is air if a part of it is dark, and the dark part is narrow against the step up to the
 # specimen (percentiles 10 to 90, smoothed). Around heads as MR and as CT show them, with noise and with a circle that
 # cuts into them, the dark share was 0.43 to 1 and the width 0.02 to 0.45. Where the surroundings were set to one value,
 # it was 0.33 to 0.45 and 0.60 to 0.63 for brains, 0.07 to 0.10 and 0.35 to 0.46 for concrete.
 _DARK_SHARE, _NARROW = 0.25, 0.5
-_NEAR = 0.2  # of that step: padding this near to the air is as good as air
+_NEAR = 0.2  # share of that step: padding this near to the air is as good as air
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class _Look:
             block = self.voxels[corner]
             if (block == block.flat[0]).all():
                 held.append(block.flat[0])
-        ends = 2 if self.voxels.shape[0] == 1 else 1  # of a single slice every corner comes twice
+        ends = 2 if self.voxels.shape[0] == 1 else 1  # every corner of a single slice is counted twice
         return any(held.count(value) >= 2 * ends for value in set(held))
 
     def _solid_on_faces(self, value: Any) -> int:
@@ -200,14 +200,14 @@ def recognise(
     histograms : list of Histogram
         Counts of the values, one histogram a channel.
     wanted : "auto", "none" or float
-        What is padding: what is recognised, nothing, or this value where it is connected to the border.
+        Choice of the padding: what is recognised, nothing, or this value where it is connected to the border.
     above : float, optional
         Foreground threshold that the user gave, in the stored unit.
 
     Returns
     -------
     list
-        For each channel None, where statistics stay as they are.
+        Padding and intensity of each channel; None for a channel whose statistics stay as they are.
 
     Raises
     ------
