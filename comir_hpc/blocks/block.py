@@ -21,7 +21,7 @@ from comir_hpc.host.memory import peak_bytes
 from comir_hpc.space.plan import Block, BlockPlan
 from comir_hpc.volumes.volume import Volume
 
-ATTEMPTS = 2
+ATTEMPTS = 2  # a fault of the network or the disk may be gone at the second, a fault of the block is not
 Settle = Callable[[int, str | None], None]
 """Called with the number of each block and why it failed; None: it is done."""
 Outcome = TypeVar("Outcome")
@@ -79,7 +79,7 @@ class Carrier:
         index : int
             Number of the block in the plan, from 0.
         attempts : int, optional
-            How often the block was tried in earlier runs. Give it where this process has not read the ledger.
+            Number of times the block was tried in earlier runs. Give it where this process has not read the ledger.
 
         Returns
         -------
@@ -89,7 +89,7 @@ class Carrier:
         Raises
         ------
         ComirError
-            What no other block could do better: settings that cannot work, a full disk.
+            If no other block could do better either: settings that cannot work, a full disk.
         """
         if attempts is not None:
             self.ledger.attempt_after(attempts, index)

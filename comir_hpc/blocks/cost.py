@@ -35,7 +35,7 @@ class Figures:
     peak_bytes : int
         Most memory that the largest process holds, in bytes.
     num_bytes, files : int or None
-        Of the whole store, at most; None while other parts are missing.
+        Bytes and files of the whole store, at most; None while other parts are missing.
     """
 
     blocks: int
@@ -67,7 +67,7 @@ def together(process_bytes: int, workers: int, more: int) -> int:
     process_bytes : int
         Memory of a process that does blocks, in bytes.
     more : int
-        What this process takes besides what it holds now.
+        Bytes that this process takes besides what it holds now.
     """
     if workers == 1:
         return process_bytes
@@ -87,7 +87,7 @@ def recording_seconds(out: Path, blocks: int, files: float) -> float:
     blocks : int
         Number of blocks that are computed.
     files : float
-        That they are stored in, the pyramid's among them.
+        Number of files that they are stored in, the pyramid's among them.
     """
     return blocks * _BLOCK_SECONDS + 2 * (blocks + files) * _flush_seconds(out)
 

@@ -12,7 +12,7 @@ from typing import Any
 from comir_hpc.blocks.block import Carrier, Settle
 from comir_hpc.errors import ConfigError
 
-_ANSWER_S = 20
+_ANSWER_S = 20  # seconds: a scheduler that runs answers at once, and one that is gone never does
 
 
 def run_with_dask(

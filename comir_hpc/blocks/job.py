@@ -35,7 +35,7 @@ class Execution:
     workers : int
         Number of processes that do blocks.
     cluster : str, optional
-        Where they run; this machine when not given. See `run_blocks`.
+        Address of the workers, see `run_blocks`; they run on this machine when it is not given.
     verify : bool
         Compare what is there already with what was written, and make it again where it is damaged.
     overwrite : bool
@@ -125,7 +125,7 @@ class Filled:
     seconds : float
         Wall-clock seconds since `begun`.
     predicted, measured : Figures
-        What the call was expected to need, and what it needed.
+        Time, memory and size that the call was expected to need, and those that it needed.
     """
 
     blocks: int
@@ -177,7 +177,7 @@ def carry_out(job: Job, *, begun: float, progress: Progress | None = None) -> Fi
     VolumeError
         If the output was made from something else, blocks fail, or the disk is full.
     StopRequested
-        After SIGTERM or SIGUSR2; the same call goes on.
+        After SIGTERM or SIGUSR2. The same call, made again, continues the work.
     """
     call = _Call(job, job.execution, job.ledger(), begun, progress)
     finished = _finished(call)

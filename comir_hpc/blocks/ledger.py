@@ -41,8 +41,8 @@ from comir_hpc.host.files import flush
 from comir_hpc.host.locks import exclusive
 from comir_hpc.volumes.shards import remove_unfinished
 
-_BUFFER = 1 << 20
-_NAME = re.compile(r"\d{1,4}/c(/\d{1,12}){1,4}")  # of a shard file below the store
+_BUFFER = 1 << 20  # bytes of a file read at once, so that a checksum takes little memory
+_NAME = re.compile(r"\d{1,4}/c(/\d{1,12}){1,4}")  # path of a shard file below the store
 Note = Mapping[str, Any] | None
 
 
@@ -117,7 +117,7 @@ class Ledger:
     store : Path
         Folder of the store, which need not exist yet.
     fingerprint : str
-        From `fingerprint`; entries of another one count as not done.
+        Digest of the job, from `fingerprint`; entries of another one count as not done.
     accepts : callable, optional
         Whether what was noted with a block is what it should be; a block with another note counts as not done.
         Picklable.

@@ -79,8 +79,8 @@ def open_output(
     make : callable
         Creates the (incomplete) volume at the path that it is given and returns it.
     record : mapping, optional
-        What the fingerprint was made of; kept in the metadata as ``made_from``, so that a refusal can name
-        what differs.
+        Mapping that the fingerprint was made of. It is kept in the metadata as ``made_from``, so that a refusal can
+        name what differs.
     overwrite : bool
         Whether a store of another fingerprint is replaced. A store of the same fingerprint is continued.
     require_alone : callable

@@ -119,7 +119,7 @@ def run_in_processes(
     Raises
     ------
     ComirError
-        What a worker raised for the whole run; or a worker could not start.
+        If a worker could not start, or raised an error that ends the whole run.
     """
     workers = min(workers, len(todo))
     queue, deaths = _Queue(todo, workers), Counter[int]()

@@ -59,7 +59,7 @@ def run_blocks(
     Parameters
     ----------
     plan : BlockPlan
-        Of the output volume, which exists at ``ledger.store``.
+        Blocks of the output volume, which exists at ``ledger.store``.
     indices : iterable of int
         Block numbers: all of them, or ``plan.part(i, n)`` in an array job.
     work : Work
@@ -72,14 +72,14 @@ def run_blocks(
     verify : bool
         Check the content of those of them that are finished first, and do the damaged ones again.
     permit : Permit, optional
-        What the holder of the output's lock shows (`host.locks.writer`).
+        Permit of the holder of the output's lock (`host.locks.writer`), which is shown before writing.
     progress : callable, optional
         Function that is called as ``progress(what, done, total)``.
 
     Raises
     ------
     StopRequested
-        After SIGTERM or SIGUSR2, when the blocks in hand are finished. The same call goes on.
+        After SIGTERM or SIGUSR2, when the blocks in hand are finished. The same call, made again, continues.
     VolumeError
         When a block failed twice: every such block with its box, and their number, after all others were done. At once
         when the disk is full.
