@@ -60,7 +60,7 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     RegistrationError
         If the transform cannot be read, or sends the whole fixed grid outside the moving volume.
     StopRequested
-        After SIGTERM or SIGUSR2; the same call goes on.
+        After SIGTERM or SIGUSR2. The same call, made again, continues the work.
     """
     start = time.perf_counter()
     if _wants_points(settings):
@@ -170,7 +170,7 @@ def _wants_points(settings: WarpSettings) -> bool:
     Raises
     ------
     ConfigError
-        If that is not clear.
+        If the settings name both a volume and points, neither, or a volume without its grid.
     """
     if (settings.points is None) == (settings.zarr is None):
         found = "both are given" if settings.points else "neither is given"

@@ -35,10 +35,10 @@ _TIFF_TYPES = ("uint8", "uint16", "float32")
 _IMAGEJ_UNITS = {
     "nanometer": "nm", "micrometer": "um", "millimeter": "mm", "centimeter": "cm", "meter": "m",
 }  # fmt: skip
-_LARGEST_HEADER = 1 << 12
+_LARGEST_HEADER = 1 << 12  # bytes: more than the header of any format that is written
 _NIFTI_OFFSET = 352  # bytes from the beginning of a file to its voxels
-_GZIP_LEVEL = 3  # of 1 to 9: 6, the usual one, takes twice as long for a few per cent
-_VISIBLE_SHIFT = 0.01  # of a voxel
+_GZIP_LEVEL = 3  # on a scale of 1 to 9: 6, the usual one, takes twice as long for a few per cent
+_VISIBLE_SHIFT = 0.01  # voxels by which a grid may move before the user is told
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class FileFormat:
     write : callable
         ``write(path, values, grid)``; values are (c, z, y, x). Returns notes for the user.
     copies, copies_of_channels : int
-        How many times all values are in memory while they are written, the values themselves included: of one channel,
-        and of several.
+        Number of times that all values are in memory while they are written, the values themselves included: of one
+        channel, and of several.
     dtypes : tuple of str
         Types that the format keeps; any where it is empty.
     """
@@ -71,7 +71,7 @@ def file_format(path: Path) -> FileFormat | None:
     Raises
     ------
     ConfigError
-        For any other name.
+        If the name ends in none of the known suffixes.
     """
     name = path.name.lower()
     if name.endswith(".zarr"):
@@ -100,7 +100,7 @@ def require_fitting(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     Raises
     ------
     VolumeError
-        With what does not fit and what does.
+        If the format cannot hold it; the message has what does not fit and what does.
     """
     kept, dtype = file_format(path), stored_dtype(dtype)
     assert kept is not None
@@ -142,7 +142,7 @@ def require_memory(path: Path, num_bytes: int) -> None:
     Raises
     ------
     VolumeError
-        With what is needed and what is free.
+        If less is free than is needed; the message has both.
     """
     free = available_bytes()
     if num_bytes > free:
@@ -193,7 +193,7 @@ def write_file(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
     Parameters
     ----------
     path : Path
-        Its name says the format, see `FORMATS`. A file of that name is replaced.
+        Path of the file, whose suffix says the format (`FORMATS`). A file of that name is replaced.
     values : (c, z, y, x)
         Voxels of the result, in their stored unit.
     grid : Grid

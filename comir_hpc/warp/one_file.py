@@ -51,7 +51,7 @@ def make_file(
     Returns
     -------
     (blocks, notes)
-        How many blocks were resampled; what the format cannot keep.
+        Number of blocks that were resampled, and sentences on what the format cannot keep.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def plan_file(settings: WarpSettings, resampler: Resampler) -> dict[str, Any]:
     Raises
     ------
     ConfigError, VolumeError
-        As `make_file`, where the options, the format or the originals forbid it.
+        For the same reasons as `make_file`, if the options, the format or the originals forbid it.
     """
     _require_possible(settings, resampler)
     plan = _plan(resampler)

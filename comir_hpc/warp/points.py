@@ -28,7 +28,7 @@ class CarriedPoints:
     count : int
         Number of points that were carried.
     notes : tuple of str
-        What was assumed of the file, for the user to see.
+        Sentences on what was assumed of the file, for the user to see.
     """
 
     text: str
@@ -46,7 +46,7 @@ def carry_points(path: Path, transform: PointMap, direction: Direction) -> Carri
     transform : PointMap
         Map from fixed points to moving points (x, y, z) in mm.
     direction : {"fixed-to-moving", "moving-to-fixed"}
-        Which way; the second needs a transform with an inverse.
+        Direction in which points are carried; the second needs a transform with an inverse.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def require_table_name(out: Path, read: tuple[Path, ...]) -> None:
     Raises
     ------
     ConfigError
-        With the name.
+        If it is such a name; the message has it.
     """
     if out.suffix.lower() not in (".csv", ".txt"):
         raise ConfigError(f"--out {out}: points are written as CSV; expected a name that ends in .csv")

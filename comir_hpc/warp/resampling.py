@@ -27,16 +27,16 @@ _METHOD = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "cubi
 # Moving voxels around the points that are looked up. A cubic spline's coefficients depend on all voxels, by a factor of
 # 0.27 less with each one farther away: 16 leave 1e-9.
 _MARGIN = {"linear": 2, "nearest": 2, "cubic": 16}
-_REGION_BYTES = 256 << 20  # of the moving volume read at once; a block that needs more is split
+_REGION_BYTES = 256 << 20  # bytes of the moving volume read at once; a block that needs more is split
 _BENT_PIECE = 64  # voxels along each side for which the displacement of every voxel is held
 _DISPLACEMENT = 96  # bytes a voxel of a bent piece: points of both worlds, and the field that ITK reads
 _FORETOLD = 32  # blocks, at most, whose pieces are looked at to tell the memory
-_BENT_SPARE = 1.3  # of a bent piece's region over what a few blocks need
+_BENT_SPARE = 1.3  # times what a few blocks need: the region of another bent piece may be larger
 _LATTICE = 16  # points along each axis at which overlap is sampled
 
 
 def share_inside(transform: PointMap, fixed: Grid, moving: Grid) -> float:
-    """Share of the fixed grid, sampled at 4096 points, that the transform sends into the moving grid.
+    """Return the share of the fixed grid, sampled at 4096 points, that the transform sends into the moving grid.
 
     A moving volume that lies between the sampled points is found from its own side, if the transform has an inverse.
     """
@@ -135,7 +135,7 @@ class Resampler:
     def _piece_bytes(self, piece: Box, region: Box) -> int:
         """Return the most bytes that one piece takes while it is filled, one channel after another."""
         stored, channels = self.moving.dtype.itemsize, self.moving.num_channels
-        read = region.size * (channels + 1) * stored  # as it is read, and ITK's copy of one channel
+        read = region.size * (channels + 1) * stored  # the values read, and ITK's copy of a channel
         wide = stored if self.interpolation == "nearest" else _wide_bytes(self.moving.dtype)
         coefficients = 8 * region.size if self.interpolation == "cubic" else 0
         bent = 0 if self._straight else _DISPLACEMENT * piece.size

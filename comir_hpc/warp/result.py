@@ -20,7 +20,7 @@ class WarpResult:
     points : int
         Number of points that were carried; zero for a volume.
     notes : tuple of str
-        What was assumed of the inputs, and what the output's format cannot keep, for the user to see.
+        Sentences on what was assumed of the inputs, and on what the output's format cannot keep, for the user.
     grid : Grid or None
         Grid of the volume that was written; None for points.
     blocks, computed, missing : int
@@ -30,7 +30,7 @@ class WarpResult:
     seconds : float
         Wall-clock seconds of this call.
     predicted, measured : Figures or None
-        What this call was expected to need for a volume, and what it needed.
+        Time, memory and size that this call was expected to need for a volume, and those that it needed.
     """
 
     path: Path
