@@ -139,7 +139,8 @@ class Affine(PointMap):
         Parameters
         ----------
         flat : bool
-            Of the plane z = 0 of the world, which the map keeps: a transform of two dimensions.
+            Whether the transform is one of two dimensions: it acts in the plane z = 0 of the world, which the map
+            keeps.
         """
         import SimpleITK as sitk
 

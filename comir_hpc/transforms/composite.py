@@ -20,12 +20,12 @@ class Composite(PointMap):
     Parameters
     ----------
     steps : sequence of PointMap
-        At least one. The first is applied first, to fixed points; the last gives moving points.
+        Maps to join, at least one. The first is applied first, to fixed points; the last gives moving points.
 
     Raises
     ------
     RegistrationError
-        If there is no step.
+        If no step is given.
     """
 
     steps: tuple[PointMap, ...]

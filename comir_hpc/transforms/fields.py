@@ -32,7 +32,7 @@ _UNREADABLE = (
     zlib.error,
     struct.error,
 )
-_FIELD_COPIES = 2  # of a displacement field in float64, while it is read
+_FIELD_COPIES = 2  # copies of a displacement field in float64 that exist while it is read
 
 
 def displacement_field(path: Path) -> ItkTransform | None:

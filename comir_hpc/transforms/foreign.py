@@ -67,7 +67,7 @@ def what_it_is(path: Path) -> tuple[str, str]:
     Raises
     ------
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     name = path.name.lower()
     if path.is_dir():

@@ -30,7 +30,7 @@ def itk_image(array_zyx: NDArray[Any], grid: Grid, *, flat: bool = False) -> sit
     Parameters
     ----------
     flat : bool
-        Of a single slice in the plane z = 0 of the world, an image of two dimensions.
+        Whether the image is one of two dimensions: a single slice in the plane z = 0 of the world.
 
     Raises
     ------
