@@ -138,7 +138,7 @@ def writer(folder: Path, what: Path, doing: str, *, part: tuple[int, int] = (1, 
     Parameters
     ----------
     folder : Path
-        Where lock and record are kept; made when it does not exist.
+        Folder in which lock and record are kept; it is made when it does not exist.
     what : Path
         Path of what is written, for messages.
     doing : str
@@ -183,7 +183,7 @@ def require_alone(folder: Path, what: Path, part: tuple[int, int]) -> None:
     Raises
     ------
     HeldError
-        Naming one of the others.
+        If another part is at work; the message names one of them.
     """
     first, behind = _share(part)
     for start, stop in ((0, first), (behind, _WHOLE)):

@@ -19,7 +19,7 @@ class Owner:
     Parameters
     ----------
     doing : str
-        What it does, for people: ``comir-hpc ingest``.
+        Command that the process carries out, for people: ``comir-hpc ingest``.
     host, machine : str
         The machine's name, and what tells it from others with the same name: the kernel's boot and the space of
         process numbers (containers may have their own).
