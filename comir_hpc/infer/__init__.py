@@ -50,7 +50,7 @@ class InferResult:
         Mean jump between voxels across the borders of blocks and of windows, over that beside them; about 1 where
         nothing is to be seen. None until the last block is done.
     predicted, measured : Figures
-        What this call was expected to need, and what it needed.
+        Time, memory and size that this call was expected to need, and those that it needed.
     """
 
     path: Path
@@ -110,7 +110,7 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
     ConfigError
         If the window does not fit the network.
     StopRequested
-        After SIGTERM or SIGUSR2; the same call goes on.
+        After SIGTERM or SIGUSR2. The same call, made again, continues the work.
     """
     start = time.perf_counter()
     job = Job.from_settings(settings)

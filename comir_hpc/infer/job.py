@@ -28,8 +28,8 @@ from comir_hpc.space.plan import Block, BlockPlan, plan_blocks
 from comir_hpc.volumes.volume import Volume, chunk_and_shard
 
 _SAMPLED = 24  # windows that the scale of a quantised representation is taken from
-_LARGEST = 1e300  # of a number in a note
-_HEADROOM = 1.25  # of the largest value in them
+_LARGEST = 1e300  # size of a number in a note: a larger one, infinity or NaN was not written by us
+_HEADROOM = 1.25  # times the largest value in these windows: others may go beyond it
 
 
 class Job(Inputs):

@@ -60,7 +60,7 @@ def prediction(inputs: Inputs, plan: BlockPlan, blocks: int) -> Figures:
 
 
 def _occupied_share(inputs: Inputs) -> float | None:
-    """Share of the windows that hold specimen, judged by the coarsest level of the volume if that is small enough."""
+    """Return the share of windows that hold specimen, judged by the coarsest level if that is small enough."""
     if not inputs.settings.skip_background:
         return 1.0
     mask = coarse_foreground(inputs)
