@@ -37,9 +37,9 @@ _OPTION = re.compile(r"`[^`]*`|(?<![\w-])--([a-z][a-z-]*)")
 _KEYWORDS = {
     "labels": 'kind="labels"',
     "volume": "volumes",
-}  # of options that are not called as their settings
+}  # options whose names differ from those of their settings
 _TRANSFORMS = ("transform", "truth")  # settings that name a file of a transform
-_MOST_COLOURS = 4  # that a last axis holds: red, green, blue, opacity
+_MOST_COLOURS = 4  # channels that a last axis of colours has at most: red, green, blue, opacity
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Image:
     direction : 3 x 3 float
         Column j is the world direction in which index axis j of (x, y, z) grows, as in ITK.
     kind : {"image", "labels"}
-        What the values are: labels are never averaged.
+        Kind of the values: those of labels are never averaged.
     name : str
         Name of the volume in messages and in the names of stores.
 
@@ -221,7 +221,7 @@ class Workplace:
             return tuple(self._located(item) for item in value)
         if hasattr(value, "dtype") and hasattr(value, "tolist"):
             return _plain(value)
-        paths = (getattr(value, at, None) for at in ("path", "folder", "run"))  # of volumes and of results
+        paths = (getattr(value, at, None) for at in ("path", "folder", "run"))  # where results keep it
         return next((path for path in paths if isinstance(path, Path)), value)
 
     def _store(self, image: Image) -> Path:

@@ -58,11 +58,11 @@ def with_stores(
     Parameters
     ----------
     settings : Settings
-        Settings of a verb.
+        Checked settings of a verb.
     folder : Path
         Folder in which new stores are made.
     processes : int
-        How many processes do the same at this moment. Several would write one store at once, so they are refused.
+        Number of processes that do the same at this moment. Several would write one store at once, so they are refused.
     progress : callable, optional
         Function that is called as ``progress(what, done, total)``.
     tell : callable, optional
