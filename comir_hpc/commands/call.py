@@ -65,7 +65,7 @@ class Call:
         folder : Path
             Folder in which new stores are made.
         processes : int
-            How many processes do the same at this moment.
+            Number of processes that do the same at this moment.
         """
         from comir_hpc.recipes.stores import plan_stores, with_stores
 
@@ -123,7 +123,7 @@ def refuse_failed(verdict: str, reasons: list[str]) -> None:
     Raises
     ------
     ComirError
-        With the reasons.
+        If the verdict is FAIL; the message has the reasons.
     """
     if verdict == "FAIL":
         raise ComirError("registration FAILED: " + "; ".join(reasons))

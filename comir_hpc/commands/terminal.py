@@ -21,7 +21,7 @@ from comir_hpc.errors import ComirError, ConfigError
 
 LONGEST_MESSAGE = 600
 """Characters of a message that are printed: a dozen lines of a terminal at most."""
-_END = 180  # of them, kept from the message's end, where the remedy stands
+_END = 180  # characters of it that are kept from the message's end, where the remedy stands
 
 
 class Terminal:

@@ -139,7 +139,7 @@ def verb(
     example : str
         Example of a command, which stands under the help.
     **interface
-        Fields of `Interface`.
+        Values for the fields of `Interface`, by name.
     """
 
     def register(function: Callable[[Call], None]) -> Callable[[Call], None]:

@@ -21,7 +21,7 @@ from comir_hpc.space.plan import plan_blocks
 
 PACKAGES = ("comir-hpc", "torch", "deepspeed", "zarr", "SimpleITK", "numpy", "mlflow-skinny")
 _GIB = 1024**3
-_FILE_BYTES = 128 * 1024**2
+_FILE_BYTES = 128 * 1024**2  # written and read to measure the disk: some seconds on a slow one
 _SLOW_DISK = 50  # MiB/s, under which reading patches holds up even a CPU
 
 # ---------------------------------------------------------------------- the machine
