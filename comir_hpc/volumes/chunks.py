@@ -1,8 +1,8 @@
 """How an array is laid out on disk: chunks, shards, filter, compression and checksums.
 
-Each chunk is compressed by blosc. On request it is followed by a checksum of what was stored (zarr's codec ``crc32c``),
-as the index of every shard always is: whichever bit of a file flips then, reading it is an error. What that costs, and
-why it is not done unasked, is in docs/volumes.md.
+Each chunk is compressed by blosc. On request it is followed by a checksum of what was stored (zarr's codec ``crc32c``).
+The index of every shard always has one. Whichever bit of a file flips then, reading it is an error. What that costs,
+and why it is not done unasked, is in docs/volumes.md.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 An all-zero shard has no file, so the file system cannot say whether a file is missing. A finished volume therefore
 carries a list of the sizes of all its shard files, of every level, in the attribute ``comir_files`` of its metadata. It
-is written in the same moment as the word that the volume is complete: one file that is renamed into its place, so the
-two cannot contradict each other, whenever the writer is killed. 100,000 files take about 400 kB there.
+is written in the same moment as the word that the volume is complete. Both are in one file, which is renamed into its
+place. So the two cannot contradict each other, whenever the writer is killed. 100,000 files take about 400 kB there.
 
 Looking at a file's size costs about 5 microseconds on a local disk, and up to a millisecond on a parallel file system.
 `Volume.open` looks at all files of a store that has up to 20,000 of them. In a larger store each file is looked at when

@@ -1,8 +1,8 @@
 """A volume on disk: an OME-Zarr 0.5 image (zarr v3, sharded, multiscale) whose grid knows its direction.
 
-OME-Zarr 0.5 has no place for direction cosines, so the whole `Grid` is kept beside its metadata in the `comir`
-namespace, and the standard's own transformations say what they can (scale, and translation of voxel 0). Every
-volume has four axes (c, z, y, x), a single channel too.
+OME-Zarr 0.5 has no place for direction cosines. So the whole `Grid` is kept beside its metadata, in the `comir`
+namespace. The standard's own transformations say what they can: scale, and translation of voxel 0. Every volume has
+four axes (c, z, y, x), a single channel too.
 
 Writers own whole shards: `write` refuses anything else, because two writers in one shard lose data without a word
 (zarr-python 3682, dask 12583). A finished volume knows its files (`inventory`), so that a lost one is not read as

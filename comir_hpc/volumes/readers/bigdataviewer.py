@@ -95,6 +95,7 @@ def _placement(
         return None, None, nowhere, f"{xml.name} cannot be read ({error})"
     if size is None or mm_of(name) is None:
         return None, None, nowhere, f"{xml.name} has no voxel size, or in {name!r}"
+    # What is left of rounding after transforms are multiplied is no rotation.
     scale = np.diag(matrix[:, :3])
     if np.abs(matrix[:, :3] - np.diag(scale)).max() > 1e-6 * np.abs(scale).max() or scale.min() <= 0:
         raise VolumeError(

@@ -150,6 +150,7 @@ def place_of(
         if turned
         else ()
     )
+    # Lengths that differ from the file's spacing by rounding alone get its digits back: 0.5, not 0.49999999.
     as_written = np.abs(spacing) * mm[0]
     lengths = np.where(np.isclose(lengths, as_written, rtol=1e-6, atol=0), as_written, lengths)
     x, y, z = (float(v) for v in lengths)

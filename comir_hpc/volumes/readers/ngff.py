@@ -283,6 +283,7 @@ def _spacing_and_direction(path: Path, columns: FloatArray) -> tuple[Vector, Flo
     direction = np.stack(
         [c / n if n else unit for c, n, unit in zip(columns.T, lengths, np.eye(3), strict=True)], axis=1
     )
+    # The numbers of the metadata are written as decimals: only more than their rounding is a shear.
     if not np.allclose(direction.T @ direction, np.eye(3), atol=1e-3):
         raise VolumeError(
             f"{path}: its affine shears the axes (direction {np.round(direction, 4).tolist()}); resample the volume on "

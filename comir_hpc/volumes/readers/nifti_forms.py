@@ -220,6 +220,7 @@ def _method_3(
 ) -> tuple[Vector, str]:
     """Return the voxel sizes of a sform, in pixdim's digits where the two agree, and a note where they do not."""
     z, y, x = (float(p) for p in pixdim[::-1])
+    # NIfTI-1 keeps both in single precision, which has about seven digits.
     if np.allclose(lengths_zyx, (z, y, x), rtol=1e-6, atol=0):
         return (z, y, x), ""
     apart = np.abs(np.asarray(lengths_zyx) / (z, y, x) - 1) * np.asarray(shape_zyx)

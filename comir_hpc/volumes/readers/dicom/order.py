@@ -107,6 +107,7 @@ def _require_alike(path: Path, frames: Sequence[Frame]) -> None:
                 f"{usual}; slices of one volume must agree: put the others in a folder of their own"
             )
     for frame in frames:
+        # Headers are written with a few decimals, so equal slices may differ in the last one.
         if not _close(frame.spacing, first.spacing, rtol=1e-3, atol=0.0):
             raise VolumeError(
                 f"{path}: PixelSpacing of {frame.name} is {frame.spacing} mm, that of {first.name} {first.spacing} mm; "
