@@ -1,8 +1,8 @@
 """Checkpoints on disk: whole or not there at all.
 
 A checkpoint is a folder ``step-00000100`` with one torch file and its checksum. It is written under another name,
-flushed to the disk and renamed, so that a crash leaves the one before; what is damaged later is found by the
-checksum and passed over.
+flushed to the disk and renamed, so that a crash leaves the one before. What is damaged later is found by the checksum
+and passed over.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The numbers and pictures of a training run: metrics.jsonl always, and a mirror of it in MLflow.
 
-metrics.jsonl is the record and the spool, system.jsonl the same of the machine's load (`system`); MLflow gets their
+metrics.jsonl is the record and the spool. system.jsonl is the same for the machine's load (`system`). MLflow gets their
 contents from a thread of its own (`mirror`), so that a dead or slow server neither stops nor slows training. What it
 missed is sent by `sync`. MLflow knows which points it has (`remote`), so that nothing is sent twice, after a resume or
 a second `sync` either. Only rank 0 opens a tracker; the other ranks use `NullTracker`.
