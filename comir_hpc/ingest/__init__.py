@@ -1,7 +1,7 @@
 """A file of any format in, an OME-Zarr volume out, block by block.
 
-A block is read, checked, counted into a histogram and written as whole shards; the ledger beside the store says which
-are done, so that a stopped run goes on where it was and gives the same bytes. When all are there, the pyramid and
+A block is read, checked, counted into a histogram and written as whole shards. The ledger beside the store says which
+blocks are done. So a stopped run goes on where it was, and gives the same bytes. When all are there, the pyramid and
 the intensity statistics follow, and only then is the volume marked complete.
 """
 

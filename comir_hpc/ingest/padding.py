@@ -1,8 +1,8 @@
 """Which values of a volume are padding: found on a level of the pyramid that is small enough to look at whole.
 
 A value is padding if it is constant over solid parts of the border and says something else than the background beside
-it. Constant air (a phantom, a brain whose surroundings were set to zero) is background, and statistics need it: such a
-value is left alone, and so is padding that the foreground threshold leaves out together with the air. For these nothing
+it. Constant air (a phantom, a brain whose surroundings were set to zero) is background, and statistics need it. Such a
+value is left alone. So is padding that the foreground threshold leaves out together with the air. For these nothing
 changes to the last bit.
 """
 
