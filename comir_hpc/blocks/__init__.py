@@ -1,8 +1,8 @@
 """Where the work on blocks runs: in this process, on several, on Dask's, or as one part of an array job.
 
-What is sent around is the number of a block, never voxels: whoever computes a block reads what it needs and writes
-its own shards. Every path makes the same calls in the same order within a block, so a result cannot depend on which
-of them ran, and what is done is in the ledger, so it cannot depend on how often they were stopped.
+What is sent around is the number of a block, never voxels: whoever computes a block reads what it needs and writes its
+own shards. Every path makes the same calls in the same order within a block, so a result cannot depend on which of them
+ran. What is done is in the ledger, so a result cannot depend on how often they were stopped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Level 1 of the pyramid, made block by block while the voxels are in memory anyway.
 
 Made afterwards, it has to read and decompress all of level 0 again. A block's coarse voxels wait, as they are, in the
-folder of the ledger (an eighth of the volume, until it is complete); what is missing there is made from level 0.
+folder of the ledger. They are an eighth of the volume, and stay until it is complete. What is missing there is made
+from level 0.
 """
 
 from __future__ import annotations

@@ -5,18 +5,18 @@ An absent chunk is not an unfinished one (all-zero chunks are not stored), so do
 files unlinked - written - flushed to disk - done (recorded, with size and checksum of every file). A crash
 between any two of these leaves a block that is not done, never one that looks done.
 
-Every writing process appends to its own file of lines. One file for all would need appends to be atomic between
-nodes, which parallel file systems do not promise; one file a block would double the number of files, the very thing
-that sharding avoids, and make every resume open all of them. A line counts only when it is whole: its end plays
-the part that a rename plays for a file. Which of two lines about a block is the later one is told by the attempt's
-number, not by clocks, which differ between nodes.
+Every writing process appends to its own file of lines. One file for all would need appends to be atomic between nodes,
+which parallel file systems do not promise. One file a block would double the number of files, the very thing that
+sharding avoids. Every resume would have to open all of them. A line counts only when it is whole: its end plays the
+part that a rename plays for a file. Which of two lines about a block is the later one is told by the attempt's number,
+not by clocks, which differ between nodes.
 
 A level of the pyramid is kept like a block, under the number of the level with a minus: level 2 is block -2.
 
 Why a block that looks done is done, at whichever line a process is killed (``kill -9``; the same holds for a loss of
 power, because every step is flushed before the next): before "started" is recorded nothing is touched, and the last
 line about the block is still true. From then on the last line says "started", which is not done, until the line "done"
-is there whole; and that line is written when the files are on the disk. Two processes are never in one block
+is there whole. That line is written when the files are on the disk. Two processes are never in one block
 (`host.locks`), so no line "done" describes files that somebody else writes meanwhile.
 """
 

@@ -3,7 +3,7 @@
 Why a volume is never complete while a block of it is in flight, at whichever line a process is killed:
 
 * Whoever writes blocks holds the lock of its part (`host.locks.writer`) from before the store is opened until its last
-  block is recorded, and takes the word "complete" back (`Volume.withdraw`) before its first block.
+  block is recorded. It takes the word "complete" back (`Volume.withdraw`) before its first block.
 * The word is given in one place, at the end of `job.carry_out`, by a process that holds the lock of the whole. So
   nobody else is writing; and the ledger is asked again after that lock was taken.
 * Whoever is killed loses its locks and has taken the word back. The word is given again only when the ledger says that
