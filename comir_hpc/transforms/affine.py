@@ -129,7 +129,7 @@ class Affine(PointMap):
 
     @property
     def is_rigid(self) -> bool:
-        """Whether the linear part is a rotation, to 1e-6."""
+        """Whether the linear part is a rotation: no entry differs by more than about 1e-6."""
         linear = self.matrix_mm[:3, :3]
         return bool(np.allclose(linear, self.rotation_xyz, atol=1e-6))
 
