@@ -1,8 +1,8 @@
 """Files that are written whole or not at all.
 
 A program that is killed while it writes leaves half a file. All writers in this package write under a temporary name in
-the same folder and rename: a rename within one folder is atomic on POSIX file systems, so a reader sees the old file or
-the new one, never a part.
+the same folder and then rename. A rename within one folder is atomic on POSIX file systems. So a reader sees the old
+file or the new one, never a part.
 """
 
 from __future__ import annotations

@@ -4,22 +4,22 @@ Two nets lie one below the other.
 
 1. **A lock of the kernel** on ``writer.lock`` (an open file description lock of ``fcntl``). The kernel lets go of it
    when the process ends, by whatever means, so nothing is left that somebody has to judge. NFS 4, NFS 3 with its lock
-   daemon, Lustre mounted with ``flock``, GPFS and local disks all carry such locks, between nodes as well; a server
-   also lets go of those of a node that died (NFS 4: when its lease of 90 s ends). This is why a lock of the kernel and
-   not a file made with ``O_EXCL`` is the rule here: a job that was killed and put back into the queue starts on
-   another node, where nobody could tell whether the file of a process elsewhere still means anything.
+   daemon, Lustre mounted with ``flock``, GPFS and local disks all carry such locks, between nodes as well. A server
+   also lets go of the locks of a node that died (NFS 4: when its lease of 90 s ends). This is why the rule here is a
+   lock of the kernel, and not a file made with ``O_EXCL``. A job that was killed and put back into the queue starts on
+   another node. There nobody could tell whether the file of a process elsewhere still means anything.
 2. **A record** beside it says who holds the lock: machine, process, since when. It also covers file systems whose locks
    do not reach other nodes (NFS mounted with ``nolock``, Lustre with ``localflock``) or that have none. A record that
    its holder left behind is judged like this. On the same machine: the process is gone, or another one has its number
    (its start time differs). On another machine the holder renews the record every 10 s, and the next one looks for a
    minute whether that goes on. It compares two readings of the file's time, never a time with a clock, because the
-   clocks of two nodes differ; it opens the file for each reading, because NFS promises fresh attributes only then.
+   clocks of two nodes differ. It opens the file for each reading, because NFS promises fresh attributes only then.
 
 Why it is right under ``kill -9`` at any line: between taking the kernel's lock and writing the record, a kill leaves
 nothing. After that, it leaves a record whose holder is found dead by the rules above, and the lock is free. A holder
-removes its record before it lets go of the lock, so a record is never that of a later holder. What remains is a process
-that is *stopped* for a minute, on another node, on a file system without real locks, and then goes on: it asks `Permit`
-before every further block and ends there.
+removes its record before it lets go of the lock, so a record is never that of a later holder. One case remains: a
+process on another node, on a file system without real locks, is *stopped* for a minute and then goes on. It asks
+`Permit` before every further block, and ends there.
 """
 
 from __future__ import annotations
@@ -236,8 +236,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 def _lock(file: IO[bytes], first: int, behind: int, *, wait: bool) -> bool:
     """Lock bytes of a file and return True; False where the file system has no locks.
 
-    The lock belongs to this opening of the file, and not to the process as the older locks of POSIX do: those are lost
-    when any thread closes the same file, and do not keep two threads apart.
+    The lock belongs to this opening of the file. The older locks of POSIX belong to the process: they are lost when any
+    thread closes the same file, and they do not keep two threads apart.
 
     Raises
     ------

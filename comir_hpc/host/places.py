@@ -27,8 +27,8 @@ def require_apart(out: Path, *inputs: Path) -> None:
     Raises
     ------
     ConfigError
-        If the output lies in an input or the other way round, with both paths; also if a path cannot be reached, such
-        as a link that leads back to itself.
+        If the output is an input, lies inside one, or holds one; the message has both paths. Also if a path cannot be
+        reached, such as a link that leads back to itself.
     """
     for path in (out, *inputs):
         _require_reachable(path)
