@@ -1,8 +1,8 @@
 """A volume in, its representation out: from zarr to zarr, window by window, block by block.
 
-The result depends on volume, model and windows only, not on how the work was split or how often it was stopped
-(`windows` says why); done-ness and the writing of whole shards are `cluster`'s. What is decided here is which level of
-the pyramid is read, how large a block is, what is kept in the metadata, and when the volume is complete.
+The result depends on volume, model and windows only. It does not depend on how the work was split or how often it was
+stopped (`windows` says why). `blocks` records what is done, and writes whole shards. What is decided here is which
+level of the pyramid is read, how large a block is, what is kept in the metadata, and when the volume is complete.
 """
 
 from __future__ import annotations
