@@ -1,8 +1,8 @@
 """The main job on the embedded brain pair, with a known answer: every verb once, on real input.
 
-T1w stays as it is (fixed); T2w is turned anywhere in SO(3), shifted, resampled, given a bias field and noise
-(moving). The encoders are trained on the aligned originals, so training and test share one specimen: it shows
-that the pipeline works, and says nothing of how well it does on another specimen.
+T1w stays as it is (fixed); T2w is turned anywhere in SO(3), shifted, resampled, given a bias field and noise (moving).
+The encoders are trained on the aligned originals, so training and test share one specimen. The demo shows that the
+pipeline works. It says nothing of how well it does on another specimen.
 """
 
 from __future__ import annotations

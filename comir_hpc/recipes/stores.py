@@ -1,7 +1,7 @@
 """Volumes of any format where a verb takes a store: each file is ingested once and its store used again.
 
-The name of such a store carries the fingerprint of its source (path, size and time of every file), so that two files
-of one name do not meet in one store, and a file that has changed gets a new one.
+The name of such a store carries the fingerprint of its source (path, size and time of every file). So two files of one
+name do not meet in one store, and a file that has changed gets a new one.
 """
 
 from __future__ import annotations
