@@ -1,7 +1,7 @@
 """Options made from settings: name, type, default and help text come from the field and its docstring.
 
-Nothing is written twice: what `comir_hpc.config` says of a setting is what `--help` shows, and an option that is not
-given is not passed on, so that the default stays where it is defined.
+Nothing is written twice. What `comir_hpc.config` says of a setting is what `--help` shows. An option that is not given
+is not passed on, so that the default stays where it is defined.
 """
 
 from __future__ import annotations
