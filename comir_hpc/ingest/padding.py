@@ -87,10 +87,7 @@ class _Look:
                     yield float(values[index]), region
 
     def has_constant_corners(self) -> bool:
-        """Return whether two corners of the volume hold one value, solidly.
-
-        Without such corners there is no padding to look for.
-        """
+        """Return whether two corners of the volume hold one value, solidly: else there is no padding to look for."""
         width = 2 if self.fine else 1
         held: list[Any] = []
         for corner in itertools.product((slice(0, width), slice(-width, None)), repeat=3):
@@ -101,10 +98,7 @@ class _Look:
         return any(held.count(value) >= 2 * ends for value in set(held))
 
     def _solid_on_faces(self, value: Any) -> int:
-        """Count the voxels of the outer faces inside solid patches of a value.
-
-        Air's noise makes no such patches, and the count costs little work.
-        """
+        """Count the voxels of the outer faces inside solid patches of a value, which noise does not make."""
         number = 0
         for axis in [a for a in range(3) if self.voxels.shape[a] > 1]:
             square: Mask = np.take(self._cube, 0, axis=axis)
@@ -128,10 +122,7 @@ class _Look:
         return found
 
     def beside(self, regions: dict[float, Mask]) -> NDArray[np.float64]:
-        """Return the smoothed values in a shell around padding.
-
-        Values that touch the padding are left out, since they may be mixed with it.
-        """
+        """Return smoothed values in a shell around padding, without those that touch it and may be mixed with it."""
         region = _union(regions)
         # Thin parts of the padding's value are not solid padding, and they are not its surroundings either.
         thin = np.isin(self.voxels, np.asarray(list(regions)).astype(self.voxels.dtype))
@@ -147,10 +138,7 @@ class _Look:
         return smooth
 
     def fills_corners(self, region: Mask) -> bool:
-        """Return whether a region holds two corners of the volume or more.
-
-        Padding does, and a specimen at the border rarely does.
-        """
+        """Return whether a region holds two corners of the volume, as padding does and specimens rarely do."""
         ends = [(0, -1) if size > 1 else (0,) for size in region.shape]
         return int(region[np.ix_(*ends)].sum()) >= 2
 
@@ -253,10 +241,7 @@ def _stored(value: float, volume: Volume) -> float:
 
 
 def _named(look: _Look, value: float) -> dict[float, Mask]:
-    """Return where a value that the user named is padding.
-
-    It is padding at the border, or everywhere if it is too thin to be seen there.
-    """
+    """Return where a value that the user named is padding: at the border, or everywhere if too thin there."""
     if look.histogram.constant or not look.histogram.holds(value):
         return {}
     region = look.border(value, solid=False)
