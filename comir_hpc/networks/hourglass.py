@@ -260,7 +260,6 @@ def conv_hourglass(
             f"widths {tuple(widths)} need 2 levels or more, positive numbers and {len(widths) - 1} pooling steps "
             f"between them; got {len(pooling)}"
         )
-
     given = [convs_per_level] if isinstance(convs_per_level, int) else list(convs_per_level)
     if not 1 <= len(given) <= len(widths):
         raise ConfigError(f"convs_per_level {tuple(given)} does not match the {len(widths)} levels of widths")
