@@ -59,7 +59,7 @@ class Job(Protocol):
     out : Path
         Folder of the store that is written.
     execution : Execution
-        How the output is to be made.
+        Part, workers and cluster with which the output is made.
     record : mapping
         Everything that the voxels and their layout depend on, JSON-ready; kept in the metadata, so that a refusal can
         name what differs.
@@ -69,11 +69,11 @@ class Job(Protocol):
 
     @property
     def verb(self) -> str:
-        """The command that makes the output."""
+        """Command that makes the output, for messages."""
 
     @property
     def out(self) -> Path:
-        """The store that is written."""
+        """Folder of the store that is written."""
 
     @property
     def execution(self) -> Execution:
@@ -81,11 +81,11 @@ class Job(Protocol):
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What the result depends on."""
+        """Settings and inputs that the result depends on, JSON-ready."""
 
     @property
     def command(self) -> Sequence[str]:
-        """Words that make the output again."""
+        """Words of the command line that make the output again."""
 
     def ledger(self) -> Ledger:
         """Return the ledger of the output, for results of this job."""
@@ -108,6 +108,7 @@ class Job(Protocol):
         Raises
         ------
         VolumeError
+            If an input has changed.
         """
 
     def finish(self, output: Output) -> Mapping[str, Any]:

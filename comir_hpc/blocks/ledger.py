@@ -135,7 +135,7 @@ class Ledger:
 
     @property
     def folder(self) -> Path:
-        """Where the lines are kept: beside the store."""
+        """Folder of the lines, which lies beside the store."""
         return self.store.with_name(self.store.name + ".ledger")
 
     # ------------------------------------------------------------------ what is done

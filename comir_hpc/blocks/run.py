@@ -29,7 +29,7 @@ class BlockRun:
 
     @property
     def skipped(self) -> int:
-        """Blocks that were done already."""
+        """Number of blocks that were done before this call."""
         return self.blocks - self.computed
 
 

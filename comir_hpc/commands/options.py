@@ -54,12 +54,12 @@ class Choice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Options that give the setting."""
+        """Names of the options that give the setting."""
         return self.spelling.names or (option_name(self.name),)
 
     @property
     def panel(self) -> str:
-        """Group of the help."""
+        """Heading of the help under which the option stands."""
         return self.spelling.panel or "Method"
 
     @property

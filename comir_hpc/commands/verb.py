@@ -99,7 +99,7 @@ class Verb(TyperCommand):
 
     @property
     def params(self) -> list[Any]:
-        """Arguments and options."""
+        """Arguments and options of the command, as typer reads them."""
         if self._made is None:
             self._made = _read_by_typer(self.interface.parameters())
         return self._made

@@ -72,7 +72,7 @@ class InferResult:
 
     @property
     def summary(self) -> str:
-        """One line, and one of what was expected beside what was needed."""
+        """Summary for the user: one line, and one that puts what was expected beside what was needed."""
         skipped = f" ({self.blocks - self.computed} were done)" if self.computed < self.blocks else ""
         line = f"{self.path}: {self.grid}; {self.computed} blocks{skipped} in {self.seconds:.1f} s"
         if not self.complete:

@@ -39,18 +39,18 @@ class Job(Inputs):
 
     @property
     def out(self) -> Path:
-        """The store that is written."""
+        """Folder of the store that is written."""
         return self.settings.out
 
     @property
     def execution(self) -> Execution:
-        """How it is carried out."""
+        """How the job is carried out."""
         how = self.settings
         return Execution(how.part, how.workers, how.cluster, how.verify, how.overwrite)
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Words that make the output again."""
+        """Words of the command line that make the output again."""
         paths = str(self.settings.zarr.resolve()), "--model", str(self.settings.model.resolve())
         return ("--zarr", *paths, "--modality", self.settings.modality, "--out")
 
@@ -89,7 +89,7 @@ class Job(Inputs):
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """Everything that the voxels and their layout depend on; the split of the work is not part of it."""
+        """Settings and inputs that the voxels and their layout depend on; how the work is split is not among them."""
         shared = {"window", "overlap", "blend", "dtype", "chunk", "shard", "skip_background"}
         # On a GPU the shape of the batch may change last bits.
         if self.encoder.device.type != "cpu":

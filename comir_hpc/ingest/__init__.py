@@ -68,12 +68,12 @@ class IngestResult:
 
     @property
     def skipped(self) -> int:
-        """Blocks that were done already."""
+        """Number of blocks that were done before this call."""
         return self.blocks - self.computed
 
     @property
     def summary(self) -> str:
-        """One line, and one of what was expected beside what was needed."""
+        """Summary for the user: one line, and one that puts what was expected beside what was needed."""
         waiting = f"; {self.missing} blocks wait for other parts" if self.missing else ""
         line = f"{self.path}: {self.grid}, {self.seconds:.1f} s{waiting}"
         return f"{line}\n{side_by_side(self.predicted, self.measured)}" if self.computed else line

@@ -85,24 +85,24 @@ class Job:
 
     @property
     def out(self) -> Path:
-        """The store that is written."""
+        """Folder of the store that is written."""
         return self.settings.out
 
     @property
     def execution(self) -> Execution:
-        """How it is carried out; an unfinished store that nobody misses is replaced unasked."""
+        """How the job is carried out; an unfinished store that nobody misses is replaced unasked."""
         how = self.settings
         overwrite = how.overwrite or self._nobody_misses()
         return Execution(how.part, self.workers, how.cluster, how.verify, overwrite)
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Words that make the output again."""
+        """Words of the command line that make the output again."""
         return (self.record["source"],)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the result depends on; kept in the volume's metadata, so that a refusal can name what differs."""
+        """Source and settings that the result depends on; kept in the metadata, so that a refusal says what differs."""
         return {
             "source": str(self.source.path if self.source.digest else self.source.path.resolve()),
             "source_size_and_time": self.source_fingerprint,

@@ -61,7 +61,7 @@ class DemoResult:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """Summary for the user in one line: verdict, errors in voxels and mm, and time."""
         return (
             f"{self.verdict}: target registration error {self.tre_voxels:.2f} voxels ({self.tre_mm:.2f} mm); "
             f"mutual information {self.mi_tre_voxels:.2f} voxels; {self.seconds:.0f} s. {NOTE}"

@@ -104,7 +104,7 @@ class Image:
 
     @cached_property
     def grid(self) -> Grid:
-        """Where the voxels lie."""
+        """Grid of the image: where its voxels lie."""
         from comir_hpc.space.grid import Grid
 
         place: tuple[Any, Any, Any] = self.spacing_zyx, self.origin_xyz, self.direction

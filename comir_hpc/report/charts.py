@@ -103,6 +103,7 @@ def direction_map(rotations: FloatArray, scores: FloatArray, answer: FloatArray)
     Parameters
     ----------
     rotations : (K, 3, 3)
+        Rotations that were scored, from fixed to moving.
     scores : (K,)
         Score of each rotation, finite.
     answer : (3, 3)

@@ -103,7 +103,7 @@ class InputRecord(Record):
 
     @property
     def space(self) -> Grid | None:
-        """The grid, where it is known."""
+        """Grid of the volume; None where it is not known."""
         return None if self.grid is None else Grid.from_dict(self.grid)
 
 

@@ -62,7 +62,7 @@ class Composite(PointMap):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Assumptions of all steps."""
+        """Assumptions that were made when the steps were read, for the user to see."""
         return tuple(note for step in self.steps for note in step.notes)
 
 

@@ -103,7 +103,7 @@ class Histogram:
 
     @property
     def constant(self) -> bool:
-        """Whether all values are equal, or there are none."""
+        """Whether all values are equal, or no value was counted."""
         return self.minimum >= self.maximum
 
     def _keys(self, values: NDArray[Any]) -> NDArray[np.intp]:

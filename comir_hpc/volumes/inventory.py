@@ -100,7 +100,7 @@ class Inventory:
 
     @property
     def num_files(self) -> int:
-        """Files in all levels."""
+        """Number of files in all levels."""
         return sum(int(np.count_nonzero(sizes)) for sizes in self.levels)
 
     def damage(self) -> list[str]:

@@ -69,27 +69,27 @@ class Store:
 
     @property
     def num_channels(self) -> int:
-        """Length of the c axis."""
+        """Number of channels, the length of the c axis."""
         return int(self._arrays[0].shape[0])
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(c, z, y, x) of level 0."""
+        """Number of voxels of level 0 along c, z, y, x."""
         return (self.num_channels, *self.grid.shape_zyx)
 
     @property
     def num_levels(self) -> int:
-        """Levels of the pyramid, at least 1."""
+        """Number of levels in the pyramid, at least 1."""
         return len(self._arrays)
 
     @property
     def shard_zyx(self) -> Triple:
-        """Voxels of one shard of level 0: the unit of writing."""
+        """Number of voxels (z, y, x) in one shard of level 0: the unit of writing."""
         return self._shard_zyx(0)
 
     @property
     def chunk_zyx(self) -> Triple:
-        """Voxels of one chunk of level 0: the unit of reading."""
+        """Number of voxels (z, y, x) in one chunk of level 0: the unit of reading."""
         return as_zyx(self._arrays[0].chunks)
 
     def level_factors(self, level: int) -> Triple:

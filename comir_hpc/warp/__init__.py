@@ -272,7 +272,7 @@ class _Job:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """Everything that the voxels and their layout depend on."""
+        """Settings and inputs that the voxels and their layout depend on."""
         return {
             "source_fingerprint": self.source_fingerprint,
             "transform": hashlib.sha256(self.settings.transform.read_bytes()).hexdigest()[:16],

@@ -104,7 +104,7 @@ class Resampler:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the values."""
+        """Sentences on what the user should know of the values."""
         if self.interpolation == "nearest" or not _is_wide_integer(self.moving.dtype):
             return ()
         return (

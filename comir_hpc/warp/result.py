@@ -47,12 +47,12 @@ class WarpResult:
 
     @property
     def complete(self) -> bool:
-        """Whether every part is done."""
+        """Whether every part of the volume is done."""
         return self.missing == 0
 
     @property
     def summary(self) -> str:
-        """One line, and for a volume one of what was expected beside what was needed."""
+        """Summary for the user: one line, and for a volume one that puts the expected beside the needed."""
         if self.grid is None:
             return f"{self.path}: {self.points} points"
         line = (

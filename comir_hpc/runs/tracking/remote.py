@@ -56,7 +56,7 @@ class Target:
 
     @property
     def shown(self) -> str:
-        """The URI without a password."""
+        """The URI without its password, for messages."""
         return self.brief(self.uri)
 
     def brief(self, error: Exception | str) -> str:
@@ -67,7 +67,7 @@ class Target:
 
     @property
     def artifacts(self) -> str | None:
-        """Where artifacts lie; a server decides for itself, a database would put them in the working folder."""
+        """Place for artifacts; None for a server, which decides itself. A database would use the working folder."""
         if urlsplit(self.uri).scheme in ("http", "https"):
             return None
         return (self.run_dir.parent / "mlflow-artifacts").as_uri()

@@ -61,7 +61,7 @@ class _Form:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """Columns and origin side by side, shape (3, 4)."""
+        """Affine (3, 4) of index to world: the columns and the origin side by side."""
         return np.column_stack([self.columns, self.origin])
 
 

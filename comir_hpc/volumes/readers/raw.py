@@ -50,7 +50,7 @@ class RawLayout:
 
     @property
     def num_bytes(self) -> int:
-        """Length of the voxels in the file."""
+        """Length in bytes of the voxels in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def check_length(self, path: Path) -> None:

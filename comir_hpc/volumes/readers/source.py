@@ -86,12 +86,12 @@ class Source:
 
     @property
     def shape_zyx(self) -> Triple:
-        """Voxels along z, y, x."""
+        """Number of voxels along z, y, x."""
         return self.shape[1], self.shape[2], self.shape[3]
 
     @property
     def num_channels(self) -> int:
-        """Length of the c axis."""
+        """Number of channels, the length of the c axis."""
         return self.shape[0]
 
     @property

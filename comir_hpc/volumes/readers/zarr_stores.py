@@ -78,7 +78,7 @@ class _Image:
 
     @property
     def number(self) -> int:
-        """Which of the levels this is, 0 the finest."""
+        """Number of this level in the pyramid; 0 is the finest."""
         return [d["path"] for d in self.multiscale["datasets"]].index(self.dataset["path"])
 
 

@@ -62,13 +62,13 @@ class Pixels:
 
     @property
     def frame_bytes(self) -> int:
-        """Length of one unpacked frame."""
+        """Length in bytes of one unpacked frame."""
         rows, columns, samples = self.shape
         return (rows * columns * samples * self.allocated + 7) // 8
 
     @property
     def range(self) -> tuple[int, int]:
-        """Smallest and largest stored value of integers."""
+        """Smallest and largest value that the stored integers can have."""
         if self.kind == "i":
             return -(1 << self.stored - 1), (1 << self.stored - 1) - 1
         return 0, (1 << self.stored) - 1

@@ -128,6 +128,7 @@ def read_page(page: Any, box: Box, out: NDArray[Any]) -> None:
     Parameters
     ----------
     page : tifffile.TiffPage or TiffFrame
+        Page of an open file, whose segments are read by their offsets.
     """
     keyframe, file = page.keyframe, page.parent.filehandle
     if file.closed:  # a further file of an OME-TIFF that is spread over several
