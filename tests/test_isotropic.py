@@ -18,6 +18,7 @@ from comir_hpc.register import plan_register, register
 from comir_hpc.register.inputs import open_inputs
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.isotropic import cut_grid, on_cubic_voxels, pieces
+from comir_hpc.representations.protocol import BYTES_PER_VOXEL
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import load_transform
 from comir_hpc.volumes.pyramid import downsample
@@ -94,7 +95,7 @@ def test_memory_of_the_pieces_is_counted(tmp_path: Path) -> None:
     assert inputs.fixed.level == 0
     assert "10 x 1 x 1 mm are compared on 1 x 1 x 1 mm" in plan_register(settings)["fixed_notes"][0]
     # Where it does not fit, the slices are compared on coarser voxels.
-    tight = settings.model_copy(update={"max_memory_gib": 8 * values.size * 64 / 2**30})
+    tight = settings.model_copy(update={"max_memory_gib": 8 * values.size * BYTES_PER_VOXEL / 2**30})
     assert open_inputs(tight).fixed.level == 1
 
 

@@ -15,7 +15,18 @@ from comir_hpc.commands.app import app
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "comir_hpc"
 # Options of other programs: sbatch, srun, Apptainer, FreeSurfer.
-FOREIGN = {"--mem", "--gres", "--nv", "--test-only", "--version", "--help", "--inlta", "--outitk", "--inm3z"}
+FOREIGN = {
+    "--mem",
+    "--gres",
+    "--nv",
+    "--test-only",
+    "--version",
+    "--help",
+    "--inlta",
+    "--outitk",
+    "--inm3z",
+    "--raw",
+}
 
 
 def options() -> dict[str, set[str]]:
@@ -52,10 +63,17 @@ PAGES = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".html", ".j2"))
 # Who speaks with the words of a room: its verb (a report names commands of all verbs), or the verbs that use it.
 SPEAKERS: dict[str, tuple[str, ...]] = {verb: (verb,) for verb in set(VERBS) - {"report"}} | {
     "blocks": ("ingest", "infer", "warp"),
-    "representations": ("infer", "register", "evaluate"),
+    "representations": ("register",),
+    "representations/encoding": ("infer", "register", "evaluate"),
     "learning": ("train",),
 }
 SPOKEN = [p for p in MODULES if p.relative_to(PACKAGE).parts[0] in SPEAKERS]
+
+
+def speakers(path: Path) -> tuple[str, ...]:
+    """Verbs in whose messages a module's texts appear."""
+    room, *rest = path.relative_to(PACKAGE).parts
+    return SPEAKERS.get(f"{room}/{rest[0]}" if rest else room, SPEAKERS[room])
 
 
 def test_there_are_texts_to_read() -> None:
@@ -76,7 +94,7 @@ def test_options_are_those_of_the_verb_that_names_them(path: Path) -> None:
     """In a message of `register`, an option is one of `register`, or the verb that has it stands in the text."""
     for line, text in texts(path):
         named_verbs = {verb for verb in VERBS if re.search(rf"\b{verb}\b", text)}
-        for speaker in SPEAKERS[path.relative_to(PACKAGE).parts[0]]:
+        for speaker in speakers(path):
             known = FOREIGN.union(*(VERBS[verb] for verb in {speaker, *named_verbs}))
             for option in named(text):
                 assert option in known, f"{path.name}:{line}: {speaker} has no {option}"

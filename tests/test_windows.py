@@ -174,7 +174,7 @@ def test_rows_that_follow_each_other_along_y_evaluate_every_window_once(
 def test_blocks_in_any_order_and_with_any_room_give_the_same_bits(
     encoder: Encoder, image: np.ndarray, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comir_hpc.representations.encoding.encoder._KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr("comir_hpc.representations.encoding.sweep._KEPT_BYTES", kept_bytes)
     windows = encoder.windows(SHAPE, window=16, overlap=0.5)
     whole = encoder.encode(_reader(image), windows, Box((0, 0, 0), SHAPE))
     plan = plan_blocks(SHAPE, (16, 13, 15))

@@ -85,7 +85,8 @@ class InferResult:
         """Show grid and middle slices in a notebook."""
         from comir_hpc.runs.volume_html import volume_html
 
-        rows = {"grid": self.grid, "level": self.level, "seconds": f"{self.seconds:.1f}"}
+        rows: dict[str, object] = {"grid": self.grid, "level": self.level, "seconds": f"{self.seconds:.1f}"}
+        rows |= {"blocks of other parts": self.missing} if self.missing else {}
         return volume_html("Representation", rows, self.path)
 
 

@@ -82,7 +82,12 @@ class IngestResult:
         """Show grid, notes and middle slices in a notebook."""
         from comir_hpc.runs.volume_html import volume_html
 
-        rows = {"grid": self.grid, "seconds": f"{self.seconds:.1f}", "notes": "; ".join(self.notes)}
+        rows: dict[str, object] = {
+            "grid": self.grid,
+            "seconds": f"{self.seconds:.1f}",
+            "notes": "; ".join(self.notes),
+        }
+        rows |= {"blocks of other parts": self.missing} if self.missing else {}
         return volume_html("Volume", rows, self.path)
 
 
