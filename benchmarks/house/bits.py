@@ -1,8 +1,8 @@
 """Show that a change of the code's structure changes no result: digests of what the verbs compute, by the command line.
 
 It ingests the embedded pair, trains ten steps, encodes, registers (learned, and mutual information) and warps, and
-writes one row a result. Seeds are fixed. Everything runs on one core: with several threads, mutual information is summed
-in the order of the threads, and its last digits differ from run to run. Run it before and after, and compare the files:
+writes one row a result. Seeds are fixed. Everything runs on one core: with several threads, mutual information is
+summed in the order of the threads, and its last digits differ from run to run. Run it before and after, and compare:
 
     python benchmarks/house/bits.py benchmarks/house/after.csv
 

@@ -1,4 +1,6 @@
-"""Draw the README's picture from a finished demo: `python docs/pictures/before_after.py DEMO docs/pictures/before-after.png`.
+"""Draw the README's picture from a finished demo.
+
+    python docs/pictures/before_after.py DEMO docs/pictures/before-after.png
 
 Two slices of T1w with lines of T2w on top, as the scanner gave it and as the registration put it.
 """
