@@ -27,7 +27,9 @@ def main(demo: Path, out: Path) -> None:
         for axis, when in zip(row, ("before", "after"), strict=True):
             # Rows of the array run from the feet to the head, or from the front to the back.
             lower = plane != "axial"
-            moving = ndimage.gaussian_filter(panels[f"{plane}_{when}"].astype(float), 0.8)
+            # Voxels that the moving volume does not cover are NaN.
+            moving = panels[f"{plane}_{when}"].astype(float)
+            moving = ndimage.gaussian_filter(np.nan_to_num(moving, nan=np.nanmin(moving)), 0.8)
             axis.imshow(fixed, cmap="gray", origin="lower" if lower else "upper")
             levels = np.percentile(moving[moving > moving.mean()], (25, 85))
             axis.contour(moving, levels=np.unique(levels), colors=["#e69f00", "#56b4e9"], linewidths=0.7)
