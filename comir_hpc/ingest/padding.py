@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.space.grid import Triple
 from comir_hpc.volumes.histogram import Histogram, as_record, foreground_threshold, intensity_of
-from comir_hpc.volumes.padding import Mask, Padding
+from comir_hpc.volumes.padding import Mask, Padding, filters
 from comir_hpc.volumes.volume import Intensity, Volume
 
 _LOOKED_AT = 1 << 21  # voxels of the level that is looked at: a second of work
@@ -104,7 +103,7 @@ class _Look:
             square: Mask = np.take(self._cube, 0, axis=axis)
             for end in (0, -1):
                 face: Mask = np.take(self.voxels, end, axis=axis) == value
-                number += int(ndimage.binary_erosion(face, square, border_value=1).sum())
+                number += int(filters().binary_erosion(face, square, border_value=1).sum())
         return number
 
     def border(self, value: float, *, solid: bool) -> Mask:
@@ -112,9 +111,9 @@ class _Look:
         equal: Mask = self.voxels == self.voxels.dtype.type(value)
         inner = equal
         if solid:
-            eroded = ndimage.binary_erosion(equal, self._cube, border_value=1)
-            inner = ndimage.binary_dilation(eroded, self._cube) & equal
-        parts, number = ndimage.label(inner, np.ones((3, 3, 3)))
+            eroded = filters().binary_erosion(equal, self._cube, border_value=1)
+            inner = filters().binary_dilation(eroded, self._cube) & equal
+        parts, number = filters().label(inner, np.ones((3, 3, 3)))
         touching = np.zeros(number + 1, dtype=np.bool_)
         touching[np.unique(parts[self._faces])] = True
         touching[0] = False
@@ -126,12 +125,12 @@ class _Look:
         region = _union(regions)
         # Thin parts of the padding's value are not solid padding, and they are not its surroundings either.
         thin = np.isin(self.voxels, np.asarray(list(regions)).astype(self.voxels.dtype))
-        thin &= ndimage.binary_dilation(region, self._cube, iterations=_SHELL + 1)
-        near = ndimage.binary_dilation(region | thin, self._cube)
-        shell = ndimage.binary_dilation(near, self._cube, iterations=_SHELL - 1) & ~near
+        thin &= filters().binary_dilation(region, self._cube, iterations=_SHELL + 1)
+        near = filters().binary_dilation(region | thin, self._cube)
+        shell = filters().binary_dilation(near, self._cube, iterations=_SHELL - 1) & ~near
         known = (~near).astype(np.float64)
         sums, shares = (
-            ndimage.uniform_filter(one, size=self._cube.shape, mode="nearest")
+            filters().uniform_filter(one, size=self._cube.shape, mode="nearest")
             for one in (np.where(near, 0, self.voxels.astype(np.float64)), known)
         )
         smooth: NDArray[np.float64] = sums[shell] / shares[shell]
@@ -292,7 +291,7 @@ def _result(look: _Look, regions: dict[float, Mask], step: Triple) -> tuple[Padd
     # Thin parts as well; and what a coarse voxel does not show because it is mixed there.
     for value in regions:
         region |= look.border(value, solid=False)
-    where, every = _pooled(ndimage.binary_dilation(region, look._cube, iterations=1 if look.fine else 2))
+    where, every = _pooled(filters().binary_dilation(region, look._cube, iterations=1 if look.fine else 2))
     size = (step[0] * every[0], step[1] * every[1], step[2] * every[2])
     return Padding(tuple(regions), fill, share, where, size), intensity
 

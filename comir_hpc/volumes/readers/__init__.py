@@ -7,12 +7,8 @@ from pathlib import Path
 
 from comir_hpc.errors import ComirError, VolumeError
 from comir_hpc.volumes.readers import tiff as _tiff
-from comir_hpc.volumes.readers.analyze import pair
-from comir_hpc.volumes.readers.dicom import dicom_file, is_dicom
 from comir_hpc.volumes.readers.hdf5 import hdf5
 from comir_hpc.volumes.readers.metaimage import metaimage
-from comir_hpc.volumes.readers.mgh import mgh
-from comir_hpc.volumes.readers.nifti import nifti
 from comir_hpc.volumes.readers.npy import in_memory, npy
 from comir_hpc.volumes.readers.nrrd import nrrd
 from comir_hpc.volumes.readers.paths import require_readable
@@ -25,9 +21,30 @@ __all__ = ["FORMATS", "Source", "in_memory", "open_source"]
 FORMATS = "NIfTI and Analyze (.nii, .nii.gz, .hdr and .img), MGH (.mgh, .mgz), NRRD (.nrrd, .nhdr), MetaImage " \
     "(.mha, .mhd), TIFF and OME-TIFF (.tif, .tiff), HDF5 (.h5, .hdf5), Imaris (.ims), .npy, .zarr, DICOM (a file or " \
     "a folder), .png or .jpg (a slice), a folder of slices (TIFF, PNG, JPEG) or of tiles"  # fmt: skip
+
+
+# nibabel takes a fifth of a second to load, and most formats do not need it.
+def _nifti(path: Path) -> Source:
+    from comir_hpc.volumes.readers.nifti import nifti
+
+    return nifti(path)
+
+
+def _pair(path: Path) -> Source:
+    from comir_hpc.volumes.readers.analyze import pair
+
+    return pair(path)
+
+
+def _mgh(path: Path) -> Source:
+    from comir_hpc.volumes.readers.mgh import mgh
+
+    return mgh(path)
+
+
 _BY_SUFFIX: dict[str, Callable[[Path], Source]] = {
-    ".nii": nifti, ".nii.gz": nifti, **dict.fromkeys((".hdr", ".img", ".hdr.gz", ".img.gz"), pair),
-    **dict.fromkeys((".mgh", ".mgz", ".mgh.gz"), mgh), ".nrrd": nrrd, ".nhdr": nrrd, ".mha": metaimage,
+    ".nii": _nifti, ".nii.gz": _nifti, **dict.fromkeys((".hdr", ".img", ".hdr.gz", ".img.gz"), _pair),
+    **dict.fromkeys((".mgh", ".mgz", ".mgh.gz"), _mgh), ".nrrd": nrrd, ".nhdr": nrrd, ".mha": metaimage,
     ".mhd": metaimage, ".npy": npy,
     ".png": picture, ".jpg": picture, ".jpeg": picture,
 }  # fmt: skip
@@ -64,13 +81,28 @@ def _opened(path: Path, dataset: str | None) -> Source:
     if path.is_dir():
         return _folder(path, dataset)
     suffix = _suffix(path)
-    if suffix is None and not is_dicom(path):
-        raise VolumeError(f"{path}: unknown format; expected {FORMATS}")
+    if suffix is None:
+        return _dicom(path, dataset)
     if suffix in _BY_SUFFIX_AND_DATASET:
         return _BY_SUFFIX_AND_DATASET[suffix](path, dataset)
+    _refuse_dataset(path, dataset)
+    return _BY_SUFFIX[suffix](path)
+
+
+def _dicom(path: Path, dataset: str | None) -> Source:
+    """Open a file of any name that is marked as DICOM."""
+    # Here, since pydicom takes a tenth of a second to load.
+    from comir_hpc.volumes.readers.dicom import dicom_file, is_dicom
+
+    if not is_dicom(path):
+        raise VolumeError(f"{path}: unknown format; expected {FORMATS}")
+    _refuse_dataset(path, dataset)
+    return dicom_file(path)
+
+
+def _refuse_dataset(path: Path, dataset: str | None) -> None:
     if dataset is not None:
         raise VolumeError(f"{path} holds one volume: leave --dataset {dataset} out")
-    return dicom_file(path) if suffix is None else _BY_SUFFIX[suffix](path)
 
 
 def _suffix(path: Path) -> str | None:
