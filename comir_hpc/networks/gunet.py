@@ -149,7 +149,7 @@ def gunet(
         Channels of each level, finest first, as for `unet`. The G orientations of the group share them: a level has
         ceil(width / G) fields, hence never fewer channels than asked for.
     spacing_zyx, convs_per_level, norm, padding, residual, planar, checkpoint_levels
-        The same arguments that `unet` takes.
+        They mean what they mean for `unet`, and are checked in the same way.
 
     Raises
     ------

@@ -170,7 +170,7 @@ def process_bytes(cost: Prediction, volumes: int, encoding: int) -> int:
     Parameters
     ----------
     cost : Prediction
-        Of a step.
+        Memory and arithmetic of one optimiser step.
     volumes : int
         Bytes of the volumes that are held.
     encoding : int
