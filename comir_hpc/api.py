@@ -23,8 +23,9 @@ from comir_hpc.config.register import RegisterSettings
 from comir_hpc.config.train import TrainSettings
 from comir_hpc.config.warp import WarpSettings
 from comir_hpc.errors import ConfigError
+from comir_hpc.host.progress import Progress
 from comir_hpc.recipes.documented import documented
-from comir_hpc.recipes.in_memory import Image, Progress, as_image, in_memory, keyword_errors, tell, workplace
+from comir_hpc.recipes.in_memory import Image, as_image, in_memory, keyword_errors, tell, workplace
 
 if TYPE_CHECKING:
     from comir_hpc.evaluate import Table

@@ -12,7 +12,7 @@ from comir_hpc.blocks.coarse import build_pyramid
 from comir_hpc.blocks.cost import Figures, recording_seconds, side_by_side, together, writing_bytes
 from comir_hpc.blocks.job import Execution, Filled, Job, carry_out
 from comir_hpc.blocks.output import Output, metadata_at, open_output
-from comir_hpc.blocks.run import BlockRun, Progress, run_blocks
+from comir_hpc.blocks.run import BlockRun, run_blocks
 
 __all__ = [
     "BlockResult",
@@ -22,7 +22,6 @@ __all__ = [
     "Filled",
     "Job",
     "Output",
-    "Progress",
     "Work",
     "build_pyramid",
     "carry_out",

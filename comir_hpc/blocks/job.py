@@ -17,9 +17,10 @@ from comir_hpc.blocks.block import Work
 from comir_hpc.blocks.cost import Figures, measured
 from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.blocks.output import Output, metadata_at, open_output, remove_unfinished_metadata
-from comir_hpc.blocks.run import BlockRun, Progress, run_blocks
+from comir_hpc.blocks.run import BlockRun, run_blocks
 from comir_hpc.errors import HeldError, VolumeError
 from comir_hpc.host.locks import Permit, require_alone, writer
+from comir_hpc.host.progress import Progress
 from comir_hpc.space.plan import BlockPlan
 from comir_hpc.volumes.volume import Volume, planned_levels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -12,11 +12,10 @@ from comir_hpc.blocks.block import Carrier, Settle, Work, pack
 from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.errors import StopRequested, VolumeError
 from comir_hpc.host.locks import Permit
+from comir_hpc.host.progress import Progress
 from comir_hpc.host.signals import stop_signals
 from comir_hpc.space.plan import BlockPlan
 from comir_hpc.volumes.volume import Volume
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

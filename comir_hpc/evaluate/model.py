@@ -37,12 +37,12 @@ from comir_hpc.evaluate.measures import (
 )
 from comir_hpc.evaluate.plots import draw_diagnosis
 from comir_hpc.evaluate.registration import specimen_points
+from comir_hpc.host.progress import Progress
 from comir_hpc.representations.quality import effective_rank, foreground_agreement
 from comir_hpc.runs.checkpoints import write_file
 from comir_hpc.runs.result import read_result
 from comir_hpc.volumes.volume import Volume
 
-Progress = Callable[[str, int, int], None]
 RECORD_FILE, PICTURE_FILE = "diagnostics.json", "diagnostics.png"
 
 

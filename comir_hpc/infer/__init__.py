@@ -8,7 +8,6 @@ level of the pyramid is read, how large a block is, what is kept in the metadata
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from comir_hpc.blocks.cost import Figures, recording_seconds, side_by_side
 from comir_hpc.blocks.job import carry_out
 from comir_hpc.config.infer import InferSettings
 from comir_hpc.host.memory import available_bytes, in_words, peak_bytes
+from comir_hpc.host.progress import Progress
 from comir_hpc.infer.inputs import core_of
 from comir_hpc.infer.job import Job
 from comir_hpc.infer.prediction import calibrate, evaluations, output_files_and_bytes, total_bytes
@@ -26,8 +26,6 @@ from comir_hpc.space.plan import plan_blocks
 from comir_hpc.volumes.volume import Volume, chunk_and_shard
 
 __all__ = ["InferResult", "infer", "plan_infer", "table"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

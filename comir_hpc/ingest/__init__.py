@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ComirError, ConfigError, VolumeError
 from comir_hpc.host.memory import in_words
 from comir_hpc.host.places import require_apart
+from comir_hpc.host.progress import Progress
 from comir_hpc.ingest.job import Job
 from comir_hpc.runs.html import table
 from comir_hpc.space.grid import Grid
@@ -32,7 +32,6 @@ from comir_hpc.volumes.volume import Kind, Volume
 
 __all__ = ["IngestResult", "ingest", "ingest_array", "plan_ingest", "table"]
 
-Progress = Callable[[str, int, int], None]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from comir_hpc.config.warp import WarpSettings
 from comir_hpc.data.embedded import Displacement, degrade, displace, embedded_volume, write_nifti
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.files import write_json
+from comir_hpc.host.progress import Progress
 from comir_hpc.runs.record import Record, make_record, write_record
 from comir_hpc.runs.result import RESULT_FILE, read_result, write_result
 from comir_hpc.transforms.files import save_transform
@@ -36,7 +36,6 @@ NOTE = (
     "The demo trains and tests on one specimen: it shows that the pipeline works and is no benchmark of how well "
     "the method does on another specimen."
 )
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from comir_hpc.config.base import AnySettings, validate
 from comir_hpc.errors import ComirError, ConfigError, RegistrationError, VolumeError
+from comir_hpc.host.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from comir_hpc.space.grid import Grid
 
-Progress = Callable[[str, int, int], None]
 AnyResult = TypeVar("AnyResult")
 
 _log = logging.getLogger("comir_hpc")

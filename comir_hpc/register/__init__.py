@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
+from comir_hpc.host.progress import Progress
 from comir_hpc.register.cross_check import halves_distance_mm
 from comir_hpc.register.global_search import Search, choose_starts, search
 from comir_hpc.register.inputs import Inputs, open_inputs
@@ -52,7 +53,6 @@ from comir_hpc.transforms import Transform
 
 __all__ = ["RegisterResult", "plan_register", "register"]
 
-Progress = Callable[[str, int, int], None]
 Start = tuple[Transform, float | None]
 
 _FEW_POINTS = 1000  # points of the specimen at which distances between transforms are measured

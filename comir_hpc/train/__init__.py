@@ -25,6 +25,7 @@ from comir_hpc.errors import CheckpointError
 from comir_hpc.host.launch import choose_device, read_launch
 from comir_hpc.host.locks import writer
 from comir_hpc.host.memory import keep_freed_memory
+from comir_hpc.host.progress import Progress
 from comir_hpc.learning.engine import Engine, make_engine
 from comir_hpc.learning.patches import PatchSampler
 from comir_hpc.learning.specimens import Specimen, prepare_specimens
@@ -43,7 +44,7 @@ from comir_hpc.train.checks import (
     inspect_inputs,
     require_same_model,
 )
-from comir_hpc.train.loop import Loop, Progress
+from comir_hpc.train.loop import Loop
 from comir_hpc.train.plan import choose_recomputed_levels, plan_training, predict
 
 __all__ = ["TrainResult", "plan_training", "train"]

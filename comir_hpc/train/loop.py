@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from comir_hpc.config.train import TrainSettings
 from comir_hpc.errors import ConfigError, StopRequested
 from comir_hpc.host.launch import DTYPES
+from comir_hpc.host.progress import Progress
 from comir_hpc.host.signals import stop_signals
 from comir_hpc.learning.engine import Engine
 from comir_hpc.learning.feed import feed
@@ -35,8 +36,6 @@ from comir_hpc.space.groups import act_each
 from comir_hpc.train.figures import draw_picture
 from comir_hpc.train.plan import Prediction, peak_tflops
 from comir_hpc.train.watch import Clock
-
-Progress = Callable[[str, int, int], None]
 
 _SHIFTS = 2  # number of a stream of random numbers; patches.py uses 0 and 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from comir_hpc.config.warp import WarpSettings
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.host.memory import available_bytes, expected_in_worker, expected_peak, in_words
 from comir_hpc.host.places import require_apart
+from comir_hpc.host.progress import Progress
 from comir_hpc.runs.html import table
 from comir_hpc.space.grid import Box, Grid
 from comir_hpc.space.plan import Block, BlockPlan, plan_blocks
@@ -33,7 +33,6 @@ from comir_hpc.warp.result import WarpResult
 
 __all__ = ["Grid", "WarpResult", "plan_warp", "side_by_side", "table", "warp"]
 
-Progress = Callable[[str, int, int], None]
 
 _PROBE = 64  # voxels along each side of what is resampled to tell the time
 
