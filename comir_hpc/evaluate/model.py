@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +36,7 @@ from comir_hpc.evaluate.measures import (
 )
 from comir_hpc.evaluate.plots import draw_diagnosis
 from comir_hpc.evaluate.registration import specimen_points
-from comir_hpc.host.progress import Progress
+from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.representations.quality import effective_rank, foreground_agreement
 from comir_hpc.runs.checkpoints import write_file
 from comir_hpc.runs.result import read_result
@@ -166,7 +165,9 @@ def diagnose(
         masks.append(mask & core_mask(side, trim))
         modalities[name] = {
             "equivariance": error_over_group(encode, images, masks[-1], subject),
-            "so3": error_over_angles(encode, number, specimen, places, settings, _named(progress, name)),
+            "so3": error_over_angles(
+                encode, number, specimen, places, settings, part_of(progress, f"rotations, {name}")
+            ),
             "effective_rank": effective_rank(maps[-1], torch.from_numpy(masks[-1])[:, None]),
             "border": error_at_border(encode, number, specimen, places, stride),
         }
@@ -240,10 +241,6 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
     """Write the picture, then the record; the record comes last, because it stands for both."""
     draw_diagnosis(folder / PICTURE_FILE, record)
     write_file(folder / RECORD_FILE, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-
-
-def _named(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(f"rotations, {name}", done, total)
 
 
 def _text(value: float | None) -> str:

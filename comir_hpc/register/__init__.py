@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
-from comir_hpc.host.progress import Progress
+from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.cross_check import halves_distance_mm
 from comir_hpc.register.global_search import Search, choose_starts, search
 from comir_hpc.register.inputs import Inputs, open_inputs
@@ -123,7 +123,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
                 starts,
                 measure=pair.measure,
                 kind=settings.transform,
-                progress=_part(progress, "refine"),
+                progress=part_of(progress, "refine"),
             )
         with clock.time("check"):
             evidence = _evidence(pair, ranking, inputs)
@@ -268,7 +268,7 @@ def _starts(
         voxels=_search_voxels(settings, pair.measure, planar),
         measure=pair.measure,
         threads=pair.threads,
-        progress=_part(progress, "search"),
+        progress=part_of(progress, "search"),
     )
     chosen = choose_starts(found, pair.points_mm, settings.candidates)
     return [(found.transform(index), float(found.scores[index])) for index in chosen], found
@@ -337,7 +337,3 @@ def _notes(frame: SlicePlane, inputs: Inputs) -> dict[str, list[str]]:
             "transform turns one into the other, and only motion inside the plane was searched"
         )
     return {"notes": notes} if notes else {}
-
-
-def _part(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(name, done, total)
