@@ -14,6 +14,7 @@ from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.representations.protocol import Array, Role
 from comir_hpc.representations.trained import Trained
 from comir_hpc.runs.model import read_model, weights_path
+from comir_hpc.space.grid import Grid
 from comir_hpc.volumes.volume import Volume
 
 
@@ -32,7 +33,7 @@ class Stored(Trained):
     origin: ClassVar[str] = "given representation"
 
     @classmethod
-    def from_settings(cls, volume: Volume, settings: RegisterSettings, role: Role) -> Stored:
+    def from_settings(cls, volume: Volume, settings: RegisterSettings, role: Role, partner: Volume) -> Stored:
         """Open the store that the settings name.
 
         Raises
@@ -44,6 +45,7 @@ class Stored(Trained):
         CheckpointError
             If the named run has no model.
         """
+        del partner
         path, modality = settings.representation_of(role), settings.modality_of(role)
         assert path is not None
         store = _open_store(path, volume, role)
@@ -67,22 +69,9 @@ class Stored(Trained):
         del image
         return self.store.read(level=level).astype(np.float32, copy=False)
 
-    def original_level(self, level: int) -> int:
-        """Find the level of the original volume that lies on the grid of a level of the store.
-
-        Raises
-        ------
-        VolumeError
-            If there is no such level.
-        """
-        grid = self.store.level_grid(level)
-        for original in range(self.volume.num_levels):
-            if self.volume.level_grid(original).agrees_with(grid):
-                return original
-        raise VolumeError(
-            f"{self.store.path} (level {level}: {grid}) lies on no level of {self.volume.path}; "
-            "run `comir-hpc infer` on that volume again"
-        )
+    def place(self, level: int) -> Grid:
+        """See the original volume on the grid of a level of the store."""
+        return self.store.level_grid(level)
 
     def identity(self) -> dict[str, Any]:
         """Name the store by its fingerprint."""
