@@ -40,6 +40,8 @@ class NetworkSettings(Settings):
 
     name: NetworkName = "unet"
     """Architecture of the encoders."""
+    shared: bool = False
+    """Use one encoder for all modalities, which then serves modalities that it has not seen."""
     widths: tuple[Positive, ...] = (16, 32, 64, 64)
     """Number of channels of each resolution level, finest first."""
     latent_channels: Positive = 1
@@ -113,6 +115,19 @@ class SamplingSettings(Settings):
     """Volumes are held in memory when all fit into this many MiB; otherwise the boxes under the patches are read."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Number of processes that read boxes ahead when the volumes are not held in memory."""
+
+
+class SyntheticSettings(Settings):
+    """Made-up pairs: one random geometry in two random contrasts (docs/general.md)."""
+
+    share: Share = 1.0
+    """Share of a step's pairs that are made up; 1 needs no `pairs`."""
+    real: Share = 0.4
+    """Share of the made-up pairs that show a real volume through random contrasts; the others are made of shapes."""
+    volumes: tuple[Path, ...] = ()
+    """Volumes that lend their anatomy, each on its own; without any, the embedded brain does."""
+    scale: tuple[Length, Length] = (0.5, 3.0)
+    """Smallest and largest size of a patch's voxel, in voxels of these volumes."""
 
 
 class OptimiserSettings(Settings):
@@ -196,11 +211,12 @@ class TrainSettings(Settings):
 
     modalities: Annotated[Input[tuple[str, ...]], OnCommandLine(metavar="NAME")]
     """Names of the modalities, two or more; their order is the order of the encoders."""
-    pairs: Annotated[tuple[dict[str, Path], ...], Field(min_length=1)]
+    pairs: tuple[dict[str, Path], ...] = ()
     """Aligned specimens: for each, one volume a modality (a store, or any file that ingest reads), all on one grid."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     """Seed of the weights, the patches and their augmentation."""
     network: NetworkSettings = Field(default_factory=NetworkSettings)
+    synthetic: SyntheticSettings | None = None
     loss: LossSettings = Field(default_factory=LossSettings)
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
     optimiser: OptimiserSettings = Field(default_factory=OptimiserSettings)
@@ -212,6 +228,8 @@ class TrainSettings(Settings):
     def _check(self) -> Self:
         if len(set(self.modalities)) < 2:
             raise ValueError(f"modalities {list(self.modalities)}: at least two different names are needed")
+        if not self.pairs and (self.synthetic is None or self.synthetic.share < 1):
+            raise ValueError("there are no pairs to learn from: name some, or set synthetic.share=1")
         for number, pair in enumerate(self.pairs):
             if set(pair) != set(self.modalities):
                 raise ValueError(f"pairs[{number}] names {sorted(pair)}, expected {sorted(self.modalities)}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,15 @@ class PatchSampler:
         self._places = [_places(specimen, settings) for specimen in specimens]
         self._scales: dict[tuple[int, int, torch.device], Scale] = {}
 
+    @property
+    def cached(self) -> bool:
+        """Whether the volumes are held in memory."""
+        return self.specimens[0].cached
+
+    def clean(self) -> PatchSampler:
+        """Return a sampler of the same specimens whose patches are not varied and lie on the voxel grid."""
+        return PatchSampler(self.specimens, self.settings, self.group, self.seed, augment=False)
+
     # ------------------------------------------------------------------ drawing
 
     def draw(self, step: int, index: int, *, stream: int = TRAINING) -> Draw:
@@ -177,6 +186,17 @@ class PatchSampler:
             bias_zyx=(z, y, x),
             noise_seed=int(rng.integers(2**63)),
         )
+
+    def moved(self, draw: Draw, axis: int, shift: int) -> Draw:
+        """Return a draw that lies `shift` voxels along an axis from the given one, for all modalities.
+
+        The patch moves towards the volume's middle, so that it does not lose specimen.
+        """
+        offset = np.zeros(3)
+        shape = np.asarray(self.specimens[draw.pair].grid.shape_zyx)
+        offset[axis] = shift
+        offset *= np.where(draw.centre_zyx > shape / 2, -1, 1)
+        return replace(draw, centre_zyx=draw.centre_zyx + offset)
 
     def ignore(self, draws: Sequence[Draw]) -> NDArray[np.bool_]:
         """Find which samples are too near each other in one specimen to be negatives, bool (n, n), diagonal True.

@@ -6,6 +6,7 @@ The story is in `train` below and in `loop.Loop.train`. `checks` refuses what ca
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -27,8 +28,11 @@ from comir_hpc.host.locks import writer
 from comir_hpc.host.memory import keep_freed_memory
 from comir_hpc.host.progress import Progress
 from comir_hpc.learning.engine import Engine, make_engine
+from comir_hpc.learning.mixed import MixedSampler
 from comir_hpc.learning.patches import PatchSampler
-from comir_hpc.learning.specimens import Specimen, prepare_specimens
+from comir_hpc.learning.sampler import Sampler
+from comir_hpc.learning.specimens import prepare_specimens
+from comir_hpc.learning.synthetic import MadeSampler
 from comir_hpc.representations.reference import reference_metrics
 from comir_hpc.runs.checkpoints import checkpoint_path, read_newest, read_tensors, unwritable, write_file
 from comir_hpc.runs.html import table
@@ -163,8 +167,7 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
     if state and path:
         require_same_model(state["loop"]["model"], description, path)
     networks = build_networks(chosen, inputs)
-    specimens = prepare_specimens(inputs.volumes, settings.sampling)
-    sampler = PatchSampler(specimens, settings.sampling, inputs.group, settings.seed)
+    sampler = make_sampler(settings, inputs)
     engine = make_engine(settings.engine, networks, settings.optimiser)
     try:
         tracker = _open_tracker(settings, run, engine, state["loop"]["step"] if state else 0)
@@ -180,7 +183,7 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
                 "stopped" if isinstance(error, (InterruptedError, KeyboardInterrupt)) else "failed"
             )
             raise
-        model = _hand_over(settings, run, loop, description, specimens)
+        model = _hand_over(settings, run, loop, description, inputs)
         tracker.artifact(run / MODEL_FILE)
         tracker.artifact(run / WEIGHTS_FOLDER)
         tracker.checkpoint(checkpoint_path(run / "checkpoints", settings.optimiser.steps))
@@ -188,6 +191,29 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
     finally:
         engine.close()
     return _result(run, model, start, notes)
+
+
+def make_sampler(settings: TrainSettings, inputs: Inputs) -> Sampler:
+    """Make what gives the patches: real ones, made-up ones, or both.
+
+    Raises
+    ------
+    ConfigError, VolumeError
+        If a volume holds no specimen, or no patch of it holds enough.
+    """
+    made = real = None
+    if settings.synthetic is not None:
+        views = len(settings.modalities)
+        made = MadeSampler(settings.synthetic, settings.sampling, inputs.group, views, settings.seed)
+    if inputs.volumes:
+        specimens = prepare_specimens(inputs.volumes, settings.sampling)
+        real = PatchSampler(specimens, settings.sampling, inputs.group, settings.seed)
+    if real is not None and made is not None:
+        assert settings.synthetic is not None
+        return MixedSampler(real, made, settings.synthetic.share)
+    sampler = real or made
+    assert sampler is not None  # TrainSettings asks for one of them
+    return sampler
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
@@ -199,7 +225,10 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
 def _describe(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
     """Collect everything that is needed to make the encoders from their weights, ready for JSON."""
     return {
-        "modalities": list(settings.modalities),
+        "modalities": list(inputs.in_channels),
+        "shared": settings.network.shared,
+        # Made-up pairs alone show voxels of many sizes; with a real pair, its spacing is what the encoder is for.
+        "scale_free": not settings.pairs,
         "network": settings.network.model_dump(mode="json"),
         "options": encoder_options(settings, inputs),
         "in_channels": inputs.in_channels,
@@ -226,16 +255,16 @@ def _hand_over(
     run: Path,
     loop: Loop,
     description: dict[str, Any],
-    specimens: tuple[Specimen, ...],
+    inputs: Inputs,
 ) -> Model:
     """Measure the model and write it; model.json comes last, because it stands for all of it."""
     engine = loop.engine
     model: Model | None = None
     if engine.rank == 0:
-        clean = PatchSampler(specimens, settings.sampling, loop.sampler.group, settings.seed, augment=False)
-        metrics = reference_metrics(loop.encode, clean, settings.modalities, engine.device)
-        for name, network in loop.average.items():
-            write_file(weights_path(run, name), _weights(network))
+        metrics = reference_metrics(loop.encode, loop.sampler.clean(), settings.modalities, engine.device)
+        weights = {name: _weights(network) for name, network in loop.average.items()}
+        for name, content in weights.items():
+            write_file(weights_path(run, name), content)
         model = make_record(
             Model,
             {
@@ -245,7 +274,8 @@ def _hand_over(
                 "step": engine.steps_done,
                 "loss": loop.last_loss,
                 "seed": settings.seed,
-                "inputs": {str(v.path): v.fingerprint() for s in specimens for v in s.volumes},
+                "inputs": {str(v.path): v.fingerprint() for pair in inputs.volumes for v in pair},
+                "weights": {name: hashlib.sha256(content).hexdigest() for name, content in weights.items()},
                 "reference": metrics,
             },
         )
@@ -284,9 +314,9 @@ def _read_model(settings: TrainSettings, run: Path, resumable: bool, notes: list
         return None
     try:
         model = read_model(run)
-        if not all(weights_path(run, name).is_file() for name in settings.modalities):
+        if not all(weights_path(run, name).is_file() for name in model.modalities):
             return None
-        for name in settings.modalities:
+        for name in model.modalities:
             read_tensors(weights_path(run, name))
     except CheckpointError as error:
         if not resumable or is_newer(run / MODEL_FILE):

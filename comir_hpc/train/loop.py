@@ -27,10 +27,11 @@ from comir_hpc.host.signals import stop_signals
 from comir_hpc.learning.engine import Engine
 from comir_hpc.learning.feed import feed
 from comir_hpc.learning.loss import LossParts, contrastive_loss, draw_shifts
-from comir_hpc.learning.patches import Draw, PatchSampler
+from comir_hpc.learning.sampler import Draw, Sampler
 from comir_hpc.representations.quality import agreement
 from comir_hpc.representations.reference import Watch
 from comir_hpc.runs.checkpoints import checkpoint_path, prune_checkpoints
+from comir_hpc.runs.model import SHARED
 from comir_hpc.runs.tracking import NullTracker, Tracker
 from comir_hpc.space.groups import act_each
 from comir_hpc.train.figures import draw_picture
@@ -53,7 +54,7 @@ class Loop:
     settings: TrainSettings
     run: Path
     engine: Engine
-    sampler: PatchSampler
+    sampler: Sampler
     tracker: Tracker | NullTracker
     record: dict[str, Any]
     prediction: Prediction
@@ -287,7 +288,8 @@ class Loop:
     def encode(self, modality: int, images: Tensor) -> Tensor:
         """Encode images of one modality with the averaged weights, as inference will do it."""
         dtype = DTYPES[self.engine.precision]
-        network = self.average[self.settings.modalities[modality]]
+        name = SHARED if self.settings.network.shared else self.settings.modalities[modality]
+        network = self.average[name]
         with torch.autocast(self.engine.device.type, dtype=dtype, enabled=dtype is not torch.float32):
             maps: Tensor = network(images).float()
         return maps
