@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import torch
 
 from comir_hpc.config.files import load
 from comir_hpc.config.train import SamplingSettings, SyntheticSettings, TrainSettings
+from comir_hpc.config.words import SHARED
 from comir_hpc.errors import CheckpointError
-from comir_hpc.learning.synthetic import MadeSampler
 from comir_hpc.learning.synthetic.anatomies import KINDS, draw_anatomy
 from comir_hpc.learning.synthetic.contrasts import brightness, curved, spoiled
 from comir_hpc.learning.synthetic.fields import nearest, patch_points, smooth_noise, turned
+from comir_hpc.learning.synthetic.sampler import MadeSampler
 from comir_hpc.representations.encoding.loading import load_encoder
-from comir_hpc.runs.model import SHARED, general_model, read_model
+from comir_hpc.runs.model import general_model, read_model
 from comir_hpc.space.groups import rotation_group
 from comir_hpc.train import train
 
@@ -65,7 +67,7 @@ def test_every_kind_has_several_materials(kind: str) -> None:
     points = turned(rng, patch_points((24, 24, 24)), 1.0, bend=1.0)
     labels, count = KINDS[kind][1](rng, points)
     assert labels.shape == (24, 24, 24)
-    assert 0 <= labels.min()
+    assert labels.min() >= 0
     assert labels.max() < count
     assert len(np.unique(labels)) >= 2
 
@@ -129,7 +131,7 @@ def test_both_views_show_one_geometry() -> None:
     sampler = _sampler(real=0.3)
     views = [sampler.read(sampler.draw(0, n)) for n in range(48)]
     same = [np.corrcoef(edges(v[0]), edges(v[1]))[0, 1] for v in views]
-    wrong = [np.corrcoef(edges(v[0]), edges(w[1]))[0, 1] for v, w in zip(views, views[1:], strict=False)]
+    wrong = [np.corrcoef(edges(v[0]), edges(w[1]))[0, 1] for v, w in itertools.pairwise(views)]
     assert np.mean(same) > 0.15 + np.mean(wrong)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Settings, Share, SizeZYX
 from comir_hpc.config.words import (
+    SHARED,
     Bound,
     Configuration,
     Critic,
@@ -247,6 +248,11 @@ class TrainSettings(Settings):
 
             rotation_group(self.sampling.group).require_invariant(self.sampling.patch, "sampling.patch")
         return self
+
+    @property
+    def encoder_names(self) -> tuple[str, ...]:
+        """Names of the encoders: one a modality, or one for all."""
+        return (SHARED,) if self.network.shared else self.modalities
 
     def placed_in(self, folder: Path) -> Self:
         """Return settings whose volumes are relative to `folder`."""

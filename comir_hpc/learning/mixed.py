@@ -11,7 +11,7 @@ from torch import Tensor
 
 from comir_hpc.config.train import SamplingSettings
 from comir_hpc.learning.patches import TRAINING, Draw, PatchBatch, PatchSampler
-from comir_hpc.learning.synthetic import MadeDraw, MadeSampler
+from comir_hpc.learning.synthetic.sampler import MadeDraw, MadeSampler
 from comir_hpc.space.groups import Group
 
 

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from comir_hpc import __version__
+from comir_hpc.config.words import SHARED
 from comir_hpc.errors import CheckpointError
 from comir_hpc.host.files import write_text
 from comir_hpc.runs.record import Record, as_json, read_record
 
 MODEL_FILE = "model.json"
-SHARED = "any"
-"""Name of the encoder that serves all modalities."""
 WEIGHTS_FOLDER = "model"
 """Folder of the run with one file of weights a modality."""
 

@@ -32,7 +32,7 @@ from comir_hpc.learning.mixed import MixedSampler
 from comir_hpc.learning.patches import PatchSampler
 from comir_hpc.learning.sampler import Sampler
 from comir_hpc.learning.specimens import prepare_specimens
-from comir_hpc.learning.synthetic import MadeSampler
+from comir_hpc.learning.synthetic.sampler import MadeSampler
 from comir_hpc.representations.reference import reference_metrics
 from comir_hpc.runs.checkpoints import checkpoint_path, read_newest, read_tensors, unwritable, write_file
 from comir_hpc.runs.html import table

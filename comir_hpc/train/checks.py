@@ -20,7 +20,6 @@ from comir_hpc.host.launch import read_launch
 from comir_hpc.learning import loss
 from comir_hpc.learning.engine import check_engine
 from comir_hpc.networks import Network, build_network, network_options
-from comir_hpc.runs.model import SHARED
 from comir_hpc.runs.tracking import flatten
 from comir_hpc.space.grid import Grid
 from comir_hpc.space.groups import Group, group_for_spacing, rotation_group
@@ -94,7 +93,7 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
     """
     if not settings.pairs:
         grid = Grid(settings.sampling.patch, (1.0, 1.0, 1.0))
-        return Inputs((), grid, _choose_group(settings, grid), dict.fromkeys(_encoder_names(settings), 1))
+        return Inputs((), grid, _choose_group(settings, grid), dict.fromkeys(settings.encoder_names, 1))
     volumes = tuple(tuple(Volume.open(pair[m]) for m in settings.modalities) for pair in settings.pairs)
     for pair in volumes:
         _require_one_grid(pair)
@@ -122,10 +121,6 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
     return Inputs(volumes, grids[0], _choose_group(settings, grids[0]), _by_encoder(settings, in_channels))
 
 
-def _encoder_names(settings: TrainSettings) -> tuple[str, ...]:
-    return (SHARED,) if settings.network.shared else settings.modalities
-
-
 def _by_encoder(settings: TrainSettings, in_channels: dict[str, int]) -> dict[str, int]:
     """Give the channels of every encoder; one encoder for all modalities, or made-up pairs, ask for equal ones."""
     one_count = settings.network.shared or settings.synthetic is not None
@@ -138,7 +133,7 @@ def _by_encoder(settings: TrainSettings, in_channels: dict[str, int]) -> dict[st
         raise VolumeError(f"made-up pairs have one channel, but {listed}; leave `synthetic` out")
     return {
         name: in_channels[name if name in in_channels else settings.modalities[0]]
-        for name in _encoder_names(settings)
+        for name in settings.encoder_names
     }
 
 
@@ -161,7 +156,7 @@ def build_networks(settings: TrainSettings, inputs: Inputs) -> nn.ModuleDict:
                 latent_channels=settings.network.latent_channels,
                 **options,
             )
-            for name in _encoder_names(settings)
+            for name in settings.encoder_names
         }
     one: Network = next(iter(networks.values()))
     stride, patch = one.total_stride_zyx, settings.sampling.patch

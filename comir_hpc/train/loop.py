@@ -31,7 +31,6 @@ from comir_hpc.learning.sampler import Draw, Sampler
 from comir_hpc.representations.quality import agreement
 from comir_hpc.representations.reference import Watch
 from comir_hpc.runs.checkpoints import checkpoint_path, prune_checkpoints
-from comir_hpc.runs.model import SHARED
 from comir_hpc.runs.tracking import NullTracker, Tracker
 from comir_hpc.space.groups import act_each
 from comir_hpc.train.figures import draw_picture
@@ -288,8 +287,8 @@ class Loop:
     def encode(self, modality: int, images: Tensor) -> Tensor:
         """Encode images of one modality with the averaged weights, as inference will do it."""
         dtype = DTYPES[self.engine.precision]
-        name = SHARED if self.settings.network.shared else self.settings.modalities[modality]
-        network = self.average[name]
+        names = self.settings.encoder_names
+        network = self.average[names[modality % len(names)]]
         with torch.autocast(self.engine.device.type, dtype=dtype, enabled=dtype is not torch.float32):
             maps: Tensor = network(images).float()
         return maps

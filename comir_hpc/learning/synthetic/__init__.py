@@ -11,9 +11,3 @@ it can be used on volumes of modalities that it has never seen (docs/general.md)
 `sampler`       the pairs of a training step
 ==============  ============================================================
 """
-
-from __future__ import annotations
-
-from comir_hpc.learning.synthetic.sampler import MadeDraw, MadeSampler
-
-__all__ = ["MadeDraw", "MadeSampler"]

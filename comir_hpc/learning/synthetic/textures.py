@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from comir_hpc.data.embedded import EMBEDDED, embedded_volume
 from comir_hpc.learning.synthetic.fields import Floats, sampled
 from comir_hpc.space.grid import Triple
 from comir_hpc.volumes.volume import Volume
@@ -92,8 +90,13 @@ def load_textures(paths: tuple[Path, ...]) -> tuple[Texture, ...]:
     return tuple(Texture.from_values(_isotropic(Volume.open(path))) for path in paths)
 
 
-def _embedded(names: Sequence[str] = EMBEDDED) -> Floats:
-    images = [nibabel.load(embedded_volume(name)) for name in names]
+def _embedded() -> Floats:
+    from comir_hpc.data.embedded import (  # it loads SimpleITK, which a training does not need
+        EMBEDDED,
+        embedded_volume,
+    )
+
+    images = [nibabel.load(embedded_volume(name)) for name in EMBEDDED]
     return np.stack([np.asarray(one.dataobj, dtype=np.float32).transpose(2, 1, 0) for one in images])
 
 
