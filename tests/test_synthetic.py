@@ -13,7 +13,7 @@ import torch
 from comir_hpc.config.files import load
 from comir_hpc.config.train import SamplingSettings, SyntheticSettings, TrainSettings
 from comir_hpc.config.words import SHARED
-from comir_hpc.errors import CheckpointError
+from comir_hpc.errors import CheckpointError, ConfigError
 from comir_hpc.learning.synthetic.anatomies import KINDS, draw_anatomy
 from comir_hpc.learning.synthetic.contrasts import brightness, curved, spoiled
 from comir_hpc.learning.synthetic.fields import nearest, patch_points, smooth_noise, turned
@@ -225,3 +225,20 @@ def test_a_damaged_asset_is_refused(run: Path, tmp_path: Path, monkeypatch: pyte
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         general_model()
+
+
+def test_a_training_starts_from_the_weights_of_another(run: Path, tmp_path: Path) -> None:
+    # With a rate of next to nothing the weights stay what they were at the start.
+    still = {"steps": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
+    train(_settings(start_from=str(run), optimiser=still), tmp_path / "next")
+    before, after = (torch.load(one / "model" / "any.pt") for one in (run, tmp_path / "next"))
+    weights = [name for name in before if "running" not in name and "batches" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in weights)
+    assert read_model(tmp_path / "next").started_from == {"run": str(run), "step": "4"}
+
+
+def test_a_start_from_another_network_names_the_settings(run: Path, tmp_path: Path) -> None:
+    network = {"widths": [4, 16], "convs_per_level": 1, "shared": True}
+    with pytest.raises(ConfigError, match=r"set network\.widths=\[4, 8\] \(now \[4, 16\]\)"):
+        train(_settings(start_from=str(run), network=network), tmp_path / "next")
+    assert not (tmp_path / "next").exists()

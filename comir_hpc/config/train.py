@@ -7,7 +7,17 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Settings, Share, SizeZYX
+from comir_hpc.config.base import (
+    Input,
+    Length,
+    OnCommandLine,
+    Output,
+    PlaceZYX,
+    Positive,
+    Settings,
+    Share,
+    SizeZYX,
+)
 from comir_hpc.config.words import (
     SHARED,
     Bound,
@@ -112,6 +122,9 @@ class SamplingSettings(Settings):
     """Mirror half of the pairs: for specimens whose handedness says nothing."""
     level: Annotated[int, Field(ge=0)] = 0
     """Pyramid level that the patches come from; 0 is the finest."""
+    within: Annotated[tuple[PlaceZYX, SizeZYX] | None, OnCommandLine(metavar="START STOP")] = None
+    """First voxel (z, y, x) and the one after the last, on the chosen level, of the box that patches come from; null
+    takes all. The rest of the volume can then be used to test."""
     cache_mib: Annotated[int, Field(ge=0)] = 4096
     """Volumes are held in memory when all fit into this many MiB; otherwise the boxes under the patches are read."""
     workers: Annotated[int, Field(ge=0)] = 2
@@ -217,6 +230,8 @@ class TrainSettings(Settings):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     """Seed of the weights, the patches and their augmentation."""
     network: NetworkSettings = Field(default_factory=NetworkSettings)
+    start_from: Annotated[str | None, OnCommandLine(names=("--from",), metavar="RUN|general")] = None
+    """Start from the weights of another run, or of the general model (general), instead of random ones."""
     synthetic: SyntheticSettings | None = None
     loss: LossSettings = Field(default_factory=LossSettings)
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)

@@ -97,6 +97,8 @@ class Model(Record):
         Whether the encoder has seen voxels of a wide range of sizes, so that `spacing_mm` says nothing.
     weights : dict
         SHA-256 of each file of weights, by modality; empty for models from before it was written.
+    started_from : dict
+        Run whose weights the training started from, and the step of its model; empty after a start from random weights.
     step : int
         Number of optimiser steps that were done.
     loss : float or None
@@ -123,6 +125,7 @@ class Model(Record):
     shared: bool = False
     scale_free: bool = False
     weights: dict[str, str] = Field(default_factory=dict)
+    started_from: dict[str, str] = Field(default_factory=dict)
     step: Annotated[int, Field(ge=0)]
     loss: Figure = None
     seed: int | None = None

@@ -50,6 +50,7 @@ from comir_hpc.train.checks import (
 )
 from comir_hpc.train.loop import Loop
 from comir_hpc.train.plan import choose_recomputed_levels, plan_training, predict
+from comir_hpc.train.start import GENERAL, open_start, take_weights
 
 __all__ = ["TrainResult", "plan_training", "train"]
 
@@ -139,6 +140,7 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
 def _require_trainable(settings: TrainSettings) -> None:
     inputs = inspect_inputs(settings)
     build_networks(choose_recomputed_levels(settings, inputs), inputs)
+    open_start(settings)
 
 
 def _is_finished(settings: TrainSettings, run: Path) -> bool:
@@ -167,6 +169,7 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
     if state and path:
         require_same_model(state["loop"]["model"], description, path)
     networks = build_networks(chosen, inputs)
+    started = take_weights(settings, networks)
     sampler = make_sampler(settings, inputs)
     engine = make_engine(settings.engine, networks, settings.optimiser)
     try:
@@ -183,7 +186,7 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
                 "stopped" if isinstance(error, (InterruptedError, KeyboardInterrupt)) else "failed"
             )
             raise
-        model = _hand_over(settings, run, loop, description, inputs)
+        model = _hand_over(settings, run, loop, description | {"started_from": started}, inputs)
         tracker.artifact(run / MODEL_FILE)
         tracker.artifact(run / WEIGHTS_FOLDER)
         tracker.checkpoint(checkpoint_path(run / "checkpoints", settings.optimiser.steps))
@@ -219,7 +222,10 @@ def make_sampler(settings: TrainSettings, inputs: Inputs) -> Sampler:
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     """Return settings whose config.yaml means the same from any folder."""
     pairs = tuple({name: path.absolute() for name, path in pair.items()} for pair in settings.pairs)
-    return settings.model_copy(update={"pairs": pairs})
+    start = settings.start_from
+    if start not in (None, GENERAL):
+        start = str(Path(start).absolute())
+    return settings.model_copy(update={"pairs": pairs, "start_from": start})
 
 
 def _describe(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
