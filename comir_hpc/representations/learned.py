@@ -72,7 +72,10 @@ class Learned(Trained):
         )
         encoder.require_fitting(volume)
         model = read_model(run)
-        return cls(volume, run, model, encoder, WorkingGrids.for_model(model, (volume, partner)))
+        other = settings.representation_of("moving" if role == "fixed" else "fixed")
+        # A model without a spacing of its own follows the representation that is there already.
+        given = None if other is None or not model.scale_free else Volume.open(other).grid.finest_mm
+        return cls(volume, run, model, encoder, WorkingGrids.for_model(model, (volume, partner), given))
 
     @property
     def num_channels(self) -> int:

@@ -17,6 +17,8 @@ from comir_hpc.runs.model import read_model, weights_path
 from comir_hpc.space.grid import Grid
 from comir_hpc.volumes.volume import Volume
 
+_ONE_SCALE = 1.25  # times that the spacings of two representations may differ without a note
+
 
 @dataclass(frozen=True, eq=False)
 class Stored(Trained):
@@ -26,9 +28,12 @@ class Stored(Trained):
     ----------
     store : Volume
         The representation, with its pyramid.
+    others_mm : float or None
+        Finest spacing of the other volume's representation in mm; None if it is not given but computed.
     """
 
     store: Volume
+    others_mm: float | None = None
 
     origin: ClassVar[str] = "given representation"
 
@@ -52,7 +57,9 @@ class Stored(Trained):
         run = settings.model
         if run is not None and modality is not None:
             _require_made_by(store, run, modality)
-        return cls(volume, run, None if run is None else read_model(run), store)
+        other = settings.representation_of("moving" if role == "fixed" else "fixed")
+        others_mm = None if other is None else Volume.open(other).grid.finest_mm
+        return cls(volume, run, None if run is None else read_model(run), store, others_mm)
 
     @property
     def compared(self) -> Volume:
@@ -72,6 +79,18 @@ class Stored(Trained):
     def place(self, level: int) -> Grid:
         """See the original volume on the grid of a level of the store."""
         return self.store.level_grid(level)
+
+    def notes(self, level: int) -> list[str]:
+        """Say what is assumed about the volume, and that the two representations were made at different scales."""
+        notes, own = super().notes(level), self.store.grid.finest_mm
+        if self.others_mm is None or max(own, self.others_mm) <= _ONE_SCALE * min(own, self.others_mm):
+            return notes
+        finer, coarser = sorted((own, self.others_mm))
+        return [
+            *notes,
+            f"the representations were made on grids of {finer:.4g} and {coarser:.4g} mm: structures had different "
+            f"sizes for the model; run `comir-hpc infer` on both volumes with --spacing {coarser:.4g}",
+        ]
 
     def identity(self) -> dict[str, Any]:
         """Name the store by its fingerprint."""

@@ -36,6 +36,7 @@ _ENOUGH = (
     0.5  # spacing of a grid over that of the data: a finer grid holds no more, and costs eight times as much
 )
 _ABSURD = 0.25  # the same, for a model that has to see its own spacing
+_FINEST = 16  # times that a grid which somebody asks for may be finer than the data
 _COARSE = 1.5  # axes whose voxels are so many times coarser than the grid are named in a note
 _MEASURED = 1 << 18  # voxels of the level at which a specimen's size is measured
 _TAIL = 0.005  # share of the specimen at each end of an axis that its size leaves out: specks
@@ -57,8 +58,12 @@ class WorkingGrids:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def for_model(cls, model: Model, volumes: Sequence[Volume]) -> WorkingGrids:
+    def for_model(
+        cls, model: Model, volumes: Sequence[Volume], spacing_mm: float | None = None
+    ) -> WorkingGrids:
         """Choose the grids for volumes that are to be compared; their order makes no difference.
+
+        With `spacing_mm` there is one grid, of that spacing.
 
         Raises
         ------
@@ -66,7 +71,13 @@ class WorkingGrids:
             If a specimen fills too few voxels to be recognised.
         """
         sizes = [specimen_size_mm(volume) for volume in volumes]
-        chosen = _scale_free(volumes, sizes) if model.scale_free else _as_trained(model.spacing_mm, volumes)
+        if spacing_mm is not None:
+            _require_sane(spacing_mm, volumes)
+            chosen = cls((_cubic(spacing_mm),))
+        else:
+            chosen = (
+                _scale_free(volumes, sizes) if model.scale_free else _as_trained(model.spacing_mm, volumes)
+            )
         for volume, size in zip(volumes, sizes, strict=True):
             _require_filled(volume, size, chosen.spacings_zyx[0])
         return chosen
@@ -175,14 +186,33 @@ def _scale_free(volumes: Sequence[Volume], sizes: Sequence[float | None]) -> Wor
     side = math.exp(math.fsum(map(math.log, known)) / len(known))
     useful = [side / n for n in _SIDES if side / n >= _ENOUGH * data * (1 - SAME_SPACING)]
     if len(useful) == len(_SIDES):
-        return WorkingGrids(tuple(_cubic(s) for s in useful))
+        return WorkingGrids(tuple(_cubic(s) for s in useful), _alone(volumes, useful[0]))
     left_out = ", ".join(f"{side / n:.4g}" for n in _SIDES[: len(_SIDES) - len(useful)])
     spacings = useful or [_ENOUGH * data]
     note = (
         f"working grids of {left_out} mm are left out: the coarser volume has voxels of {data:.4g} mm and carries no "
         f"structure as fine; {spacings[0]:.4g} mm is the finest"
     )
-    return WorkingGrids(tuple(_cubic(s) for s in spacings), (note,))
+    return WorkingGrids(tuple(_cubic(s) for s in spacings), (note, *_alone(volumes, spacings[0])))
+
+
+def _alone(volumes: Sequence[Volume], spacing: float) -> tuple[str, ...]:
+    """Say of a volume that is encoded by itself that the spacing follows from its own size."""
+    if len(volumes) > 1:
+        return ()
+    return (
+        f"{volumes[0].path} is encoded on {spacing:.4g} mm, which suits the size of this specimen; what it is compared "
+        "with needs the same grid: give both the same --spacing",
+    )
+
+
+def _require_sane(spacing: float, volumes: Sequence[Volume]) -> None:
+    for volume in volumes:
+        if spacing * _FINEST < volume.grid.finest_mm:
+            raise VolumeError(
+                f"a grid of {spacing:g} mm is more than {_FINEST} times finer than the voxels of {volume.path}, "
+                f"{in_mm(volume.grid.spacing_mm)} mm; expected a spacing near the one that the model was trained at"
+            )
 
 
 def _require_filled(volume: Volume, size: float | None, spacing: Vector) -> None:
