@@ -94,7 +94,9 @@ class Family:
             matrix = np.loadtxt(self.data / "t1_epi" / "silver_T1_to_EPI_lps_mm.txt")
         if self.name == "concrete":
             silver = sitk.ReadTransform(str(self.data / "concrete" / "silver_xray_to_neutron_similarity.tfm"))
-            ends = [np.asarray(silver.TransformPoint(p)) for p in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+            ends = [
+                np.asarray(silver.TransformPoint(p)) for p in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+            ]
             matrix[:3, :3] = np.stack([end - ends[0] for end in ends[1:]], axis=1)
             matrix[:3, 3] = ends[0]
         return Transform(matrix)
@@ -139,7 +141,9 @@ def drawn(rng: np.random.Generator, level: str, values: NDArray[np.float32], gri
     axis = rng.standard_normal(3)
     axis /= np.linalg.norm(axis)
     rotation = (
-        Rotation.random(rng=rng) if largest == 180 else Rotation.from_rotvec(np.radians(rng.uniform(0, largest)) * axis)
+        Rotation.random(rng=rng)
+        if largest == 180
+        else Rotation.from_rotvec(np.radians(rng.uniform(0, largest)) * axis)
     )
     heading = rng.standard_normal(3)
     inside = specimen(values)

@@ -26,7 +26,7 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
 from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.cross_check import halves_distance_mm
-from comir_hpc.register.global_search import Search, choose_starts, search
+from comir_hpc.register.global_search import Search
 from comir_hpc.register.inputs import Inputs, open_inputs
 from comir_hpc.register.outputs import (
     FAILED_START,
@@ -44,6 +44,7 @@ from comir_hpc.register.ranking import FINE, Candidate, Ranking, rank
 from comir_hpc.register.refine import Refiner
 from comir_hpc.register.similarity import Similarity
 from comir_hpc.register.slices import SlicePlane
+from comir_hpc.register.starts import Scale, Start, StartFinder
 from comir_hpc.register.verdict import Evidence, judge
 from comir_hpc.representations import Features, Measure, one_channel
 from comir_hpc.runs.folder import require_room
@@ -52,8 +53,6 @@ from comir_hpc.space.rotations import reverse_axes, so2_grid, so3_grid
 from comir_hpc.transforms import Transform
 
 __all__ = ["RegisterResult", "plan_register", "register"]
-
-Start = tuple[Transform, float | None]
 
 _FEW_POINTS = 1000  # points of the specimen at which distances between transforms are measured
 # A slice has about a thirtieth of a volume's voxels. So its coarse grid is finer along each axis, to give enough
@@ -114,7 +113,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     frame = SlicePlane.from_grids(fixed.grid, moving.grid)
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings)
     with clock.time("search"):
-        starts, found = _starts(pair, settings, progress)
+        starts, found = _starts(pair, settings, inputs, frame, progress)
     try:
         with clock.time("refine"):
             ranking = rank(
@@ -248,7 +247,7 @@ class Pair:
 
 
 def _starts(
-    pair: Pair, settings: RegisterSettings, progress: Progress | None
+    pair: Pair, settings: RegisterSettings, inputs: Inputs, frame: SlicePlane, progress: Progress | None
 ) -> tuple[list[Start], Search | None]:
     """Find rough answers with their scores, and the search that they come from (None without a search)."""
     if settings.initial == "identity":
@@ -261,17 +260,28 @@ def _starts(
     if settings.initial == "moments":
         return [(_centred(pair), None)], None
     planar = pair.fixed.grid.planar
-    found = search(
-        pair.fixed,
-        pair.moving,
-        _rotations(settings, planar),
-        voxels=_search_voxels(settings, pair.measure, planar),
-        measure=pair.measure,
-        threads=pair.threads,
-        progress=part_of(progress, "search"),
+    finder = StartFinder(
+        pair.measure,
+        pair.points_mm,
+        settings.candidates,
+        _search_voxels(settings, pair.measure, planar),
+        pair.threads,
     )
-    chosen = choose_starts(found, pair.points_mm, settings.candidates)
-    return [(found.transform(index), float(found.scores[index])) for index in chosen], found
+    rotations = _rotations(settings, planar)
+    searched, finer = inputs.searched_levels
+    if not searched:
+        return finder.at_one_scale(Scale(pair.fixed, pair.moving), rotations, progress)
+    scales = {level: _scale(inputs, frame, level) for level in (*searched, *finer)}
+    return finder.through_scales(
+        [scales[level] for level in searched], [scales[level] for level in finer], rotations, progress
+    )
+
+
+def _scale(inputs: Inputs, frame: SlicePlane, level: int) -> Scale:
+    """Make the features of both volumes at a coarser level, at the place of comparison."""
+    return Scale(
+        *frame.flattened(*(side.representation.features(level)[0] for side in (inputs.fixed, inputs.moving)))
+    )
 
 
 def _rotations(settings: RegisterSettings, planar: bool) -> FloatArray:

@@ -20,13 +20,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.register.coarse import CoarseFeatures, standardised
+from comir_hpc.register.coarse import CoarseFeatures, standardise
 from comir_hpc.representations.criteria import Array32
 from comir_hpc.space.grid import FloatArray
 from comir_hpc.transforms import Transform
 
 Kind = Literal["rigid", "affine"]
 
+_HELD = 0.25  # weight from which a voxel counts as one of the mask
 _FEWEST = 30  # voxels that have to overlap
 _LONGEST_VOX = 2.0  # most that a step moves the specimen's rim, in voxels
 _SHORTEST_VOX = 0.005  # a step that moves less ends the search
@@ -59,12 +60,30 @@ class Aligned:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """Moving volume as it lies on the fixed grid: channels, weights and slopes at the compared voxels."""
+    """Moving volume as it lies on the fixed grid under one answer, beside the fixed one.
 
-    values: Array32
-    weights: Array32
+    Attributes
+    ----------
+    cube : (C, z, y, x) float32
+        Channels of the moving volume.
+    held : (z, y, x) float32
+        Its weights.
+    weights : (N,) float32
+        Product of both weights at the compared voxels.
+    pair : tuple of (C, N) float32, or None
+        Channels of both volumes there, standardised over the overlap; None if that is too small or nothing varies.
+    scales : tuple of float
+        Factors by which the two were standardised.
+    answer : Aligned
+        The answer and its numbers.
+    """
+
     cube: Array32
     held: Array32
+    weights: Array32
+    pair: tuple[Array32, Array32] | None
+    scales: tuple[float, float]
+    answer: Aligned
 
 
 class Alignment:
@@ -78,9 +97,7 @@ class Alignment:
         Weights of the fixed voxels, instead of the mask's.
     """
 
-    def __init__(
-        self, fixed: CoarseFeatures, moving: CoarseFeatures, within: Array32 | None = None
-    ) -> None:
+    def __init__(self, fixed: CoarseFeatures, moving: CoarseFeatures, within: Array32 | None = None) -> None:
         self._fixed, self._moving = fixed, moving
         self._spacing = fixed.spacing_mm
         self._planar = fixed.planar
@@ -103,7 +120,9 @@ class Alignment:
         described = fixed.described
         self._values = described.values.reshape(len(described.values), -1)[:, self._voxels]
         self._slopes = self._gradients(described.values, fixed.weights)
-        smaller = float((moving.weights**2).sum()) * (moving.spacing_mm / self._spacing) ** (2 if self._planar else 3)
+        smaller = float((moving.weights**2).sum()) * (moving.spacing_mm / self._spacing) ** (
+            2 if self._planar else 3
+        )
         self._full = min(float((fixed.weights**2).sum()), smaller)
 
     @cached_property
@@ -112,78 +131,71 @@ class Alignment:
 
     def at(self, transform: Transform) -> Aligned:
         """Measure one answer."""
-        return self._measured(transform, self._seen(transform))
+        return self._seen(transform).answer
 
     def improve(self, start: Transform, steps: int = 12, kind: Kind = "rigid") -> Aligned:
         """Improve one answer by at most so many steps; what is returned is never worse than the start."""
-        seen = self._seen(start)
-        best, gain = self._measured(start, seen), 1.0
+        best, gain = self._seen(start), 1.0
         step: FloatArray | None = None
         for _ in range(steps):
-            if best.overlap <= 0:
+            if best.pair is None:
                 break
             if step is None:
-                step = self._step(seen, kind)
+                step = self._step(best, *best.pair, kind)
             motion, moved_vox = self._motion(gain * step, kind)
             if moved_vox < _SHORTEST_VOX:
                 break
-            transform = best.transform.compose(motion).about(self.centre_mm)
-            there = self._seen(transform)
-            found = self._measured(transform, there)
-            if found.evidence > best.evidence:
-                best, seen, step, gain = found, there, None, min(gain * _GROWS, _LONGEST_GAIN)
+            found = self._seen(best.answer.transform.compose(motion).about(self.centre_mm))
+            if found.answer.evidence > best.answer.evidence:
+                best, step, gain = found, None, min(gain * _GROWS, _LONGEST_GAIN)
             else:
                 gain *= _SHRINKS
-        return best
+        return best.answer
 
     # ------------------------------------------------------------------ one place
 
     def _seen(self, transform: Transform) -> _Seen:
         to_index = self._to_moving @ transform.matrix_mm[:3, :3]
         offset = self._to_moving @ (transform.matrix_mm[:3, 3] - self._moving.origin_mm)
-        values, weights = self._moving.at(self._points_mm @ to_index.T + offset)
+        values, held = self._moving.at(self._points_mm @ to_index.T + offset)
         cube = values.reshape(-1, *self._shape)
         if self._moving.describe is not None:
             cube = self._moving.describe(cube[0])
-        held = weights.reshape(self._shape)
-        return _Seen(cube.reshape(len(cube), -1)[:, self._voxels], weights[self._voxels], cube, held)
+        weights = self._weights * held[self._voxels]
+        overlap = min(1.0, float(weights.sum(dtype=np.float64)) / self._full)
+        pair, scales, correlation = None, (1.0, 1.0), 0.0
+        if (weights > _HELD).sum() >= _FEWEST:
+            there = cube.reshape(len(cube), -1)[:, self._voxels]
+            fixed, moving = standardise(self._values, weights), standardise(there, weights)
+            if fixed is not None and moving is not None:
+                pair, scales = (fixed[0], moving[0]), (fixed[1], moving[1])
+                product = float(np.einsum("cn,cn,n->", *pair, weights, dtype=np.float64))
+                correlation = product / float(weights.sum(dtype=np.float64))
+        answer = Aligned(transform, correlation, overlap)
+        return _Seen(cube, held.reshape(self._shape), weights, pair, scales, answer)
 
-    def _measured(self, transform: Transform, seen: _Seen) -> Aligned:
-        weights = self._weights * seen.weights
-        overlap = min(1.0, float((weights**1).sum(dtype=np.float64)) / self._full)
-        if (weights > 0.25).sum() < _FEWEST:
-            return Aligned(transform, 0.0, 0.0)
-        try:
-            fixed, moving = standardised(self._values, weights), standardised(seen.values, weights)
-        except RegistrationError:
-            return Aligned(transform, 0.0, overlap)
-        product = float((fixed * moving * weights).sum(dtype=np.float64))
-        return Aligned(transform, product / float(weights.sum(dtype=np.float64)), overlap)
-
-    def _step(self, seen: _Seen, kind: Kind) -> FloatArray:
+    def _step(self, seen: _Seen, fixed: Array32, moving: Array32, kind: Kind) -> FloatArray:
         """Solve for the motion's parameters by weighted least squares over all channels."""
-        weights = self._weights * seen.weights
-        fixed, moving = standardised(self._values, weights), standardised(seen.values, weights)
-        # The slopes belong to values before they are standardised: they are scaled as those are.
-        scales = [_scale(self._values, weights), _scale(seen.values, weights)]
-        slopes = 0.5 * (scales[0] * self._slopes + scales[1] * self._gradients(seen.cube, seen.held))
-        number = len(self._parameters(np.zeros((3, 1), np.float32), self._arm[:1], kind))
-        matrix, right = np.zeros((number, number)), np.zeros(number)
+        # Slopes belong to values before they are standardised: they are scaled as those were.
+        slopes = np.float32(0.5 * seen.scales[0]) * self._slopes
+        slopes += np.float32(0.5 * seen.scales[1]) * self._gradients(seen.cube, seen.held)
+        rows = []
         for channel, slope in enumerate(slopes):
-            jacobian = self._parameters(slope, self._arm, kind)
-            weighted = jacobian * weights
-            matrix += weighted @ jacobian.T
-            right += weighted @ (fixed[channel] - moving[channel])
-        ridge = 1e-3 * np.trace(matrix) / number
-        return np.asarray(np.linalg.solve(matrix + ridge * np.eye(number), right), dtype=np.float64)
+            jacobian = self._parameters(slope, kind)
+            weighted = jacobian * seen.weights
+            rows.append((weighted @ jacobian.T, weighted @ (fixed[channel] - moving[channel])))
+        matrix = np.sum([one for one, _ in rows], axis=0, dtype=np.float64)
+        right = np.sum([one for _, one in rows], axis=0, dtype=np.float64)
+        ridge = 1e-3 * np.trace(matrix) / len(matrix) + 1e-12
+        return np.asarray(np.linalg.solve(matrix + ridge * np.eye(len(matrix)), right), dtype=np.float64)
 
-    def _parameters(self, slope: Array32, arm: Array32, kind: Kind) -> Array32:
+    def _parameters(self, slope: Array32, kind: Kind) -> Array32:
         """Derive the values by each parameter, (6 or 12, N): shifts, then turns or a linear map about the centre."""
         if kind == "affine":
-            linear = slope[:, None] * arm.T[None]
+            linear = slope[:, None] * self._arm.T[None]
             rows = linear[:2, :2].reshape(4, -1) if self._planar else linear.reshape(9, -1)
             return np.concatenate([slope[:2] if self._planar else slope, rows])
-        turns = np.cross(arm, slope.T).T
+        turns = np.cross(self._arm, slope.T).T
         return np.concatenate([slope[:2], turns[2:]] if self._planar else [slope, turns])
 
     def _motion(self, step: FloatArray, kind: Kind) -> tuple[Transform, float]:
@@ -205,18 +217,14 @@ class Alignment:
         for axis in range(3):
             if self._shape[axis] < 3:
                 continue
-            before, after = (slice(None),) * axis + (slice(None, -2),), (slice(None),) * axis + (slice(2, None),)
-            both = (held[before] > 0.25) & (held[after] > 0.25)
+            before, after = (
+                (slice(None),) * axis + (slice(None, -2),),
+                (slice(None),) * axis + (slice(2, None),),
+            )
+            both = (held[before] > _HELD) & (held[after] > _HELD)
             for channel, values in enumerate(cube):
                 full = np.zeros(self._shape, dtype=np.float32)
                 inner = (slice(None),) * axis + (slice(1, -1),)
                 full[inner] = 0.5 * (values[after] - values[before]) * both
                 slopes[channel, axis] = full.ravel()[self._voxels]
         return np.asarray(np.einsum("wa,can->cwn", self._unit, slopes), dtype=np.float32)
-
-
-def _scale(values: Array32, weights: Array32) -> np.float32:
-    """Find the factor by which `standardised` scales values."""
-    total = weights.sum(dtype=np.float64)
-    means = ((values * weights).sum(axis=1, dtype=np.float64) / total)[:, None].astype(np.float32)
-    return np.float32(1 / np.sqrt(float(((values - means) ** 2 * weights).sum(dtype=np.float64) / total)))

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import scipy.ndimage
 import torch
+from numpy.typing import NDArray
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.representations.criteria import Array32
@@ -192,7 +193,7 @@ def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> CoarseFeat
 
 
 def _places(
-    inside: np.typing.NDArray[np.bool_], blurred_axes: FloatArray, every: FloatArray, features: Features
+    inside: NDArray[np.bool_], blurred_axes: FloatArray, every: FloatArray, features: Features
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Find the places of the new voxels (3, z, y, x), the first of them, and the step, in voxels of the old grid."""
     # The new grid is centred on the box around the mask, and just large enough for it and what is described around it.
@@ -214,6 +215,16 @@ def standardised(values: Array32, weights: Array32) -> Array32:
     RegistrationError
         If the values do not vary.
     """
+    found = standardise(values, weights)
+    if found is None:
+        raise RegistrationError(
+            "the values of a volume do not vary inside its foreground; nothing can be compared"
+        )
+    return found[0]
+
+
+def standardise(values: Array32, weights: Array32) -> tuple[Array32, float] | None:
+    """Do the same, and give the factor that the values were multiplied by; None if they do not vary."""
     axes = tuple(range(1, values.ndim))
     total = weights.sum(dtype=np.float64)
     means = (values * weights).sum(axis=axes, dtype=np.float64) / total
@@ -222,10 +233,9 @@ def standardised(values: Array32, weights: Array32) -> Array32:
     # A constant value shows differences of about 3e-5 of itself where the mask fades out, from single precision. The
     # square of that is below this limit of the variance.
     if not variance > 1e-8 * float((means**2).sum()):
-        raise RegistrationError(
-            "the values of a volume do not vary inside its foreground; nothing can be compared"
-        )
-    return np.asarray(centred / np.float32(np.sqrt(variance)), dtype=np.float32)
+        return None
+    factor = 1 / np.sqrt(variance)
+    return np.asarray(centred * np.float32(factor), dtype=np.float32), float(factor)
 
 
 def _ball_radius_mm(moving: CoarseFeatures, centre_mm: FloatArray) -> float:

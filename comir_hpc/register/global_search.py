@@ -126,10 +126,10 @@ def search(
     full = min(float((coarse_fixed.weights**2).sum()), float((coarse_moving.weights**2).sum()) / finer)
     correlator = Correlator.plan(coarse_fixed.weights, turner.shape, min_overlap * full)
     exact = measure.criterion(coarse_fixed, coarse_moving)
-    look = _Look(turner, correlator, full, min_overlap)
+    look = _Look(turner, correlator, full)
 
     found = _in_threads(look.through(exact.rough), rotations_xyz, threads, progress)
-    if exact.rough is not exact:
+    if closer and exact.rough is not exact:
         _look_closely(found, look.through(exact), rotations_xyz, closer)
     shifts = np.asarray([one.place for one in found]) + np.asarray(correlator.first)
     middle = shifts + (np.asarray(turner.shape) - 1) / 2
@@ -169,7 +169,6 @@ class _Look:
     turner: Turner
     correlator: Correlator
     full: float
-    min_overlap: float
 
     def through(self, criterion: Criterion) -> Callable[[FloatArray], _Best]:
         """Make the function that looks at one rotation (3, 3)."""
@@ -177,12 +176,12 @@ class _Look:
         def one(rotation: FloatArray) -> _Best:
             cubes = self.turner.cube(criterion.moving_maps(*self.turner.sample(rotation)))
             scores, overlap = criterion.score(self.correlator.spectra(cubes), self.correlator)
-            shares = overlap / np.float32(self.full)
-            enough = (shares >= self.min_overlap) & np.isfinite(scores)
+            share = overlap / np.float32(self.full)
+            found = np.isfinite(scores)
             evidence = np.full(scores.shape, -np.inf, dtype=np.float32)
-            evidence[enough] = scores[enough] * np.sqrt(shares[enough])
+            evidence[found] = scores[found] * np.sqrt(share[found])
             best = np.unravel_index(int(evidence.argmax()), evidence.shape)
-            return _Best(float(evidence[best]), float(shares[best]), tuple(int(i) for i in best))
+            return _Best(float(evidence[best]), float(share[best]), tuple(int(i) for i in best))
 
         return one
 

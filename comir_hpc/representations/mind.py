@@ -101,9 +101,7 @@ def _patch_distance(padded: Array, one: Triple, other: Triple, axes: list[int]) 
     total = np.square(parts[0] - parts[1])
     for axis in axes:
         length = total.shape[axis] - 2 * _RADIUS
-        windows = [
-            total[(slice(None),) * axis + (slice(k, k + length),)] for k in range(2 * _RADIUS + 1)
-        ]
+        windows = [total[(slice(None),) * axis + (slice(k, k + length),)] for k in range(2 * _RADIUS + 1)]
         total = sum(windows[1:], start=windows[0])
     total /= np.float32((2 * _RADIUS + 1) ** len(axes))
     return total
