@@ -4,14 +4,15 @@ Representations of both volumes are compared at one level of their pyramids. Fir
 the best distinct answers are refined, and then the verdict is made. What is compared, and how, is said by a
 `Representation` (`comir_hpc.representations`): nothing here asks which one it is. Each part has a file:
 
-* `inputs` opens what is given and chooses the levels, `plane` flattens slices;
-* `global_search` tries all rotations on `coarse` maps; `refine` optimises, `candidates` ranks;
-* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges, `panels` draws, `outputs` writes.
+* `inputs` opens what is given and chooses the levels, `slices` flattens slices;
+* `global_search` tries all rotations on `coarse` maps; `starts` improves the best answers by `alignment` and chooses;
+* `refine` optimises, `ranking` ranks; `described` does both for channels that look along axes;
+* `similarity` measures how alike the two are, `cross_check` registers halves, `verdict` judges, `pictures` draws, and
+  `outputs` writes.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,14 +40,13 @@ from comir_hpc.register.outputs import (
     versions,
     write_result,
 )
+from comir_hpc.register.pair import Pair
 from comir_hpc.register.pictures import make_panels
 from comir_hpc.register.ranking import FINE, Candidate, Ranking, rank
-from comir_hpc.register.refine import Refiner
-from comir_hpc.register.similarity import Similarity
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.register.starts import Scale, Start, StartFinder
 from comir_hpc.register.verdict import Evidence, judge
-from comir_hpc.representations import Features, Measure, one_channel
+from comir_hpc.representations import Measure
 from comir_hpc.runs.folder import require_room
 from comir_hpc.space.grid import FloatArray
 from comir_hpc.space.rotations import reverse_axes, so2_grid, so3_grid
@@ -54,7 +54,6 @@ from comir_hpc.transforms import Transform
 
 __all__ = ["RegisterResult", "plan_register", "register"]
 
-_FEW_POINTS = 1000  # points of the specimen at which distances between transforms are measured
 # A slice has about a thirtieth of a volume's voxels. So its coarse grid is finer along each axis, to give enough
 # evidence. Its turns are tried degree by degree, and one degree moves the rim of that grid by half a voxel.
 _SLICE_GRID = 2
@@ -228,22 +227,6 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         ", search.npz" if settings.initial == "global" else ""
     )
     return plan
-
-
-class Pair:
-    """Features of both volumes, with the objects that compare and refine them."""
-
-    def __init__(
-        self, fixed: Features, moving: Features, measure: Measure, settings: RegisterSettings
-    ) -> None:
-        self.fixed, self.moving, self.measure = fixed, moving, measure
-        self.threads = settings.threads or len(os.sched_getaffinity(0))
-        self.similarity = Similarity(fixed, moving)
-        self.refiner = Refiner(
-            *one_channel(fixed, moving), measure=measure, seed=settings.seed, threads=self.threads
-        )
-        self.points_mm: FloatArray = self.similarity.some_points_mm(_FEW_POINTS)
-        self.side_mm = self.similarity.side_mm(self.points_mm)
 
 
 def _starts(

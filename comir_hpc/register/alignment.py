@@ -12,8 +12,7 @@ led upwards, and shorter after one that did not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -46,11 +45,14 @@ class Aligned:
         Correlation over the overlap, of all channels together.
     overlap : float
         Share of the smaller mask that overlaps, 0 to 1.
+    steps : int
+        Number of steps that led here.
     """
 
     transform: Transform
     correlation: float
     overlap: float
+    steps: int = 0
 
     @property
     def evidence(self) -> float:
@@ -98,7 +100,8 @@ class Alignment:
     """
 
     def __init__(self, fixed: CoarseFeatures, moving: CoarseFeatures, within: Array32 | None = None) -> None:
-        self._fixed, self._moving = fixed, moving
+        self._moving = moving
+        self._to_moving = np.asarray(np.linalg.inv(moving.frame), dtype=np.float64)
         self._spacing = fixed.spacing_mm
         self._planar = fixed.planar
         self._shape = fixed.weights.shape
@@ -125,17 +128,13 @@ class Alignment:
         )
         self._full = min(float((fixed.weights**2).sum()), smaller)
 
-    @cached_property
-    def _to_moving(self) -> FloatArray:
-        return np.asarray(np.linalg.inv(self._moving.frame), dtype=np.float64)
-
     def at(self, transform: Transform) -> Aligned:
         """Measure one answer."""
         return self._seen(transform).answer
 
     def improve(self, start: Transform, steps: int = 12, kind: Kind = "rigid") -> Aligned:
         """Improve one answer by at most so many steps; what is returned is never worse than the start."""
-        best, gain = self._seen(start), 1.0
+        best, gain, taken = self._seen(start), 1.0, 0
         step: FloatArray | None = None
         for _ in range(steps):
             if best.pair is None:
@@ -147,10 +146,10 @@ class Alignment:
                 break
             found = self._seen(best.answer.transform.compose(motion).about(self.centre_mm))
             if found.answer.evidence > best.answer.evidence:
-                best, step, gain = found, None, min(gain * _GROWS, _LONGEST_GAIN)
+                best, step, gain, taken = found, None, min(gain * _GROWS, _LONGEST_GAIN), taken + 1
             else:
                 gain *= _SHRINKS
-        return best.answer
+        return replace(best.answer, steps=taken)
 
     # ------------------------------------------------------------------ one place
 
