@@ -29,6 +29,7 @@ from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.cross_check import halves_distance_mm
 from comir_hpc.register.global_search import Search
 from comir_hpc.register.inputs import Inputs, open_inputs
+from comir_hpc.register.long_specimens import axial_rotations
 from comir_hpc.register.outputs import (
     FAILED_START,
     RegisterResult,
@@ -250,7 +251,9 @@ def _starts(
         _search_voxels(settings, pair.measure, planar),
         pair.threads,
     )
-    rotations = _rotations(settings, planar)
+    rotations = axial_rotations(pair.fixed, pair.moving, settings.rotations)
+    if rotations is None:
+        rotations = _rotations(settings, planar)
     searched, finer = inputs.searched_levels
     if not searched:
         return finder.at_one_scale(Scale(pair.fixed, pair.moving), rotations, progress)

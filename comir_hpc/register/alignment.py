@@ -106,7 +106,8 @@ class Alignment:
         self._planar = fixed.planar
         self._shape = fixed.weights.shape
         weights = fixed.weights if within is None else fixed.weights * within
-        self._voxels = np.flatnonzero(weights.ravel() > 0.5)
+        # What is thinner than a voxel of this grid has small weights everywhere.
+        self._voxels = np.flatnonzero(weights.ravel() > 0.5 * weights.max())
         if len(self._voxels) < _FEWEST:
             raise RegistrationError(
                 f"the fixed specimen fills {len(self._voxels)} voxels of {self._spacing:.4g} mm, expected at least "

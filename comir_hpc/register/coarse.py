@@ -114,14 +114,22 @@ class Turner:
         Moving map on a finer grid than that of the search, because every sample is a trilinear interpolation.
     fixed_frame : (3, 3)
         Steps of the search grid in the world, in mm; they are the columns.
+    rotations_xyz : (K, 3, 3), optional
+        The rotations that will be asked for. A long specimen that is only turned about its axis needs no cube, but a
+        box as thin as itself.
     """
 
-    def __init__(self, moving: CoarseFeatures, fixed_frame: FloatArray) -> None:
+    def __init__(
+        self, moving: CoarseFeatures, fixed_frame: FloatArray, rotations_xyz: FloatArray | None = None
+    ) -> None:
         spacing = float(np.linalg.norm(fixed_frame[:, -1]))
         self.centre_mm = moving.centroid_mm
         radius = _ball_radius_mm(moving, self.centre_mm)
-        side = 2 * int(np.ceil(radius / spacing)) + 1
-        self.shape: Triple = (1 if moving.planar else side, side, side)
+        reach = np.full(3, radius)
+        if rotations_xyz is not None:
+            reach = np.minimum(reach, _reach_mm(moving, self.centre_mm, fixed_frame / spacing, rotations_xyz))
+        z, y, x = (2 * np.ceil(reach / spacing).astype(int) + 1).tolist()
+        self.shape: Triple = (1 if moving.planar else z, y, x)
         steps = [np.arange(side) - (side - 1) / 2 for side in self.shape]
         offsets = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)
         self.ball = np.flatnonzero((offsets**2).sum(axis=1) * spacing**2 <= radius**2)
@@ -202,6 +210,8 @@ def _places(
     low, high = index.min(axis=0), index.max(axis=0)
     around = _SURROUNDINGS * 2 * blurred_axes if features.describe is not None else 0
     counts = np.ceil((high - low) / every).astype(int) + 1 + around
+    # One voxel along z would make a single slice of a volume.
+    counts = np.where(blurred_axes, np.maximum(counts, 2), counts)
     start = (low + high) / 2 - every * (counts - 1) / 2
     axes = [s + e * np.arange(n) for s, e, n in zip(start, every, counts, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij")), start, every
@@ -245,3 +255,23 @@ def _ball_radius_mm(moving: CoarseFeatures, centre_mm: FloatArray) -> float:
     order = np.argsort(distance, kind="stable")
     held = np.cumsum(weights[order], dtype=np.float64)
     return float(distance[order][np.searchsorted(held, _BALL_SHARE * held[-1])])
+
+
+def _reach_mm(
+    moving: CoarseFeatures, centre_mm: FloatArray, axes: FloatArray, rotations_xyz: FloatArray
+) -> FloatArray:
+    """Find how far the turned mask reaches from its centre along the axes (columns) of the search grid, in mm."""
+    index = np.argwhere(moving.weights > 0)
+    arms = index @ moving.frame.T + moving.origin_mm - centre_mm
+    corners = _hull(arms)
+    # A fixed vector v is looked up at R v in the moving volume: an arm r of that lies at R^T r.
+    return np.asarray(np.abs(np.einsum("nj,kji,ia->kna", corners, rotations_xyz, axes)).max(axis=(0, 1)))
+
+
+def _hull(arms: FloatArray) -> FloatArray:
+    """Take the corners (8, 3) of the box around arms (N, 3) along their own main axes."""
+    _, _, main = np.linalg.svd(arms - arms.mean(axis=0), full_matrices=False)
+    along = arms @ main.T
+    low, high = along.min(axis=0), along.max(axis=0)
+    corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
+    return np.asarray(corners @ main)

@@ -20,6 +20,7 @@ import numpy as np
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.register.coarse import Turner, coarsen
+from comir_hpc.register.long_specimens import is_long
 from comir_hpc.representations.criteria import Correlator, Criterion
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.measures import CORRELATION, Measure
@@ -34,6 +35,7 @@ NEAR_VOXELS, FAR_VOXELS = 3.0, 10.0
 """Mean distance, in voxels of the search, from which two answers count as different starts, and as rivals. On the 2 mm
 brain the best of 1000 rotations was 1.4 to 2.4 of these voxels from the truth, and the optimiser came back from 4."""
 
+_FEWEST_ACROSS = 4  # voxels of the search along the shortest side of the specimen
 _TASK = 16  # rotations that one thread takes at a time
 
 
@@ -120,7 +122,7 @@ def search(
     spacing = spacing_mm or search_spacing_mm(fixed, voxels)
     coarse_fixed = coarsen(fixed, spacing).described
     coarse_moving = coarsen(moving, spacing, finer=2)
-    turner = Turner(coarse_moving, coarse_fixed.frame)
+    turner = Turner(coarse_moving, coarse_fixed.frame, rotations_xyz)
     # The largest possible overlap is that of a mask with itself. Weights of both are multiplied, hence squared.
     finer = 2 ** len(fixed.grid.axes)
     full = min(float((coarse_fixed.weights**2).sum()), float((coarse_moving.weights**2).sum()) / finer)
@@ -145,12 +147,18 @@ def search(
 
 
 def search_spacing_mm(fixed: Features, voxels: int) -> float:
-    """Choose the side of a voxel so that the longest side of the fixed specimen has so many of them."""
+    """Choose the side of a voxel so that the longest side of the fixed specimen has so many of them.
+
+    A long specimen (`long_specimens`), whose turns fit into a thin box, gets at least a few voxels across.
+    """
     index = np.argwhere(fixed.mask)
     if not len(index):
         raise RegistrationError("the mask of a volume is empty: there is no foreground to compare")
     sides = (np.ptp(index, axis=0) + 1) * fixed.grid.spacing_mm
-    return float(max(sides[axis] for axis in fixed.grid.axes)) / voxels
+    sides = np.sort(np.where(np.isin(range(3), fixed.grid.axes), sides, 0.0))
+    if not is_long(fixed):
+        return float(sides[2]) / voxels
+    return float(min(sides[2] / voxels, max(sides[0] / _FEWEST_ACROSS, sides[2] / (8 * voxels))))
 
 
 @dataclass(frozen=True)
