@@ -112,7 +112,7 @@ class StartFinder:
         """Search at one or two scales, coarse ones first, and carry the answers through the finer ones."""
         pool: list[Aligned] = []
         first: Search | None = None
-        far_mm = 0.0
+        far_mm = FAR_VOXELS * search_spacing_mm(searched[0].fixed, self.voxels)
         for number, scale in enumerate(searched):
             if number:
                 pool = self._carried(scale, pool, far_mm, 2 * self.count)
@@ -124,7 +124,7 @@ class StartFinder:
                 measure=self.measure, spacing_mm=spacing, threads=self.threads,
                 progress=part_of(progress, "search"),
             )  # fmt: skip
-            first, far_mm = first or found, far_mm or FAR_VOXELS * found.spacing_mm
+            first = first or found
             improved = self._improved(scale, _FINER * spacing, self._candidates(found))
             if number:
                 improved = self._carried(scale, improved, far_mm, 2 * self.count)
