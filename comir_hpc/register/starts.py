@@ -40,7 +40,7 @@ _OWN_SCALE = 1.5  # voxel of the search, in voxels of maps that were made for it
 # Lead over the best other answer, from which the next scale is not searched. Right answers on T1w to EPI had 0.23 to
 # 0.37; without a right one among them the best two differed by less than 0.05.
 _CLEAR = 0.15
-_STEPS = 8
+_STEPS, _MORE_STEPS = 8, 12
 # Voxels along the longest side at which all rotations are tried. If more are asked for, the best answers are improved
 # on so many: an FFT of twice the side takes ten times as long.
 _MOST_SEARCHED = 32
@@ -169,20 +169,26 @@ class StartFinder:
 
     def _carried(self, scale: Scale, answers: Sequence[Aligned], far_mm: float, count: int) -> list[Aligned]:
         """Improve the most promising answers of a coarser scale at a finer one."""
-        kept = [one.transform for one in self._promising(answers, far_mm, count)]
-        return self._improved(scale, scale.spacing_mm, kept)
+        kept = self._promising(answers, far_mm, count, 0.5 * scale.spacing_mm)
+        return self._improved(scale, scale.spacing_mm, [one.transform for one in kept], _MORE_STEPS)
 
-    def _promising(self, answers: Sequence[Aligned], far_mm: float, count: int) -> list[Aligned]:
-        """Choose answers: half of them the best, wherever they lie, and half the best that are far from each other.
+    def _promising(
+        self, answers: Sequence[Aligned], far_mm: float, count: int, near_mm: float = 0.0
+    ) -> list[Aligned]:
+        """Choose answers: half of them the best, and half the best that are far from each other.
 
-        How many of the best lead to one answer says how sure it is. Without a rival, nothing says how much better the
-        winner is.
+        How many of the best lead to one answer says how sure it is. But those at least `near_mm` apart come first: a
+        scale may have a second optimum beside the right one. Without a rival, nothing says how much better the winner
+        is.
         """
-        chosen = list(answers[: (count + 1) // 2])
-        for one in self._apart(answers, far_mm, count):
-            if len(chosen) < count and not any(one is other for other in chosen):
-                chosen.append(one)
-        return chosen
+        half = (count + 1) // 2
+        chosen = self._apart(answers, near_mm, half)
+        for candidates in (answers, self._apart(answers, far_mm, count)):
+            for one in candidates:
+                if len(chosen) < half and not any(one is other for other in chosen):
+                    chosen.append(one)
+            half = count
+        return sorted(chosen, key=lambda one: -one.evidence)
 
     def _chosen(self, answers: Sequence[Aligned], far_mm: float) -> list[Start]:
         return [(one.transform, one.evidence) for one in self._promising(answers, far_mm, self.count)]
