@@ -220,6 +220,9 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         planar = inputs.fixed.volume.grid.planar
         voxels = _search_voxels(settings, inputs.measure, planar)
         plan["search"] = f"{len(_rotations(settings, planar))} rotations, all shifts, {voxels} voxels a side"
+        if searched := inputs.searched_levels[0]:
+            spacings = [inputs.fixed.representation.spacings_mm[level] for level in searched]
+            plan["search"] += ", at most; on maps of " + " and ".join(f"{s:.3g} mm" for s in spacings)
     plan["refine"] = (
         f"{settings.candidates if settings.initial == 'global' else 1} starts, {settings.transform}"
     )

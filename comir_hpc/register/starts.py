@@ -20,6 +20,7 @@ from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.alignment import Aligned, Alignment
 from comir_hpc.register.coarse import coarsen
 from comir_hpc.register.global_search import (
+    CLOSER,
     FAR_VOXELS,
     Search,
     choose_starts,
@@ -91,6 +92,7 @@ class StartFinder:
         voxels = min(self.voxels, _MOST_SEARCHED) if improves else self.voxels
         found = search(
             scale.fixed, scale.moving, rotations_xyz, voxels=voxels, measure=self.measure,
+            closer=0 if self.measure.correlates else CLOSER,  # what is improved is scored exactly anyway
             threads=self.threads, progress=part_of(progress, "search"),
         )  # fmt: skip
         if not self.measure.correlates:
