@@ -96,7 +96,8 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
     """Encode one modality's volume with a trained network.
 
     The volume is seen on a grid of the training's spacing, or of the one in the settings. What has another spacing is
-    resampled from the nearest finer level of its pyramid. Running it again skips finished blocks; with ``settings.part`` it does one part of them, and whichever part is the last completes the volume.
+    resampled from the nearest finer level of its pyramid. Running it again skips finished blocks; with
+    ``settings.part`` it does one part of them, and whichever part is the last completes the volume.
 
     Parameters
     ----------
