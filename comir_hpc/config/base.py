@@ -54,6 +54,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Length = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 SizeZYX = tuple[Positive, Positive, Positive]
+_Place = Annotated[int, Field(ge=0)]
+PlaceZYX = tuple[_Place, _Place, _Place]
 LengthZYX = Annotated[tuple[Length, Length, Length], OnCommandLine(metavar="Z Y X")]
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,15 @@ class PatchSampler:
         self._places = [_places(specimen, settings) for specimen in specimens]
         self._scales: dict[tuple[int, int, torch.device], Scale] = {}
 
+    @property
+    def cached(self) -> bool:
+        """Whether the volumes are held in memory."""
+        return self.specimens[0].cached
+
+    def clean(self) -> PatchSampler:
+        """Return a sampler of the same specimens whose patches are not varied and lie on the voxel grid."""
+        return PatchSampler(self.specimens, self.settings, self.group, self.seed, augment=False)
+
     # ------------------------------------------------------------------ drawing
 
     def draw(self, step: int, index: int, *, stream: int = TRAINING) -> Draw:
@@ -139,7 +148,7 @@ class PatchSampler:
         share, shape = specimen.share, np.asarray(specimen.grid.shape_zyx)
         place = np.unravel_index(int(places[rng.integers(len(places))]), share.values.shape)
         centre = share.first_zyx + (np.asarray(place) + rng.uniform(-0.5, 0.5, 3)) * share.step_zyx
-        centre = np.clip(centre, -0.5, shape - 0.5)
+        centre = np.clip(centre, *_centres(self.settings, shape))
         matrix, on_grid = self._draw_matrix(rng, np.asarray(specimen.grid.spacing_mm))
         half = (np.asarray(self.settings.patch) - 1) / 2
         # Such a patch lies on voxel centres, where nothing is interpolated: the networks also see sharp images.
@@ -177,6 +186,17 @@ class PatchSampler:
             bias_zyx=(z, y, x),
             noise_seed=int(rng.integers(2**63)),
         )
+
+    def moved(self, draw: Draw, axis: int, shift: int) -> Draw:
+        """Return a draw that lies `shift` voxels along an axis from the given one, for all modalities.
+
+        The patch moves towards the volume's middle, so that it does not lose specimen.
+        """
+        offset = np.zeros(3)
+        shape = np.asarray(self.specimens[draw.pair].grid.shape_zyx)
+        offset[axis] = shift
+        offset *= np.where(draw.centre_zyx > shape / 2, -1, 1)
+        return replace(draw, centre_zyx=draw.centre_zyx + offset)
 
     def ignore(self, draws: Sequence[Draw]) -> NDArray[np.bool_]:
         """Find which samples are too near each other in one specimen to be negatives, bool (n, n), diagonal True.
@@ -278,17 +298,30 @@ class PatchSampler:
 def _places(specimen: Specimen, settings: SamplingSettings) -> NDArray[np.int64]:
     """Find the lattice points (flat numbers) whose patch holds the share of specimen that the settings ask for."""
     # With a quota of 0 a patch needs at least a trace of specimen: the smallest positive float32.
-    places = np.flatnonzero(
-        specimen.share.values >= max(settings.foreground, float(np.finfo(np.float32).tiny))
-    )
+    share = specimen.share
+    values = share.values
+    if settings.within is not None:
+        low, high = _centres(settings, np.asarray(specimen.grid.shape_zyx))
+        places = np.stack(np.indices(values.shape), axis=-1) * share.step_zyx + share.first_zyx
+        values = np.where(((places >= low) & (places <= high)).all(axis=-1), values, 0)
+    places = np.flatnonzero(values >= max(settings.foreground, float(np.finfo(np.float32).tiny)))
     if not len(places):
-        best = float(specimen.share.values.max())
+        best = float(values.max())
         raise ConfigError(
             f"no patch of {settings.patch} voxels (z, y, x) in {specimen.volumes[0].path} holds "
             f"{settings.foreground:.0%} specimen: the fullest one holds {best:.1%}; lower sampling.foreground "
             "or use a smaller sampling.patch"
         )
     return places
+
+
+def _centres(settings: SamplingSettings, shape_zyx: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+    """Find between which positions a patch's centre may lie, in voxels: in the volume, or so that a box holds it."""
+    if settings.within is None:
+        return np.full(3, -0.5), shape_zyx - 0.5
+    start, stop = (np.asarray(end, dtype=np.float64) for end in settings.within)
+    half = np.asarray(settings.patch) / 2
+    return start + half - 0.5, stop - half - 0.5
 
 
 def _triple(values: NDArray[Any]) -> Triple:
