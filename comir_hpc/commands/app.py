@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb runs: `comir-hpc --help` answers at once
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -54,12 +55,9 @@ def demo(call: Call) -> None:
     from comir_hpc.recipes.demo import demo as run
     from comir_hpc.recipes.demo import plan_demo
 
-    if call.dry_run:
-        return call.plan(plan_demo(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
+    result = call.run(run, plan_demo, settings)
     call.say(result.summary, f"report: {result.report}")
-    return refuse_failed(result.verdict, result.reasons)
+    refuse_failed(result.verdict, result.reasons)
 
 
 @verb(
@@ -76,13 +74,9 @@ def ingest(call: Call) -> None:
     from comir_hpc.ingest import ingest as run
     from comir_hpc.ingest import plan_ingest
 
-    if call.dry_run:
-        return call.plan(plan_ingest(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    for note in result.notes:
-        call.terminal.note(note)
-    return call.say(result.summary)
+    result = call.run(run, plan_ingest, settings)
+    call.note(*result.notes)
+    call.say(result.summary)
 
 
 @verb(
@@ -112,11 +106,9 @@ def train(call: Call) -> None:
 
     launch = read_launch(os.environ)
     settings = call.with_stores(settings, place.run / "volumes", processes=launch.world_size)
-    if call.dry_run:
-        return call.plan(plan_training(settings))
-    with call.progress() as progress:
-        result = run_training(settings, place.run, progress=progress)
-    return call.say(result.summary) if launch.rank == 0 else None
+    result = call.run(partial(run_training, run=place.run), plan_training, settings)
+    if launch.rank == 0:
+        call.say(result.summary)
 
 
 @verb(
@@ -133,11 +125,7 @@ def infer(call: Call) -> None:
     from comir_hpc.infer import infer as run
     from comir_hpc.infer import plan_infer
 
-    if call.dry_run:
-        return call.plan(plan_infer(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    return call.say(result.summary)
+    call.say(call.run(run, plan_infer, settings).summary)
 
 
 @verb(
@@ -158,12 +146,9 @@ def register(call: Call) -> None:
     from comir_hpc.register import register as run
     from comir_hpc.report import report as write_report
 
-    if call.dry_run:
-        return call.plan(plan_register(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
+    result = call.run(run, plan_register, settings)
     call.say(result.summary, f"report: {write_report(settings.out)}")
-    return refuse_failed(result.verdict, result.reasons)
+    refuse_failed(result.verdict, result.reasons)
 
 
 @verb(
@@ -182,13 +167,9 @@ def warp(call: Call) -> None:
     from comir_hpc.warp import plan_warp
     from comir_hpc.warp import warp as run
 
-    if call.dry_run:
-        return call.plan(plan_warp(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    for note in result.notes:
-        call.terminal.note(note)
-    return call.say(result.summary)
+    result = call.run(run, plan_warp, settings)
+    call.note(*result.notes)
+    call.say(result.summary)
 
 
 @verb(
@@ -226,8 +207,7 @@ def evaluate(call: Call) -> None:
             }
         )
     table = run(list(settings.result), settings.truth, points=settings.points, out=settings.out)
-    for note in table.notes:
-        call.terminal.note(note)
+    call.note(*table.notes)
     return call.say(table.text)
 
 
@@ -240,16 +220,11 @@ def _diagnose(call: Call) -> None:
     from comir_hpc.evaluate import plan_diagnosis
     from comir_hpc.recipes.diagnosis import diagnose_run
 
-    if call.dry_run:
-        return call.plan(plan_diagnosis(settings))
-    with call.progress() as progress:
-        found = diagnose_run(settings, progress=progress)
+    found = call.run(diagnose_run, plan_diagnosis, settings)
     call.say(found.diagnosis.summary, f"figures: {found.diagnosis.folder}")
     if found.report is not None:
         call.say(f"report: {found.report}")
-    for note in found.notes:
-        call.terminal.note(note)
-    return None
+    call.note(*found.notes)
 
 
 @verb(
