@@ -58,16 +58,8 @@ class Call:
     def with_stores(self, settings: AnySettings, folder: Path, *, processes: int = 1) -> AnySettings:
         """Return settings whose volumes are stores: other files are ingested into `folder` first.
 
-        A dry run plans that, and ends if nothing more can be planned without the stores.
-
-        Parameters
-        ----------
-        settings : Settings
-            Checked settings of the verb.
-        folder : Path
-            Folder in which new stores are made.
-        processes : int
-            Number of processes that do the same at this moment.
+        A dry run plans that, and ends if nothing more can be planned without the stores. The parameters are those of
+        `comir_hpc.recipes.stores.with_stores`.
         """
         from comir_hpc.recipes.stores import plan_stores, with_stores
 
