@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from comir_hpc.volumes.pyramid import planned_levels
 from comir_hpc.volumes.readers import Source
 from comir_hpc.volumes.volume import Volume, best_shuffle, chunk_and_shard, compressed_bytes
 
-_LIBRARY_BYTES = (
-    28 << 20
-)  # measured: 10 to 22 MiB are loaded once an ingest begins, buffers of compression among them
+# measured: 10 to 22 MiB are loaded once an ingest begins, buffers of compression among them
+_LIBRARY_BYTES = 28 << 20
 _LARGEST_CORE = 256 << 20  # bytes of one block beyond which decoding a page twice is the lesser evil
 _SAMPLE = 96  # voxels along each side of the box that time and size are judged by
 # About how many voxels are counted to find percentiles. In larger volumes only every second, third, ... row is counted.
@@ -91,9 +90,8 @@ class Job:
     @property
     def execution(self) -> Execution:
         """How the job is carried out; an unfinished store that nobody misses is replaced unasked."""
-        how = self.settings
-        overwrite = how.overwrite or self._nobody_misses()
-        return Execution(how.part, self.workers, how.cluster, how.verify, overwrite)
+        overwrite = self.settings.overwrite or self._nobody_misses()
+        return replace(Execution.from_settings(self.settings), workers=self.workers, overwrite=overwrite)
 
     @property
     def command(self) -> tuple[str, ...]:

@@ -64,6 +64,7 @@ class Padding:
 
     def as_record(self) -> dict[str, Any]:
         """Return the JSON-ready form, which is an entry of the metadata key ``padding``."""
+        # One bit a place, packed: the metadata are read whenever the store is opened.
         packed = zlib.compress(np.packbits(self.where).tobytes(), 9)
         return {
             "values": list(self.values),
@@ -171,6 +172,7 @@ class Unpadded:
 
     def known(self, box: Box | None = None, *, level: int = 0) -> Mask:
         """Return the mask (z, y, x) of where something was measured: not padding in every channel."""
+        # A channel without padding measured everything.
         if None in self.paddings:
             whole = self.volume.level_grid(level).box
             return np.ones((whole if box is None else box).shape, dtype=np.bool_)
@@ -200,6 +202,7 @@ class Unpadded:
 def _grown(padding: Padding, voxels: NDArray[Any], box: Box, factors_zyx: Triple) -> Mask:
     """Return the mask of the padding, grown by `_REACH` voxels."""
     mask = padding.mask(voxels, box, factors_zyx)
+    # Growing would change nothing, and a box without padding need not load SciPy.
     if not mask.any() or mask.all():
         return mask
     grown: Mask = filters().binary_dilation(mask, np.ones((3, 3, 3), dtype=np.bool_), iterations=_REACH)
@@ -208,5 +211,6 @@ def _grown(padding: Padding, voxels: NDArray[Any], box: Box, factors_zyx: Triple
 
 def _places(start: int, stop: int, factor: int, step: int, size: int) -> NDArray[np.int64]:
     """Return the places in a map of `size` voxels, along one axis, of a level's voxels `start` to `stop`."""
+    # A coarse voxel is looked up at its middle: its corner may lie in the place before.
     middles = (np.arange(start, stop) + 0.5) * factor
     return np.minimum((middles / step).astype(np.int64), size - 1)

@@ -197,6 +197,7 @@ class _Job:
         require_apart(settings.out, settings.zarr, settings.like, settings.transform)
         self.settings = settings
         self.moving = Volume.open(settings.zarr)
+        # Of the fixed volume only the grid counts; none of its voxels is read.
         self.fixed = Volume.open(settings.like).grid
         self.transform = read_transform(settings.transform)
         self.inside = share_inside(self.transform, self.fixed, self.moving.grid)
@@ -237,8 +238,7 @@ class _Job:
 
     @property
     def execution(self) -> Execution:
-        how = self.settings
-        return Execution(how.part, how.workers, how.cluster, how.verify, how.overwrite)
+        return Execution.from_settings(self.settings)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -274,6 +274,7 @@ class _Job:
         """Settings and inputs that the voxels and their layout depend on."""
         return {
             "source_fingerprint": self.source_fingerprint,
+            # The content and not the path: `register` may have written another transform to the same place since.
             "transform": hashlib.sha256(self.settings.transform.read_bytes()).hexdigest()[:16],
             "grid": self.fixed.as_dict(),
             "interpolation": self.interpolation,
@@ -315,6 +316,7 @@ class _Work:
         self._job: _Job | None = job
 
     def __getstate__(self) -> dict[str, Any]:
+        # Other processes get the settings only, and open volumes and transform themselves.
         return {"settings": self.settings, "_job": None}
 
     @cached_property

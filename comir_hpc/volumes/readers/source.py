@@ -151,6 +151,7 @@ class Source:
             )
         used = tuple(spacing[axis] for axis in self.order) if spacing else self.spacing_zyx
         assert used is not None
+        # The origin stays where the file put it, also if the user gives the spacing in another unit.
         scale = MM_PER_UNIT[own] / MM_PER_UNIT[named] if own else 1.0
         x, y, z = (o * scale for o in self.origin_xyz)
         try:
@@ -168,6 +169,7 @@ class Source:
                 stat = file.stat()
             except OSError as error:
                 raise VolumeError(f"{file} disappeared while it was read ({error}); run again") from error
+            # Not the content: that would read terabytes before the first block.
             digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
