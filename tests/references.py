@@ -151,6 +151,12 @@ def by_tifffile(path: Path) -> Answer:
     return [Piece(array, _sized(sizes, units))]
 
 
+def _word(unit: object) -> str:
+    """A unit in one spelling: words (not symbols, in which a capital means something) in small letters, no plural."""
+    text = str(unit)
+    return text.lower().removesuffix("s") if len(text) > 4 else text
+
+
 def _sized(sizes: Any, units: Sequence[str]) -> np.ndarray | None:
     """Affine of voxels of three sizes (z, y, x), None where one of them is no length."""
     try:
@@ -236,8 +242,10 @@ def by_zarr(path: Path) -> Answer:
     array = root[level["path"]]
     if array.size > _LARGEST:
         raise ValueError("too large")
-    letters = "".join({"time": "t", "channel": "c"}.get(str(a.get("type")), a["name"]) for a in image["axes"])
-    units = [_MM.get(a.get("unit"), 1.0) for a in image["axes"]]
+    letters = "".join(
+        {"time": "t", "channel": "c"}.get(str(a.get("type")), str(a["name"]).lower()) for a in image["axes"]
+    )
+    units = [_MM.get(_word(a.get("unit")), 1.0) for a in image["axes"]]
     scale, shift = np.ones(len(letters)), np.zeros(len(letters))
     steps = [*level.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
     for step in steps:
