@@ -151,6 +151,12 @@ def by_tifffile(path: Path) -> Answer:
     return [Piece(array, _sized(sizes, units))]
 
 
+def _letter(name: object) -> str:
+    """One letter for an axis, whatever its name is."""
+    text = str(name).lower()
+    return text if len(text) == 1 else "?"
+
+
 def _word(unit: object) -> str:
     """A unit in one spelling: words (not symbols, in which a capital means something) in small letters, no plural."""
     text = str(unit)
@@ -220,7 +226,7 @@ def by_h5py(path: Path) -> Answer:
         if found.size > _LARGEST:
             raise ValueError("too large")
         if "axistags" in found.attrs:
-            axes = "".join(tag["key"] for tag in json.loads(found.attrs["axistags"])["axes"])
+            axes = "".join(_letter(tag["key"]) for tag in json.loads(found.attrs["axistags"])["axes"])
         else:
             axes = "".join(str(w).replace("depth", "z")[:1] for w in found.attrs.get("DIMENSION_LABELS", ()))
             axes = axes or ("zyx" if found.ndim == 3 else "czyx")
@@ -243,7 +249,7 @@ def by_zarr(path: Path) -> Answer:
     if array.size > _LARGEST:
         raise ValueError("too large")
     letters = "".join(
-        {"time": "t", "channel": "c"}.get(str(a.get("type")), str(a["name"]).lower()) for a in image["axes"]
+        {"time": "t", "channel": "c"}.get(str(a.get("type")), _letter(a["name"])) for a in image["axes"]
     )
     units = [_MM.get(_word(a.get("unit")), 1.0) for a in image["axes"]]
     scale, shift = np.ones(len(letters)), np.zeros(len(letters))
