@@ -146,7 +146,9 @@ def by_tifffile(path: Path) -> Answer:
             units = [pixels.get(f"PhysicalSize{a}Unit", "µm") for a in "ZYX"]
         else:
             said: dict[str, Any] = file.imagej_metadata or {}
-            (xn, xd), (yn, yd) = (series.keyframe.tags.valueof(code, (0, 0)) for code in (282, 283))
+            # Damaged, it may be one number or hundreds.
+            parts = [np.ravel(series.keyframe.tags.valueof(code, (0, 0))).tolist() for code in (282, 283)]
+            (xn, xd), (yn, yd) = (part if len(part) == 2 else (0, 0) for part in parts)
             sizes, units = [said.get("spacing"), yn and yd / yn, xn and xd / xn], [str(said.get("unit"))] * 3
     return [Piece(array, _sized(sizes, units))]
 

@@ -70,8 +70,9 @@ def test_blocks_on_their_way_to_the_disk() -> None:
 
 def test_every_shard_and_every_line_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "_flush_seconds", lambda out: 0.01)
-    expected = 512 * prediction._BLOCK_SECONDS + 2 * (512 + 600) * 0.01
+    expected = prediction._STORE_SECONDS + 512 * prediction._BLOCK_SECONDS + 2 * (512 + 600) * 0.01
     assert recording_seconds(tmp_path / "out.zarr", 512, 600) == pytest.approx(expected)
+    assert prediction.about_seconds(expected) == "about 26.7 s"
     monkeypatch.undo()
     assert recording_seconds(tmp_path / "not" / "yet" / "out.zarr", 1, 1) > 0
     assert not list(tmp_path.iterdir())
