@@ -27,8 +27,8 @@ from comir_hpc.volumes.pyramid import planned_levels
 from comir_hpc.volumes.readers import Source
 from comir_hpc.volumes.volume import Volume, best_shuffle, chunk_and_shard, compressed_bytes
 
-# Measured: 10 to 22 MiB are loaded once an ingest begins, buffers of compression among them.
-_LIBRARY_BYTES = 28 << 20
+# Measured: 10 to 20 MiB are loaded once an ingest begins, buffers of compression among them.
+_LIBRARY_BYTES = 24 << 20
 _LARGEST_CORE = 256 << 20  # bytes of one block beyond which decoding a page twice is the lesser evil
 _SAMPLE = 96  # voxels along each side of the box that time and size are judged by
 # About how many voxels are counted to find percentiles. In larger volumes only every second, third, ... row is counted.
