@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from comir_hpc.blocks.block import BlockResult
-from comir_hpc.blocks.cost import Figures, recording_seconds, side_by_side, together, writing_bytes
+from comir_hpc.blocks.cost import (
+    Figures,
+    about_seconds,
+    recording_seconds,
+    side_by_side,
+    together,
+    writing_bytes,
+)
 from comir_hpc.blocks.job import Execution, carry_out
 from comir_hpc.blocks.ledger import Ledger, fingerprint
 from comir_hpc.blocks.output import Output
@@ -112,7 +119,7 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
         "available_memory": in_words(available_bytes()),
         "disk_at_most": in_words(predicted.num_bytes or 0),
         "files_at_most": predicted.files,
-        "seconds": round(predicted.seconds or 0.0, 1),
+        "time_expected": about_seconds(predicted.seconds or 0.0),
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.errors import ComirError, ConfigError, VolumeError
+from comir_hpc.errors import ComirError, ConfigError, VolumeError, printable
 from comir_hpc.space.grid import IDENTITY, MM_PER_UNIT, Box, Grid, Matrix, Triple, Vector, unit_name
 
 # What the readers' libraries raise on a file that is torn or not what its name says.
@@ -83,6 +83,10 @@ class Source:
     digest: str | None = None
     order: Triple = (0, 1, 2)
     unit_assumed: bool = False
+
+    def __post_init__(self) -> None:
+        # The notes quote names and values of the file.
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
 
     @property
     def shape_zyx(self) -> Triple:

@@ -192,6 +192,8 @@ def _pixel_notes(said: dict[str, Any], pixels: Pixels) -> Iterator[str]:
         yield f"the header has no BitsStored: all {pixels.allocated} bits of a pixel are taken"
     if "PixelRepresentation" not in said and pixels.kind != "f":
         yield "the header has no PixelRepresentation: its values are taken as unsigned"
+    if pixels.guessed:
+        yield f"it names no transfer syntax: its elements look like {pixels.guessed}, and are read so"
     if pixels.excess:
         rows, columns, _ = pixels.shape
         yield (
