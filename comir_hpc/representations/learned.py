@@ -16,7 +16,7 @@ from comir_hpc.representations.encoding.loading import load_encoder, nearest_lev
 from comir_hpc.representations.protocol import Array, Representation, Role
 from comir_hpc.representations.stored import Stored
 from comir_hpc.representations.trained import Trained
-from comir_hpc.runs.model import read_model
+from comir_hpc.runs.model import general_model, read_model
 from comir_hpc.volumes.volume import Volume
 
 _LIBRARY_BYTES = 24 << 20  # measured: loaded for the first window that is encoded
@@ -54,9 +54,7 @@ class Learned(Trained):
         """
         if settings.representation_of(role) is not None:
             return Stored.from_settings(volume, settings, role)
-        run, modality = settings.model, settings.modality_of(role)
-        assert run is not None  # RegisterSettings holds both
-        assert modality is not None
+        run, modality = settings.model or general_model(), settings.modality_of(role)
         encoder = load_encoder(
             run,
             modality,
