@@ -140,6 +140,8 @@ def infer(call: Call) -> None:
         return call.plan(plan_infer(settings))
     with call.progress() as progress:
         result = run(settings, progress=progress)
+    for note in result.notes:
+        call.terminal.note(note)
     return call.say(result.summary)
 
 
