@@ -315,7 +315,10 @@ def test_register_takes_its_volumes_by_place_or_as_options(monkeypatch: pytest.M
         ("nonsense", "No such command"),
         ("ingst a b", "Did you mean 'ingest'"),
         ("register a.zarr --out o", "expected FIXED MOVING, or --fixed FIXED --moving MOVING"),
-        ("register a b --fixed c --out o", "FIXED is a by its place, and --fixed says c; give one of the two"),
+        (
+            "register a b --fixed c --out o",
+            "FIXED is a by its place, and --fixed says c; give one of the two",
+        ),
         ("register a b c", "unexpected extra argument"),
         ("register --fixed a --out o", "expected FIXED MOVING"),
         ("ingest a b --max-memory 1 --max-memory-gib 2", "names of one option"),
