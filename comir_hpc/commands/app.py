@@ -47,7 +47,10 @@ def _root(
 
 @verb(app, settings=("DemoSettings",), example="Example:  comir-hpc demo --out demo --seed 3")
 def demo(call: Call) -> None:
-    """Run the main job on the embedded brain pair: displace, ingest, train, infer, register, warp, report."""
+    """Run the main job on the embedded brain pair: register it as it comes, then train encoders for it and register.
+
+    The pair's T2w is displaced first, so that the answer is known.
+    """
     from comir_hpc.config.demo import DemoSettings
 
     settings = call.settings(DemoSettings)
@@ -57,7 +60,7 @@ def demo(call: Call) -> None:
     if call.dry_run:
         return call.plan(plan_demo(settings))
     with call.progress() as progress:
-        result = run(settings, progress=progress)
+        result = run(settings, progress=progress, tell=call.say)
     call.say(result.summary, f"report: {result.report}")
     return refuse_failed(result.verdict, result.reasons)
 
@@ -144,28 +147,50 @@ def infer(call: Call) -> None:
 
 @verb(
     app,
-    settings=("RegisterSettings",),
+    settings=("RegisterPairSettings",),
     either=("fixed", "moving"),
-    example="Examples:  comir-hpc register --fixed t1w.zarr --moving t2w.zarr --model runs/brain "
-    "--fixed-modality t1w --moving-modality t2w --out result"
-    "   |   comir-hpc register t1w.nii.gz t2w.nii.gz --representation intensity --out result",
+    example="Examples:  comir-hpc register fixed.nii.gz moving.nii.gz --warped moving_on_fixed.nii.gz"
+    "   |   comir-hpc register --fixed t1w.zarr --moving t2w.zarr --model runs/brain --fixed-modality t1w "
+    "--moving-modality t2w --out result",
 )
 def register(call: Call) -> None:
-    """Find the transform from fixed to moving, with a verdict: PASS, WARN or FAIL (exit code 1)."""
-    from comir_hpc.config.register import RegisterSettings
+    """Find the transform from fixed to moving, with a verdict: PASS, WARN or FAIL (exit code 1).
 
-    settings = call.settings(RegisterSettings)
-    settings = call.with_stores(settings, settings.out)
-    from comir_hpc.register import plan_register
-    from comir_hpc.register import register as run
-    from comir_hpc.report import report as write_report
+    Without --model the general model is used, which was trained for any contrast. Without --out the result goes into
+    the folder FIXED-MOVING, named after the two files.
+    """
+    from comir_hpc.config.register import RegisterPairSettings
 
+    asked = call.settings(RegisterPairSettings)
+    from comir_hpc.recipes.pair import (
+        next_command,
+        plan_pair,
+        register_pair,
+        require_usable,
+        uses_general_model,
+    )
+
+    require_usable(asked)
+    if uses_general_model(asked):
+        call.terminal.note("no --model is given: the general model is used")
+    if "out" not in call.given:
+        call.terminal.note(f"no --out is given: the result goes into {asked.out}")
+    settings = call.with_stores(asked, asked.out)
     if call.dry_run:
-        return call.plan(plan_register(settings))
+        return call.plan(plan_pair(settings))
     with call.progress() as progress:
-        result = run(settings, progress=progress)
-    call.say(result.summary, f"report: {write_report(settings.out)}")
-    return refuse_failed(result.verdict, result.reasons)
+        done = register_pair(settings, progress=progress)
+    for note in done.notes:
+        call.terminal.note(note)
+    call.say(done.result.summary)
+    if done.result.verdict == "WARN":
+        call.say(f"why: {'; '.join(done.result.reasons)}")
+    if done.report is not None:
+        call.say(f"report: {done.report}")
+    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped)
+    if done.warped is not None:
+        return call.say(f"warped: {done.warped}")
+    return call.say(f"next: {next_command(asked, settings, done.result)}")
 
 
 @verb(

@@ -12,7 +12,7 @@ from comir_hpc.config.files import dump, load
 from comir_hpc.config.infer import OVERLAP, WINDOW, InferSettings
 from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.config.pages import DoctorSettings, ReportSettings, SyncSettings
-from comir_hpc.config.register import RegisterSettings
+from comir_hpc.config.register import RegisterPairSettings, RegisterSettings
 from comir_hpc.config.train import (
     CheckpointSettings,
     EngineSettings,
@@ -44,6 +44,7 @@ __all__ = [
     "OnCommandLine",
     "OptimiserSettings",
     "Precision",
+    "RegisterPairSettings",
     "RegisterSettings",
     "ReportSettings",
     "RunSettings",

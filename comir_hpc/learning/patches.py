@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comir_hpc.config.train import SamplingSettings
-from comir_hpc.errors import ConfigError
 from comir_hpc.learning.augmentation import IntensityChange, Scale, interpolate, vary
-from comir_hpc.learning.specimens import Specimen
+from comir_hpc.learning.specimens import Specimen, patch_centres, patch_places
 from comir_hpc.space.grid import Box, FloatArray, Triple
 from comir_hpc.space.groups import Group
 from comir_hpc.space.rotations import random_rotation, rotation_by
@@ -124,7 +123,7 @@ class PatchSampler:
         self.group = group
         self.seed = seed
         self.augment = augment
-        self._places = [_places(specimen, settings) for specimen in specimens]
+        self._places = [patch_places(specimen, settings) for specimen in specimens]
         self._scales: dict[tuple[int, int, torch.device], Scale] = {}
 
     @property
@@ -148,7 +147,7 @@ class PatchSampler:
         share, shape = specimen.share, np.asarray(specimen.grid.shape_zyx)
         place = np.unravel_index(int(places[rng.integers(len(places))]), share.values.shape)
         centre = share.first_zyx + (np.asarray(place) + rng.uniform(-0.5, 0.5, 3)) * share.step_zyx
-        centre = np.clip(centre, *_centres(self.settings, shape))
+        centre = np.clip(centre, *patch_centres(self.settings, shape))
         matrix, on_grid = self._draw_matrix(rng, np.asarray(specimen.grid.spacing_mm))
         half = (np.asarray(self.settings.patch) - 1) / 2
         # Such a patch lies on voxel centres, where nothing is interpolated: the networks also see sharp images.
@@ -293,35 +292,6 @@ class PatchSampler:
         """Draw, read and resample samples of one step in this process."""
         draws = [self.draw(step, index, stream=stream) for index in indices]
         return self.resample(draws, [self.read(d) for d in draws], device)
-
-
-def _places(specimen: Specimen, settings: SamplingSettings) -> NDArray[np.int64]:
-    """Find the lattice points (flat numbers) whose patch holds the share of specimen that the settings ask for."""
-    # With a quota of 0 a patch needs at least a trace of specimen: the smallest positive float32.
-    share = specimen.share
-    values = share.values
-    if settings.within is not None:
-        low, high = _centres(settings, np.asarray(specimen.grid.shape_zyx))
-        places = np.stack(np.indices(values.shape), axis=-1) * share.step_zyx + share.first_zyx
-        values = np.where(((places >= low) & (places <= high)).all(axis=-1), values, 0)
-    places = np.flatnonzero(values >= max(settings.foreground, float(np.finfo(np.float32).tiny)))
-    if not len(places):
-        best = float(values.max())
-        raise ConfigError(
-            f"no patch of {settings.patch} voxels (z, y, x) in {specimen.volumes[0].path} holds "
-            f"{settings.foreground:.0%} specimen: the fullest one holds {best:.1%}; lower sampling.foreground "
-            "or use a smaller sampling.patch"
-        )
-    return places
-
-
-def _centres(settings: SamplingSettings, shape_zyx: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
-    """Find between which positions a patch's centre may lie, in voxels: in the volume, or so that a box holds it."""
-    if settings.within is None:
-        return np.full(3, -0.5), shape_zyx - 0.5
-    start, stop = (np.asarray(end, dtype=np.float64) for end in settings.within)
-    half = np.asarray(settings.patch) / 2
-    return start + half - 0.5, stop - half - 0.5
 
 
 def _triple(values: NDArray[Any]) -> Triple:
