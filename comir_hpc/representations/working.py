@@ -222,8 +222,8 @@ def _require_filled(volume: Volume, size: float | None, spacing: Vector) -> None
     if voxels < _FEWEST_IN_SPECIMEN:
         raise VolumeError(
             f"the specimen in {volume.path} is {size:.3g} mm in size: {voxels:.2g} voxels of the working grid of "
-            f"{in_mm(spacing)} mm; expected at least {_FEWEST_IN_SPECIMEN}: use a model of a finer spacing, and check "
-            "the units of the volume"
+            f"{in_mm(spacing)} mm; expected at least {_FEWEST_IN_SPECIMEN}: the grid is too coarse for it, or "
+            "the unit of the volume is wrong"
         )
 
 
