@@ -162,6 +162,27 @@ def adapt(settings: AdaptSettings, *, progress: Progress | None = None) -> Adapt
     return result
 
 
+def plan_adapt(settings: AdaptSettings) -> dict[str, Any]:
+    """Say what `adapt` would do.
+
+    Raises
+    ------
+    VolumeError, CheckpointError
+        If a volume or the model to start from cannot be used.
+    """
+    work = _Adaptation(settings, None)
+    pair = work.pair
+    return {
+        "start": str(work.start),
+        "working_grid": f"{pair.fixed_grid} (fixed), {pair.moving_grid} (moving)",
+        "search": f"{settings.rotations} rotations, by each of {', '.join(METHODS)}",
+        "train": f"{settings.steps} steps on each of at most {settings.candidates} candidates, then in at most "
+        f"{settings.rounds} rounds",
+        "held_out": f"{settings.held_out:.0%} of the specimen",
+        "files": f"model.json, {WEIGHTS_FOLDER}/, registration/, {RECORD}; search/, candidates/ and rounds/ beside them",
+    }
+
+
 def _doubt(trained: list[Alignment]) -> str:
     """Say why the best candidate is not to be trusted; empty if it is."""
     if not trained:
