@@ -179,7 +179,7 @@ def plan_adapt(settings: AdaptSettings) -> dict[str, Any]:
         "train": f"{settings.steps} steps on each of at most {settings.candidates} candidates, then in at most "
         f"{settings.rounds} rounds",
         "held_out": f"{settings.held_out:.0%} of the specimen",
-        "files": f"model.json, {WEIGHTS_FOLDER}/, registration/, {RECORD}; search/, candidates/ and rounds/ beside them",
+        "files": f"model.json, {WEIGHTS_FOLDER}/, registration/, {RECORD}, and what was done on the way",
     }
 
 
