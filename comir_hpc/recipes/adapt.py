@@ -137,7 +137,7 @@ def adapt(settings: AdaptSettings, *, progress: Progress | None = None) -> Adapt
     work = _Adaptation(settings, progress)
     found = work.search_all()
     trained = sorted(
-        (work.train_on(one, f"candidates/{n}", work.start, _GUESSED) for n, one in enumerate(found)),
+        (work.try_out(one, f"candidates/{n}") for n, one in enumerate(found)),
         key=lambda one: (one.held_out, one.correlation),
         reverse=True,
     )
@@ -258,8 +258,12 @@ class _Adaptation:
 
     # ------------------------------------------------------------------ trainings
 
+    def try_out(self, candidate: Alignment, folder: str) -> Alignment:
+        """Train on a candidate, half as long as in a round: a wrong one shows at once, a right one is refined later."""
+        return self.train_on(candidate, folder, self.start, max(1, self.settings.steps // 2), _GUESSED)
+
     def train_on(
-        self, alignment: Alignment, folder: str, start: Path, negatives: tuple[int, int]
+        self, alignment: Alignment, folder: str, start: Path, steps: int, negatives: tuple[int, int]
     ) -> Alignment:
         """Train encoders on one alignment, on the part that is not held out, and judge them on the other part."""
         from comir_hpc.train import train
@@ -280,7 +284,7 @@ class _Adaptation:
                 synthetic=SyntheticSettings(share=self.settings.replay),
                 loss=LossSettings(displacement_voxels=negatives),
                 sampling=SamplingSettings(patch=stores.patch, within=stores.within, foreground=0.3),
-                optimiser=OptimiserSettings(steps=self.settings.steps, learning_rate=_RATE),
+                optimiser=OptimiserSettings(steps=steps, learning_rate=_RATE),
                 engine=EngineSettings(device=self.settings.device),
                 tracking=TrackingSettings(mlflow=None),
             ),
@@ -303,7 +307,8 @@ class _Adaptation:
             if moved < _STILL_VOXELS * self.pair.spacing_mm and number > 1:
                 break
             next_one = Alignment(found, f"round {number}")
-            next_one = self.train_on(next_one, f"rounds/{number}/training", best.run, _KNOWN)
+            folder = f"rounds/{number}/training"
+            next_one = self.train_on(next_one, folder, best.run, self.settings.steps, _KNOWN)
             if next_one.held_out < best.held_out - _WORSE:
                 break
             rounds.append(next_one)
