@@ -184,6 +184,7 @@ def test_every_setting_of_a_verb_is_among_its_options() -> None:
     kinds = {
         "evaluate": (config.EvaluateSettings, config.CompareSettings),
         "train": (config.RunSettings, config.TrainSettings),
+        "register": (config.RegisterPairSettings,),
     }
     for verb in VERBS:
         for kind in kinds.get(verb, (getattr(config, f"{verb.capitalize()}Settings"),)):
@@ -298,10 +299,11 @@ def test_register_takes_its_volumes_by_place_or_as_options(monkeypatch: pytest.M
     seen: list[Any] = []
     monkeypatch.setattr(comir_hpc.register, "plan_register", lambda settings: seen.append(settings) or {})
     rest = ["--representation", "intensity", "--out", "o", "--dry-run"]
-    for volumes in (["f.zarr", "m.zarr"], ["--fixed", "f.zarr", "--moving", "m.zarr"]):
+    both = ["f.zarr", "m.zarr", "--fixed", "f.zarr"]  # the same said twice
+    for volumes in (["f.zarr", "m.zarr"], ["--fixed", "f.zarr", "--moving", "m.zarr"], both):
         done = invoke("register", *volumes, *rest)
         assert done.exit_code == 0, done.output
-    assert seen[0] == seen[1]
+    assert seen[0] == seen[1] == seen[2]
     assert (str(seen[0].fixed), str(seen[0].moving)) == ("f.zarr", "m.zarr")
 
 
@@ -313,7 +315,11 @@ def test_register_takes_its_volumes_by_place_or_as_options(monkeypatch: pytest.M
         ("nonsense", "No such command"),
         ("ingst a b", "Did you mean 'ingest'"),
         ("register a.zarr --out o", "expected FIXED MOVING, or --fixed FIXED --moving MOVING"),
-        ("register a b --fixed c --out o", "expected FIXED MOVING"),
+        (
+            "register a b --fixed c --out o",
+            "FIXED is a by its place, and --fixed says c; give one of the two",
+        ),
+        ("register a b c", "unexpected extra argument"),
         ("register --fixed a --out o", "expected FIXED MOVING"),
         ("ingest a b --max-memory 1 --max-memory-gib 2", "names of one option"),
         ("ingest a b --workers many", "--workers"),

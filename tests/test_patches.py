@@ -212,6 +212,19 @@ def test_patches_hold_the_foreground_quota(pair: list[Path]) -> None:
     assert max(shares) > 0.9
 
 
+def test_patches_that_keep_to_a_box(pair: list[Path]) -> None:
+    specimen = Specimen([Volume.open(path) for path in pair], 0, (8, 8, 8))
+    settings = SamplingSettings(patch=(8, 8, 8), within=((0, 4, 0), (16, 24, 32)), foreground=0.1, rotate=0)
+    sampler = PatchSampler([specimen], settings, rotation_group("O"), seed=0)
+    centres = np.stack([sampler.draw(0, index).centre_zyx for index in range(200)])
+    assert (centres >= np.array([3.5, 7.5, 3.5])).all()
+    assert (centres <= np.array([11.5, 19.5, 27.5])).all()
+    assert np.ptp(centres, axis=0).min() > 5
+    too_small = settings.model_copy(update={"within": ((0, 0, 0), (6, 8, 8))})
+    with pytest.raises(ConfigError, match="no patch"):
+        PatchSampler([specimen], too_small, rotation_group("O"), seed=0)
+
+
 def test_share_of_turned_pairs_follows_the_setting(pair: list[Path]) -> None:
     sampler = sampler_of(pair, rotate=0.25)
     straight = [np.array_equal(sampler.draw(0, i).matrix, np.eye(3)) for i in range(200)]

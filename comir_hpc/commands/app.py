@@ -48,14 +48,17 @@ def _root(
 
 @verb(app, settings=("DemoSettings",), example="Example:  comir-hpc demo --out demo --seed 3")
 def demo(call: Call) -> None:
-    """Run the main job on the embedded brain pair: displace, ingest, train, infer, register, warp, report."""
+    """Run the main job on the embedded brain pair: register it as it comes, then train encoders for it and register.
+
+    The pair's T2w is displaced first, so that the answer is known.
+    """
     from comir_hpc.config.demo import DemoSettings
 
     settings = call.settings(DemoSettings)
     from comir_hpc.recipes.demo import demo as run
     from comir_hpc.recipes.demo import plan_demo
 
-    result = call.run(run, plan_demo, settings)
+    result = call.run(partial(run, tell=call.say), plan_demo, settings)
     call.say(result.summary, f"report: {result.report}")
     refuse_failed(result.verdict, result.reasons)
 
@@ -125,30 +128,53 @@ def infer(call: Call) -> None:
     from comir_hpc.infer import infer as run
     from comir_hpc.infer import plan_infer
 
-    call.say(call.run(run, plan_infer, settings).summary)
+    result = call.run(run, plan_infer, settings)
+    call.note(*result.notes)
+    call.say(result.summary)
 
 
 @verb(
     app,
-    settings=("RegisterSettings",),
+    settings=("RegisterPairSettings",),
     either=("fixed", "moving"),
-    example="Examples:  comir-hpc register --fixed t1w.zarr --moving t2w.zarr --model runs/brain "
-    "--fixed-modality t1w --moving-modality t2w --out result"
-    "   |   comir-hpc register t1w.nii.gz t2w.nii.gz --representation intensity --out result",
+    example="Examples:  comir-hpc register fixed.nii.gz moving.nii.gz --warped moving_on_fixed.nii.gz"
+    "   |   comir-hpc register --fixed t1w.zarr --moving t2w.zarr --model runs/brain --fixed-modality t1w "
+    "--moving-modality t2w --out result",
 )
 def register(call: Call) -> None:
-    """Find the transform from fixed to moving, with a verdict: PASS, WARN or FAIL (exit code 1)."""
-    from comir_hpc.config.register import RegisterSettings
+    """Find the transform from fixed to moving, with a verdict: PASS, WARN or FAIL (exit code 1).
 
-    settings = call.settings(RegisterSettings)
-    settings = call.with_stores(settings, settings.out)
-    from comir_hpc.register import plan_register
-    from comir_hpc.register import register as run
-    from comir_hpc.report import report as write_report
+    Without --model the general model is used, which was trained for any contrast. Without --out the result goes into
+    the folder FIXED-MOVING, named after the two files.
+    """
+    from comir_hpc.config.register import RegisterPairSettings
 
-    result = call.run(run, plan_register, settings)
-    call.say(result.summary, f"report: {write_report(settings.out)}")
-    refuse_failed(result.verdict, result.reasons)
+    asked = call.settings(RegisterPairSettings)
+    from comir_hpc.recipes.pair import (
+        next_command,
+        plan_pair,
+        register_pair,
+        require_usable,
+        uses_general_model,
+    )
+
+    require_usable(asked)
+    if uses_general_model(asked):
+        call.note("no --model is given: the general model is used")
+    if "out" not in call.given:
+        call.note(f"no --out is given: the result goes into {asked.out}")
+    settings = call.with_stores(asked, asked.out)
+    done = call.run(register_pair, plan_pair, settings)
+    call.note(*done.notes)
+    call.say(done.result.summary)
+    if done.result.verdict == "WARN":
+        call.say(f"why: {'; '.join(done.result.reasons)}")
+    if done.report is not None:
+        call.say(f"report: {done.report}")
+    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped)
+    if done.warped is not None:
+        return call.say(f"warped: {done.warped}")
+    return call.say(f"next: {next_command(asked, settings, done.result)}")
 
 
 @verb(

@@ -140,8 +140,13 @@ class Call:
             raise ConfigError(f"{', '.join(others)} mean nothing {where}; leave them out")
 
 
-def refuse_failed(verdict: str, reasons: list[str]) -> None:
+def refuse_failed(verdict: str, reasons: list[str], *, unwritten: Path | None = None) -> None:
     """End a registration that failed with exit code 1.
+
+    Parameters
+    ----------
+    unwritten : Path, optional
+        Output that was asked for, and is not made of a wrong answer.
 
     Raises
     ------
@@ -149,4 +154,5 @@ def refuse_failed(verdict: str, reasons: list[str]) -> None:
         If the verdict is FAIL; the message has the reasons.
     """
     if verdict == "FAIL":
-        raise ComirError("registration FAILED: " + "; ".join(reasons))
+        outcome = "" if unwritten is None else f", so {unwritten} was not written"
+        raise ComirError(f"registration FAILED{outcome}: {'; '.join(reasons)}")

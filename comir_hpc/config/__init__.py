@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from comir_hpc.config.infer import OVERLAP, WINDOW, InferSettings
     from comir_hpc.config.ingest import IngestSettings
     from comir_hpc.config.pages import DoctorSettings, ReportSettings, SyncSettings
-    from comir_hpc.config.register import RegisterSettings
+    from comir_hpc.config.register import RegisterPairSettings, RegisterSettings
     from comir_hpc.config.train import (
         CheckpointSettings,
         EngineSettings,
@@ -52,6 +52,7 @@ __all__ = [
     "OnCommandLine",
     "OptimiserSettings",
     "Precision",
+    "RegisterPairSettings",
     "RegisterSettings",
     "ReportSettings",
     "RunSettings",
@@ -74,7 +75,7 @@ _PLACES = {
     "infer": ("OVERLAP", "WINDOW", "InferSettings"),
     "ingest": ("IngestSettings",),
     "pages": ("DoctorSettings", "ReportSettings", "SyncSettings"),
-    "register": ("RegisterSettings",),
+    "register": ("RegisterPairSettings", "RegisterSettings"),
     "train": (
         "CheckpointSettings",
         "EngineSettings",

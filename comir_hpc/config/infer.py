@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from comir_hpc.config.base import Input, Output, Positive, Resource
+from comir_hpc.config.base import Input, Length, Output, Positive, Resource
 from comir_hpc.config.shared import Blocks, Stored, Symmetrised
 from comir_hpc.config.words import Blend, StoredType
 
@@ -29,6 +29,9 @@ class InferSettings(Blocks, Stored, Symmetrised):
     """Modality of the volume: which encoder of the run is used."""
     out: Output[Path]
     """OME-Zarr store to write."""
+    spacing: Length | None = None
+    """Voxel size in mm of the grid that the volume is encoded on; that of the training when not given, or one that
+    suits the size of the specimen for a model that knows all scales."""
     window: Positive = WINDOW
     """Voxels along each side of the sliding window."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = OVERLAP

@@ -7,8 +7,19 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Settings, Share, SizeZYX
+from comir_hpc.config.base import (
+    Input,
+    Length,
+    OnCommandLine,
+    Output,
+    PlaceZYX,
+    Positive,
+    Settings,
+    Share,
+    SizeZYX,
+)
 from comir_hpc.config.words import (
+    SHARED,
     Bound,
     Configuration,
     Critic,
@@ -40,6 +51,8 @@ class NetworkSettings(Settings):
 
     name: NetworkName = "unet"
     """Architecture of the encoders."""
+    shared: bool = False
+    """Use one encoder for all modalities, which then serves modalities that it has not seen."""
     widths: tuple[Positive, ...] = (16, 32, 64, 64)
     """Number of channels of each resolution level, finest first."""
     latent_channels: Positive = 1
@@ -109,10 +122,26 @@ class SamplingSettings(Settings):
     """Mirror half of the pairs: for specimens whose handedness says nothing."""
     level: Annotated[int, Field(ge=0)] = 0
     """Pyramid level that the patches come from; 0 is the finest."""
+    within: Annotated[tuple[PlaceZYX, SizeZYX] | None, OnCommandLine(metavar="START STOP")] = None
+    """First voxel (z, y, x) and the one after the last, on the chosen level, of the box that patches come from; null
+    takes all. The rest of the volume can then be used to test."""
     cache_mib: Annotated[int, Field(ge=0)] = 4096
     """Volumes are held in memory when all fit into this many MiB; otherwise the boxes under the patches are read."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Number of processes that read boxes ahead when the volumes are not held in memory."""
+
+
+class SyntheticSettings(Settings):
+    """Made-up pairs: one random geometry in two random contrasts (docs/general.md)."""
+
+    share: Share = 1.0
+    """Share of a step's pairs that are made up; 1 needs no `pairs`."""
+    real: Share = 0.4
+    """Share of the made-up pairs that show a real volume through random contrasts; the others are made of shapes."""
+    volumes: tuple[Path, ...] = ()
+    """Volumes that lend their anatomy, each on its own; without any, the embedded brain does."""
+    scale: tuple[Length, Length] = (0.5, 3.0)
+    """Smallest and largest size of a patch's voxel, in voxels of these volumes."""
 
 
 class OptimiserSettings(Settings):
@@ -196,11 +225,14 @@ class TrainSettings(Settings):
 
     modalities: Annotated[Input[tuple[str, ...]], OnCommandLine(metavar="NAME")]
     """Names of the modalities, two or more; their order is the order of the encoders."""
-    pairs: Annotated[tuple[dict[str, Path], ...], Field(min_length=1)]
+    pairs: tuple[dict[str, Path], ...] = ()
     """Aligned specimens: for each, one volume a modality (a store, or any file that ingest reads), all on one grid."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     """Seed of the weights, the patches and their augmentation."""
     network: NetworkSettings = Field(default_factory=NetworkSettings)
+    start_from: Annotated[str | None, OnCommandLine(names=("--from",), metavar="RUN|general")] = None
+    """Start from the weights of another run, or of the general model (general), instead of random ones."""
+    synthetic: SyntheticSettings | None = None
     loss: LossSettings = Field(default_factory=LossSettings)
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
     optimiser: OptimiserSettings = Field(default_factory=OptimiserSettings)
@@ -212,6 +244,8 @@ class TrainSettings(Settings):
     def _check(self) -> Self:
         if len(set(self.modalities)) < 2:
             raise ValueError(f"modalities {list(self.modalities)}: at least two different names are needed")
+        if not self.pairs and (self.synthetic is None or self.synthetic.share < 1):
+            raise ValueError("there are no pairs to learn from: name some, or set synthetic.share=1")
         for number, pair in enumerate(self.pairs):
             if set(pair) != set(self.modalities):
                 raise ValueError(f"pairs[{number}] names {sorted(pair)}, expected {sorted(self.modalities)}")
@@ -229,6 +263,11 @@ class TrainSettings(Settings):
 
             rotation_group(self.sampling.group).require_invariant(self.sampling.patch, "sampling.patch")
         return self
+
+    @property
+    def encoder_names(self) -> tuple[str, ...]:
+        """Names of the encoders: one a modality, or one for all."""
+        return (SHARED,) if self.network.shared else self.modalities
 
     def placed_in(self, folder: Path) -> Self:
         """Return settings whose volumes are relative to `folder`."""

@@ -18,6 +18,8 @@ GroupName = Literal["auto", "trivial", "D2", "D4", "O", "C2", "C4"]
 Symmetry = Literal["none", "D2", "D4", "O", "C2", "C4"]
 """Groups over whose rotations a representation can be averaged."""
 
+SHARED = "any"
+"""Name of an encoder that serves all modalities."""
 NetworkName = Literal["unet", "denseunet", "gunet"]
 Norm = Literal["batch", "channel"]
 Kernels = Literal["symmetric", "free"]

@@ -1,6 +1,7 @@
 """A volume in, its representation out: from zarr to zarr, window by window, block by block.
 
-The result depends on volume, model and windows only. It does not depend on how the work was split or how often it was
+The volume is seen on a working grid, whose spacing is that of the model (`representations.working`). The result
+depends on volume, model, grid and windows only. It does not depend on how the work was split or how often it was
 stopped (`windows` says why). `blocks` records what is done, and writes whole shards. What is decided here is which
 level of the pyramid is read, how large a block is, what is kept in the metadata, and when the volume is complete.
 """
@@ -37,7 +38,7 @@ class InferResult:
     path : Path
         Folder of the store that holds the representation.
     grid : Grid
-        Grid of the pyramid level that was read.
+        Grid of the representation.
     level : int
         Number of the pyramid level that was read, 0 for the finest.
     blocks, computed, missing : int
@@ -49,6 +50,8 @@ class InferResult:
         nothing is to be seen. None until the last block is done.
     predicted, measured : Figures
         Time, memory and size that this call was expected to need, and those that it needed.
+    notes : tuple of str
+        What the user should know, e.g. that the volume is too coarse to carry what the model has learned to see.
     """
 
     path: Path
@@ -62,6 +65,7 @@ class InferResult:
     seam: dict[str, float | None] | None
     predicted: Figures
     measured: Figures
+    notes: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -91,8 +95,9 @@ class InferResult:
 def infer(settings: InferSettings, *, progress: Progress | None = None) -> InferResult:
     """Encode one modality's volume with a trained network.
 
-    Read is the pyramid level whose spacing is nearest to that of the training. Running it again skips finished blocks;
-    with ``settings.part`` it does one part of them, and whichever part is the last completes the volume.
+    The volume is seen on a grid of the training's spacing, or of the one in the settings. What has another spacing is
+    resampled from the nearest finer level of its pyramid. Running it again skips finished blocks; with
+    ``settings.part`` it does one part of them, and whichever part is the last completes the volume.
 
     Parameters
     ----------
@@ -102,7 +107,7 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
     Raises
     ------
     VolumeError
-        If the volume has other channels or another spacing than the model, or changes while it is read; if the
+        If the volume has other channels than the model, is too small on its grid, or changes while it is read; if the
         output exists and was made from something else; if blocks fail or the disk is full.
     CheckpointError
         If the model is missing, unfinished, damaged or has no such modality.
@@ -117,7 +122,8 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
     out = Volume.open(job.out, allow_incomplete=True)
     seam = None if filled.missing else out.metadata.get("seam")
     return InferResult(
-        path=job.out, grid=out.grid, level=job.level, peak_mib=peak_bytes() / 2**20, seam=seam, **vars(filled)
+        path=job.out, grid=out.grid, level=job.level, peak_mib=peak_bytes() / 2**20, seam=seam, notes=job.notes,
+        **vars(filled),
     )  # fmt: skip
 
 
@@ -156,6 +162,7 @@ def plan_infer(settings: InferSettings) -> dict[str, Any]:
         "available_memory": in_words(available_bytes()),
         "disk_at_most": in_words(num_bytes),
         "files_at_most": files,
+        **({"notes": list(job.notes)} if job.notes else {}),
         "seconds_a_window": round(per_window, 4),
         "seconds_at_most": round(
             in_all * share * per_window + recording_seconds(job.out, len(part), files * share), 1

@@ -1,4 +1,4 @@
-"""What an `infer` reads: volume, encoder and windows, and the blocks that follow from them."""
+"""What an `infer` reads: volume, encoder, working grid and windows, and the blocks that follow from them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from comir_hpc.errors import VolumeError
 from comir_hpc.host.places import require_apart
 from comir_hpc.representations.encoding.encoder import Encoder
 from comir_hpc.representations.encoding.grid import WindowGrid
-from comir_hpc.representations.encoding.loading import load_encoder, nearest_level
+from comir_hpc.representations.encoding.loading import load_encoder
 from comir_hpc.representations.encoding.reader import NormalisedReader
+from comir_hpc.representations.working import WorkingGrids
+from comir_hpc.runs.model import read_model
 from comir_hpc.space.grid import Triple
 from comir_hpc.volumes.volume import Volume
 
@@ -24,10 +26,13 @@ _CORE_SHARDS = (2, 2, 2)
 class Inputs:
     """Volume, encoder and windows, found to fit each other before anything is written."""
 
-    def __init__(self, settings: InferSettings, volume: Volume, encoder: Encoder, level: int) -> None:
-        self.settings, self.volume, self.encoder, self.level = settings, volume, encoder, level
-        self.grid = volume.level_grid(level)
-        self.reader = NormalisedReader(volume, level)
+    def __init__(
+        self, settings: InferSettings, volume: Volume, encoder: Encoder, working: WorkingGrids
+    ) -> None:
+        self.settings, self.volume, self.encoder = settings, volume, encoder
+        self.reader = NormalisedReader(volume, working.grid(volume, 0))
+        self.grid, self.level = self.reader.seen.grid, self.reader.seen.level
+        self.notes = tuple(working.notes_on(volume, 0))
         self.windows = encoder.windows(
             self.grid.shape_zyx, window=settings.window, overlap=settings.overlap, blend=settings.blend
         )
@@ -51,7 +56,8 @@ class Inputs:
             symmetrise=settings.symmetrise,
         )
         encoder.require_fitting(volume)
-        return cls(settings, volume, encoder, nearest_level(volume, encoder.spacing_mm))
+        working = WorkingGrids.for_model(read_model(settings.model), (volume,), settings.spacing)
+        return cls(settings, volume, encoder, working)
 
     @cached_property
     def source_fingerprint(self) -> str:

@@ -97,10 +97,16 @@ class Job(Inputs):
         return {
             "source_fingerprint": self.source_fingerprint,
             "level": self.level,
+            **self._working_grid,
             "encoder": self.encoder.identity(),
             **self.settings.model_dump(mode="json", include=shared),
             **({"checksums": True} if self.settings.checksums else {}),
         }
+
+    @property
+    def _working_grid(self) -> dict[str, Any]:
+        """Grid that the volume is seen on, if that is no level of its own."""
+        return {} if self.reader.seen.direct else {"working_grid": self.grid.as_dict()}
 
     def create(self, path: Path) -> Volume:
         """Make the empty output; what parts and reruns must agree on is decided here and kept in it."""
@@ -111,6 +117,7 @@ class Job(Inputs):
                 "path": str(settings.zarr.resolve()),
                 "fingerprint": self.source_fingerprint,
                 "level": self.level,
+                **self._working_grid,
             },
             "model": {"run": str(settings.model.resolve()), **self.encoder.identity()},
             # Whoever begins decides on the blocks: parts and reruns must agree on their numbers.

@@ -136,9 +136,12 @@ def block_bytes(inputs: Inputs, plan: BlockPlan) -> int:
     """
     window, shape = inputs.windows.window_zyx, plan.shape_zyx
     core = [min(c, n) for c, n in zip(plan.core_zyx, shape, strict=True)]
-    face = math.prod(min(c + 2 * w, n) for c, w, n in zip(core[:2], window, shape, strict=False))
+    sides = [min(c + 2 * w, n) for c, w, n in zip(core[:2], window, shape, strict=False)]
+    face = math.prod(sides)
     # Two steps of input while one is joined to the next, read and normalised.
     read = 2 * face * window[2] * inputs.volume.num_channels * (8 + inputs.volume.dtype.itemsize)
+    step = Box((0, 0, 0), (sides[0], sides[1], min(window[2], shape[2])))
+    read += inputs.reader.seen.working_bytes(step)
     sums = 4 * math.prod(core[:2]) * (core[2] + 2 * window[2])
     size = np.dtype(inputs.settings.dtype).itemsize
     stored = writing_bytes(math.prod(core) * size, len(plan))

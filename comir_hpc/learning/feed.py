@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from comir_hpc.learning.patches import Draw, PatchSampler
+from comir_hpc.learning.sampler import Draw, Sampler
 
 
 class _Boxes(Dataset[list[Tensor]]):
     """Open the volumes once in a reader process, then read the box of one sample at a time."""
 
-    def __init__(self, sampler: PatchSampler) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
 
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
@@ -29,14 +29,14 @@ def _ignore_signals(worker: int) -> None:
 
 
 def feed(
-    sampler: PatchSampler, steps: range, indices: Sequence[int], *, workers: int
+    sampler: Sampler, steps: range, indices: Sequence[int], *, workers: int
 ) -> Iterator[tuple[list[Draw], list[list[Tensor]]]]:
     """Give, step by step, the draws of the samples `indices` and the source boxes read for them.
 
     Parameters
     ----------
-    sampler : PatchSampler
-        Draws the samples and reads their boxes.
+    sampler : Sampler
+        Draws the samples, and reads or makes their voxels.
     steps : range
         Numbers of the optimiser steps.
     indices : sequence of int
@@ -44,7 +44,7 @@ def feed(
     workers : int
         Number of processes that read ahead. With 0, or when all volumes are in memory, this process reads.
     """
-    ahead = workers > 0 and not sampler.specimens[0].cached
+    ahead = workers > 0 and not sampler.cached
     boxes = iter(_readers(sampler, steps, indices, workers)) if ahead else None
     for step in steps:
         draws = [sampler.draw(step, index) for index in indices]
@@ -55,7 +55,7 @@ def feed(
 
 
 def _readers(
-    sampler: PatchSampler, steps: range, indices: Sequence[int], workers: int
+    sampler: Sampler, steps: range, indices: Sequence[int], workers: int
 ) -> DataLoader[list[Tensor]]:
     return DataLoader(
         _Boxes(sampler),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comir_hpc.config.train import SamplingSettings
-from comir_hpc.errors import ConfigError
 from comir_hpc.learning.augmentation import IntensityChange, Scale, interpolate, vary
-from comir_hpc.learning.specimens import Specimen
+from comir_hpc.learning.specimens import Specimen, patch_centres, patch_places
 from comir_hpc.space.grid import Box, FloatArray, Triple
 from comir_hpc.space.groups import Group
 from comir_hpc.space.rotations import random_rotation, rotation_by
@@ -124,8 +123,17 @@ class PatchSampler:
         self.group = group
         self.seed = seed
         self.augment = augment
-        self._places = [_places(specimen, settings) for specimen in specimens]
+        self._places = [patch_places(specimen, settings) for specimen in specimens]
         self._scales: dict[tuple[int, int, torch.device], Scale] = {}
+
+    @property
+    def cached(self) -> bool:
+        """Whether the volumes are held in memory."""
+        return self.specimens[0].cached
+
+    def clean(self) -> PatchSampler:
+        """Return a sampler of the same specimens whose patches are not varied and lie on the voxel grid."""
+        return PatchSampler(self.specimens, self.settings, self.group, self.seed, augment=False)
 
     # ------------------------------------------------------------------ drawing
 
@@ -139,7 +147,7 @@ class PatchSampler:
         share, shape = specimen.share, np.asarray(specimen.grid.shape_zyx)
         place = np.unravel_index(int(places[rng.integers(len(places))]), share.values.shape)
         centre = share.first_zyx + (np.asarray(place) + rng.uniform(-0.5, 0.5, 3)) * share.step_zyx
-        centre = np.clip(centre, -0.5, shape - 0.5)
+        centre = np.clip(centre, *patch_centres(self.settings, shape))
         matrix, on_grid = self._draw_matrix(rng, np.asarray(specimen.grid.spacing_mm))
         half = (np.asarray(self.settings.patch) - 1) / 2
         # Such a patch lies on voxel centres, where nothing is interpolated: the networks also see sharp images.
@@ -177,6 +185,17 @@ class PatchSampler:
             bias_zyx=(z, y, x),
             noise_seed=int(rng.integers(2**63)),
         )
+
+    def moved(self, draw: Draw, axis: int, shift: int) -> Draw:
+        """Return a draw that lies `shift` voxels along an axis from the given one, for all modalities.
+
+        The patch moves towards the volume's middle, so that it does not lose specimen.
+        """
+        offset = np.zeros(3)
+        shape = np.asarray(self.specimens[draw.pair].grid.shape_zyx)
+        offset[axis] = shift
+        offset *= np.where(draw.centre_zyx > shape / 2, -1, 1)
+        return replace(draw, centre_zyx=draw.centre_zyx + offset)
 
     def ignore(self, draws: Sequence[Draw]) -> NDArray[np.bool_]:
         """Find which samples are too near each other in one specimen to be negatives, bool (n, n), diagonal True.
@@ -273,22 +292,6 @@ class PatchSampler:
         """Draw, read and resample samples of one step in this process."""
         draws = [self.draw(step, index, stream=stream) for index in indices]
         return self.resample(draws, [self.read(d) for d in draws], device)
-
-
-def _places(specimen: Specimen, settings: SamplingSettings) -> NDArray[np.int64]:
-    """Find the lattice points (flat numbers) whose patch holds the share of specimen that the settings ask for."""
-    # With a quota of 0 a patch needs at least a trace of specimen: the smallest positive float32.
-    places = np.flatnonzero(
-        specimen.share.values >= max(settings.foreground, float(np.finfo(np.float32).tiny))
-    )
-    if not len(places):
-        best = float(specimen.share.values.max())
-        raise ConfigError(
-            f"no patch of {settings.patch} voxels (z, y, x) in {specimen.volumes[0].path} holds "
-            f"{settings.foreground:.0%} specimen: the fullest one holds {best:.1%}; lower sampling.foreground "
-            "or use a smaller sampling.patch"
-        )
-    return places
 
 
 def _triple(values: NDArray[Any]) -> Triple:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from comir_hpc.config.train import SamplingSettings
-from comir_hpc.errors import VolumeError
+from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.space.grid import Box, FloatArray, Grid, Triple
 from comir_hpc.volumes.padding import Unpadded
 from comir_hpc.volumes.volume import Intensity, Volume
@@ -155,3 +155,38 @@ def prepare_specimens(pairs: Sequence[Sequence[Volume]], settings: SamplingSetti
         for specimen in specimens:
             specimen.load()
     return specimens
+
+
+def patch_places(specimen: Specimen, settings: SamplingSettings) -> NDArray[np.int64]:
+    """Find the lattice points (flat numbers) whose patch holds the share of specimen that the settings ask for.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    # With a quota of 0 a patch needs at least a trace of specimen: the smallest positive float32.
+    share = specimen.share
+    values = share.values
+    if settings.within is not None:
+        low, high = patch_centres(settings, np.asarray(specimen.grid.shape_zyx))
+        places = np.stack(np.indices(values.shape), axis=-1) * share.step_zyx + share.first_zyx
+        values = np.where(((places >= low) & (places <= high)).all(axis=-1), values, 0)
+    places = np.flatnonzero(values >= max(settings.foreground, float(np.finfo(np.float32).tiny)))
+    if not len(places):
+        best = float(values.max())
+        raise ConfigError(
+            f"no patch of {settings.patch} voxels (z, y, x) in {specimen.volumes[0].path} holds "
+            f"{settings.foreground:.0%} specimen: the fullest one holds {best:.1%}; lower sampling.foreground "
+            "or use a smaller sampling.patch"
+        )
+    return places
+
+
+def patch_centres(settings: SamplingSettings, shape_zyx: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+    """Find between which positions a patch's centre may lie, in voxels: in the volume, or so that a box holds it."""
+    if settings.within is None:
+        return np.full(3, -0.5), shape_zyx - 0.5
+    start, stop = (np.asarray(end, dtype=np.float64) for end in settings.within)
+    half = np.asarray(settings.patch) / 2
+    return start + half - 0.5, stop - half - 0.5

@@ -105,7 +105,7 @@ def network_options(
         If a setting was changed that has no effect on this network.
     """
     known = inspect.signature(NETWORKS[settings.name]).parameters
-    options = settings.model_dump(mode="json", exclude={"name", "latent_channels"})
+    options = settings.model_dump(mode="json", exclude={"name", "latent_channels", "shared"})
     # A setting at its default may be one that this network does not know: it is dropped. A changed one would be
     # ignored without a word, so it is refused.
     for key in [key for key in options if key not in known]:

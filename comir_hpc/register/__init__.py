@@ -211,7 +211,7 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     plan: dict[str, Any] = {"fingerprint": inputs.fingerprint, "out": str(settings.out)}
     for side in (inputs.fixed, inputs.moving):
         plan[side.role] = (
-            f"{side.compared.path}, level {side.level}: {side.compared.level_grid(side.level)}, "
+            f"{side.compared.path}, level {side.level}: {side.representation.grid(side.level)}, "
             f"{side.representation.origin}"
         )
         if side.notes:
@@ -330,7 +330,7 @@ def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
 
 
 def _notes(frame: SlicePlane, inputs: Inputs) -> dict[str, list[str]]:
-    notes = inputs.fixed.notes + inputs.moving.notes
+    notes = list(dict.fromkeys(inputs.fixed.notes + inputs.moving.notes))  # some are said of the pair
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "

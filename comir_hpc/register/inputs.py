@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +105,11 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         If one is a single slice and the other a volume, a representation was made from another volume, or the
         memory does not suffice.
     """
-    sides = [_open_input(settings, "fixed"), _open_input(settings, "moving")]
+    fixed, moving = _open_volume(settings.fixed), _open_volume(settings.moving)
+    sides = [
+        Input("fixed", open_representation(fixed, settings, "fixed", moving)),
+        Input("moving", open_representation(moving, settings, "moving", fixed)),
+    ]
     _require_one_kind(*sides)
     if sides[0].num_channels != sides[1].num_channels:
         raise RegistrationError(
@@ -152,10 +157,10 @@ def _require_one_kind(fixed: Input, moving: Input) -> None:
     )
 
 
-def _open_input(settings: RegisterSettings, role: Role) -> Input:
-    volume = Volume.open(settings.fixed if role == "fixed" else settings.moving)
+def _open_volume(path: Path) -> Volume:
+    volume = Volume.open(path)
     volume.intensity()  # refuses a volume without statistics before anything is done
-    return Input(role, open_representation(volume, settings, role))
+    return volume
 
 
 def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
@@ -177,7 +182,7 @@ def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
 
 def _too_large(sides: list[Input], levels: list[int], needed: float, limit: float) -> str:
     grids = "; ".join(
-        f"{side.role} {side.compared.level_grid(level)}" for side, level in zip(sides, levels, strict=True)
+        f"{side.role} {side.representation.grid(level)}" for side, level in zip(sides, levels, strict=True)
     )
     remedies = [side.representation.memory_remedy for side in sides]
     remedy = "allow more with --max-memory-gib" + next(filter(None, remedies), "")

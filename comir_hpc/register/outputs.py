@@ -142,7 +142,7 @@ def finished(folder: Path, fingerprint: str, overwrite: bool) -> RegisterResult 
 def output_bytes(inputs: Inputs, settings: RegisterSettings) -> int:
     """Predict the bytes that a registration will write, its report included."""
     side = inputs.fixed
-    shape = side.compared.level_grid(side.level).shape_zyx
+    shape = side.representation.grid(side.level).shape_zyx
     pixels = sum(math.prod(shape) // n for n in shape)
     kinds = 6 if side.representation.pictured else 3
     per_rotation = 8 * (9 + 1 + 1 + 1 + 3)  # rotation, score, angle, overlap and pivot in search.npz
@@ -229,7 +229,7 @@ def input_record(side: Input) -> dict[str, Any]:
         "compared": {
             "path": str(side.compared.path.absolute()),
             "level": side.level,
-            "grid": side.compared.level_grid(side.level).as_dict(),
+            "grid": side.representation.grid(side.level).as_dict(),
         },
     }
 

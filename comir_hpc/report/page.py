@@ -162,10 +162,9 @@ def _errors(result: Result) -> list[dict[str, str]]:
     """Make the rows of the table of errors against a known truth; none where no truth is known."""
     if result.truth is None:
         return []
-    rows = [{"method": "this registration"} | _error_row(result.truth)]
-    if result.baseline is not None:
-        rows.append({"method": result.baseline.name} | _error_row(result.baseline))
-    return rows
+    beside = (() if result.baseline is None else (result.baseline,)) + result.others
+    own = {"method": "this registration"} | _error_row(result.truth)
+    return [own, *({"method": other.name} | _error_row(other) for other in beside)]
 
 
 def _error_row(errors: Errors) -> dict[str, str]:

@@ -72,8 +72,10 @@ __all__ = [
 ]
 
 
-def open_representation(volume: Volume, settings: RegisterSettings, role: Role) -> Representation:
-    """Open the representation of one volume that the settings ask for.
+def open_representation(
+    volume: Volume, settings: RegisterSettings, role: Role, partner: Volume
+) -> Representation:
+    """Open the representation of one volume that the settings ask for; `partner` is the other volume.
 
     Raises
     ------
@@ -82,4 +84,4 @@ def open_representation(volume: Volume, settings: RegisterSettings, role: Role) 
     """
     module, name = REPRESENTATIONS[settings.representation].place.split(":")
     kind: type[Representation] = getattr(import_module(module), name)
-    return kind.from_settings(volume, settings, role)
+    return kind.from_settings(volume, settings, role, partner)

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.space.grid import FloatArray, Grid
-from comir_hpc.volumes.padding import Unpadded
+from comir_hpc.volumes.resampled import Resampled
 from comir_hpc.volumes.volume import Volume
 
 # Registration needs neighbours along every axis that it works in. ITK's recursive smoothing refuses fewer than four.
@@ -47,8 +47,10 @@ class Features:
         return self.grid.world_mm(ndimage.center_of_mass(self.mask))
 
 
-def specimen_mask(volume: Volume, level: int) -> NDArray[np.bool_]:
+def specimen_mask(volume: Volume, place: int | Grid) -> NDArray[np.bool_]:
     """Mark the specimen, (z, y, x): above the foreground threshold of `ingest`, without specks, holes and padding.
+
+    `place` is the number of a level, or the grid to see the volume on.
 
     A voxel belongs to it if most of its 5 x 5 x 5 neighbours are above the threshold. Otherwise noise in the air would
     leave single voxels in the mask, and dark tissue would leave holes.
@@ -60,15 +62,15 @@ def specimen_mask(volume: Volume, level: int) -> NDArray[np.bool_]:
     RegistrationError
         If nothing is left.
     """
-    unpadded = Unpadded(volume)
-    values = unpadded.read(level=level)
+    seen = Resampled(volume, place)
+    values = seen.read()
     above = np.zeros(values.shape[1:], dtype=np.bool_)
     for channel, one in enumerate(values):
         above |= volume.intensity(channel).foreground(one)
     most = ndimage.uniform_filter(above.astype(np.float32), size=5, mode="nearest") > 0.5
     # In a single slice every voxel touches the border along z, so that no hole is closed in 3D: fill holes in 2D.
     filled = ndimage.binary_fill_holes(most[0])[None] if len(most) == 1 else ndimage.binary_fill_holes(most)
-    mask: NDArray[np.bool_] = filled & unpadded.known(level=level) if unpadded.padded else filled
+    mask: NDArray[np.bool_] = filled & seen.known() if seen.padded else filled
     if not mask.any():
         raise RegistrationError(
             f"{volume.path} has no foreground: {int(above.sum())} of {above.size} voxels are above the threshold "

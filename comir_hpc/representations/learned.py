@@ -12,11 +12,13 @@ from comir_hpc.config.register import RegisterSettings
 from comir_hpc.host.launch import DTYPES
 from comir_hpc.networks import predict_encoding
 from comir_hpc.representations.encoding.encoder import Encoder
-from comir_hpc.representations.encoding.loading import load_encoder, nearest_level
+from comir_hpc.representations.encoding.loading import load_encoder
 from comir_hpc.representations.protocol import Array, Representation, Role
 from comir_hpc.representations.stored import Stored
 from comir_hpc.representations.trained import Trained
+from comir_hpc.representations.working import WorkingGrids
 from comir_hpc.runs.model import read_model
+from comir_hpc.space.grid import Grid
 from comir_hpc.volumes.volume import Volume
 
 _LIBRARY_BYTES = 24 << 20  # measured: loaded for the first window that is encoded
@@ -25,15 +27,18 @@ _WINDOW = 3.4  # measured: memory of a window that is encoded, over that of its 
 
 @dataclass(frozen=True, eq=False)
 class Learned(Trained):
-    """A representation that is computed in memory, at the level nearest to the spacing of the training.
+    """A representation that is computed in memory, on working grids that both volumes of a pair have in common.
 
     Attributes
     ----------
     encoder : Encoder
         Encoder of the volume's modality.
+    working : WorkingGrids
+        The grids that it sees the volume on.
     """
 
     encoder: Encoder
+    working: WorkingGrids
 
     origin: ClassVar[str] = "encoded here"
     memory_remedy: ClassVar[str] = (
@@ -42,21 +47,22 @@ class Learned(Trained):
     )
 
     @classmethod
-    def from_settings(cls, volume: Volume, settings: RegisterSettings, role: Role) -> Representation:
+    def from_settings(
+        cls, volume: Volume, settings: RegisterSettings, role: Role, partner: Volume
+    ) -> Representation:
         """Load the encoder of the volume's modality, or open the stored representation if one is given.
 
         Raises
         ------
         VolumeError, CheckpointError
-            If the encoder cannot be loaded, or does not fit the volume.
+            If the encoder cannot be loaded or does not fit the volume, or a specimen is too small for its grid.
         RegistrationError
             If the stored representation does not belong to the volume.
         """
         if settings.representation_of(role) is not None:
-            return Stored.from_settings(volume, settings, role)
+            return Stored.from_settings(volume, settings, role, partner)
         run, modality = settings.model, settings.modality_of(role)
-        assert run is not None  # RegisterSettings holds both
-        assert modality is not None
+        assert run is not None  # RegisterSettings holds it
         encoder = load_encoder(
             run,
             modality,
@@ -65,7 +71,11 @@ class Learned(Trained):
             symmetrise=settings.symmetrise,
         )
         encoder.require_fitting(volume)
-        return cls(volume, run, read_model(run), encoder)
+        model = read_model(run)
+        other = settings.representation_of("moving" if role == "fixed" else "fixed")
+        # A model without a spacing of its own follows the representation that is there already.
+        given = None if other is None or not model.scale_free else Volume.open(other).grid.finest_mm
+        return cls(volume, run, model, encoder, WorkingGrids.for_model(model, (volume, partner), given))
 
     @property
     def num_channels(self) -> int:
@@ -74,15 +84,17 @@ class Learned(Trained):
 
     @property
     def levels(self) -> range:
-        """The only level that the encoder can read.
+        """Numbers of the working grids, the finest first."""
+        return range(len(self.working.spacings_zyx))
 
-        Raises
-        ------
-        VolumeError
-            If no level has about the spacing of the training.
-        """
-        level = nearest_level(self.volume, self.encoder.spacing_mm)
-        return range(level, level + 1)
+    def place(self, level: int) -> Grid:
+        """Give the working grid at a level."""
+        return self.working.grid(self.volume, level)
+
+    @property
+    def spacings_mm(self) -> tuple[float, ...]:
+        """Finest spacing of the working grids in mm, at each of `levels`; it is equal for both volumes of a pair."""
+        return tuple(min(s[axis] for axis in self.volume.grid.axes) for s in self.working.spacings_zyx)
 
     def working_bytes(self, level: int) -> float:
         """Predict the memory, in bytes, of the windows that are encoded at once."""
@@ -94,10 +106,18 @@ class Learned(Trained):
         return _LIBRARY_BYTES + math.ceil(_WINDOW * torch.get_num_threads() * tensors)
 
     def values(self, level: int, image: Array) -> Array:
-        """Encode a level of the volume."""
+        """Encode the volume as it is seen on a working grid."""
         del image
-        return self.encoder.encode_volume(self.volume, level)[0]
+        return self.encoder.encode_volume(self.volume, self.place(level))[0]
 
     def identity(self) -> dict[str, Any]:
-        """Name the encoder by its weights and the way it is run."""
-        return super().identity() | {"encoder": self.encoder.identity()}
+        """Name the encoder, the way it is run, and the finest working grid if it is no level of the volume."""
+        known = super().identity() | {"encoder": self.encoder.identity()}
+        finest = self.place(0)
+        if finest in [self.volume.level_grid(level) for level in range(self.volume.num_levels)]:
+            return known
+        return known | {"working_grid": finest.as_dict()}
+
+    def notes(self, level: int) -> list[str]:
+        """Say what is assumed about the volume, and what it is too coarse for."""
+        return super().notes(level) + self.working.notes_on(self.volume, level)

@@ -14,7 +14,8 @@ from comir_hpc.config.register import RegisterSettings
 from comir_hpc.representations.features import Features, checked, specimen_mask
 from comir_hpc.representations.measures import Measure
 from comir_hpc.space.grid import Grid
-from comir_hpc.volumes.padding import Unpadded, padding_notes
+from comir_hpc.volumes.padding import padding_notes
+from comir_hpc.volumes.resampled import Resampled
 from comir_hpc.volumes.volume import Volume
 
 Role = Literal["fixed", "moving"]
@@ -61,7 +62,9 @@ class Representation(ABC):
     memory_remedy: ClassVar[str] = ""
 
     @classmethod
-    def from_settings(cls, volume: Volume, settings: RegisterSettings, role: Role) -> Representation:
+    def from_settings(
+        cls, volume: Volume, settings: RegisterSettings, role: Role, partner: Volume
+    ) -> Representation:
         """Open what this method needs for one volume.
 
         Parameters
@@ -72,13 +75,15 @@ class Representation(ABC):
             Where models and files are found, and how networks are run.
         role : "fixed" or "moving"
             Which of the two volumes it is.
+        partner : Volume
+            The other volume. What is chosen for a pair, as the spacing of working grids, follows from both.
 
         Raises
         ------
         VolumeError, CheckpointError, RegistrationError
             If a file or a model does not fit the volume.
         """
-        del settings, role
+        del settings, role, partner
         return cls(volume)
 
     # ---- what is compared
@@ -106,18 +111,17 @@ class Representation(ABC):
         Raises
         ------
         VolumeError
-            If the volume cannot be read, or no level of it lies on the compared grid.
+            If the volume cannot be read.
         RegistrationError
             If the features cannot be registered (`features.checked`).
         """
-        original = self.original_level(level)
-        grid = self.volume.level_grid(original)
-        unpadded = Unpadded(self.volume)
-        image = self.volume.intensity().normalise(unpadded.read(level=original)[0])
+        place = self.place(level)
+        seen = Resampled(self.volume, place)
+        image = self.volume.intensity().normalise(seen.read()[0])
         values = self.values(level, image)
-        known = unpadded.known(level=original) if unpadded.padded else None
-        mask = specimen_mask(self.volume, original)
-        return checked(Features(values, mask, grid, known), self.compared.path), image
+        known = seen.known() if seen.padded else None
+        mask = specimen_mask(self.volume, place)
+        return checked(Features(values, mask, seen.grid, known), self.compared.path), image
 
     @property
     def num_channels(self) -> int:
@@ -136,13 +140,19 @@ class Representation(ABC):
         """Levels of `compared` that can be used, the finest first. The first one is taken that fits into memory."""
         return range(self.compared.num_levels)
 
-    def original_level(self, level: int) -> int:
-        """Find the level of the original volume that lies on the grid of a level of `compared`."""
+    def place(self, level: int) -> int | Grid:
+        """Say where the original volume is seen: at one of its own levels, or on another grid along its axes."""
         return level
 
     def grid(self, level: int) -> Grid:
         """Give the grid of the features."""
-        return self.compared.level_grid(level)
+        place = self.place(level)
+        return place if isinstance(place, Grid) else self.volume.level_grid(place)
+
+    @property
+    def spacings_mm(self) -> tuple[float, ...]:
+        """Finest spacing of the features' grid in mm, at each of `levels`."""
+        return tuple(self.grid(level).finest_mm for level in self.levels)
 
     def predicted_bytes(self, level: int) -> float:
         """Predict the memory that a registration needs for this volume, in bytes."""

@@ -9,7 +9,6 @@ Axes: n patches, l latent channels, z y x space.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comir_hpc.learning.patches import REFERENCE, PatchSampler, specimen_mask
+from comir_hpc.learning.patches import REFERENCE, specimen_mask
+from comir_hpc.learning.sampler import Sampler
 from comir_hpc.representations.equivariance import equivariance_errors
 from comir_hpc.representations.quality import agreement, effective_rank, foreground_agreement, retrieval
 from comir_hpc.space.groups import Group
@@ -34,7 +34,7 @@ _ELEMENTS = 3  # rotations that are tried on them
 
 
 def reference_metrics(
-    encode: Encode, sampler: PatchSampler, modalities: Sequence[str], device: torch.device
+    encode: Encode, sampler: Sampler, modalities: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
     """Measure agreement, retrieval and equivariance on clean patches of the training volumes.
 
@@ -42,8 +42,8 @@ def reference_metrics(
     ----------
     encode : callable
         The encoders, as `Encode` describes.
-    sampler : PatchSampler
-        Sampler with `augment` off. Its patches lie on the voxel grid, and are drawn from a stream of random numbers
+    sampler : Sampler
+        Sampler without variations (`Sampler.clean`). Its patches are drawn from a stream of random numbers
         that training does not use.
     modalities : sequence of str
         Names of the modalities, in the order of their numbers.
@@ -93,20 +93,13 @@ def reference_metrics(
 
 
 def _shifted_agreement(
-    encode: Encode, sampler: PatchSampler, maps: Tensor, shift: int, device: torch.device
+    encode: Encode, sampler: Sampler, maps: Tensor, shift: int, device: torch.device
 ) -> float | None:
     """Measure the mean agreement when the second modality's patches are moved `shift` voxels, along one axis each."""
     draws = [sampler.draw(0, index, stream=REFERENCE) for index in range(NUM_PATCHES)]
     patch = np.asarray(sampler.settings.patch)
     axes = np.flatnonzero(patch > 1)
-    moved = []
-    for index, draw in enumerate(draws):
-        offset = np.zeros(3)
-        offset[axes[index % len(axes)]] = shift
-        shape = np.asarray(sampler.specimens[draw.pair].grid.shape_zyx)
-        # The patch moves towards the volume's middle, so that it does not lose specimen.
-        offset *= np.where(draw.centre_zyx > shape / 2, -1, 1)
-        moved.append(dataclasses.replace(draw, centre_zyx=draw.centre_zyx + offset))
+    moved = [sampler.moved(draw, int(axes[index % len(axes)]), shift) for index, draw in enumerate(draws)]
     batch = sampler.resample(moved, [sampler.read(d) for d in moved], device)
     return _number(agreement(maps, encode(1, batch.images[1]), batch.valid).diagonal().mean())
 
@@ -116,15 +109,14 @@ class Watch:
 
     Parameters
     ----------
-    sampler : PatchSampler
-        Sampler of the training. Its specimens and settings are used, but patches are not varied.
+    sampler : Sampler
+        Sampler of the training. Its specimens are used, but patches are not varied.
     device : torch device
         Where the encoders are.
     """
 
-    def __init__(self, sampler: PatchSampler, device: torch.device) -> None:
-        clean = PatchSampler(sampler.specimens, sampler.settings, sampler.group, sampler.seed, augment=False)
-        batch = clean.batch(0, range(_WATCHED), device, stream=REFERENCE)
+    def __init__(self, sampler: Sampler, device: torch.device) -> None:
+        batch = sampler.clean().batch(0, range(_WATCHED), device, stream=REFERENCE)
         self._images, self._valid = batch.images, batch.valid
         group = sampler.group
         others = group.matrices[1:]

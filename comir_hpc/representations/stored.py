@@ -14,7 +14,10 @@ from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.representations.protocol import Array, Role
 from comir_hpc.representations.trained import Trained
 from comir_hpc.runs.model import read_model, weights_path
+from comir_hpc.space.grid import Grid
 from comir_hpc.volumes.volume import Volume
+
+_ONE_SCALE = 1.25  # times that the spacings of two representations may differ without a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +28,17 @@ class Stored(Trained):
     ----------
     store : Volume
         The representation, with its pyramid.
+    others_mm : float or None
+        Finest spacing of the other volume's representation in mm; None if it is not given but computed.
     """
 
     store: Volume
+    others_mm: float | None = None
 
     origin: ClassVar[str] = "given representation"
 
     @classmethod
-    def from_settings(cls, volume: Volume, settings: RegisterSettings, role: Role) -> Stored:
+    def from_settings(cls, volume: Volume, settings: RegisterSettings, role: Role, partner: Volume) -> Stored:
         """Open the store that the settings name.
 
         Raises
@@ -44,13 +50,16 @@ class Stored(Trained):
         CheckpointError
             If the named run has no model.
         """
+        del partner
         path, modality = settings.representation_of(role), settings.modality_of(role)
         assert path is not None
         store = _open_store(path, volume, role)
         run = settings.model
         if run is not None and modality is not None:
             _require_made_by(store, run, modality)
-        return cls(volume, run, None if run is None else read_model(run), store)
+        other = settings.representation_of("moving" if role == "fixed" else "fixed")
+        others_mm = None if other is None else Volume.open(other).grid.finest_mm
+        return cls(volume, run, None if run is None else read_model(run), store, others_mm)
 
     @property
     def compared(self) -> Volume:
@@ -67,22 +76,21 @@ class Stored(Trained):
         del image
         return self.store.read(level=level).astype(np.float32, copy=False)
 
-    def original_level(self, level: int) -> int:
-        """Find the level of the original volume that lies on the grid of a level of the store.
+    def place(self, level: int) -> Grid:
+        """See the original volume on the grid of a level of the store."""
+        return self.store.level_grid(level)
 
-        Raises
-        ------
-        VolumeError
-            If there is no such level.
-        """
-        grid = self.store.level_grid(level)
-        for original in range(self.volume.num_levels):
-            if self.volume.level_grid(original).agrees_with(grid):
-                return original
-        raise VolumeError(
-            f"{self.store.path} (level {level}: {grid}) lies on no level of {self.volume.path}; "
-            "run `comir-hpc infer` on that volume again"
-        )
+    def notes(self, level: int) -> list[str]:
+        """Say what is assumed about the volume, and that the two representations were made at different scales."""
+        notes, own = super().notes(level), self.store.grid.finest_mm
+        if self.others_mm is None or max(own, self.others_mm) <= _ONE_SCALE * min(own, self.others_mm):
+            return notes
+        finer, coarser = sorted((own, self.others_mm))
+        return [
+            *notes,
+            f"the representations were made on grids of {finer:.4g} and {coarser:.4g} mm: structures had different "
+            f"sizes for the model; run `comir-hpc infer` on both volumes with --spacing {coarser:.4g}",
+        ]
 
     def identity(self) -> dict[str, Any]:
         """Name the store by its fingerprint."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from comir_hpc import __version__
+from comir_hpc.config.words import SHARED
 from comir_hpc.errors import CheckpointError
 from comir_hpc.host.files import write_text
 from comir_hpc.runs.record import Record, as_json, read_record
@@ -87,6 +91,14 @@ class Model(Record):
         Voxel spacing of the training along z, y, x, in mm.
     group : str
         Group of rotations that the training undid.
+    shared : bool
+        Whether one encoder serves all modalities; `modalities` then holds only `SHARED`.
+    scale_free : bool
+        Whether the encoder has seen voxels of a wide range of sizes, so that `spacing_mm` says nothing.
+    weights : dict
+        SHA-256 of each file of weights, by modality; empty for models from before it was written.
+    started_from : dict
+        Run whose weights the training started from, and the step of its model; empty after a start from random weights.
     step : int
         Number of optimiser steps that were done.
     loss : float or None
@@ -110,12 +122,22 @@ class Model(Record):
     group: str
     patch: tuple[Count, ...] | None = None
     precision: str | None = None
+    shared: bool = False
+    scale_free: bool = False
+    weights: dict[str, str] = Field(default_factory=dict)
+    started_from: dict[str, str] = Field(default_factory=dict)
     step: Annotated[int, Field(ge=0)]
     loss: Figure = None
     seed: int | None = None
     inputs: dict[str, str] = Field(default_factory=dict)
     reference: Reference = Reference()
     run: str | None = None
+
+    def encoder_name(self, modality: str | None) -> str | None:
+        """Find which encoder serves a modality; a shared one serves any, None included. None if there is none."""
+        if self.shared:
+            return SHARED
+        return modality if modality in self.modalities else None
 
     def provenance(self, run: Path) -> dict[str, Any]:
         """Say which model it was, for the result of a registration; JSON-ready."""
@@ -138,6 +160,26 @@ def read_model(run: Path) -> Model:
     if not path.is_file():
         raise CheckpointError(_absent(run))
     return read_record(path, Model, CheckpointError, _REMEDY)
+
+
+def general_model() -> Path:
+    """Give the folder of the general model: one encoder for any modality, at any scale, that needs no training.
+
+    Raises
+    ------
+    CheckpointError
+        If a file of it is missing or damaged.
+    """
+    run = Path(str(files("comir_hpc") / "data" / "general"))
+    model = read_model(run)
+    for name, expected in model.weights.items():
+        path = weights_path(run, name)
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise CheckpointError(
+                f"{path} is missing or damaged: it is not the file that came with comir-hpc {__version__}; install the "
+                "package again, or give --model"
+            )
+    return run
 
 
 def write_model(run: Path, model: Model) -> None:

@@ -6,6 +6,7 @@ The story is in `train` below and in `loop.Loop.train`. `checks` refuses what ca
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -27,8 +28,11 @@ from comir_hpc.host.locks import writer
 from comir_hpc.host.memory import keep_freed_memory
 from comir_hpc.host.progress import Progress
 from comir_hpc.learning.engine import Engine, make_engine
+from comir_hpc.learning.mixed import MixedSampler
 from comir_hpc.learning.patches import PatchSampler
-from comir_hpc.learning.specimens import Specimen, prepare_specimens
+from comir_hpc.learning.sampler import Sampler
+from comir_hpc.learning.specimens import prepare_specimens
+from comir_hpc.learning.synthetic.sampler import MadeSampler
 from comir_hpc.representations.reference import reference_metrics
 from comir_hpc.runs.checkpoints import checkpoint_path, read_newest, read_tensors, unwritable, write_file
 from comir_hpc.runs.html import table
@@ -46,6 +50,7 @@ from comir_hpc.train.checks import (
 )
 from comir_hpc.train.loop import Loop
 from comir_hpc.train.plan import choose_recomputed_levels, plan_training, predict
+from comir_hpc.train.start import GENERAL, open_start, take_weights
 
 __all__ = ["TrainResult", "plan_training", "train"]
 
@@ -135,6 +140,7 @@ def train(settings: TrainSettings, run: Path, *, progress: Progress | None = Non
 def _require_trainable(settings: TrainSettings) -> None:
     inputs = inspect_inputs(settings)
     build_networks(choose_recomputed_levels(settings, inputs), inputs)
+    open_start(settings)
 
 
 def _is_finished(settings: TrainSettings, run: Path) -> bool:
@@ -163,8 +169,8 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
     if state and path:
         require_same_model(state["loop"]["model"], description, path)
     networks = build_networks(chosen, inputs)
-    specimens = prepare_specimens(inputs.volumes, settings.sampling)
-    sampler = PatchSampler(specimens, settings.sampling, inputs.group, settings.seed)
+    started = take_weights(settings, networks)
+    sampler = make_sampler(settings, inputs)
     engine = make_engine(settings.engine, networks, settings.optimiser)
     try:
         tracker = _open_tracker(settings, run, engine, state["loop"]["step"] if state else 0)
@@ -180,7 +186,7 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
                 "stopped" if isinstance(error, (InterruptedError, KeyboardInterrupt)) else "failed"
             )
             raise
-        model = _hand_over(settings, run, loop, description, specimens)
+        model = _hand_over(settings, run, loop, description | {"started_from": started}, inputs)
         tracker.artifact(run / MODEL_FILE)
         tracker.artifact(run / WEIGHTS_FOLDER)
         tracker.checkpoint(checkpoint_path(run / "checkpoints", settings.optimiser.steps))
@@ -190,16 +196,45 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
     return _result(run, model, start, notes)
 
 
+def make_sampler(settings: TrainSettings, inputs: Inputs) -> Sampler:
+    """Make what gives the patches: real ones, made-up ones, or both.
+
+    Raises
+    ------
+    ConfigError, VolumeError
+        If a volume holds no specimen, or no patch of it holds enough.
+    """
+    made = real = None
+    if settings.synthetic is not None:
+        views = len(settings.modalities)
+        made = MadeSampler(settings.synthetic, settings.sampling, inputs.group, views, settings.seed)
+    if inputs.volumes:
+        specimens = prepare_specimens(inputs.volumes, settings.sampling)
+        real = PatchSampler(specimens, settings.sampling, inputs.group, settings.seed)
+    if real is not None and made is not None:
+        assert settings.synthetic is not None
+        return MixedSampler(real, made, settings.synthetic.share)
+    sampler = real or made
+    assert sampler is not None  # TrainSettings asks for one of them
+    return sampler
+
+
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     """Return settings whose config.yaml means the same from any folder."""
     pairs = tuple({name: path.absolute() for name, path in pair.items()} for pair in settings.pairs)
-    return settings.model_copy(update={"pairs": pairs})
+    start = settings.start_from
+    if start not in (None, GENERAL):
+        start = str(Path(start).absolute())
+    return settings.model_copy(update={"pairs": pairs, "start_from": start})
 
 
 def _describe(settings: TrainSettings, inputs: Inputs) -> dict[str, Any]:
     """Collect everything that is needed to make the encoders from their weights, ready for JSON."""
     return {
-        "modalities": list(settings.modalities),
+        "modalities": list(inputs.in_channels),
+        "shared": settings.network.shared,
+        # Made-up pairs alone show voxels of many sizes; with a real pair, its spacing is what the encoder is for.
+        "scale_free": not settings.pairs,
         "network": settings.network.model_dump(mode="json"),
         "options": encoder_options(settings, inputs),
         "in_channels": inputs.in_channels,
@@ -226,16 +261,16 @@ def _hand_over(
     run: Path,
     loop: Loop,
     description: dict[str, Any],
-    specimens: tuple[Specimen, ...],
+    inputs: Inputs,
 ) -> Model:
     """Measure the model and write it; model.json comes last, because it stands for all of it."""
     engine = loop.engine
     model: Model | None = None
     if engine.rank == 0:
-        clean = PatchSampler(specimens, settings.sampling, loop.sampler.group, settings.seed, augment=False)
-        metrics = reference_metrics(loop.encode, clean, settings.modalities, engine.device)
-        for name, network in loop.average.items():
-            write_file(weights_path(run, name), _weights(network))
+        metrics = reference_metrics(loop.encode, loop.sampler.clean(), settings.modalities, engine.device)
+        weights = {name: _weights(network) for name, network in loop.average.items()}
+        for name, content in weights.items():
+            write_file(weights_path(run, name), content)
         model = make_record(
             Model,
             {
@@ -245,7 +280,8 @@ def _hand_over(
                 "step": engine.steps_done,
                 "loss": loop.last_loss,
                 "seed": settings.seed,
-                "inputs": {str(v.path): v.fingerprint() for s in specimens for v in s.volumes},
+                "inputs": {str(v.path): v.fingerprint() for pair in inputs.volumes for v in pair},
+                "weights": {name: hashlib.sha256(content).hexdigest() for name, content in weights.items()},
                 "reference": metrics,
             },
         )
@@ -284,9 +320,9 @@ def _read_model(settings: TrainSettings, run: Path, resumable: bool, notes: list
         return None
     try:
         model = read_model(run)
-        if not all(weights_path(run, name).is_file() for name in settings.modalities):
+        if not all(weights_path(run, name).is_file() for name in model.modalities):
             return None
-        for name in settings.modalities:
+        for name in model.modalities:
             read_tensors(weights_path(run, name))
     except CheckpointError as error:
         if not resumable or is_newer(run / MODEL_FILE):

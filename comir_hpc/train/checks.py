@@ -91,6 +91,9 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
     ConfigError
         If patch, level or group do not fit the volumes.
     """
+    if not settings.pairs:
+        grid = Grid(settings.sampling.patch, (1.0, 1.0, 1.0))
+        return Inputs((), grid, _choose_group(settings, grid), dict.fromkeys(settings.encoder_names, 1))
     volumes = tuple(tuple(Volume.open(pair[m]) for m in settings.modalities) for pair in settings.pairs)
     for pair in volumes:
         _require_one_grid(pair)
@@ -115,7 +118,23 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
         in_channels[name] = volumes[0][number].num_channels
         for pair in volumes:
             pair[number].intensity()  # refuses a volume without statistics before the work begins
-    return Inputs(volumes, grids[0], _choose_group(settings, grids[0]), in_channels)
+    return Inputs(volumes, grids[0], _choose_group(settings, grids[0]), _by_encoder(settings, in_channels))
+
+
+def _by_encoder(settings: TrainSettings, in_channels: dict[str, int]) -> dict[str, int]:
+    """Give the channels of every encoder; one encoder for all modalities, or made-up pairs, ask for equal ones."""
+    one_count = settings.network.shared or settings.synthetic is not None
+    listed = ", ".join(f"{name} has {count}" for name, count in in_channels.items())
+    if settings.network.shared and len(set(in_channels.values())) > 1:
+        raise VolumeError(
+            f"modalities differ in channels ({listed}), and network.shared is one encoder for all; set it to false"
+        )
+    if one_count and settings.synthetic is not None and set(in_channels.values()) != {1}:
+        raise VolumeError(f"made-up pairs have one channel, but {listed}; leave `synthetic` out")
+    return {
+        name: in_channels[name if name in in_channels else settings.modalities[0]]
+        for name in settings.encoder_names
+    }
 
 
 def build_networks(settings: TrainSettings, inputs: Inputs) -> nn.ModuleDict:
@@ -137,7 +156,7 @@ def build_networks(settings: TrainSettings, inputs: Inputs) -> nn.ModuleDict:
                 latent_channels=settings.network.latent_channels,
                 **options,
             )
-            for name in settings.modalities
+            for name in settings.encoder_names
         }
     one: Network = next(iter(networks.values()))
     stride, patch = one.total_stride_zyx, settings.sampling.patch

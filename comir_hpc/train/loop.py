@@ -27,7 +27,7 @@ from comir_hpc.host.signals import stop_signals
 from comir_hpc.learning.engine import Engine
 from comir_hpc.learning.feed import feed
 from comir_hpc.learning.loss import LossParts, contrastive_loss, draw_shifts
-from comir_hpc.learning.patches import Draw, PatchSampler
+from comir_hpc.learning.sampler import Draw, Sampler
 from comir_hpc.representations.quality import agreement
 from comir_hpc.representations.reference import Watch
 from comir_hpc.runs.checkpoints import checkpoint_path, prune_checkpoints
@@ -53,7 +53,7 @@ class Loop:
     settings: TrainSettings
     run: Path
     engine: Engine
-    sampler: PatchSampler
+    sampler: Sampler
     tracker: Tracker | NullTracker
     record: dict[str, Any]
     prediction: Prediction
@@ -287,7 +287,8 @@ class Loop:
     def encode(self, modality: int, images: Tensor) -> Tensor:
         """Encode images of one modality with the averaged weights, as inference will do it."""
         dtype = DTYPES[self.engine.precision]
-        network = self.average[self.settings.modalities[modality]]
+        names = self.settings.encoder_names
+        network = self.average[names[modality % len(names)]]
         with torch.autocast(self.engine.device.type, dtype=dtype, enabled=dtype is not torch.float32):
             maps: Tensor = network(images).float()
         return maps

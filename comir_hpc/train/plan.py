@@ -65,6 +65,8 @@ def predict(settings: TrainSettings, networks: nn.ModuleDict, precision: str, wo
     local = settings.sampling.pairs_per_step // (world_size * parts)
     known: dict[int, StepCost] = {}  # encoders differ in the channels of their images only
     costs = []
+    # One encoder for all modalities encodes the patches of all of them at once.
+    local *= len(settings.modalities) // len(networks)
     for network in networks.values():
         assert isinstance(network, Network)
         if network.in_channels not in known:

@@ -151,13 +151,24 @@ class Unpadded:
         VolumeError
             For the same reasons as `Volume.read`.
         """
-        if not self.padded:
-            return self.volume.read(box, level=level)
-        values, masks, inner = self._read(box, level)
-        for channel, mask, padding in zip(values, masks, self.paddings, strict=True):
+        values, masks = self.read_masked(box, level=level)
+        for channel, mask, padding in zip(values, masks, self.paddings, strict=False):
             if padding is not None:
                 channel[mask] = padding.fill
-        return values[(slice(None), *inner)]
+        return values
+
+    def read_masked(self, box: Box | None = None, *, level: int = 0) -> tuple[NDArray[Any], tuple[Mask, ...]]:
+        """Read a box as (c, z, y, x) as it is stored, and where each channel is padding, (z, y, x); none without any.
+
+        Raises
+        ------
+        VolumeError
+            For the same reasons as `Volume.read`.
+        """
+        if not self.padded:
+            return self.volume.read(box, level=level), ()
+        values, masks, inner = self._read(box, level)
+        return values[(slice(None), *inner)], tuple(mask[inner] for mask in masks)
 
     def known(self, box: Box | None = None, *, level: int = 0) -> Mask:
         """Return the mask (z, y, x) of where something was measured: not padding in every channel."""

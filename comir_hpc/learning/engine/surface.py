@@ -102,7 +102,7 @@ class Engine(ABC):
         Parameters
         ----------
         images : sequence of M float32 tensors (n, c, z, y, x)
-            One batch of images for each modality, in the order of `networks`.
+            One batch of images for each modality, in the order of `networks`. One network encodes all of them together.
 
         Returns
         -------
@@ -255,6 +255,9 @@ class _Encoders(nn.Module):
 
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
         networks = list(self.networks.values())
+        if len(networks) < len(images):
+            # One encoder for all modalities: batch statistics are those of all, as the running ones will be.
+            return self._encode(networks[0], torch.cat(images)).split([len(one) for one in images])
         jobs = [partial(self._encode, one, image) for one, image in zip(networks, images, strict=True)]
         if self.lockstep is not None and self.training:
             return encode_in_lockstep(self.lockstep, networks, jobs)

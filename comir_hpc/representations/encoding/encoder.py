@@ -19,8 +19,8 @@ from comir_hpc.config.infer import OVERLAP, WINDOW
 from comir_hpc.config.words import Precision
 from comir_hpc.errors import VolumeError
 from comir_hpc.host.launch import DTYPES
-from comir_hpc.representations.encoding.grid import Blend, WindowGrid, plan_windows
-from comir_hpc.representations.encoding.reader import Array, NormalisedReader, Read
+from comir_hpc.representations.encoding.grid import Array, Blend, Read, WindowGrid, plan_windows
+from comir_hpc.representations.encoding.reader import NormalisedReader
 from comir_hpc.representations.encoding.sweep import Sweep
 from comir_hpc.space.grid import Box, Grid, Triple, Vector
 from comir_hpc.space.groups import Group, act
@@ -147,7 +147,7 @@ class Encoder:
     def encode_volume(
         self,
         volume: Volume,
-        level: int,
+        place: int | Grid,
         *,
         window: int = WINDOW,
         overlap: float = OVERLAP,
@@ -155,14 +155,14 @@ class Encoder:
         batch: int = 1,
         skip_background: bool = True,
     ) -> tuple[Array, Grid]:
-        """Encode a whole pyramid level in memory.
+        """Encode a whole pyramid level, or the volume as it is seen on another grid, in memory.
 
         Parameters
         ----------
         volume : Volume
             Volume to encode.
-        level : int
-            Pyramid level to encode, which `nearest_level` finds.
+        place : int or Grid
+            Pyramid level to encode, or the grid to see the volume on.
         window, overlap, blend
             Size and overlap of the windows, and how they are blended, as `plan_windows` takes them.
         batch : int
@@ -172,7 +172,7 @@ class Encoder:
 
         Returns
         -------
-        (l, z, y, x) float32, and the grid of the level.
+        (l, z, y, x) float32, and its grid.
 
         Raises
         ------
@@ -180,8 +180,8 @@ class Encoder:
             If the volume does not fit.
         """
         self.require_fitting(volume)
-        grid = volume.level_grid(level)
-        read = NormalisedReader(volume, level)
+        read = NormalisedReader(volume, place)
+        grid = read.seen.grid
         windows = self.windows(grid.shape_zyx, window=window, overlap=overlap, blend=blend)
         background = read.background if skip_background else None
         return self.encode(read, windows, grid.box, background=background, batch=batch), grid

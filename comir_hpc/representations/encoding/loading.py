@@ -65,7 +65,7 @@ def _in_mm(spacing: Vector) -> str:
 
 def load_encoder(
     run: Path,
-    modality: str,
+    modality: str | None,
     *,
     device: str = "auto",
     precision: Precision = "auto",
@@ -77,8 +77,8 @@ def load_encoder(
     ----------
     run : Path
         Folder of the run, which holds ``model.json`` and ``model/MODALITY.pt``.
-    modality : str
-        Name of the modality in the run.
+    modality : str or None
+        Name of the modality in the run. An encoder that is shared by all modalities serves any name, and None.
     device : {"auto", "cpu", "cuda"}
         Where the encoder will run.
     precision : {"auto", "fp32", "bf16", "fp16"}
@@ -95,7 +95,8 @@ def load_encoder(
         If the network cannot be turned by `symmetrise`.
     """
     model = read_model(run)
-    if modality not in model.modalities:
+    name = model.encoder_name(modality)
+    if name is None:
         raise CheckpointError(
             f"{run} has encoders of {', '.join(model.modalities)}; there is none of {modality!r}: give one of them "
             "as the modality"
@@ -103,10 +104,10 @@ def load_encoder(
     chosen = choose_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()
-    path = weights_path(run, modality)
+    path = weights_path(run, name)
     state = _read_weights(path)
-    _require_as_many_weights(model, modality, state, path)
-    network = _build(run, model, modality)
+    _require_as_many_weights(model, name, state, path)
+    network = _build(run, model, name)
     _take_weights(network, state, path, model.network.name)
     # Before the network moves to its device: the folded filters are then computed in fp32 on the CPU, on every machine.
     fold_norms(network)
@@ -116,7 +117,7 @@ def load_encoder(
     return Encoder(
         network=network.eval().to(chosen),
         run=run,
-        modality=modality,
+        modality=name,
         step=model.step,
         spacing_mm=model.spacing_mm,
         group=model.group,

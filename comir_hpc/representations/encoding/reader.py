@@ -5,42 +5,41 @@ Axes: c image channels, z y x space.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from comir_hpc.space.grid import Box
-from comir_hpc.volumes.padding import Unpadded
+from comir_hpc.representations.encoding.grid import Array
+from comir_hpc.space.grid import Box, Grid
+from comir_hpc.volumes.resampled import Resampled
 
 if TYPE_CHECKING:
     from comir_hpc.volumes.volume import Intensity, Volume
 
-Array = NDArray[np.float32]
-Read = Callable[[Box], Array]
-"""Gives the network input (c, z, y, x) of a box."""
-
 
 class NormalisedReader:
-    """Read boxes of one pyramid level as network input, normalised by the volume's statistics; padding is background.
+    """Read boxes of one grid as network input, normalised by the volume's statistics; padding is background.
 
     Parameters
     ----------
     volume : Volume
         Volume to read from. It must have intensity statistics.
-    level : int
-        Pyramid level to read from.
+    place : int or Grid
+        Pyramid level to read from, or the grid to see the volume on.
+
+    Attributes
+    ----------
+    seen : Resampled
+        The volume on that grid.
     """
 
-    def __init__(self, volume: Volume, level: int) -> None:
-        self.volume, self.level = volume, level
-        self._unpadded = Unpadded(volume)
+    def __init__(self, volume: Volume, place: int | Grid) -> None:
+        self.volume, self.seen = volume, Resampled(volume, place)
         self._intensities = [volume.intensity(c) for c in range(volume.num_channels)]
 
     def __call__(self, box: Box) -> Array:
-        """Read the normalised values (c, z, y, x) of a box inside the level."""
-        values = self._unpadded.read(box, level=self.level)
+        """Read the normalised values (c, z, y, x) of a box inside the grid."""
+        values = self.seen.read(box)
         result = np.empty(values.shape, dtype=np.float32)
         for c, z in np.ndindex(
             *values.shape[:2]
