@@ -16,8 +16,8 @@ from comir_hpc.space.grid import Box, FloatArray, Grid
 from comir_hpc.volumes.padding import Unpadded
 from comir_hpc.volumes.volume import Volume
 
-# Times that the voxels that are looked up may be coarser than those of the patch.
-_COARSER = math.sqrt(2) * (1 + 1e-6)
+# Times that the voxels that are looked up may be coarser than those of the patch. So they are at most 1.7 times finer.
+_COARSER = 1.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,8 @@ class View:
     volume : Volume
         The volume.
     level : int
-        Level that is read. Of a volume on a grid of its own, it is the one whose voxels are nearest to those of the
-        specimen's grid, so that what is much finer than a patch's voxels is averaged and not folded into them.
+        Level that is read. Of a volume on a grid of its own, it is the coarsest one whose voxels are about as fine as
+        those of the specimen's grid, so that what is much finer is averaged and not folded into a patch.
     grid : Grid
         Grid of that level.
     linear, offset : (3, 3) and (3,) float64, or None
@@ -119,11 +119,11 @@ class View:
 
 
 def nearest_level(volume: Volume, wanted: Grid) -> int:
-    """Find the coarsest level whose voxels are no more than sqrt(2) times coarser than the finest side of a grid's.
+    """Find the coarsest level whose voxels are no more than 1.2 times coarser than the finest side of a grid's.
 
     Axes on which the volume has coarser voxels in any case do not count.
     """
-    limit = np.maximum(_COARSER * wanted.finest_mm, np.asarray(volume.grid.spacing_mm) * (1 + 1e-6))
+    limit = np.maximum(_COARSER * wanted.finest_mm, np.asarray(volume.grid.spacing_mm)) * (1 + 1e-6)
     return max(
         level
         for level in range(volume.num_levels)
