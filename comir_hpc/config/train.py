@@ -226,7 +226,8 @@ class TrainSettings(Settings):
     modalities: Annotated[Input[tuple[str, ...]], OnCommandLine(metavar="NAME")]
     """Names of the modalities, two or more; their order is the order of the encoders."""
     pairs: tuple[dict[str, Path], ...] = ()
-    """Aligned specimens: for each, one volume a modality (a store, or any file that ingest reads), all on one grid."""
+    """Aligned specimens: for each, one volume a modality (a store, or any file that ingest reads), aligned in the
+    world; patches have the voxels of the first modality."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     """Seed of the weights, the patches and their augmentation."""
     network: NetworkSettings = Field(default_factory=NetworkSettings)
