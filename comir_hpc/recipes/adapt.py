@@ -27,7 +27,7 @@ from comir_hpc.config.train import (
 )
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.files import write_json
-from comir_hpc.host.progress import Progress, part_of
+from comir_hpc.host.progress import Progress
 from comir_hpc.recipes.working_pair import WorkingPair
 from comir_hpc.runs.model import MODEL_FILE, WEIGHTS_FOLDER, Model, general_model, read_model
 from comir_hpc.transforms import Transform
@@ -231,7 +231,7 @@ class _Adaptation:
         try:
             result = register(
                 self._register_settings(f"search/{method}", representation=method, **model),
-                progress=part_of(self.progress, method),
+                progress=self._progress(method),
             )
         except RegistrationError:
             return []  # this method has nothing to say on this pair; the others may
@@ -240,6 +240,11 @@ class _Adaptation:
             if one.failure is None and one.answer is not None and one.answer not in places:
                 places[one.answer] = Alignment(one.transform, f"{method}, answer {one.answer + 1}")
         return [(alignment, answer) for answer, alignment in sorted(places.items())[:2]]
+
+    def _progress(self, where: str) -> Progress | None:
+        """Say of a stage's progress also which of the many searches and trainings it is."""
+        tell = self.progress
+        return None if tell is None else lambda what, done, total: tell(f"{where}: {what}", done, total)
 
     def _register_settings(self, folder: str, **changes: Any) -> RegisterSettings:
         settings = self.settings
@@ -289,7 +294,7 @@ class _Adaptation:
                 tracking=TrackingSettings(mlflow=None),
             ),
             run,
-            progress=part_of(self.progress, folder),
+            progress=self._progress(folder),
         )
         judged = stores.judge(run, self.settings.modalities, self.settings.device)
         return replace(alignment, run=run, held_out=judged.share, correlation=judged.correlation)
@@ -323,7 +328,7 @@ class _Adaptation:
         first, second = self.settings.modalities
         return register(
             self._register_settings(folder, model=run, fixed_modality=first, moving_modality=second),
-            progress=part_of(self.progress, folder),
+            progress=self._progress(folder),
         )
 
     def _hand_over(self, run: Path) -> None:
