@@ -330,7 +330,7 @@ WRONG = {
     "sheared": (lambda: Image(VALUES, (1, 1, 1), direction=np.tri(3)), "not orthonormal"),
     "spacing of zero": (lambda: Image(VALUES, (1, 0, 1)), "is not positive; give the true one with spacing"),
     "unit": (lambda: Image(VALUES, (1, 1, 1), "furlong"), "unknown unit of length 'furlong'"),
-    "model": (lambda: api.register(FIXED, MOVING), "needs model, fixed_modality, moving_modality; or use"),
+    "model": (lambda: api.register(FIXED, MOVING, model="nowhere"), "nowhere does not exist"),
     "nothing to warp": (lambda: api.warp(transform=TRUTH), "zarr M.zarr"),
     "no transform": (lambda: api.warp(MOVING, like=FIXED), "transform is missing"),
     "level": (lambda: api.read(FIXED, level=9), "there is no level 9"),

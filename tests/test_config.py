@@ -102,7 +102,8 @@ def test_settings_do_not_change() -> None:
 
 
 def test_every_field_says_what_it_is_as_a_phrase() -> None:
-    kinds = [k for k in vars(config).values() if isinstance(k, type) and issubclass(k, config.Settings)]
+    named = [getattr(config, name) for name in config.__all__]
+    kinds = [k for k in named if isinstance(k, type) and issubclass(k, config.Settings)]
     for kind in kinds:
         for name, field in kind.model_fields.items():
             is_group = isinstance(field.annotation, type) and issubclass(field.annotation, config.Settings)
@@ -285,3 +286,13 @@ def test_a_default_that_is_changed_keeps_its_docstring() -> None:
     shard = config.InferSettings.model_fields["shard"]
     assert shard.default == 128
     assert "unit of writing" in str(shard.description)
+
+
+def test_every_name_of_the_package_is_found_where_it_is_said_to_be() -> None:
+    said = [name for names in config._PLACES.values() for name in names]
+    assert sorted(said) == sorted(config.__all__)
+    assert set(config.__all__) <= set(dir(config))
+    for name in said:
+        assert getattr(config, name) is not None
+    with pytest.raises(AttributeError, match="NoSettings"):
+        _ = config.NoSettings

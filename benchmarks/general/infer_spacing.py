@@ -1,8 +1,9 @@
-r"""What it costs `infer` that a volume has another spacing than the model: time for each voxel, and memory against size.
+r"""What it costs `infer` that a volume has another spacing than the model: time for a voxel, and memory against size.
 
     export OMP_NUM_THREADS=1
     python benchmarks/general/infer_spacing.py speed --side 96 --turns 2 --out benchmarks/general/infer_spacing.csv
-    python benchmarks/general/infer_spacing.py memory --sides 128 256 384 --out benchmarks/general/infer_spacing_memory.csv
+    python benchmarks/general/infer_spacing.py memory --sides 128 256 384 \
+        --out benchmarks/general/infer_spacing_memory.csv
 
 `speed` encodes noise that fills the volume, so that every window counts, with the general model on one working grid of
 `side` voxels. The volume has the grid's spacing (read as it is), or voxels that are finer or coarser by a factor, and

@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb runs: `comir-hpc --help` answers at once
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -57,12 +58,9 @@ def demo(call: Call) -> None:
     from comir_hpc.recipes.demo import demo as run
     from comir_hpc.recipes.demo import plan_demo
 
-    if call.dry_run:
-        return call.plan(plan_demo(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress, tell=call.say)
+    result = call.run(run, plan_demo, settings)
     call.say(result.summary, f"report: {result.report}")
-    return refuse_failed(result.verdict, result.reasons)
+    refuse_failed(result.verdict, result.reasons)
 
 
 @verb(
@@ -79,13 +77,9 @@ def ingest(call: Call) -> None:
     from comir_hpc.ingest import ingest as run
     from comir_hpc.ingest import plan_ingest
 
-    if call.dry_run:
-        return call.plan(plan_ingest(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    for note in result.notes:
-        call.terminal.note(note)
-    return call.say(result.summary)
+    result = call.run(run, plan_ingest, settings)
+    call.note(*result.notes)
+    call.say(result.summary)
 
 
 @verb(
@@ -115,11 +109,9 @@ def train(call: Call) -> None:
 
     launch = read_launch(os.environ)
     settings = call.with_stores(settings, place.run / "volumes", processes=launch.world_size)
-    if call.dry_run:
-        return call.plan(plan_training(settings))
-    with call.progress() as progress:
-        result = run_training(settings, place.run, progress=progress)
-    return call.say(result.summary) if launch.rank == 0 else None
+    result = call.run(partial(run_training, run=place.run), plan_training, settings)
+    if launch.rank == 0:
+        call.say(result.summary)
 
 
 @verb(
@@ -136,13 +128,35 @@ def infer(call: Call) -> None:
     from comir_hpc.infer import infer as run
     from comir_hpc.infer import plan_infer
 
-    if call.dry_run:
-        return call.plan(plan_infer(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    for note in result.notes:
-        call.terminal.note(note)
-    return call.say(result.summary)
+    result = call.run(run, plan_infer, settings)
+    call.note(*result.notes)
+    call.say(result.summary)
+
+
+@verb(
+    app,
+    settings=("AdaptSettings",),
+    either=("fixed", "moving"),
+    example="Example:  comir-hpc adapt t1.nii.gz epi.nii.gz --run runs/t1_epi",
+)
+def adapt(call: Call) -> None:
+    """Train encoders for one pair that nobody has aligned, and register it with them; exit code 1 for FAIL.
+
+    Several methods search for the alignment. Encoders are trained on each different answer, and voxels that were held
+    out decide. `comir-hpc register --model RUN` then serves other specimens of the same two modalities.
+    """
+    from comir_hpc.config.adapt import AdaptSettings
+
+    settings = call.settings(AdaptSettings)
+    settings = call.with_stores(settings, settings.run / "volumes")
+    from comir_hpc.recipes.adapt import adapt as run
+    from comir_hpc.recipes.adapt import plan_adapt
+
+    result = call.run(run, plan_adapt, settings)
+    call.say(result.summary)
+    if result.registration is not None:
+        call.say(f"registration: {result.registration}")
+    refuse_failed(result.verdict, list(result.reasons))
 
 
 @verb(
@@ -172,16 +186,12 @@ def register(call: Call) -> None:
 
     require_usable(asked)
     if uses_general_model(asked):
-        call.terminal.note("no --model is given: the general model is used")
+        call.note("no --model is given: the general model is used")
     if "out" not in call.given:
-        call.terminal.note(f"no --out is given: the result goes into {asked.out}")
+        call.note(f"no --out is given: the result goes into {asked.out}")
     settings = call.with_stores(asked, asked.out)
-    if call.dry_run:
-        return call.plan(plan_pair(settings))
-    with call.progress() as progress:
-        done = register_pair(settings, progress=progress)
-    for note in done.notes:
-        call.terminal.note(note)
+    done = call.run(register_pair, plan_pair, settings)
+    call.note(*done.notes)
     call.say(done.result.summary)
     if done.result.verdict == "WARN":
         call.say(f"why: {'; '.join(done.result.reasons)}")
@@ -189,8 +199,9 @@ def register(call: Call) -> None:
         call.say(f"report: {done.report}")
     refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped)
     if done.warped is not None:
-        return call.say(f"warped: {done.warped}")
-    return call.say(f"next: {next_command(asked, settings, done.result)}")
+        call.say(f"warped: {done.warped}")
+    else:
+        call.say(f"next: {next_command(asked, settings, done.result)}")
 
 
 @verb(
@@ -209,13 +220,9 @@ def warp(call: Call) -> None:
     from comir_hpc.warp import plan_warp
     from comir_hpc.warp import warp as run
 
-    if call.dry_run:
-        return call.plan(plan_warp(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    for note in result.notes:
-        call.terminal.note(note)
-    return call.say(result.summary)
+    result = call.run(run, plan_warp, settings)
+    call.note(*result.notes)
+    call.say(result.summary)
 
 
 @verb(
@@ -253,8 +260,7 @@ def evaluate(call: Call) -> None:
             }
         )
     table = run(list(settings.result), settings.truth, points=settings.points, out=settings.out)
-    for note in table.notes:
-        call.terminal.note(note)
+    call.note(*table.notes)
     return call.say(table.text)
 
 
@@ -267,16 +273,11 @@ def _diagnose(call: Call) -> None:
     from comir_hpc.evaluate import plan_diagnosis
     from comir_hpc.recipes.diagnosis import diagnose_run
 
-    if call.dry_run:
-        return call.plan(plan_diagnosis(settings))
-    with call.progress() as progress:
-        found = diagnose_run(settings, progress=progress)
+    found = call.run(diagnose_run, plan_diagnosis, settings)
     call.say(found.diagnosis.summary, f"figures: {found.diagnosis.folder}")
     if found.report is not None:
         call.say(f"report: {found.report}")
-    for note in found.notes:
-        call.terminal.note(note)
-    return None
+    call.note(*found.notes)
 
 
 @verb(

@@ -113,6 +113,7 @@ def merged(kinds: Sequence[type[Settings]]) -> list[Choice]:
             if before is not None and before.text != choice.text:
                 choice = replace(choice, text=f"{before.text} {choice.text}")
             found[choice.name] = choice
+    # Sorting is stable: within a panel the order of the settings stays.
     return sorted(found.values(), key=lambda choice: PANELS.index(choice.panel))
 
 
@@ -128,7 +129,10 @@ def given(values: Mapping[str, Any], found: Sequence[Choice]) -> dict[str, Any]:
     for choice in found:
         names = {choice.name: choice.names[0], **choice.earlier}
         said = {
-            option: values[name] for name, option in names.items() if values.get(name) not in (None, [], ())
+            # What may be repeated and was not given is an empty list and not None.
+            option: values[name]
+            for name, option in names.items()
+            if values.get(name) not in (None, [], ())
         }
         if len(said) > 1:
             raise UsageError(f"{' and '.join(said)} are names of one option; give it once.")
@@ -194,6 +198,7 @@ def _option_type(annotation: Any, spelling: OnCommandLine) -> Any:
     """Return the type that typer is told, or None if one option cannot hold the setting."""
     kind = _bare(annotation)
     origin, inner = get_origin(kind), get_args(kind)
+    # A flag that stands for a value: --labels is kind=labels.
     if spelling.value is not None:
         return bool
     if kind in _SIMPLE:
@@ -227,6 +232,7 @@ def _help(kind: type[Settings], field: FieldInfo, spelling: OnCommandLine) -> st
     text = re.sub(r"`([^`]+)`", lambda found: names.get(found[1], found[1]), text)
     default = None if field.default_factory else field.default  # the docstring says what is made from others
     if isinstance(default, bool):
+        # To leave a flag out is its default; only one that is on by default needs a word.
         default = "on" if default else None
     if (
         spelling.value is None

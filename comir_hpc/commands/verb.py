@@ -209,6 +209,7 @@ def _read_by_typer(parameters: list[inspect.Parameter]) -> list[Any]:
 
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters}
+    # typer reads a signature only as a command of an application, so one is made for it.
     spare = typer.Typer(add_completion=False)
     spare.command()(function)
     made: Any = typer.main.get_command(spare)

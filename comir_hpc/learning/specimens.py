@@ -179,8 +179,8 @@ def patch_places(specimen: Specimen, settings: SamplingSettings) -> NDArray[np.i
     values = share.values
     if settings.within is not None:
         low, high = patch_centres(settings, np.asarray(specimen.grid.shape_zyx))
-        places = np.stack(np.indices(values.shape), axis=-1) * share.step_zyx + share.first_zyx
-        values = np.where(((places >= low) & (places <= high)).all(axis=-1), values, 0)
+        lattice = np.moveaxis(np.indices(values.shape), 0, -1) * share.step_zyx + share.first_zyx
+        values = np.where(((lattice >= low) & (lattice <= high)).all(axis=-1), values, 0)
     places = np.flatnonzero(values >= max(settings.foreground, float(np.finfo(np.float32).tiny)))
     if not len(places):
         best = float(values.max())
@@ -195,7 +195,7 @@ def patch_places(specimen: Specimen, settings: SamplingSettings) -> NDArray[np.i
 def patch_centres(settings: SamplingSettings, shape_zyx: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
     """Find between which positions a patch's centre may lie, in voxels: in the volume, or so that a box holds it."""
     if settings.within is None:
-        return np.full(3, -0.5), shape_zyx - 0.5
+        return np.full(3, -0.5), shape_zyx.astype(np.float64) - 0.5
     start, stop = (np.asarray(end, dtype=np.float64) for end in settings.within)
     half = np.asarray(settings.patch) / 2
     return start + half - 0.5, stop - half - 0.5

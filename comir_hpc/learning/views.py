@@ -76,8 +76,7 @@ class View:
         """Say which points (..., 3) of the specimen's grid lie inside the volume."""
         place = self.places(points_zyx)
         last = np.asarray(self.grid.shape_zyx) - 0.5
-        inside: NDArray[np.bool_] = ((place >= -0.5) & (place <= last)).all(axis=-1)
-        return inside
+        return np.asarray(((place >= -0.5) & (place <= last)).all(axis=-1), dtype=np.bool_)
 
     def box(self, corners_zyx: FloatArray) -> Box:
         """Find the voxels that interpolation between points (N, 3) of the specimen's grid needs; never none.

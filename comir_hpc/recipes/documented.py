@@ -79,9 +79,11 @@ def _described(parameter: inspect.Parameter, kind: type[Settings]) -> list[str]:
     field = kind.model_fields.get(parameter.name)
     text = _TEXTS.get(parameter.name, "") if field is None else field.description
     if field is not None and text is None:
-        group = field.annotation
-        assert isinstance(group, type)
-        assert issubclass(group, Settings)
+        offered = (
+            field.annotation,
+            *get_args(field.annotation),
+        )  # a group that may be left out is one of two
+        group = next(one for one in offered if isinstance(one, type) and issubclass(one, Settings))
         text = f"{group.__doc__} A dictionary of {', '.join(group.model_fields)}."
     made = field is not None and (field.is_required() or field.default_factory is not None)
     if parameter.name == "out" and made and parameter.default is None:

@@ -212,6 +212,7 @@ def _landscape(
     rotations = np.asarray(search["rotations"], dtype=np.float64)[finite]
     scores = np.asarray(search["scores"], dtype=np.float64)[finite]
     angles = angle_deg(np.swapaxes(rotations, -1, -2) @ found.rotation_xyz)
+    # Candidates of another start than the search have no coarse score, and no place in its landscape.
     marked = [(c["angle"], c["coarse"], str(c["rank"])) for c in candidates if is_number(c["coarse"])]
     drawn = [
         Chart(

@@ -17,7 +17,7 @@ from comir_hpc.representations.protocol import Array, Representation, Role
 from comir_hpc.representations.stored import Stored
 from comir_hpc.representations.trained import Trained
 from comir_hpc.representations.working import WorkingGrids
-from comir_hpc.runs.model import read_model
+from comir_hpc.runs.model import general_model, read_model
 from comir_hpc.space.grid import Grid
 from comir_hpc.volumes.volume import Volume
 
@@ -61,8 +61,7 @@ class Learned(Trained):
         """
         if settings.representation_of(role) is not None:
             return Stored.from_settings(volume, settings, role, partner)
-        run, modality = settings.model, settings.modality_of(role)
-        assert run is not None  # RegisterSettings holds it
+        run, modality = settings.model or general_model(), settings.modality_of(role)
         encoder = load_encoder(
             run,
             modality,
