@@ -234,6 +234,7 @@ class TrainSettings(Settings):
     start_from: Annotated[str | None, OnCommandLine(names=("--from",), metavar="RUN|general")] = None
     """Start from the weights of another run, or of the general model (general), instead of random ones."""
     synthetic: SyntheticSettings | None = None
+    """Pairs that are made up, alone or beside the aligned ones; null makes none."""
     loss: LossSettings = Field(default_factory=LossSettings)
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
     optimiser: OptimiserSettings = Field(default_factory=OptimiserSettings)

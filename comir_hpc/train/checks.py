@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import nn
 
+from comir_hpc.config.base import Settings
 from comir_hpc.config.files import dump
 from comir_hpc.config.train import TrainSettings
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
@@ -203,7 +204,7 @@ def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
     if not steps_done or not path.is_file():
         return
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    before, now = flatten(record), flatten(yaml.safe_load(dump(settings)))
+    before, now = _defaults() | flatten(record), flatten(yaml.safe_load(dump(settings)))
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -217,6 +218,18 @@ def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
             f"{run} holds a run of {steps_done} steps with other settings ({listed}); use another --run, or the "
             "settings in its config.yaml (optimiser.steps may grow)"
         )
+
+
+def _defaults() -> dict[str, Any]:
+    """Give every setting of a training that has a default: a run of an older version does not name the newer ones."""
+    fields = TrainSettings.model_fields.items()
+    record = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in fields
+        if not field.is_required()
+    }
+    as_text = {k: v.model_dump(mode="json") if isinstance(v, Settings) else v for k, v in record.items()}
+    return flatten({k: v for k, v in as_text.items() if v not in ((), None)})
 
 
 def require_same_model(saved: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
