@@ -229,7 +229,7 @@ def _defaults() -> dict[str, Any]:
         if not field.is_required()
     }
     as_text = {k: v.model_dump(mode="json") if isinstance(v, Settings) else v for k, v in record.items()}
-    return flatten({k: v for k, v in as_text.items() if v not in ((), None)})
+    return flatten({k: v for k, v in as_text.items() if v != ()})
 
 
 def require_same_model(saved: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
