@@ -42,6 +42,7 @@ class Learned(Trained):
     working: WorkingGrids
 
     origin: ClassVar[str] = "encoded here"
+    one_scale: ClassVar[bool] = True
     memory_remedy: ClassVar[str] = (
         ", or run `comir-hpc infer` first and give --fixed-representation and --moving-representation: "
         "their coarser levels can be compared"
