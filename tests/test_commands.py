@@ -26,7 +26,17 @@ VERBS = ("demo", "ingest", "train", "infer", "register", "warp", "evaluate", "re
 NAMED = [getattr(config, name) for name in config.__all__]
 KINDS = [k for k in NAMED if isinstance(k, type) and issubclass(k, Settings) and k is not Settings]
 # Groups of train's settings, and its pairs: --set reaches them.
-GROUPS = {"network", "loss", "sampling", "optimiser", "engine", "tracking", "checkpoint", "pairs"}
+GROUPS = {
+    "network",
+    "loss",
+    "sampling",
+    "synthetic",
+    "optimiser",
+    "engine",
+    "tracking",
+    "checkpoint",
+    "pairs",
+}
 
 
 def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

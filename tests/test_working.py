@@ -19,16 +19,20 @@ from comir_hpc.register.similarity import Similarity
 from comir_hpc.representations.encoding import NormalisedReader, load_encoder
 from comir_hpc.representations.features import specimen_mask
 from comir_hpc.representations.working import WorkingGrids, specimen_size_mm, working_grid
-from comir_hpc.runs.model import read_model
+from comir_hpc.runs.model import Model, read_model
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
 from comir_hpc.volumes.volume import Volume
 
 
 def model_of(
-    folder: Path, spacing: tuple[float, float, float] = (2.0, 2.0, 2.0), *, scale_free: bool = False
-):
-    run = write_run(folder / f"run{spacing[0]:g}{scale_free}", spacing=spacing)
+    folder: Path,
+    spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
+    *,
+    scale_free: bool = False,
+    group: str = "O",
+) -> Model:
+    run = write_run(folder / f"run{spacing[0]:g}{scale_free}", spacing=spacing, group=group)
     record = json.loads((run / "model.json").read_text(encoding="utf-8"))
     (run / "model.json").write_text(json.dumps(record | {"scale_free": scale_free}), encoding="utf-8")
     return read_model(run)
@@ -76,7 +80,7 @@ def test_a_level_of_nearly_the_spacing_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_training_of_thick_slices_keeps_its_proportions(tmp_path: Path) -> None:
-    model = model_of(tmp_path, (4.0, 2.0, 2.0))
+    model = model_of(tmp_path, (4.0, 2.0, 2.0), group="D4")
     volume = ball(tmp_path / "a", cube(80, 1.0), 30)
     grids = WorkingGrids.for_model(model, (volume,))
     assert grids.spacings_zyx == ((4.0, 2.0, 2.0), (8.0, 4.0, 4.0))
@@ -95,7 +99,7 @@ def test_the_scale_of_a_model_without_one_follows_from_the_specimens(tmp_path: P
     (note,) = grids.notes
     assert f"working grids of {side / 96:.4g} mm are left out: the coarser volume has voxels of 1 mm" in note
     sharp = ball(tmp_path / "c", cube(100, 0.3), 12)
-    assert len(WorkingGrids.for_model(model, (sharp, small)).spacings_zyx) == 4
+    assert len(WorkingGrids.for_model(model, (sharp, sharp)).spacings_zyx) == 4
     tiny = ball(tmp_path / "d", cube(14, 4.0), 24)
     only = WorkingGrids.for_model(model, (tiny, tiny))
     assert only.spacings_zyx == ((2.0,) * 3,)
@@ -140,7 +144,7 @@ def pair(tmp_path: Path) -> dict[str, object]:
     turned = Grid(grid.shape_zyx, grid.spacing_mm, tuple(origin), OBLIQUE)
     ball(tmp_path / "fixed.zarr", Grid((44, 44, 44), (2.0,) * 3, (-40.0, -48.0, -35.0)), 30, centre)
     ball(tmp_path / "moving.zarr", turned, 30, centre)
-    run = write_run(tmp_path / "run", widths=(4,), kernels="symmetric")
+    run = write_run(tmp_path / "run", kernels="symmetric")
     record = json.loads((run / "model.json").read_text(encoding="utf-8"))
     (run / "model" / "two.pt").write_bytes((run / "model" / "one.pt").read_bytes())
     (run / "model.json").write_text(json.dumps(record), encoding="utf-8")
