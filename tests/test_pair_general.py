@@ -19,7 +19,7 @@ from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Affine
 from comir_hpc.transforms.itk import array_and_grid
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a minute on two quiet cores
 
 SPACING_ZYX, SHAPE_ZYX = (3.0, 2.5, 2.0), (80, 96, 118)
 
