@@ -93,6 +93,22 @@ class Inputs:
         """How the two are compared. One method makes both representations, so they agree on it."""
         return self.fixed.representation.measure
 
+    @property
+    def searched_levels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Levels that the search looks at, the coarsest first, and the levels between them and the compared one.
+
+        Both are empty where the search looks at the compared features.
+        """
+        sides = (self.fixed, self.moving)
+        finest = max(side.level for side in sides)
+        searched = tuple(n for n in self.fixed.representation.searched_levels if n > finest)
+        if (
+            searched != tuple(n for n in self.moving.representation.searched_levels if n > finest)
+            or not searched
+        ):
+            return (), ()
+        return searched, tuple(range(min(searched) - 1, finest, -1))
+
 
 def open_inputs(settings: RegisterSettings) -> Inputs:
     """Open and check what the settings name, and choose the levels.

@@ -97,6 +97,12 @@ class Learned(Trained):
         """Finest spacing of the working grids in mm, at each of `levels`; it is equal for both volumes of a pair."""
         return tuple(min(s[axis] for axis in self.volume.grid.axes) for s in self.working.spacings_zyx)
 
+    @property
+    def searched_levels(self) -> tuple[int, ...]:
+        """The two coarsest working grids, of a model that was trained over a wide range of scales."""
+        assert self.model is not None
+        return tuple(self.levels)[-2:][::-1] if self.model.scale_free else ()
+
     def working_bytes(self, level: int) -> float:
         """Predict the memory, in bytes, of what is read to be resampled, or of the windows that are encoded at once."""
         encoder = self.encoder

@@ -157,6 +157,14 @@ class Representation(ABC):
         """Finest spacing of the features' grid in mm, at each of `levels`."""
         return tuple(self.grid(level).finest_mm for level in self.levels)
 
+    @property
+    def searched_levels(self) -> tuple[int, ...]:
+        """Levels whose features the global search looks at, the coarsest first; both volumes name the same.
+
+        By default there is none: the search looks at the features that are registered, averaged to its own scale.
+        """
+        return ()
+
     def predicted_bytes(self, level: int) -> float:
         """Predict the memory that a registration needs for this volume, in bytes."""
         voxels = math.prod(self.grid(level).shape_zyx)
