@@ -41,6 +41,9 @@ _OWN_SCALE = 1.5  # voxel of the search, in voxels of maps that were made for it
 # 0.37; without a right one among them the best two differed by less than 0.05.
 _CLEAR = 0.15
 _STEPS = 8
+# Voxels along the longest side at which all rotations are tried. If more are asked for, the best answers are improved
+# on so many: an FFT of twice the side takes ten times as long.
+_MOST_SEARCHED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class StartFinder:
     count : int
         Number of starts that are wanted.
     voxels : int
-        Voxels along the longest side of the fixed specimen in the search.
+        Voxels along the longest side of the fixed specimen, on which answers are told apart.
     threads : int
         Number of threads.
     """
@@ -84,14 +87,19 @@ class StartFinder:
         self, scale: Scale, rotations_xyz: FloatArray, progress: Progress | None
     ) -> tuple[list[Start], Search]:
         """Search features averaged to the scale of the search."""
+        improves = self.measure.correlates and not scale.fixed.grid.planar
+        voxels = min(self.voxels, _MOST_SEARCHED) if improves else self.voxels
         found = search(
-            scale.fixed, scale.moving, rotations_xyz, voxels=self.voxels, measure=self.measure,
+            scale.fixed, scale.moving, rotations_xyz, voxels=voxels, measure=self.measure,
             threads=self.threads, progress=part_of(progress, "search"),
         )  # fmt: skip
         if not self.measure.correlates:
             chosen = choose_starts(found, self.points_mm, self.count)
             return [(found.transform(index), float(found.scores[index])) for index in chosen], found
-        improved = self._improved(scale, _FINER * found.spacing_mm, self._candidates(found), _STEPS)
+        improved = self._improved(scale, _FINER * found.spacing_mm, self._candidates(found))
+        if self.voxels > voxels:
+            wanted = [one.transform for one in improved[: 4 * self.count]]
+            improved = self._improved(scale, found.spacing_mm * voxels / self.voxels, wanted)
         return self._chosen(improved, FAR_VOXELS * found.spacing_mm), found
 
     def through_scales(
@@ -107,9 +115,7 @@ class StartFinder:
         far_mm = 0.0
         for number, scale in enumerate(searched):
             if number:
-                pool = self._improved(
-                    scale, scale.spacing_mm, [one.transform for one in pool[: 4 * self.count]]
-                )
+                pool = self._carried(scale, pool, far_mm, 2 * self.count)
                 if self._clear(pool, far_mm):
                     continue
             spacing = max(search_spacing_mm(scale.fixed, self.voxels), _OWN_SCALE * scale.spacing_mm)
@@ -119,19 +125,14 @@ class StartFinder:
                 progress=part_of(progress, "search"),
             )  # fmt: skip
             first, far_mm = first or found, far_mm or FAR_VOXELS * found.spacing_mm
-            pool = sorted(
-                pool + self._improved(scale, _FINER * spacing, self._candidates(found)),
-                key=lambda one: -one.evidence,
-            )
+            improved = self._improved(scale, _FINER * spacing, self._candidates(found))
             if number:
-                pool = self._improved(
-                    scale, scale.spacing_mm, [one.transform for one in pool[: 4 * self.count]]
-                )
+                improved = self._carried(scale, improved, far_mm, 2 * self.count)
+            pool = sorted(pool + improved, key=lambda one: -one.evidence)
         assert first is not None
-        starts = self._chosen(pool, far_mm)
         for scale in finer:
-            starts = self._chosen(self._improved(scale, scale.spacing_mm, [one for one, _ in starts]), far_mm)
-        return starts, first
+            pool = self._carried(scale, pool, far_mm, self.count)
+        return self._chosen(pool, far_mm), first
 
     # ------------------------------------------------------------------ parts
 
@@ -166,14 +167,22 @@ class StartFinder:
                 chosen.append(one)
         return chosen
 
-    def _chosen(self, answers: Sequence[Aligned], far_mm: float) -> list[Start]:
-        """Choose the starts: half of them the best, wherever they lie, and half the best that are far from each other.
+    def _carried(self, scale: Scale, answers: Sequence[Aligned], far_mm: float, count: int) -> list[Aligned]:
+        """Improve the most promising answers of a coarser scale at a finer one."""
+        kept = [one.transform for one in self._promising(answers, far_mm, count)]
+        return self._improved(scale, scale.spacing_mm, kept)
+
+    def _promising(self, answers: Sequence[Aligned], far_mm: float, count: int) -> list[Aligned]:
+        """Choose answers: half of them the best, wherever they lie, and half the best that are far from each other.
 
         How many of the best lead to one answer says how sure it is. Without a rival, nothing says how much better the
         winner is.
         """
-        chosen = list(answers[: (self.count + 1) // 2])
-        for one in self._apart(answers, far_mm, self.count):
-            if len(chosen) < self.count and not any(one is other for other in chosen):
+        chosen = list(answers[: (count + 1) // 2])
+        for one in self._apart(answers, far_mm, count):
+            if len(chosen) < count and not any(one is other for other in chosen):
                 chosen.append(one)
-        return [(one.transform, one.evidence) for one in chosen]
+        return chosen
+
+    def _chosen(self, answers: Sequence[Aligned], far_mm: float) -> list[Start]:
+        return [(one.transform, one.evidence) for one in self._promising(answers, far_mm, self.count)]
