@@ -295,7 +295,7 @@ def points(path: Path) -> np.ndarray | None:
     data = path.read_bytes()
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        lines = re.sub(r"(?m)^# .* = (?=\w+,x,y,z)", "", text).splitlines()  # the header of 3D Slicer
+        lines = re.sub(r"(?m)^# .* = (?=\w*,x,y,z)", "", text).splitlines()  # the header of 3D Slicer
         first = next(n for n, line in enumerate(lines) if not line.startswith("#") and line.strip())
         rows = list(csv.DictReader(lines[first:], delimiter=max(",;\t", key=lines[first].count), strict=True))
         names = {name.strip().lower(): name for name in rows[0] if name}

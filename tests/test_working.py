@@ -159,6 +159,10 @@ def test_representations_agree_though_the_volumes_have_other_axes_and_voxels(pai
     fixed, moving = inputs.fixed.representation, inputs.moving.representation
     assert list(fixed.levels) == list(moving.levels) == [0, 1]
     assert fixed.spacings_mm == moving.spacings_mm == (2.0, 4.0)
+    # What does not fit into memory is encoded on a coarser grid, and never at two scales.
+    needs = [side.predicted_bytes(0) for side in (inputs.fixed, inputs.moving)]
+    little = RegisterSettings(**pair, max_memory_gib=(sum(needs) - 0.3 * min(needs)) / 2**30)
+    assert [side.level for side in (open_inputs(little).fixed, open_inputs(little).moving)] == [1, 1]
     # The fixed volume has the spacing of the training: what it gives are the bits of a level read as it is.
     seen, _ = fixed.features(0)
     encoder = load_encoder(pair["model"], "one")

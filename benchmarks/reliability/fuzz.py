@@ -73,7 +73,8 @@ def main() -> None:
         given.out.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.writer(file, lineterminator="\n")
-        file.write(f"# fuzz.py --tries {given.tries} --seed {given.seed}, called as its first lines say\n")
+        command = f"python fuzz.py --tries {given.tries} --seed {given.seed} --out OUT"
+        file.write(f"# cd benchmarks/reliability; PYTHONPATH=../../tests {command}\n")
         table.writerow(COLUMNS)
         for kind in given.format:
             tries = list(tried(kind, given.seed, given.tries, Path(folder) / "file"))

@@ -60,6 +60,7 @@ class Offered:
 REPRESENTATIONS: dict[str, Offered] = {
     "comir": Offered("comir_hpc.representations.learned:Learned", trained=True),
     "intensity": Offered("comir_hpc.representations.intensity:Intensity"),
+    "mind": Offered("comir_hpc.representations.mind:Mind"),
 }
 """What a registration compares, by the word for it (`comir_hpc.representations` says how to add one)."""
 Initial = Literal["identity", "moments", "global"]

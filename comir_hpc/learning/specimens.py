@@ -116,8 +116,8 @@ def specimen_share(volumes: Sequence[Volume], level: int, patch_zyx: Triple) -> 
     if not mask.any():
         names = ", ".join(str(v.path) for v in volumes)
         raise VolumeError(
-            f"{names}: no voxel is above the foreground threshold, there is no specimen to learn from; "
-            "run `comir-hpc ingest` on the right source again"
+            f"{names}: no voxel that lies in all of them is above the foreground threshold, there is no specimen to "
+            "learn from; run `comir-hpc ingest` on the right source again"
         )
     step = ratios[coarse] * block
     window = np.maximum(1, np.rint(np.asarray(patch_zyx) / step)).astype(int)

@@ -4,14 +4,15 @@ Representations of both volumes are compared at one level of their pyramids. Fir
 the best distinct answers are refined, and then the verdict is made. What is compared, and how, is said by a
 `Representation` (`comir_hpc.representations`): nothing here asks which one it is. Each part has a file:
 
-* `inputs` opens what is given and chooses the levels, `plane` flattens slices;
-* `global_search` tries all rotations on `coarse` maps; `refine` optimises, `candidates` ranks;
-* `agreement` measures how alike the two are, `halves` cross-checks, `verdict` judges, `panels` draws, `outputs` writes.
+* `inputs` opens what is given and chooses the levels, `slices` flattens slices;
+* `global_search` tries all rotations on `coarse` maps; `starts` improves the best answers by `alignment` and chooses;
+* `refine` optimises, `ranking` ranks; `described` does both for channels that look along axes;
+* `similarity` measures how alike the two are, `cross_check` registers halves, `verdict` judges, `pictures` draws, and
+  `outputs` writes.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,9 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
 from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.cross_check import halves_distance_mm
-from comir_hpc.register.global_search import Search, choose_starts, search
+from comir_hpc.register.global_search import Search
 from comir_hpc.register.inputs import Inputs, open_inputs
+from comir_hpc.register.long_specimens import axial_rotations
 from comir_hpc.register.outputs import (
     FAILED_START,
     RegisterResult,
@@ -39,13 +41,13 @@ from comir_hpc.register.outputs import (
     versions,
     write_result,
 )
+from comir_hpc.register.pair import Pair
 from comir_hpc.register.pictures import make_panels
 from comir_hpc.register.ranking import FINE, Candidate, Ranking, rank
-from comir_hpc.register.refine import Refiner
-from comir_hpc.register.similarity import Similarity
 from comir_hpc.register.slices import SlicePlane
+from comir_hpc.register.starts import Scale, Start, StartFinder
 from comir_hpc.register.verdict import Evidence, judge
-from comir_hpc.representations import Features, Measure, one_channel
+from comir_hpc.representations import Measure
 from comir_hpc.runs.folder import require_room
 from comir_hpc.space.grid import FloatArray
 from comir_hpc.space.rotations import reverse_axes, so2_grid, so3_grid
@@ -53,9 +55,6 @@ from comir_hpc.transforms import Transform
 
 __all__ = ["RegisterResult", "plan_register", "register"]
 
-Start = tuple[Transform, float | None]
-
-_FEW_POINTS = 1000  # points of the specimen at which distances between transforms are measured
 # A slice has about a thirtieth of a volume's voxels. So its coarse grid is finer along each axis, to give enough
 # evidence. Its turns are tried degree by degree, and one degree moves the rim of that grid by half a voxel.
 _SLICE_GRID = 2
@@ -114,7 +113,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     frame = SlicePlane.from_grids(fixed.grid, moving.grid)
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings)
     with clock.time("search"):
-        starts, found = _starts(pair, settings, progress)
+        starts, found = _starts(pair, settings, inputs, frame, progress)
     try:
         with clock.time("refine"):
             ranking = rank(
@@ -231,24 +230,8 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     return plan
 
 
-class Pair:
-    """Features of both volumes, with the objects that compare and refine them."""
-
-    def __init__(
-        self, fixed: Features, moving: Features, measure: Measure, settings: RegisterSettings
-    ) -> None:
-        self.fixed, self.moving, self.measure = fixed, moving, measure
-        self.threads = settings.threads or len(os.sched_getaffinity(0))
-        self.similarity = Similarity(fixed, moving)
-        self.refiner = Refiner(
-            *one_channel(fixed, moving), measure=measure, seed=settings.seed, threads=self.threads
-        )
-        self.points_mm: FloatArray = self.similarity.some_points_mm(_FEW_POINTS)
-        self.side_mm = self.similarity.side_mm(self.points_mm)
-
-
 def _starts(
-    pair: Pair, settings: RegisterSettings, progress: Progress | None
+    pair: Pair, settings: RegisterSettings, inputs: Inputs, frame: SlicePlane, progress: Progress | None
 ) -> tuple[list[Start], Search | None]:
     """Find rough answers with their scores, and the search that they come from (None without a search)."""
     if settings.initial == "identity":
@@ -261,17 +244,30 @@ def _starts(
     if settings.initial == "moments":
         return [(_centred(pair), None)], None
     planar = pair.fixed.grid.planar
-    found = search(
-        pair.fixed,
-        pair.moving,
-        _rotations(settings, planar),
-        voxels=_search_voxels(settings, pair.measure, planar),
-        measure=pair.measure,
-        threads=pair.threads,
-        progress=part_of(progress, "search"),
+    finder = StartFinder(
+        pair.measure,
+        pair.points_mm,
+        settings.candidates,
+        _search_voxels(settings, pair.measure, planar),
+        pair.threads,
     )
-    chosen = choose_starts(found, pair.points_mm, settings.candidates)
-    return [(found.transform(index), float(found.scores[index])) for index in chosen], found
+    rotations = axial_rotations(pair.fixed, pair.moving, settings.rotations)
+    if rotations is None:
+        rotations = _rotations(settings, planar)
+    searched, finer = inputs.searched_levels
+    if not searched:
+        return finder.at_one_scale(Scale(pair.fixed, pair.moving), rotations, progress)
+    scales = {level: _scale(inputs, frame, level) for level in (*searched, *finer)}
+    return finder.through_scales(
+        [scales[level] for level in searched], [scales[level] for level in finer], rotations, progress
+    )
+
+
+def _scale(inputs: Inputs, frame: SlicePlane, level: int) -> Scale:
+    """Make the features of both volumes at a coarser level, at the place of comparison."""
+    return Scale(
+        *frame.flattened(*(side.representation.features(level)[0] for side in (inputs.fixed, inputs.moving)))
+    )
 
 
 def _rotations(settings: RegisterSettings, planar: bool) -> FloatArray:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import numpy as np
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.register.refine import Level, Refiner
+from comir_hpc.register.refine import Level, Refines
 from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import FloatArray
 from comir_hpc.transforms import Transform
 
 
 def halves_distance_mm(
-    refiner: Refiner, fixed: Features, transform: Transform, levels: tuple[Level, ...], points_mm: FloatArray
+    refiner: Refines, fixed: Features, transform: Transform, levels: tuple[Level, ...], points_mm: FloatArray
 ) -> float:
     """Measure the mean distance in mm between the places to which two halves send fixed points (N, 3).
 

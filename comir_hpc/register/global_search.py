@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.register.coarse import Turner, coarsen
-from comir_hpc.representations.criteria import Correlator
+from comir_hpc.register.long_specimens import is_long
+from comir_hpc.representations.criteria import Correlator, Criterion
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.measures import CORRELATION, Measure
 from comir_hpc.space.grid import FloatArray
@@ -34,6 +35,7 @@ NEAR_VOXELS, FAR_VOXELS = 3.0, 10.0
 """Mean distance, in voxels of the search, from which two answers count as different starts, and as rivals. On the 2 mm
 brain the best of 1000 rotations was 1.4 to 2.4 of these voxels from the truth, and the optimiser came back from 4."""
 
+_FEWEST_ACROSS = 4  # voxels of the search along the shortest side of the specimen
 _TASK = 16  # rotations that one thread takes at a time
 
 
@@ -79,6 +81,8 @@ def search(
     voxels: int,
     measure: Measure = CORRELATION,
     min_overlap: float = MIN_OVERLAP,
+    spacing_mm: float | None = None,
+    closer: int = 64,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Search:
@@ -91,11 +95,15 @@ def search(
     rotations_xyz : (K, 3, 3)
         World rotations to try, from fixed to moving.
     voxels : int
-        Number of voxels along the longest side of the fixed volume. It sets the spacing of the search.
+        Number of voxels along the longest side of the fixed specimen. It sets the spacing of the search.
     measure : Measure
         Gives the criterion by which the two volumes are compared.
     min_overlap : float
         Share of the smaller mask that has to overlap.
+    spacing_mm : float, optional
+        Spacing of the search, instead of the one that `voxels` says.
+    closer : int
+        Number of the best rotations that are scored exactly, where the measure has a faster way to look at the others.
     threads : int
         Number of threads that work at the same time.
     progress : callable, optional
@@ -111,37 +119,92 @@ def search(
             f"{len(fixed.values)} channels in the fixed volume and {len(moving.values)} in the moving one; "
             "only equally many can be compared"
         )
-    spacing = max(fixed.grid.extent_mm[axis] for axis in fixed.grid.axes) / voxels
-    coarse_fixed, coarse_moving = coarsen(fixed, spacing), coarsen(moving, spacing, finer=2)
-    turner = Turner(coarse_moving, coarse_fixed.frame)
+    spacing = spacing_mm or search_spacing_mm(fixed, voxels)
+    coarse_fixed = coarsen(fixed, spacing).described
+    coarse_moving = coarsen(moving, spacing, finer=2)
+    turner = Turner(coarse_moving, coarse_fixed.frame, rotations_xyz)
     # The largest possible overlap is that of a mask with itself. Weights of both are multiplied, hence squared.
     finer = 2 ** len(fixed.grid.axes)
     full = min(float((coarse_fixed.weights**2).sum()), float((coarse_moving.weights**2).sum()) / finer)
     correlator = Correlator.plan(coarse_fixed.weights, turner.shape, min_overlap * full)
-    compare = measure.criterion(coarse_fixed, coarse_moving)
+    exact = measure.criterion(coarse_fixed, coarse_moving)
+    look = _Look(turner, correlator, full)
 
-    def one(rotation: FloatArray) -> tuple[float, float, tuple[int, ...]]:
-        cubes = turner.cube(compare.moving_maps(*turner.sample(rotation)))
-        scores, overlap = compare.score(correlator.spectra(cubes), correlator)
-        shares = overlap / np.float32(full)
-        enough = (shares >= min_overlap) & np.isfinite(scores)
-        evidence = np.full(scores.shape, -np.inf, dtype=np.float32)
-        evidence[enough] = scores[enough] * np.sqrt(shares[enough])
-        best = np.unravel_index(int(evidence.argmax()), evidence.shape)
-        return float(evidence[best]), float(shares[best]), tuple(int(i) for i in best)
-
-    found = _in_threads(one, rotations_xyz, threads, progress)
-    shifts = np.asarray([place for _, _, place in found]) + np.asarray(correlator.first)
+    found = _in_threads(look.through(exact.rough), rotations_xyz, threads, progress)
+    if closer and exact.rough is not exact:
+        _look_closely(found, look.through(exact), rotations_xyz, closer)
+    shifts = np.asarray([one.place for one in found]) + np.asarray(correlator.first)
     middle = shifts + (np.asarray(turner.shape) - 1) / 2
-    scores = np.asarray([score for score, _, _ in found])
+    scores = np.asarray([one.score for one in found])
     return Search(
         rotations_xyz=rotations_xyz,
         pivots_mm=coarse_fixed.origin_mm + middle @ coarse_fixed.frame.T,
         scores=scores,
-        overlaps=np.where(np.isfinite(scores), [share for _, share, _ in found], 0.0),
+        overlaps=np.where(np.isfinite(scores), [one.share for one in found], 0.0),
         moving_centre_mm=turner.centre_mm,
         spacing_mm=spacing,
     )
+
+
+def search_spacing_mm(fixed: Features, voxels: int) -> float:
+    """Choose the side of a voxel so that the longest side of the fixed specimen has so many of them.
+
+    A long specimen (`long_specimens`), whose turns fit into a thin box, gets at least a few voxels across.
+    """
+    index = np.argwhere(fixed.mask)
+    if not len(index):
+        raise RegistrationError("the mask of a volume is empty: there is no foreground to compare")
+    sides = (np.ptp(index, axis=0) + 1) * fixed.grid.spacing_mm
+    sides = np.sort(np.where(np.isin(range(3), fixed.grid.axes), sides, 0.0))
+    if not is_long(fixed):
+        return float(sides[2]) / voxels
+    return float(min(sides[2] / voxels, max(sides[0] / _FEWEST_ACROSS, sides[2] / (8 * voxels))))
+
+
+@dataclass(frozen=True)
+class _Best:
+    """Best shift of one rotation: its evidence, the share that overlaps, and its place in the window of shifts."""
+
+    score: float
+    share: float
+    place: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """Find the best shift of a rotation, by any criterion."""
+
+    turner: Turner
+    correlator: Correlator
+    full: float
+
+    def through(self, criterion: Criterion) -> Callable[[FloatArray], _Best]:
+        """Make the function that looks at one rotation (3, 3)."""
+
+        def one(rotation: FloatArray) -> _Best:
+            cubes = self.turner.cube(criterion.moving_maps(*self.turner.sample(rotation)))
+            scores, overlap = criterion.score(self.correlator.spectra(cubes), self.correlator)
+            share = overlap / np.float32(self.full)
+            found = np.isfinite(scores)
+            evidence = np.full(scores.shape, -np.inf, dtype=np.float32)
+            evidence[found] = scores[found] * np.sqrt(share[found])
+            best = np.unravel_index(int(evidence.argmax()), evidence.shape)
+            return _Best(float(evidence[best]), float(share[best]), tuple(int(i) for i in best))
+
+        return one
+
+
+def _look_closely(
+    found: list[_Best], one: Callable[[FloatArray], _Best], rotations: FloatArray, count: int
+) -> None:
+    """Score the best rotations exactly. No other one then comes before them."""
+    order = np.argsort([-best.score for best in found], kind="stable").tolist()
+    near, far = order[:count], order[count:]
+    for index in near:
+        found[index] = one(rotations[index])
+    least = min((found[i].score for i in near if np.isfinite(found[i].score)), default=-np.inf)
+    for index in far:
+        found[index] = replace(found[index], score=min(found[index].score, least))
 
 
 def choose_starts(found: Search, points_mm: FloatArray, count: int) -> list[int]:
@@ -179,11 +242,11 @@ def distinct(found: Search, points_mm: FloatArray, count: int, separation_mm: fl
 
 
 def _in_threads(
-    one: Callable[[FloatArray], tuple[float, float, tuple[int, ...]]],
+    one: Callable[[FloatArray], _Best],
     rotations: FloatArray,
     threads: int,
     progress: Callable[[int, int], None] | None,
-) -> list[tuple[float, float, tuple[int, ...]]]:
+) -> list[_Best]:
     results = [one(rotations[0])]  # the first fills the fixed side's spectra, before threads share them
     parts = [rotations[i : i + _TASK] for i in range(1, len(rotations), _TASK)]
     with ThreadPoolExecutor(max(1, threads)) as pool:

@@ -93,6 +93,22 @@ class Inputs:
         """How the two are compared. One method makes both representations, so they agree on it."""
         return self.fixed.representation.measure
 
+    @property
+    def searched_levels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Levels that the search looks at, the coarsest first, and the levels between them and the compared one.
+
+        Both are empty where the search looks at the compared features.
+        """
+        sides = (self.fixed, self.moving)
+        finest = max(side.level for side in sides)
+        searched = tuple(n for n in self.fixed.representation.searched_levels if n > finest)
+        if (
+            searched != tuple(n for n in self.moving.representation.searched_levels if n > finest)
+            or not searched
+        ):
+            return (), ()
+        return searched, tuple(range(min(searched) - 1, finest, -1))
+
 
 def open_inputs(settings: RegisterSettings) -> Inputs:
     """Open and check what the settings name, and choose the levels.
@@ -166,7 +182,8 @@ def _open_volume(path: Path) -> Volume:
 def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
     """Choose the finest levels that fit into memory together.
 
-    The larger volume is made coarser first, so that the two spacings come near to each other.
+    The larger volume is made coarser first, so that the two spacings come near to each other. Where a level has one
+    spacing for both, they keep to one level.
     """
     offered = [side.representation.levels for side in sides]
     levels = [some[0] for some in offered]
@@ -177,7 +194,10 @@ def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
         movable = [i for i, some in enumerate(offered) if levels[i] + 1 in some]
         if not movable:
             raise RegistrationError(_too_large(sides, levels, sum(needs), limit_bytes))
-        levels[max(movable, key=lambda i: needs[i])] += 1
+        if all(side.representation.one_scale for side in sides):
+            levels = [level + 1 for level in levels]
+        else:
+            levels[max(movable, key=lambda i: needs[i])] += 1
 
 
 def _too_large(sides: list[Input], levels: list[int], needed: float, limit: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.register.global_search import MIN_OVERLAP
-from comir_hpc.register.refine import Kind, Level, Refiner
+from comir_hpc.register.refine import Kind, Level, Refines
 from comir_hpc.register.similarity import Similarity
 from comir_hpc.representations import Agreement, Measure
 from comir_hpc.transforms import Transform
@@ -77,7 +77,7 @@ class Ranking:
 
 
 def rank(
-    refiner: Refiner,
+    refiner: Refines,
     similarity: Similarity,
     starts: list[tuple[Transform, float | None]],
     *,
@@ -89,7 +89,7 @@ def rank(
 
     Parameters
     ----------
-    refiner : Refiner
+    refiner : Refines
         Refines one answer.
     similarity : Similarity
         Measures one answer.
@@ -137,7 +137,7 @@ def rank(
 
 
 def _improve(
-    refiner: Refiner,
+    refiner: Refines,
     similarity: Similarity,
     candidate: Candidate,
     levels: tuple[Level, ...],

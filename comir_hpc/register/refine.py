@@ -19,7 +19,7 @@ information differs in the tenth digit from run to run, because its threads add 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -77,6 +77,19 @@ class Refined:
     value: float
     iterations: int
     stopped: str
+
+
+class Refines(Protocol):
+    """What refines rough answers of one pair."""
+
+    def refine(
+        self,
+        start: Transform,
+        levels: tuple[Level, ...],
+        kind: Kind = "rigid",
+        within: NDArray[np.bool_] | None = None,
+    ) -> Refined:
+        """Improve one rough answer; see `Refiner.refine`."""
 
 
 class Refiner:

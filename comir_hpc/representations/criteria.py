@@ -46,11 +46,14 @@ class Correlator:
         Size of the FFT along each axis.
     first, counts : three int
         First shift of the window, in voxels, and number of shifts along each axis.
+    needed : float
+        Weight that has to overlap. A shift with less gets no score.
     """
 
     shape: tuple[int, ...]
     first: tuple[int, ...]
     counts: tuple[int, ...]
+    needed: float
 
     @classmethod
     def plan(cls, weights: Array32, sides: Triple, needed: float) -> Correlator:
@@ -77,19 +80,23 @@ class Correlator:
             shape.append(scipy.fft.next_fast_len(size, real=True))
             first.append(lowest)
             counts.append(highest - lowest + 1)
-        return cls(tuple(shape), tuple(first), tuple(counts))
+        return cls(tuple(shape), tuple(first), tuple(counts), needed)
 
     def spectra(self, maps: Array32) -> Spectra:
-        """Compute the spectra (M, ...) of maps (M, z, y, x)."""
+        """Compute the spectra (M, ...) of moving maps (M, z, y, x)."""
         found: Spectra = scipy.fft.rfftn(maps, s=self.shape, axes=(-3, -2, -1))
         return found
 
+    def fixed_spectra(self, maps: Array32) -> Spectra:
+        """Compute the spectra (M, ...) of fixed maps (M, z, y, x), moved so that the window's first shift is at 0."""
+        padded = np.zeros((len(maps), *self.shape), dtype=np.float32)
+        padded[(slice(None), *(slice(0, n) for n in maps.shape[1:]))] = maps
+        return self.spectra(np.roll(padded, [-f for f in self.first], axis=(-3, -2, -1)))
+
     def window(self, products: Spectra) -> Array32:
         """Compute correlations (M, *counts) from products (M, ...) of a fixed and a conjugate moving spectrum."""
-        maps = scipy.fft.irfftn(products, s=self.shape, axes=(-3, -2, -1), overwrite_x=True)
-        for axis, (first, count, size) in enumerate(zip(self.first, self.counts, self.shape, strict=True)):
-            maps = np.take(maps, np.arange(first, first + count) % size, axis=axis - 3)
-        return np.asarray(maps, dtype=np.float32)
+        maps: Array32 = scipy.fft.irfftn(products, s=self.shape, axes=(-3, -2, -1), overwrite_x=True)
+        return maps[(slice(None), *(slice(0, count) for count in self.counts))]
 
 
 class Criterion(Protocol):
@@ -99,7 +106,14 @@ class Criterion(Protocol):
         """Return maps (M, P) of the moving side from values (C, P) and weights (P,)."""
 
     def score(self, moving: Spectra, correlator: Correlator) -> tuple[Array32, Array32]:
-        """Return score and overlapping weight at the window's shifts, for the spectra of those maps."""
+        """Return score and overlapping weight at the window's shifts, for the spectra of those maps.
+
+        Where less than the needed weight overlaps, the score is -inf.
+        """
+
+    @property
+    def rough(self) -> Criterion:
+        """The same on the same scale, but faster and less exact, to find what is worth a closer look."""
 
 
 class MaskedCorrelation:
@@ -112,6 +126,15 @@ class MaskedCorrelation:
         self._fixed = fixed
         self._spectra: Spectra | None = None
 
+    @property
+    def rough(self) -> Criterion:
+        """The correlation without the moments of each overlap, for several channels.
+
+        For one channel little would be gained. And it misleads: on maps of one general encoder at 4 mm, the true
+        rotation was then not among the best 100 of 4000; with the moments it was the 15th of 2000.
+        """
+        return self if len(self._fixed.values) == 1 else RoughCorrelation(self._fixed)
+
     def moving_maps(self, values: Array32, weights: Array32) -> Array32:
         """Return weight, weighted values and weighted energy: (1 + C + 1, P)."""
         return _moments(values, weights)
@@ -119,7 +142,7 @@ class MaskedCorrelation:
     def score(self, moving: Spectra, correlator: Correlator) -> tuple[Array32, Array32]:
         """Return the coefficient, -inf where a variance vanishes, and the overlapping weight."""
         if self._spectra is None:
-            self._spectra = correlator.spectra(_moments(self._fixed.values, self._fixed.weights))
+            self._spectra = correlator.fixed_spectra(_moments(self._fixed.values, self._fixed.weights))
         # The spectra of the fixed map are the same for all rotations, so they are computed once.
         fixed, moving = self._spectra, moving.conj()
         channels = len(fixed) - 2
@@ -133,8 +156,9 @@ class MaskedCorrelation:
                 fixed[:1] * moving[1:-1],
             ]
         )
-        overlap, cross, fixed_energy, moving_energy, *sums = correlator.window(products)
-        count = np.maximum(overlap, 1e-3)
+        maps = correlator.window(products)
+        enough = maps[0] >= correlator.needed
+        count, cross, fixed_energy, moving_energy, *sums = maps[:, enough]
         fixed_sums, moving_sums = np.stack(sums[:channels]), np.stack(sums[channels:])
         covariance = cross - (fixed_sums * moving_sums).sum(axis=0) / count
         fixed_variance = fixed_energy - (fixed_sums**2).sum(axis=0) / count
@@ -142,7 +166,40 @@ class MaskedCorrelation:
         # Where the true variance is zero, rounding in single precision leaves about 1e-5 of the energy.
         solid = (fixed_variance > 1e-4 * fixed_energy) & (moving_variance > 1e-4 * moving_energy)
         scale = np.sqrt(np.where(solid, fixed_variance * moving_variance, 1))
-        return np.where(solid, covariance / scale, -np.inf).astype(np.float32), overlap
+        return _spread(np.where(solid, covariance / scale, -np.inf), enough), maps[0]
+
+
+class RoughCorrelation:
+    """Compute the correlation of several channels as if means and variance over the overlap were those over the mask.
+
+    This takes 2 transforms back instead of 4 and 2 for each channel. Values have to have zero mean for each channel and
+    unit variance of all together, in their mask.
+    """
+
+    def __init__(self, fixed: Weighted) -> None:
+        self._fixed = fixed
+        self._spectra: Spectra | None = None
+
+    @property
+    def rough(self) -> Criterion:
+        """The same."""
+        return self
+
+    def moving_maps(self, values: Array32, weights: Array32) -> Array32:
+        """Return weight and weighted values: (1 + C, P)."""
+        return np.concatenate([weights[None], values * weights])
+
+    def score(self, moving: Spectra, correlator: Correlator) -> tuple[Array32, Array32]:
+        """Return the mean product over the overlap, and the overlapping weight."""
+        if self._spectra is None:
+            self._spectra = correlator.fixed_spectra(
+                self.moving_maps(self._fixed.values, self._fixed.weights)
+            )
+        fixed, moving = self._spectra, moving.conj()
+        products = np.stack([fixed[0] * moving[0], (fixed[1:] * moving[1:]).sum(axis=0)])
+        overlap, cross = correlator.window(products)
+        enough = overlap >= correlator.needed
+        return _spread(cross[enough] / overlap[enough], enough), overlap
 
 
 class MutualInformation:
@@ -157,6 +214,11 @@ class MutualInformation:
         self._fixed_maps = _classes(fixed.values[0], fixed.weights, self._edges[0])
         self._spectra: Spectra | None = None
 
+    @property
+    def rough(self) -> Criterion:
+        """The same: nothing faster is known."""
+        return self
+
     def moving_maps(self, values: Array32, weights: Array32) -> Array32:
         """Return the weight of each class: (B, P)."""
         return _classes(values[0], weights, self._edges[1])
@@ -164,22 +226,29 @@ class MutualInformation:
     def score(self, moving: Spectra, correlator: Correlator) -> tuple[Array32, Array32]:
         """Return the normalised information and the overlapping weight."""
         if self._spectra is None:
-            self._spectra = correlator.spectra(self._fixed_maps)
+            self._spectra = correlator.fixed_spectra(self._fixed_maps)
         fixed, moving = self._spectra, moving.conj()
-        joint = np.stack([correlator.window(one * moving) for one in fixed])
-        joint = np.maximum(joint, 0)  # rounding of the FFT leaves counts a little below zero
-        overlap = joint.sum(axis=(0, 1))
-        count = np.maximum(overlap, 1e-3)
-
-        def entropy(weights: Array32, axes: tuple[int, ...]) -> Array32:
-            share = weights / count
-            found: Array32 = -(share * np.log(np.maximum(share, 1e-12))).sum(axis=axes)
-            return found
-
-        both = entropy(joint, (0, 1))
-        alone = entropy(joint.sum(axis=1), (0,)) + entropy(joint.sum(axis=0), (0,))
+        counts = np.stack([correlator.window(one * moving) for one in fixed])
+        overlap = counts.sum(axis=(0, 1))
+        enough = overlap >= correlator.needed
+        joint = np.maximum(counts[:, :, enough], 0)  # rounding of the FFT leaves counts a little below zero
+        joint /= np.maximum(joint.sum(axis=(0, 1)), np.float32(1e-3))
+        both = _entropy(joint, (0, 1))
+        alone = _entropy(joint.sum(axis=1), (0,)) + _entropy(joint.sum(axis=0), (0,))
         solid = both > 1e-3
-        return np.where(solid, alone / np.where(solid, both, 1) - 1, -np.inf).astype(np.float32), overlap
+        return _spread(np.where(solid, alone / np.where(solid, both, 1) - 1, -np.inf), enough), overlap
+
+
+def _spread(scores: Array32, enough: NDArray[np.bool_]) -> Array32:
+    """Put scores (N,) of the shifts with enough overlap into the window; the others get -inf."""
+    window = np.full(enough.shape, -np.inf, dtype=np.float32)
+    window[enough] = scores
+    return window
+
+
+def _entropy(shares: Array32, axes: tuple[int, ...]) -> Array32:
+    found: Array32 = -(shares * np.log(np.maximum(shares, np.float32(1e-12)))).sum(axis=axes)
+    return found
 
 
 def _moments(values: Array32, weights: Array32) -> Array32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,9 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.space.grid import FloatArray, Grid
 from comir_hpc.volumes.resampled import Resampled
 from comir_hpc.volumes.volume import Volume
+
+Describe = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Make channels (c, z, y, x) from one channel of values (z, y, x) on cubic voxels."""
 
 # Registration needs neighbours along every axis that it works in. ITK's recursive smoothing refuses fewer than four.
 _FEWEST_VOXELS = 4
@@ -34,12 +38,16 @@ class Features:
     known : (z, y, x) bool or None
         True where something was measured, so that padding is left out; None if that is everywhere. In `values`,
         padding is background, for operations that look at the neighbours of a voxel.
+    describe : callable or None
+        Makes the channels that are compared from `values`, if they look along the axes of the grid. A volume is then
+        turned onto the other one's grid before it is described. None if `values` are compared as they are.
     """
 
     values: NDArray[np.float32]
     mask: NDArray[np.bool_]
     grid: Grid
     known: NDArray[np.bool_] | None = None
+    describe: Describe | None = None
 
     @cached_property
     def centroid_mm(self) -> FloatArray:

@@ -8,6 +8,8 @@ With the same volumes interpolated by cubic splines first, they were 0.4, 0.3 an
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
@@ -52,7 +54,13 @@ def on_cubic_voxels(features: Features) -> Features:
         return features
     known = None if features.known is None else _repeated(features.known, parts)
     values = np.stack([_interpolated(channel, parts) for channel in features.values])
-    return Features(values, _repeated(features.mask, parts), cut_grid(features.grid), known)
+    return replace(
+        features,
+        values=values,
+        mask=_repeated(features.mask, parts),
+        grid=cut_grid(features.grid),
+        known=known,
+    )
 
 
 def _interpolated(values: NDArray[np.float32], parts: Triple) -> NDArray[np.float32]:

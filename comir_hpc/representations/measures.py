@@ -63,6 +63,8 @@ class Measure:
     search_grid : float
         Share of the voxels along each axis that the global search uses, more than 0 and at most 1. A criterion that
         takes longer for one shift gets a coarser grid.
+    correlates : bool
+        Whether the score is the correlation of all channels, so that hundreds of answers can be improved quickly.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Measure:
     criterion: Callable[[Weighted, Weighted], Criterion]
     choose_metric: Callable[[Any], None]
     search_grid: float = 1.0
+    correlates: bool = False
 
 
 def _informative(agreement: Agreement) -> float:
@@ -81,6 +84,7 @@ CORRELATION = Measure(
     score=lambda agreement: agreement.evidence,
     criterion=lambda fixed, moving: MaskedCorrelation(fixed),
     choose_metric=lambda method: method.SetMetricAsCorrelation(),
+    correlates=True,
 )
 """For values that are alike in both volumes: correlation of all channels together. ITK optimises its square."""
 

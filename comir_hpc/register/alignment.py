@@ -1,0 +1,230 @@
+"""Improve a rough answer on one isotropic grid by Gauss-Newton steps, fast enough to try hundreds of answers.
+
+What is made as large as possible is the evidence: the correlation over the overlap, of all channels together, times the
+root of the overlap. The moving volume is turned onto the fixed grid at every step, and then described if its channels
+look along the axes (`Features.describe`). So one way serves maps that turn like a picture and channels that do not.
+
+A step solves for a small motion of the fixed points by least squares. The slope is the mean of both volumes' gradients
+(Benhimane and Malis, IROS 2004, "efficient second-order minimisation"): a step is then as exact as with second
+derivatives. Where the correlation is weak these steps are too short. So the next one is made longer after a step that
+led upwards, and shorter after one that did not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from comir_hpc.errors import RegistrationError
+from comir_hpc.register.coarse import CoarseFeatures, standardise
+from comir_hpc.representations.criteria import Array32
+from comir_hpc.space.grid import FloatArray
+from comir_hpc.transforms.affine import Affine as Transform
+
+Kind = Literal["rigid", "affine"]
+
+_HELD = 0.25  # weight from which a voxel counts as one of the mask
+_FEWEST = 30  # voxels that have to overlap
+_LONGEST_VOX = 2.0  # most that a step moves the specimen's rim, in voxels
+_SHORTEST_VOX = 0.005  # a step that moves less ends the search
+_GROWS, _SHRINKS, _LONGEST_GAIN = 1.7, 0.35, 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """One answer on this grid.
+
+    Attributes
+    ----------
+    transform : Transform
+        From fixed to moving points.
+    correlation : float
+        Correlation over the overlap, of all channels together.
+    overlap : float
+        Share of the smaller mask that overlaps, 0 to 1.
+    steps : int
+        Number of steps that led here.
+    """
+
+    transform: Transform
+    correlation: float
+    overlap: float
+    steps: int = 0
+
+    @property
+    def evidence(self) -> float:
+        """Correlation times the root of the overlap (`Agreement.evidence`)."""
+        return self.correlation * float(np.sqrt(self.overlap))
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Moving volume as it lies on the fixed grid under one answer, beside the fixed one.
+
+    Attributes
+    ----------
+    cube : (C, z, y, x) float32
+        Channels of the moving volume.
+    held : (z, y, x) float32
+        Its weights.
+    weights : (N,) float32
+        Product of both weights at the compared voxels.
+    pair : tuple of (C, N) float32, or None
+        Channels of both volumes there, standardised over the overlap; None if that is too small or nothing varies.
+    scales : tuple of float
+        Factors by which the two were standardised.
+    answer : Aligned
+        The answer and its numbers.
+    """
+
+    cube: Array32
+    held: Array32
+    weights: Array32
+    pair: tuple[Array32, Array32] | None
+    scales: tuple[float, float]
+    answer: Aligned
+
+
+class Alignment:
+    """Compare and improve any number of answers for one pair on one grid.
+
+    Parameters
+    ----------
+    fixed, moving : CoarseFeatures
+        Both volumes; the moving one may be on a finer grid.
+    within : (z, y, x), optional
+        Weights of the fixed voxels, instead of the mask's.
+    """
+
+    def __init__(self, fixed: CoarseFeatures, moving: CoarseFeatures, within: Array32 | None = None) -> None:
+        self._moving = moving
+        self._to_moving = np.asarray(np.linalg.inv(moving.frame), dtype=np.float64)
+        self._spacing = fixed.spacing_mm
+        self._planar = fixed.planar
+        self._shape = fixed.weights.shape
+        weights = fixed.weights if within is None else fixed.weights * within
+        # What is thinner than a voxel of this grid has small weights everywhere.
+        self._voxels = np.flatnonzero(weights.ravel() > 0.5 * weights.max())
+        if len(self._voxels) < _FEWEST:
+            raise RegistrationError(
+                f"the fixed specimen fills {len(self._voxels)} voxels of {self._spacing:.4g} mm, expected at least "
+                f"{_FEWEST}"
+            )
+        self._weights = weights.ravel()[self._voxels]
+        index = np.stack(np.meshgrid(*[np.arange(n) for n in self._shape], indexing="ij"), -1).reshape(-1, 3)
+        self._points_mm = fixed.origin_mm + index @ fixed.frame.T
+        self.centre_mm = self._points_mm[self._voxels].mean(axis=0)
+        # In voxels, about the centre: turns and shifts are then of one size.
+        self._arm = ((self._points_mm[self._voxels] - self.centre_mm) / self._spacing).astype(np.float32)
+        self._reach = float(np.sqrt((self._arm**2).sum(axis=1)).max())
+        self._unit = (fixed.frame / np.linalg.norm(fixed.frame, axis=0)).astype(np.float32)
+        described = fixed.described
+        self._values = described.values.reshape(len(described.values), -1)[:, self._voxels]
+        self._slopes = self._gradients(described.values, fixed.weights)
+        smaller = float((moving.weights**2).sum()) * (moving.spacing_mm / self._spacing) ** (
+            2 if self._planar else 3
+        )
+        self._full = min(float((fixed.weights**2).sum()), smaller)
+
+    def at(self, transform: Transform) -> Aligned:
+        """Measure one answer."""
+        return self._seen(transform).answer
+
+    def improve(self, start: Transform, steps: int = 12, kind: Kind = "rigid") -> Aligned:
+        """Improve one answer by at most so many steps; what is returned is never worse than the start."""
+        best, gain, taken = self._seen(start), 1.0, 0
+        step: FloatArray | None = None
+        for _ in range(steps):
+            if best.pair is None:
+                break
+            if step is None:
+                step = self._step(best, *best.pair, kind)
+            motion, moved_vox = self._motion(gain * step, kind)
+            if moved_vox < _SHORTEST_VOX:
+                break
+            found = self._seen(best.answer.transform.compose(motion).about(self.centre_mm))
+            if found.answer.evidence > best.answer.evidence:
+                best, step, gain, taken = found, None, min(gain * _GROWS, _LONGEST_GAIN), taken + 1
+            else:
+                gain *= _SHRINKS
+        return replace(best.answer, steps=taken)
+
+    # ------------------------------------------------------------------ one place
+
+    def _seen(self, transform: Transform) -> _Seen:
+        to_index = self._to_moving @ transform.matrix_mm[:3, :3]
+        offset = self._to_moving @ (transform.matrix_mm[:3, 3] - self._moving.origin_mm)
+        values, held = self._moving.at(self._points_mm @ to_index.T + offset)
+        cube = values.reshape(-1, *self._shape)
+        if self._moving.describe is not None:
+            cube = self._moving.describe(cube[0])
+        weights = self._weights * held[self._voxels]
+        overlap = min(1.0, float(weights.sum(dtype=np.float64)) / self._full)
+        pair, scales, correlation = None, (1.0, 1.0), 0.0
+        if (weights > _HELD).sum() >= _FEWEST:
+            there = cube.reshape(len(cube), -1)[:, self._voxels]
+            fixed, moving = standardise(self._values, weights), standardise(there, weights)
+            if fixed is not None and moving is not None:
+                pair, scales = (fixed[0], moving[0]), (fixed[1], moving[1])
+                product = float(np.einsum("cn,cn,n->", *pair, weights, dtype=np.float64))
+                correlation = product / float(weights.sum(dtype=np.float64))
+        answer = Aligned(transform, correlation, overlap)
+        return _Seen(cube, held.reshape(self._shape), weights, pair, scales, answer)
+
+    def _step(self, seen: _Seen, fixed: Array32, moving: Array32, kind: Kind) -> FloatArray:
+        """Solve for the motion's parameters by weighted least squares over all channels."""
+        # Slopes belong to values before they are standardised: they are scaled as those were.
+        slopes = np.float32(0.5 * seen.scales[0]) * self._slopes
+        slopes += np.float32(0.5 * seen.scales[1]) * self._gradients(seen.cube, seen.held)
+        rows = []
+        for channel, slope in enumerate(slopes):
+            jacobian = self._parameters(slope, kind)
+            weighted = jacobian * seen.weights
+            rows.append((weighted @ jacobian.T, weighted @ (fixed[channel] - moving[channel])))
+        matrix = np.sum([one for one, _ in rows], axis=0, dtype=np.float64)
+        right = np.sum([one for _, one in rows], axis=0, dtype=np.float64)
+        ridge = 1e-3 * np.trace(matrix) / len(matrix) + 1e-12
+        return np.asarray(np.linalg.solve(matrix + ridge * np.eye(len(matrix)), right), dtype=np.float64)
+
+    def _parameters(self, slope: Array32, kind: Kind) -> Array32:
+        """Derive the values by each parameter, (6 or 12, N): shifts, then turns or a linear map about the centre."""
+        if kind == "affine":
+            linear = slope[:, None] * self._arm.T[None]
+            rows = linear[:2, :2].reshape(4, -1) if self._planar else linear.reshape(9, -1)
+            return np.concatenate([slope[:2] if self._planar else slope, rows])
+        turns = np.cross(self._arm, slope.T).T
+        return np.concatenate([slope[:2], turns[2:]] if self._planar else [slope, turns])
+
+    def _motion(self, step: FloatArray, kind: Kind) -> tuple[Transform, float]:
+        """Make the motion of fixed points from its parameters, no longer than a step may be, and say how long it is."""
+        axes = 2 if self._planar else 3
+        length = float(np.linalg.norm(step[:axes]) + self._reach * np.linalg.norm(step[axes:]))
+        step = step * min(1.0, _LONGEST_VOX / max(length, 1e-12))
+        shift, linear = np.zeros(3), np.eye(3)
+        shift[:axes] = step[:axes] * self._spacing
+        if kind == "affine":
+            linear[:axes, :axes] += step[axes:].reshape(axes, axes)
+        else:
+            linear = Rotation.from_rotvec([0, 0, step[2]] if self._planar else step[3:]).as_matrix()
+        return Transform.rigid(linear, shift, self.centre_mm), min(length, _LONGEST_VOX)
+
+    def _gradients(self, cube: Array32, held: Array32) -> Array32:
+        """Take the slopes (C, 3, N) along the world's axes for one voxel, 0 beside voxels outside the mask."""
+        slopes = np.zeros((len(cube), 3, len(self._voxels)), dtype=np.float32)
+        for axis in range(3):
+            if self._shape[axis] < 3:
+                continue
+            before, after = (
+                (slice(None),) * axis + (slice(None, -2),),
+                (slice(None),) * axis + (slice(2, None),),
+            )
+            both = (held[before] > _HELD) & (held[after] > _HELD)
+            for channel, values in enumerate(cube):
+                full = np.zeros(self._shape, dtype=np.float32)
+                inner = (slice(None),) * axis + (slice(1, -1),)
+                full[inner] = 0.5 * (values[after] - values[before]) * both
+                slopes[channel, axis] = full.ravel()[self._voxels]
+        return np.asarray(np.einsum("wa,can->cwn", self._unit, slopes), dtype=np.float32)

@@ -1,0 +1,38 @@
+"""Hold the features of both volumes with the objects that measure and refine answers."""
+
+from __future__ import annotations
+
+import os
+
+from comir_hpc.config.register import RegisterSettings
+from comir_hpc.register.described import DescribedPair, DescribedRefiner, DescribedSimilarity
+from comir_hpc.register.refine import Refiner, Refines
+from comir_hpc.register.similarity import Similarity
+from comir_hpc.representations import Features, Measure, one_channel
+from comir_hpc.space.grid import FloatArray
+
+_FEW_POINTS = 1000  # points of the specimen at which distances between transforms are measured
+
+
+class Pair:
+    """Features of both volumes, with the objects that compare and refine them."""
+
+    def __init__(
+        self, fixed: Features, moving: Features, measure: Measure, settings: RegisterSettings
+    ) -> None:
+        self.fixed, self.moving, self.measure = fixed, moving, measure
+        self.threads = settings.threads or len(os.sched_getaffinity(0))
+        self.similarity, self.refiner = _judges(fixed, moving, measure, settings.seed, self.threads)
+        self.points_mm: FloatArray = self.similarity.some_points_mm(_FEW_POINTS)
+        self.side_mm = self.similarity.side_mm(self.points_mm)
+
+
+def _judges(
+    fixed: Features, moving: Features, measure: Measure, seed: int, threads: int
+) -> tuple[Similarity, Refines]:
+    """Make what measures and what refines answers, as the features ask for."""
+    if fixed.describe is not None:
+        described = DescribedPair(fixed, moving)
+        return DescribedSimilarity(fixed, moving, described), DescribedRefiner(described)
+    refiner = Refiner(*one_channel(fixed, moving), measure=measure, seed=seed, threads=threads)
+    return Similarity(fixed, moving), refiner

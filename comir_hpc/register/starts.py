@@ -1,0 +1,179 @@
+"""Find the rough answers that are refined: search, improve the best answers quickly, and keep the most promising.
+
+A search looks at one scale. Where a representation offers several (`Representation.searched_levels`), the coarsest is
+searched first, on maps that were made at that scale: sharp maps that are averaged down lose what they show. The next
+scale is searched, too, if the first left the choice open. Answers of both are then compared on the finer of the two,
+which is the same measure for all.
+
+The search tries a grid of rotations, and the truth lies between them. So many of its answers are improved by a few
+Gauss-Newton steps each (`alignment`) before any is given up. Measured on heads (T1w to EPI): from 15 degrees and 10 mm
+off, 12 of 12 came back to the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from comir_hpc.host.progress import Progress, part_of
+from comir_hpc.register.alignment import Aligned, Alignment
+from comir_hpc.register.coarse import coarsen
+from comir_hpc.register.global_search import (
+    FAR_VOXELS,
+    Search,
+    choose_starts,
+    distinct,
+    search,
+    search_spacing_mm,
+)
+from comir_hpc.representations import Features, Measure
+from comir_hpc.space.grid import FloatArray
+from comir_hpc.transforms import Transform
+
+Start = tuple[Transform, float | None]
+
+_IMPROVED = 64  # answers of one search that are improved
+_APART_VOX = 1.5  # distance from which they count as different, in voxels of the search
+_FINER = 0.8  # voxel on which they are improved, in voxels of the search
+_OWN_SCALE = 1.5  # voxel of the search, in voxels of maps that were made for it
+# Lead over the best other answer, from which the next scale is not searched. Right answers on T1w to EPI had 0.23 to
+# 0.37; without a right one among them the best two differed by less than 0.05.
+_CLEAR = 0.15
+_STEPS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Features of both volumes, made on grids of one spacing."""
+
+    fixed: Features
+    moving: Features
+
+    @property
+    def spacing_mm(self) -> float:
+        """Finest spacing of both grids."""
+        return min(self.fixed.grid.finest_mm, self.moving.grid.finest_mm)
+
+
+@dataclass(frozen=True, eq=False)
+class StartFinder:
+    """Find the starts of one pair.
+
+    Attributes
+    ----------
+    measure : Measure
+        How the two volumes are compared.
+    points_mm : (N, 3)
+        Fixed points at which distances between answers are measured.
+    count : int
+        Number of starts that are wanted.
+    voxels : int
+        Voxels along the longest side of the fixed specimen in the search.
+    threads : int
+        Number of threads.
+    """
+
+    measure: Measure
+    points_mm: FloatArray
+    count: int
+    voxels: int
+    threads: int
+
+    def at_one_scale(
+        self, scale: Scale, rotations_xyz: FloatArray, progress: Progress | None
+    ) -> tuple[list[Start], Search]:
+        """Search features averaged to the scale of the search."""
+        found = search(
+            scale.fixed, scale.moving, rotations_xyz, voxels=self.voxels, measure=self.measure,
+            threads=self.threads, progress=part_of(progress, "search"),
+        )  # fmt: skip
+        if not self.measure.correlates:
+            chosen = choose_starts(found, self.points_mm, self.count)
+            return [(found.transform(index), float(found.scores[index])) for index in chosen], found
+        improved = self._improved(scale, _FINER * found.spacing_mm, self._candidates(found), _STEPS)
+        return self._chosen(improved, FAR_VOXELS * found.spacing_mm), found
+
+    def through_scales(
+        self,
+        searched: Sequence[Scale],
+        finer: Sequence[Scale],
+        rotations_xyz: FloatArray,
+        progress: Progress | None,
+    ) -> tuple[list[Start], Search]:
+        """Search at one or two scales, coarse ones first, and carry the answers through the finer ones."""
+        pool: list[Aligned] = []
+        first: Search | None = None
+        far_mm = 0.0
+        for number, scale in enumerate(searched):
+            if number:
+                pool = self._improved(
+                    scale, scale.spacing_mm, [one.transform for one in pool[: 4 * self.count]]
+                )
+                if self._clear(pool, far_mm):
+                    continue
+            spacing = max(search_spacing_mm(scale.fixed, self.voxels), _OWN_SCALE * scale.spacing_mm)
+            found = search(
+                scale.fixed, scale.moving, rotations_xyz[number :: len(searched)], voxels=self.voxels,
+                measure=self.measure, spacing_mm=spacing, threads=self.threads,
+                progress=part_of(progress, "search"),
+            )  # fmt: skip
+            first, far_mm = first or found, far_mm or FAR_VOXELS * found.spacing_mm
+            pool = sorted(
+                pool + self._improved(scale, _FINER * spacing, self._candidates(found)),
+                key=lambda one: -one.evidence,
+            )
+            if number:
+                pool = self._improved(
+                    scale, scale.spacing_mm, [one.transform for one in pool[: 4 * self.count]]
+                )
+        assert first is not None
+        starts = self._chosen(pool, far_mm)
+        for scale in finer:
+            starts = self._chosen(self._improved(scale, scale.spacing_mm, [one for one, _ in starts]), far_mm)
+        return starts, first
+
+    # ------------------------------------------------------------------ parts
+
+    def _candidates(self, found: Search) -> list[Transform]:
+        separation = _APART_VOX * found.spacing_mm
+        return [found.transform(index) for index in distinct(found, self.points_mm, _IMPROVED, separation)]
+
+    def _improved(
+        self, scale: Scale, spacing_mm: float, answers: Sequence[Transform], steps: int = _STEPS
+    ) -> list[Aligned]:
+        """Improve answers at a scale, and sort them, the best first."""
+        alignment = Alignment(coarsen(scale.fixed, spacing_mm), coarsen(scale.moving, spacing_mm, finer=2))
+        with ThreadPoolExecutor(self.threads) as pool:
+            found = list(pool.map(lambda answer: alignment.improve(answer, steps), answers))
+        return sorted(found, key=lambda one: -one.evidence)
+
+    def _clear(self, answers: Sequence[Aligned], far_mm: float) -> bool:
+        """Say whether the best answer leads clearly."""
+        rivals = self._apart(answers, far_mm, 2)
+        best, rival = rivals[0].evidence, rivals[1].evidence if len(rivals) > 1 else 0.0
+        return best > 0 and 1 - rival / best >= _CLEAR
+
+    def _apart(self, answers: Sequence[Aligned], far_mm: float, count: int) -> list[Aligned]:
+        chosen: list[Aligned] = []
+        for one in answers:
+            if len(chosen) == count:
+                break
+            distances = [
+                one.transform.distance_mm(other.transform, self.points_mm).mean() for other in chosen
+            ]
+            if all(distance >= far_mm for distance in distances):
+                chosen.append(one)
+        return chosen
+
+    def _chosen(self, answers: Sequence[Aligned], far_mm: float) -> list[Start]:
+        """Choose the starts: half of them the best, wherever they lie, and half the best that are far from each other.
+
+        How many of the best lead to one answer says how sure it is. Without a rival, nothing says how much better the
+        winner is.
+        """
+        chosen = list(answers[: (self.count + 1) // 2])
+        for one in self._apart(answers, far_mm, self.count):
+            if len(chosen) < self.count and not any(one is other for other in chosen):
+                chosen.append(one)
+        return [(one.transform, one.evidence) for one in chosen]
