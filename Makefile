@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/comir-hpc demo --out $(OUT) --seed $(SEED)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5
 
 # The next two need root on Debian: what they test with is installed where it is missing.
 test-slurm: $(VENV)/installed-dev

@@ -19,7 +19,7 @@ from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
 from comir_hpc.config.files import load
 from comir_hpc.config.infer import InferSettings
 from comir_hpc.config.ingest import IngestSettings
-from comir_hpc.config.register import RegisterSettings
+from comir_hpc.config.register import RegisterPairSettings
 from comir_hpc.config.train import TrainSettings
 from comir_hpc.config.warp import WarpSettings
 from comir_hpc.errors import ConfigError
@@ -145,7 +145,7 @@ def infer(
         return place.kept_for(encode(chosen, progress=progress))
 
 
-@documented(RegisterSettings)
+@documented(RegisterPairSettings)
 def register(
     fixed: VolumeLike,
     moving: VolumeLike,
@@ -157,17 +157,19 @@ def register(
 ) -> RegisterResult:
     """Find the transform from fixed to moving, with a verdict and a report.
 
-    A poor answer is no error: look at ``result.verdict``.
+    Without `model` the general model is used, which was trained for any contrast. A poor answer is no error: look at
+    ``result.verdict``. With FAIL nothing is written to `warped`.
     """
     with workplace("register", folder, Path(out) if out else None, progress) as place:
-        from comir_hpc.register import register as find
-        from comir_hpc.report import report as write_report
+        from comir_hpc.recipes.pair import register_pair, require_usable
 
         target = out or place.folder / "registration"
-        chosen = place.settings(RegisterSettings, settings, fixed=fixed, moving=moving, out=target)
-        result = find(chosen, progress=progress)
-        write_report(result.folder)
-        return place.kept_for(result)
+        volumes = {"fixed": fixed, "moving": moving}
+        chosen = place.settings(RegisterPairSettings, settings, check=require_usable, **volumes, out=target)
+        done = register_pair(chosen, progress=progress)
+        if chosen.warped is not None and done.warped is None:
+            tell(f"the registration failed, so {chosen.warped} was not written")
+        return place.kept_for(done.result)
 
 
 @overload

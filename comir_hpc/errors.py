@@ -5,8 +5,24 @@ was found, what was expected and what to do, with the path and the numbers.
 """
 
 
+def printable(text: str) -> str:
+    """Return the text with every control character, and every other that prints nothing, as an escape.
+
+    What a damaged file holds must not end a line or steer a terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+    )
+
+
 class ComirError(Exception):
     """Base of every refusal that comir-hpc makes knowingly; the command line prints it as one red line."""
+
+    def __str__(self) -> str:
+        # What a library says in several lines becomes one.
+        return printable(" ".join(super().__str__().splitlines()))
 
 
 class ConfigError(ComirError, ValueError):

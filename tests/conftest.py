@@ -24,14 +24,25 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+# Files of a minute and more beside those marked slow: they start programs, build images, train or register. `make test`
+# says at its end which tests took longest.
+_LONG_FILES = {
+    "test_api.py", "test_cluster.py", "test_container.py", "test_docs_python.py", "test_failure.py", "test_infer.py",
+    "test_isotropic.py", "test_padding.py", "test_planar.py", "test_tracking.py", "test_train.py",
+}  # fmt: skip
+
+
+def _is_in_a_long_file(item: pytest.Item) -> bool:
+    marked = item.parent is not None and any(m.name == "slow" for m in item.parent.own_markers)
+    return marked or item.path.name in _LONG_FILES
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, with the reason; in CI a missing browser is a failure, not a skip.
 
-    Files marked slow as a whole come first, so that no process is left with them at the end.
+    Long files come first, so that no process is left with one of them at the end while the others have nothing to do.
     """
-    items.sort(
-        key=lambda item: item.parent is None or not any(m.name == "slow" for m in item.parent.own_markers)
-    )
+    items.sort(key=lambda item: not _is_in_a_long_file(item))
     no_gpu = not _has_gpu() if any("gpu" in item.keywords for item in items) else False
     no_browser = shutil.which("chromium") is None and not os.environ.get("CI")
     for item in items:

@@ -146,9 +146,23 @@ def by_tifffile(path: Path) -> Answer:
             units = [pixels.get(f"PhysicalSize{a}Unit", "µm") for a in "ZYX"]
         else:
             said: dict[str, Any] = file.imagej_metadata or {}
-            (xn, xd), (yn, yd) = (series.keyframe.tags.valueof(code, (0, 0)) for code in (282, 283))
+            # Damaged, it may be one number or hundreds.
+            parts = [np.ravel(series.keyframe.tags.valueof(code, (0, 0))).tolist() for code in (282, 283)]
+            (xn, xd), (yn, yd) = (part if len(part) == 2 else (0, 0) for part in parts)
             sizes, units = [said.get("spacing"), yn and yd / yn, xn and xd / xn], [str(said.get("unit"))] * 3
     return [Piece(array, _sized(sizes, units))]
+
+
+def _letter(name: object) -> str:
+    """One letter for an axis, whatever its name is."""
+    text = str(name).lower()
+    return text if len(text) == 1 else "?"
+
+
+def _word(unit: object) -> str:
+    """A unit in one spelling: words (not symbols, in which a capital means something) in small letters, no plural."""
+    text = str(unit)
+    return text.lower().removesuffix("s") if len(text) > 4 else text
 
 
 def _sized(sizes: Any, units: Sequence[str]) -> np.ndarray | None:
@@ -214,7 +228,7 @@ def by_h5py(path: Path) -> Answer:
         if found.size > _LARGEST:
             raise ValueError("too large")
         if "axistags" in found.attrs:
-            axes = "".join(tag["key"] for tag in json.loads(found.attrs["axistags"])["axes"])
+            axes = "".join(_letter(tag["key"]) for tag in json.loads(found.attrs["axistags"])["axes"])
         else:
             axes = "".join(str(w).replace("depth", "z")[:1] for w in found.attrs.get("DIMENSION_LABELS", ()))
             axes = axes or ("zyx" if found.ndim == 3 else "czyx")
@@ -236,8 +250,10 @@ def by_zarr(path: Path) -> Answer:
     array = root[level["path"]]
     if array.size > _LARGEST:
         raise ValueError("too large")
-    letters = "".join({"time": "t", "channel": "c"}.get(str(a.get("type")), a["name"]) for a in image["axes"])
-    units = [_MM.get(a.get("unit"), 1.0) for a in image["axes"]]
+    letters = "".join(
+        {"time": "t", "channel": "c"}.get(str(a.get("type")), _letter(a["name"])) for a in image["axes"]
+    )
+    units = [_MM.get(_word(a.get("unit")), 1.0) for a in image["axes"]]
     scale, shift = np.ones(len(letters)), np.zeros(len(letters))
     steps = [*level.get("coordinateTransformations", ()), *image.get("coordinateTransformations", ())]
     for step in steps:
@@ -279,7 +295,7 @@ def points(path: Path) -> np.ndarray | None:
     data = path.read_bytes()
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        lines = re.sub(r"(?m)^# .* = (?=\w+,x,y,z)", "", text).splitlines()  # the header of 3D Slicer
+        lines = re.sub(r"(?m)^# .* = (?=\w*,x,y,z)", "", text).splitlines()  # the header of 3D Slicer
         first = next(n for n, line in enumerate(lines) if not line.startswith("#") and line.strip())
         rows = list(csv.DictReader(lines[first:], delimiter=max(",;\t", key=lines[first].count), strict=True))
         names = {name.strip().lower(): name for name in rows[0] if name}

@@ -8,6 +8,7 @@ import yaml
 from comir_hpc import config
 from comir_hpc.config import EngineSettings, IngestSettings, RegisterSettings, TrainSettings
 from comir_hpc.errors import ConfigError
+from comir_hpc.train.checks import claim_run
 
 PAIR = {"modalities": ["a", "b"], "pairs": [{"a": "a.zarr", "b": "b.zarr"}]}
 
@@ -89,10 +90,9 @@ def test_engine_combinations() -> None:
         config.validate(EngineSettings, {"precision": "fp16", "device": "cpu"})
 
 
-def test_register_needs_a_model_for_learned_representations() -> None:
+def test_register_needs_no_model() -> None:
     record = {"fixed": "f", "moving": "m", "out": "o"}
-    with pytest.raises(ConfigError, match="--model, --fixed-modality, --moving-modality"):
-        config.validate(RegisterSettings, record)
+    assert config.validate(RegisterSettings, record).model is None  # the general one is used
     assert config.validate(RegisterSettings, record | {"representation": "intensity"}).initial == "global"
 
 
@@ -102,7 +102,8 @@ def test_settings_do_not_change() -> None:
 
 
 def test_every_field_says_what_it_is_as_a_phrase() -> None:
-    kinds = [k for k in vars(config).values() if isinstance(k, type) and issubclass(k, config.Settings)]
+    named = [getattr(config, name) for name in config.__all__]
+    kinds = [k for k in named if isinstance(k, type) and issubclass(k, config.Settings)]
     for kind in kinds:
         for name, field in kind.model_fields.items():
             is_group = isinstance(field.annotation, type) and issubclass(field.annotation, config.Settings)
@@ -199,7 +200,22 @@ checkpoint:
 """config.yaml of a run, as version 0.1.0 wrote it before settings became a package."""
 
 
-def test_the_resolved_text_of_a_run_is_what_it_was(tmp_path: Path) -> None:
+# Settings that runs of before do not have, each with the value that means what was done then.
+SINCE = {
+    "  name: unet\n": "  shared: false\n",
+    "antialiased: true\n  checkpoint_levels: auto\n": "start_from: null\nsynthetic: null\n",
+    "  level: 0\n": "  within: null\n",
+}
+
+
+def resolved_now() -> str:
+    text = RESOLVED
+    for place, added in SINCE.items():
+        text = text.replace(place, place + added, 1)
+    return text
+
+
+def test_the_resolved_text_of_a_run_is_what_it_was_and_what_is_new(tmp_path: Path) -> None:
     record = {
         "modalities": ["t1w", "t2w"],
         "pairs": [{"t1w": "a/t1w.zarr", "t2w": "b/t2w.zarr"}],
@@ -209,13 +225,23 @@ def test_the_resolved_text_of_a_run_is_what_it_was(tmp_path: Path) -> None:
         "optimiser": {"learning_rate": 1e-4},
         "tracking": {"mlflow": None},
     }
-    assert config.dump(config.validate(TrainSettings, record, folder=Path("configs"))) == RESOLVED
+    assert config.dump(config.validate(TrainSettings, record, folder=Path("configs"))) == resolved_now()
 
 
 def test_run_folders_of_before_load(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(RESOLVED.replace("configs/", "/data/"), encoding="utf-8")
-    assert config.dump(config.load(TrainSettings, path)) == path.read_text(encoding="utf-8")
+    assert config.dump(config.load(TrainSettings, path)) == resolved_now().replace("configs/", "/data/")
+
+
+def test_run_folders_of_before_go_on(tmp_path: Path) -> None:
+    """A setting that the folder does not know yet was at its default then."""
+    (tmp_path / "config.yaml").write_text(RESOLVED.replace("configs/", "/data/"), encoding="utf-8")
+    settings = config.load(TrainSettings, tmp_path / "config.yaml")
+    claim_run(settings, tmp_path, 10)
+    shared = settings.model_copy(update={"network": settings.network.model_copy(update={"shared": True})})
+    with pytest.raises(ConfigError, match=r"network\.shared False -> True"):
+        claim_run(shared, tmp_path, 10)
 
 
 def test_what_results_are_recognised_by_is_what_it_was() -> None:
@@ -285,3 +311,13 @@ def test_a_default_that_is_changed_keeps_its_docstring() -> None:
     shard = config.InferSettings.model_fields["shard"]
     assert shard.default == 128
     assert "unit of writing" in str(shard.description)
+
+
+def test_every_name_of_the_package_is_found_where_it_is_said_to_be() -> None:
+    said = [name for names in config._PLACES.values() for name in names]
+    assert sorted(said) == sorted(config.__all__)
+    assert set(config.__all__) <= set(dir(config))
+    for name in said:
+        assert getattr(config, name) is not None
+    with pytest.raises(AttributeError, match="NoSettings"):
+        _ = config.NoSettings

@@ -37,7 +37,11 @@ def brief_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(brief_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
     out = tmp_path_factory.mktemp("demo") / "out"
-    return out, demo(DemoSettings(out=out, seed=3, model=brief_model))
+
+    def tell(text: str) -> None:
+        (out / "told").write_text(text, encoding="utf-8")
+
+    return out, demo(DemoSettings(out=out, seed=3, model=brief_model), tell=tell)
 
 
 def test_it_finds_the_way_back(done: tuple[Path, DemoResult]) -> None:
@@ -61,6 +65,25 @@ def test_both_methods_are_in_the_result_with_the_same_errors(done: tuple[Path, D
     assert record["baseline"].keys() - {"name"} == record["truth"].keys() - {"matrix_lps_mm"}
     assert record["baseline"]["tre_voxels"] == result.mi_tre_voxels
     assert record["truth"]["tre_voxels"] == result.tre_voxels
+
+
+def test_the_general_model_comes_first_and_finds_the_way_without_training(
+    done: tuple[Path, DemoResult],
+) -> None:
+    out, result = done
+    assert result.general_verdict in ("PASS", "WARN")
+    assert result.general_tre_voxels < 1
+    summary = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert summary["general_tre_voxels"] == result.general_tre_voxels
+    alone = json.loads((out / "general" / "result.json").read_text(encoding="utf-8"))
+    assert alone["truth"]["tre_voxels"] == result.general_tre_voxels
+    assert alone["model"]["modalities"] == ["any"]
+    beside = json.loads((out / "registration" / "result.json").read_text(encoding="utf-8"))["others"]
+    assert [other["tre_voxels"] for other in beside] == [result.general_tre_voxels]
+    assert "the general model, without training" in (out / "registration" / "report.html").read_text("utf-8")
+    order = [(out / name / "panels.npz").stat().st_mtime_ns for name in ("general", "registration")]
+    assert order == sorted(order)
+    assert "without training: " in (out / "told").read_text("utf-8")
 
 
 def test_every_product_is_there(done: tuple[Path, DemoResult]) -> None:

@@ -24,9 +24,9 @@ from comir_hpc.commands.app import app
 from comir_hpc.commands.failure import carry_out
 from comir_hpc.commands.interrupt import Interrupt
 from comir_hpc.commands.progress import progress_on
-from comir_hpc.commands.terminal import LONGEST_MESSAGE, Terminal, printable, shortened
+from comir_hpc.commands.terminal import LONGEST_MESSAGE, Terminal, shortened
 from comir_hpc.data.embedded import embedded_volume, write_nifti
-from comir_hpc.errors import ComirError, StopRequested
+from comir_hpc.errors import ComirError, StopRequested, printable
 from comir_hpc.space.grid import Grid
 from comir_hpc.volumes.volume import Volume
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 from dicom_files import phantom, slices
@@ -96,6 +97,44 @@ def test_dicom_pixels_beyond_the_rows_are_a_note(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.read()[0], phantom((3, 6, 5))[:, :4])
 
 
+@pytest.mark.parametrize("implicit", [False, True])
+def test_dicom_without_a_transfer_syntax_is_a_note(tmp_path: Path, implicit: bool) -> None:
+    for file in changed(tmp_path / "d").iterdir():
+        whole = pydicom.dcmread(file)
+        with file.open("wb") as stream:  # without the mark and the elements before the image's own
+            pydicom.filewriter.dcmwrite(stream, _bare(whole), implicit_vr=implicit, little_endian=True)
+    source = open_source(tmp_path / "d")
+    form = "implicit" if implicit else "explicit"
+    assert [n for n in source.notes if "transfer syntax" in n] == [
+        f"d: it names no transfer syntax: its elements look like {form} little endian, and are read so"
+    ]
+    np.testing.assert_array_equal(source.read()[0], phantom((3, 6, 5)))
+
+
+def _bare(whole: Dataset) -> Dataset:
+    """The elements of a file without those about the file."""
+    bare = Dataset()
+    bare.update({e.tag: e for e in whole})
+    return bare
+
+
+def test_control_characters_of_a_file_stay_out_of_messages_and_notes(tmp_path: Path) -> None:
+    # A line break is white space, and ends a UID of pydicom's: what else steers a terminal, too.
+    folder = changed(tmp_path / "d")
+    file = sorted(folder.iterdir())[0]
+    whole = pydicom.dcmread(file)
+    whole.SeriesInstanceUID, whole.SeriesDescription = "1.2.3.9", "a\x1b[31mb\x07"
+    whole.save_as(file)
+    with pytest.raises(VolumeError, match="2 DICOM series") as caught:
+        open_source(folder)
+    assert str(caught.value).isprintable()
+    assert "a\\x1b[31mb\\x07" in str(caught.value)
+    notes = open_source(folder, "1.2.3.9").notes
+    assert all(map(str.isprintable, notes))
+    assert any("\\x1b[31m" in note for note in notes)
+    assert str(VolumeError("one\ntwo \u202e")) == "one two \\u202e"
+
+
 def test_dicom_slope_beyond_single_precision(tmp_path: Path) -> None:
     values = open_source(changed(tmp_path / "d", RescaleSlope=1e99, RescaleIntercept=0)).read()
     np.testing.assert_allclose(values[0], phantom((3, 6, 5)) * 1e99)
@@ -146,8 +185,43 @@ def test_tile_that_is_not_stored_has_the_value_for_no_data(tmp_path: Path) -> No
     path.write_bytes(content)
     found, truth = open_source(path).read()[0], tifffile.imread(path)
     np.testing.assert_array_equal(found, truth)
+    assert any("1 of its strips or tiles are not stored" in note for note in open_source(path).notes)
     assert (found[0, :, :16] == 7).all()
     assert (found[0, :, 16:] == array[0, :, 16:]).all()
+
+
+@pytest.mark.parametrize(("order", "samples"), [("<", 1), (">", 1), ("<", 3)])
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_page_that_is_not_stored_is_a_note(tmp_path: Path, number: int, order: str, samples: int) -> None:
+    """Not packed, and its place (tag 273) is 0."""
+    path, array = tmp_path / "m.tif", np.arange(4 * 6 * 5 * samples, dtype="u2").reshape(4, 6, 5, samples) + 1
+    photometric = "rgb" if samples == 3 else "minisblack"
+    tifffile.imwrite(path, array.squeeze(), photometric=photometric, metadata=None, byteorder=order)
+    with tifffile.TiffFile(path) as file:
+        at = [page.tags[273].valueoffset for page in file.pages][number]
+    content = bytearray(path.read_bytes())
+    content[at : at + 4] = b"\0\0\0\0"
+    path.write_bytes(content)
+    source = open_source(path)
+    assert [note for note in source.notes if "not stored" in note] == [
+        "m.tif: 1 of its strips or tiles are not stored (their place or length is 0): they are read as 0, the value "
+        "for no data"
+    ]
+    array[number] = 0
+    np.testing.assert_array_equal(source.read(), np.moveaxis(array, -1, 0))
+
+
+def test_slice_in_a_folder_that_is_not_stored_is_a_note(tmp_path: Path) -> None:
+    for k in range(3):
+        tifffile.imwrite(tmp_path / f"s{k}.tif", np.full((4, 5), k + 1, "u1"), metadata=None)
+    with tifffile.TiffFile(tmp_path / "s1.tif") as file:
+        at = file.pages[0].tags[273].valueoffset
+    content = bytearray((tmp_path / "s1.tif").read_bytes())
+    content[at : at + 4] = b"\0\0\0\0"
+    (tmp_path / "s1.tif").write_bytes(content)
+    source = open_source(tmp_path)
+    assert any("1 of its strips or tiles are not stored" in note for note in source.notes)
+    assert source.read()[0, :, 0, 0].tolist() == [1, 0, 3]
 
 
 def test_chain_of_pages_that_leads_to_no_page(tmp_path: Path) -> None:

@@ -104,12 +104,12 @@ ONE = (1, 1, 1)
 
 @pytest.mark.parametrize(
     ("fixed_thick", "moving_thick"),
-    [(ONE, (3, 1, 1)), ((3, 1, 1), ONE), (ONE, (1, 1, 3)), ((1, 3, 1), (3, 1, 1))],
+    [(ONE, (3, 1, 1)), (ONE, (1, 1, 3)), ((1, 3, 1), (3, 1, 1))],
 )
 def test_thick_slices_are_registered(fixed_thick: tuple, moving_thick: tuple, tmp_path: Path) -> None:
     """T1w and T2w of 4 mm in slices of 12 mm, mutual information: 0.5 to 1.4 mm from the truth.
 
-    Compared on the slices as they are it is 6.2, 0.3, 4.5 and 4.5 mm.
+    Compared on the slices as they are it is 6.2, 4.5 and 4.5 mm.
     """
     grid = Grid(head("t1w").shape, (4.0, 4.0, 4.0))
     rotation = Rotation.from_euler("zyx", (5, -4, 6), degrees=True).as_matrix()

@@ -26,6 +26,7 @@ from comir_hpc.transforms import load_transform
 from comir_hpc.volumes.histogram import Histogram, intensity_of
 from comir_hpc.volumes.padding import Padding, Unpadded, padding_notes, paddings_of
 from comir_hpc.volumes.pyramid import downsample
+from comir_hpc.volumes.resampled import covering
 from comir_hpc.volumes.volume import Volume
 
 SHAPE = (48, 57, 48)
@@ -102,6 +103,14 @@ def test_padding_is_recognised_and_left_out(name: str, tmp_path: Path) -> None:
     mask, right = specimen_mask(volume, 0), whole & ~OUT
     assert 2 * (mask & right).sum() / (mask.sum() + right.sum()) > 0.92
     assert not (mask & OUT).any()
+    # On another grid, the mask is the same, and nothing of the padding is mixed into it.
+    grid = covering(volume.grid, (6.0, 5.0, 5.0))
+    other = specimen_mask(volume, grid)
+    place = np.rint(volume.grid.index_zyx(grid.world_mm(np.argwhere(other)))).astype(int)
+    z, y, x = np.clip(place, 0, np.asarray(SHAPE) - 1).T
+    assert mask[z, y, x].mean() > 0.93
+    assert not OUT[z, y, x].mean() > 0.02
+    assert other.sum() * 6 * 25 == pytest.approx(mask.sum() * 64, rel=0.12)
     intensity = volume.intensity()
     inside = values().astype(dtype)[~OUT].astype(float)
     assert intensity.low == pytest.approx(np.quantile(inside, 0.001), abs=0.05 * np.ptp(inside))

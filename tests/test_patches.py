@@ -322,5 +322,5 @@ def test_volume_without_specimen_is_refused(tmp_path: Path) -> None:
     path = store(tmp_path / "air.zarr", values, above=0.5)
     volume = Volume.open(path, writable=True)
     volume.update_metadata(intensity=[{**volume.metadata["intensity"][0], "foreground_above": 5.0}])
-    with pytest.raises(VolumeError, match="no voxel is above the foreground threshold"):
+    with pytest.raises(VolumeError, match="is above the foreground threshold, there is no specimen"):
         Specimen([volume], 0, (16, 16, 16))

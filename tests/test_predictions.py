@@ -25,6 +25,7 @@ from comir_hpc.networks import build_network, predict_encoding
 from comir_hpc.space.grid import Box, Grid
 from comir_hpc.train.plan import Prediction, process_bytes
 from comir_hpc.transforms import Transform, save_transform
+from comir_hpc.volumes import padding
 from comir_hpc.volumes.histogram import counting_bytes
 from comir_hpc.volumes.readers import open_source
 from comir_hpc.volumes.volume import Volume
@@ -51,9 +52,10 @@ else:
 def test_a_process_is_what_it_holds_and_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"VmHWM": 500, "VmRSS": 300, "RssFile": 120}
     monkeypatch.setattr(memory, "_status_bytes", sizes.get)
+    monkeypatch.setattr(memory, "_ELSEWHERE", 0.1)
     assert memory.expected_peak(150) == 500  # the peak of before is higher
-    assert memory.expected_peak(250.5) == 551
-    assert memory.expected_in_worker(30, heap=50) == 200
+    assert memory.expected_peak(250.5) == 563  # 300 are held, and 12 of mapped files may come
+    assert memory.expected_in_worker(30, heap=50) == 120 + 12 + 50 + 30
     monkeypatch.setattr(prediction, "expected_peak", lambda more: 300 + more)
     assert together(200, 1, 10) == 200
     assert together(200, 3, 10) == 600 + 310 + prediction._STARTER_BYTES
@@ -68,8 +70,9 @@ def test_blocks_on_their_way_to_the_disk() -> None:
 
 def test_every_shard_and_every_line_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "_flush_seconds", lambda out: 0.01)
-    expected = 512 * prediction._BLOCK_SECONDS + 2 * (512 + 600) * 0.01
+    expected = prediction._STORE_SECONDS + 512 * prediction._BLOCK_SECONDS + 2 * (512 + 600) * 0.01
     assert recording_seconds(tmp_path / "out.zarr", 512, 600) == pytest.approx(expected)
+    assert prediction.about_seconds(expected) == "about 26.7 s"
     monkeypatch.undo()
     assert recording_seconds(tmp_path / "not" / "yet" / "out.zarr", 1, 1) > 0
     assert not list(tmp_path.iterdir())
@@ -105,6 +108,13 @@ def test_a_piece_that_is_resampled_counts_its_region_and_what_is_rounded(pair: d
     assert needed["nearest"] == read + 2 * size * voxels
     assert needed["linear"] == read + (8 if moving.dtype.kind == "f" else 12) * voxels
     assert needed["cubic"] == read + 12 * voxels
+
+
+def test_filters_are_counted_until_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    padding.filters()
+    assert padding.filter_bytes() == 0
+    monkeypatch.delitem(sys.modules, "scipy.ndimage")
+    assert padding.filter_bytes() == 20 << 20
 
 
 def test_an_encoding_is_scaled_to_its_window() -> None:
@@ -172,7 +182,8 @@ def _said(verb: str, given: dict[str, Any], *, plan: bool) -> float:
 def _holds(verb: str, **settings: Any) -> None:
     given = {"settings": settings}
     predicted, needed = (_said(verb, given, plan=plan) for plan in (True, False))
-    assert needed <= predicted <= 1.3 * needed
+    # Another machine needed 3 % more than this one: what is only just enough here does not hold there.
+    assert 1.04 * needed <= predicted <= 1.3 * needed
 
 
 def test_an_ingest_stays_below(pair: dict[str, str], tmp_path: Path) -> None:
@@ -194,7 +205,7 @@ def test_a_registration_stays_below(pair: dict[str, str], tmp_path: Path) -> Non
 def test_a_training_stays_below(trained: tuple[Path, float, float]) -> None:
     _, predicted, needed = trained
     # Without MLflow a part of the libraries stays out.
-    assert needed <= predicted <= 1.5 * needed
+    assert 1.04 * needed <= predicted <= 1.5 * needed
 
 
 def test_an_inference_stays_below(

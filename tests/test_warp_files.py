@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_refused_with_the_number(folder: Path, monkeypatch:
     volume(folder / "moving.zarr", SMOOTH.astype(np.float32))
     monkeypatch.setattr("comir_hpc.warp.files.available_bytes", lambda: 10 << 20)
     with pytest.raises(
-        VolumeError, match=r"needs 2\d\.\d MiB of memory.*10\.0 MiB are free\. Write --out NAME\.zarr"
+        VolumeError, match=r"needs 2\d\.\d MiB of memory.*10\.0 MiB are free\. Write NAME\.zarr"
     ):
         warp(made(folder, out=folder / "w.nii.gz"))
     assert not list(folder.glob("*w.nii*"))
@@ -226,7 +226,7 @@ def test_nothing_is_replaced_unasked_and_no_original_ever(folder: Path) -> None:
     assert original.read_bytes() == b"mine"
     out = folder / "w.nii.gz"
     out.write_bytes(b"other")
-    with pytest.raises(VolumeError, match=r"w\.nii\.gz exists; choose another --out, or pass --overwrite"):
+    with pytest.raises(VolumeError, match=r"w\.nii\.gz exists; choose another name, or pass --overwrite"):
         warp(made(folder, out=out))
     assert out.read_bytes() == b"other"
     assert warp(made(folder, out=out, overwrite=True)).complete

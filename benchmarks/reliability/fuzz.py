@@ -4,21 +4,50 @@
 
 A row for each format: how many files were refused in one line, read as the reference reader reads them (every voxel
 at its place in the world), read with a note, and what failed: an exception that is none of ours, a message that is too
-long, more than 5 s or 1 GiB, or another volume without a note. A failure is printed with its seed, which makes the same
-file again. Ends with 1 if there was one.
+long, more than 5 s or 1 GiB, another volume without a note, or a process that died. A failure is printed with its seed,
+which makes the same file again. Ends with 1 if there was one.
 """
 
 import argparse
 import csv
+import faulthandler
+import multiprocessing
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from file_mutations import MAKERS
 from fuzzing import Try, try_one
 
 COLUMNS = ("format", "tries", "refused", "read alike", "read with a note", "failures", "slowest s")
+
+
+def tried(kind: str, first: int, count: int, folder: Path) -> Iterator[Try]:
+    """Try in a process of its own; where that dies, the file has failed, and a new process goes on after it."""
+    spawn, done = multiprocessing.get_context("spawn"), 0
+    while done < count:
+        ours, theirs = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=_serve, args=(theirs, kind, first + done, count - done, folder))
+        process.start()
+        theirs.close()
+        try:
+            while done < count:
+                yield ours.recv()
+                done += 1
+        except EOFError:
+            process.join()
+            yield Try(kind, f"seed {first + done}", "failed", f"the process died: {process.exitcode}", 0.0)
+            done += 1
+        process.join()
+
+
+def _serve(pipe: Connection, kind: str, first: int, count: int, folder: Path) -> None:
+    faulthandler.enable()
+    for seed in range(first, first + count):
+        pipe.send(try_one(kind, seed, folder))
 
 
 def row(kind: str, tries: list[Try]) -> list[object]:
@@ -44,9 +73,11 @@ def main() -> None:
         given.out.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.writer(file, lineterminator="\n")
+        command = f"python fuzz.py --tries {given.tries} --seed {given.seed} --out OUT"
+        file.write(f"# cd benchmarks/reliability; PYTHONPATH=../../tests {command}\n")
         table.writerow(COLUMNS)
         for kind in given.format:
-            tries = [try_one(kind, given.seed + n, Path(folder) / "file") for n in range(given.tries)]
+            tries = list(tried(kind, given.seed, given.tries, Path(folder) / "file"))
             table.writerow(row(kind, tries))
             print(*row(kind, tries), flush=True)
             for one in tries:

@@ -9,14 +9,16 @@ processes, it stands for all of them. `needed_mib` is the largest VmHWM (the mos
 the process, or the sum of those of the process and its workers. `called` says who called: the command line, or Python
 with other things in memory, which count on both sides. A bound holds if `ratio` (predicted / needed) is from 1 to 1.3.
 
-Seconds mean something on a quiet machine only; memory does not depend on it. The table goes on where it was stopped:
-rows wait in WORK/rows.jsonl.
+Seconds are an estimate: `predicted_s` says "about", `needed_s` is what the call took without the start of Python. They
+mean something on a quiet machine only; memory does not depend on it. The table goes on where it was stopped: rows wait
+in WORK/rows.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import json
 import os
 import re
@@ -71,8 +73,6 @@ def settings_of(verb: str, given: dict[str, Any]) -> Any:
 
 def call(verb: str, given: dict[str, Any], *, plan: bool) -> dict[str, Any]:
     """Do what the command line does with these settings, or plan it."""
-    import importlib
-
     module = importlib.import_module(f"comir_hpc.{verb}")
     settings = settings_of(verb, given)
     name = {"train": "plan_training"}.get(verb, f"plan_{verb}")
@@ -90,8 +90,12 @@ def serve(words: list[str]) -> None:
     """Run as the process that is measured: plan or do, then say the most memory that was in use."""
     case = json.loads(words[0])
     ballast = bytearray(os.urandom(1 << 20)) * (BALLAST >> 20) if case["called"] == "python" else b""
+    importlib.import_module(f"comir_hpc.{case['verb']}")
+    start = time.perf_counter()
     plan = call(case["verb"], case["settings"], plan=case["plan"])
-    print(json.dumps({"plan": plan, "peak": high_water(os.getpid()), "ballast": len(ballast)}))
+    seconds = time.perf_counter() - start
+    said = {"plan": plan, "peak": high_water(os.getpid()), "seconds": seconds, "ballast": len(ballast)}
+    print(json.dumps(said))
 
 
 def high_water(pid: int) -> int:
@@ -117,9 +121,8 @@ def below(pid: int) -> Iterator[int]:
 
 
 def measured(case: Case, *, plan: bool) -> tuple[dict[str, Any], dict[int, int], float]:
-    """Run a case; return what it printed, the most memory of each of its processes, and seconds."""
+    """Run a case; return what it printed, the most memory of each of its processes, and the seconds of the call."""
     record = {"verb": case.verb, "settings": case.settings, "called": case.called, "plan": plan}
-    start = time.perf_counter()
     words = [sys.executable, __file__, "serve", json.dumps(record)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         peaks: dict[int, int] = {}
@@ -127,14 +130,13 @@ def measured(case: Case, *, plan: bool) -> tuple[dict[str, Any], dict[int, int],
             for pid in (process.pid, *below(process.pid)):
                 peaks[pid] = max(peaks.get(pid, 0), high_water(pid))
             time.sleep(0.02)
-        seconds = time.perf_counter() - start
         assert process.stdout is not None
         said = process.stdout.read().strip().splitlines()
     if process.returncode:
         raise SystemExit(f"{case.verb} {case.name} ended with {process.returncode}")
     result = json.loads(said[-1])
     peaks[process.pid] = result["peak"]
-    return result["plan"], peaks, seconds
+    return result["plan"], peaks, result["seconds"]
 
 
 # ---------------------------------------------------------------------- the rows
@@ -149,10 +151,8 @@ def in_mib(text: str) -> float:
 
 def predicted_seconds(plan: dict[str, Any]) -> float | None:
     """Return the seconds in a plan, whatever its key."""
-    if "seconds_at_most" in plan or "seconds" in plan:
-        return float(plan.get("seconds_at_most", plan.get("seconds", 0.0)))
     if "time_expected" in plan:
-        return float(plan["time_expected"].split()[0])
+        return float(plan["time_expected"].split()[1])
     if "time" in plan:
         return 60 * float(plan["time"].split(",")[1].split()[0])
     return None
@@ -443,9 +443,8 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows, beginning with their command."""
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write("# OMP_NUM_THREADS=1 python benchmarks/reliability/predictions.py --work WORK --out OUT\n")
-        file.write(
-            "# Seconds: 2 cores with a load of about 10, so judge them roughly. Memory is not disturbed by others.\n"
-        )
+        load = os.getloadavg()[2]
+        file.write(f"# {os.cpu_count()} cores, a load of about {load:.0f} at the end: only seconds mind.\n")
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

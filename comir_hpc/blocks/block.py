@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import pickle
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -134,6 +135,31 @@ class Carrier:
                     ) from error
                 reason = f"{type(error).__name__}: {error}"
         return reason
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What workers are told, on whatever machine they are.
+
+    Attributes
+    ----------
+    payload : bytes
+        The work for a worker, packed by `pack`.
+    todo : sequence of int
+        Numbers of the blocks that are to be done, in this order.
+    attempts : callable
+        Function that returns how often a block was tried in earlier runs.
+    stop : Event
+        Signal to end: once it is set, no further block is begun.
+    settle : callable
+        Called with each block's number and why it failed (None: done).
+    """
+
+    payload: bytes
+    todo: Sequence[int]
+    attempts: Callable[[int], int]
+    stop: threading.Event
+    settle: Settle
 
 
 def pack(plan: BlockPlan, work: Work, ledger: Ledger, permit: Permit | None = None) -> bytes:

@@ -20,6 +20,7 @@ _PACKED = (
 )
 _FLUSHES = 16  # tried when the disk's speed is asked for
 _BLOCK_SECONDS = 0.008  # measured: what recording a block and its level 1 takes besides flushes
+_STORE_SECONDS = 0.4  # measured: what making and closing a store takes besides, and loading what that needs
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,13 @@ def together(process_bytes: int, workers: int, more: int) -> int:
     return workers * process_bytes + expected_peak(more) + _STARTER_BYTES
 
 
+def about_seconds(seconds: float) -> str:
+    """Write seconds that were predicted from a short trial: other work on the machine makes more of them."""
+    return f"about {seconds:.1f} s"
+
+
 def recording_seconds(out: Path, blocks: int, files: float) -> float:
-    """Return the seconds that a job spends on recording its blocks.
+    """Return the seconds that a job spends on its store and on recording its blocks; no bound, unlike memory.
 
     Every shard is flushed to the disk, then its folder, and two lines of the ledger for each block. How long that takes
     differs a hundredfold between file systems, so a few flushes are tried where the output will be.
@@ -89,7 +95,7 @@ def recording_seconds(out: Path, blocks: int, files: float) -> float:
     files : float
         Number of files that they are stored in, the pyramid's among them.
     """
-    return blocks * _BLOCK_SECONDS + 2 * (blocks + files) * _flush_seconds(out)
+    return _STORE_SECONDS + blocks * _BLOCK_SECONDS + 2 * (blocks + files) * _flush_seconds(out)
 
 
 def _flush_seconds(out: Path) -> float:
@@ -118,7 +124,7 @@ def measured(store: Path, ledger: Ledger, *, blocks: int, seconds: float, comple
 
 def side_by_side(predicted: Figures, actual: Figures) -> str:
     """Return one line for the end of a run, with what was predicted beside what was measured."""
-    expected = "" if predicted.seconds is None else f" ({predicted.seconds:.1f} s expected)"
+    expected = "" if predicted.seconds is None else f" ({about_seconds(predicted.seconds)} expected)"
     text = f"{actual.blocks} blocks ({predicted.blocks} expected) in {actual.seconds:.1f} s{expected}"
     if actual.peak_bytes:
         text += (

@@ -5,29 +5,25 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from comir_hpc.blocks.block import Carrier, Settle
+from comir_hpc.blocks.block import Carrier, Orders
 from comir_hpc.errors import ConfigError
 
 _ANSWER_S = 20  # seconds: a scheduler that runs answers at once, and one that is gone never does
 
 
-def run_with_dask(
-    payload: bytes,
-    todo: Sequence[int],
-    attempts: Callable[[int], int],
-    workers: int,
-    stop: threading.Event,
-    settle: Settle,
-    cluster: str,
-) -> None:
-    """Carry out blocks on Dask workers; parameters as for `run_in_processes`.
+def run_with_dask(orders: Orders, workers: int, cluster: str) -> None:
+    """Carry out blocks on Dask workers.
 
     Parameters
     ----------
+    orders : Orders
+        Blocks that are to be done, and what a worker needs for them.
+    workers : int
+        Number of workers that are started on SLURM; of a scheduler that runs already, all are used.
     cluster : str
         Address ``dask://HOST:PORT`` of a scheduler, or ``slurm``.
 
@@ -38,21 +34,26 @@ def run_with_dask(
     """
     from distributed import as_completed
 
-    waiting = iter(todo)
+    waiting = iter(orders.todo)
     with _client(workers, cluster) as client:
 
         def submit(index: int) -> Any:
             # pure=False: a result that the scheduler remembers from another run is not one of this run.
             return client.submit(
-                _carry_out, payload, index, attempts(index), key=f"comir-block-{index}", pure=False
+                _carry_out,
+                orders.payload,
+                index,
+                orders.attempts(index),
+                key=f"comir-block-{index}",
+                pure=False,
             )
 
         # Two blocks for every slot keep all workers busy; the graph never grows with the volume.
         slots = max(workers, sum(client.nthreads().values()))
         running = as_completed([submit(i) for _, i in zip(range(2 * slots), waiting, strict=False)])
         for future in running:
-            settle(int(future.key.rpartition("-")[2]), _failure(future))
-            following = None if stop.is_set() else next(waiting, None)
+            orders.settle(int(future.key.rpartition("-")[2]), _failure(future))
+            following = None if orders.stop.is_set() else next(waiting, None)
             if following is not None:
                 running.add(submit(following))
 

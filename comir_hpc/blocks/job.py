@@ -18,6 +18,7 @@ from comir_hpc.blocks.cost import Figures, measured
 from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.blocks.output import Output, metadata_at, open_output, remove_unfinished_metadata
 from comir_hpc.blocks.run import BlockRun, run_blocks
+from comir_hpc.config.shared import Blocks
 from comir_hpc.errors import HeldError, VolumeError
 from comir_hpc.host.locks import Permit, require_alone, writer
 from comir_hpc.host.progress import Progress
@@ -48,6 +49,11 @@ class Execution:
     cluster: str | None = None
     verify: bool = False
     overwrite: bool = False
+
+    @classmethod
+    def from_settings(cls, how: Blocks) -> Execution:
+        """Take it from the settings that all block-wise verbs share."""
+        return cls(how.part, how.workers, how.cluster, how.verify, how.overwrite)
 
 
 class Job(Protocol):

@@ -93,6 +93,7 @@ def open_output(
         volume of ours (never replaced).
     """
     if path.exists():
+        # Not `Volume.open`: a store whose arrays are damaged still says what it was made from.
         found = metadata_at(path)
         if found is None:
             raise VolumeError(
@@ -112,6 +113,7 @@ def open_output(
         path.replace(_new_folder(ledger) / "replaced")
     else:
         require_alone()
+    # Before the new store has its name: what the ledger says of the old store's blocks must not count for it.
     ledger.clear()
     folder = _new_folder(ledger)
     spare = folder / path.name

@@ -13,13 +13,13 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from comir_hpc.blocks.block import ATTEMPTS, Carrier, Settle
+from comir_hpc.blocks.block import ATTEMPTS, Carrier, Orders, Settle
 from comir_hpc.errors import ComirError, ConfigError
 
 # zarrs, torch and ITK do not survive a fork while their threads run.
@@ -72,6 +72,7 @@ class _Worker:
         self.process = _SPAWN.Process(target=_serve, args=(theirs, payload), daemon=True)
         with _interrupts_held():
             self.process.start()
+        # With our copy of the far end open, `recv` would never learn that the process has died.
         theirs.close()
         self.ready = False
         self.block: int | None = None
@@ -93,52 +94,40 @@ class _Worker:
             self.process.join()
 
 
-def run_in_processes(
-    payload: bytes,
-    todo: Sequence[int],
-    attempts: Callable[[int], int],
-    workers: int,
-    stop: threading.Event,
-    settle: Settle,
-) -> None:
-    """Carry out blocks on `workers` spawned processes.
+def run_in_processes(orders: Orders, workers: int) -> None:
+    """Carry out blocks on spawned processes of this machine.
 
     Parameters
     ----------
-    payload : bytes
-        The work for a worker, packed by `pack`.
-    todo : sequence of int
-        Numbers of the blocks that are to be done, in this order.
-    attempts : callable
-        Function that returns how often a block was tried in earlier runs.
-    stop : Event
-        Signal to end: once it is set, no further block is begun.
-    settle : callable
-        Called with each block's number and why it failed (None: done).
+    orders : Orders
+        Blocks that are to be done, and what a worker needs for them.
+    workers : int
+        Number of processes.
 
     Raises
     ------
     ComirError
         If a worker could not start, or raised an error that ends the whole run.
     """
-    workers = min(workers, len(todo))
-    queue, deaths = _Queue(todo, workers), Counter[int]()
+    workers = min(workers, len(orders.todo))
+    queue, deaths = _Queue(orders.todo, workers), Counter[int]()
     with _threads_shared_by(workers):
-        team = [_Worker(payload) for _ in range(workers)]
+        team = [_Worker(orders.payload) for _ in range(workers)]
         try:
             while True:
                 for worker in team:
-                    block = queue.take(worker.last) if worker.idle and not stop.is_set() else None
+                    free = worker.idle and not orders.stop.is_set()
+                    block = queue.take(worker.last) if free else None
                     if block is not None:
-                        worker.give(block, attempts(block) + deaths[block])
+                        worker.give(block, orders.attempts(block) + deaths[block])
                 busy = {worker.pipe: place for place, worker in enumerate(team) if not worker.idle}
                 if not busy:
                     return
                 for pipe in wait(list(busy)):
                     place = busy[pipe]  # type: ignore[index]
-                    if not _listen(team[place], settle):
-                        _replace_dead(team[place], queue, deaths, settle)
-                        team[place] = _Worker(payload)
+                    if not _listen(team[place], orders.settle):
+                        _replace_dead(team[place], queue, deaths, orders.settle)
+                        team[place] = _Worker(orders.payload)
         finally:
             for worker in team:
                 worker.dismiss()
@@ -165,6 +154,7 @@ def _replace_dead(worker: _Worker, queue: _Queue, deaths: Counter[int], settle: 
     """Dismiss a worker that has died, and give its block to another one, or give it up after several deaths."""
     worker.dismiss()
     how = _how_it_ended(worker.process.exitcode)
+    # It died while it unpacked the work. The next one would do the same, so the run ends.
     if worker.block is None:
         raise ConfigError(
             f"a worker process {how} before its first block; if this is a script, "

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from comir_hpc.blocks.block import Carrier, Settle, Work, pack
+from comir_hpc.blocks.block import Carrier, Orders, Settle, Work, pack
 from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.errors import StopRequested, VolumeError
 from comir_hpc.host.locks import Permit
@@ -99,23 +99,17 @@ def run_blocks(
         if progress is not None:
             progress(what, outcome.done, len(wanted))
 
+    # Said before the first block, so that a run that goes on shows at once how far it is.
     if progress is not None and wanted:
         progress(what, outcome.done, len(wanted))
     if todo:
         _reopen(ledger)
         with stop_signals() as stop:
-            if cluster is not None:
-                payload = pack(plan, work, ledger, permit)
-                from comir_hpc.blocks.dask_workers import run_with_dask
-
-                run_with_dask(payload, todo, ledger.attempts, workers, stop, settle, cluster)
-            elif workers > 1:
-                payload = pack(plan, work, ledger, permit)
-                from comir_hpc.blocks.processes import run_in_processes
-
-                run_in_processes(payload, todo, ledger.attempts, workers, stop, settle)
-            else:
+            if cluster is None and workers <= 1:
                 _run_here(Carrier(plan, work, ledger, permit), todo, stop, settle)
+            else:
+                payload = pack(plan, work, ledger, permit)
+                _hand_out(Orders(payload, todo, ledger.attempts, stop, settle), workers, cluster)
         _report(plan, outcome, len(wanted), stop)
     return BlockRun(len(wanted), len(todo), time.monotonic() - start)
 
@@ -126,6 +120,18 @@ def _reopen(ledger: Ledger) -> None:
     if volume.complete:
         volume.withdraw()
     ledger.forget(-level for level in ledger.levels())
+
+
+def _hand_out(orders: Orders, workers: int, cluster: str | None) -> None:
+    """Let other processes compute, of this machine or of a cluster."""
+    if cluster is None:
+        from comir_hpc.blocks.processes import run_in_processes
+
+        run_in_processes(orders, workers)
+    else:
+        from comir_hpc.blocks.dask_workers import run_with_dask
+
+        run_with_dask(orders, workers, cluster)
 
 
 def _run_here(carrier: Carrier, todo: Sequence[int], stop: threading.Event, settle: Settle) -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb runs: `comir-hpc --help` answers at once
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -47,19 +48,19 @@ def _root(
 
 @verb(app, settings=("DemoSettings",), example="Example:  comir-hpc demo --out demo --seed 3")
 def demo(call: Call) -> None:
-    """Run the main job on the embedded brain pair: displace, ingest, train, infer, register, warp, report."""
+    """Run the main job on the embedded brain pair: register it as it comes, then train encoders for it and register.
+
+    The pair's T2w is displaced first, so that the answer is known.
+    """
     from comir_hpc.config.demo import DemoSettings
 
     settings = call.settings(DemoSettings)
     from comir_hpc.recipes.demo import demo as run
     from comir_hpc.recipes.demo import plan_demo
 
-    if call.dry_run:
-        return call.plan(plan_demo(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
+    result = call.run(partial(run, tell=call.say), plan_demo, settings)
     call.say(result.summary, f"report: {result.report}")
-    return refuse_failed(result.verdict, result.reasons)
+    refuse_failed(result.verdict, result.reasons)
 
 
 @verb(
@@ -76,13 +77,9 @@ def ingest(call: Call) -> None:
     from comir_hpc.ingest import ingest as run
     from comir_hpc.ingest import plan_ingest
 
-    if call.dry_run:
-        return call.plan(plan_ingest(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    for note in result.notes:
-        call.terminal.note(note)
-    return call.say(result.summary)
+    result = call.run(run, plan_ingest, settings)
+    call.note(*result.notes)
+    call.say(result.summary)
 
 
 @verb(
@@ -112,11 +109,9 @@ def train(call: Call) -> None:
 
     launch = read_launch(os.environ)
     settings = call.with_stores(settings, place.run / "volumes", processes=launch.world_size)
-    if call.dry_run:
-        return call.plan(plan_training(settings))
-    with call.progress() as progress:
-        result = run_training(settings, place.run, progress=progress)
-    return call.say(result.summary) if launch.rank == 0 else None
+    result = call.run(partial(run_training, run=place.run), plan_training, settings)
+    if launch.rank == 0:
+        call.say(result.summary)
 
 
 @verb(
@@ -133,39 +128,81 @@ def infer(call: Call) -> None:
     from comir_hpc.infer import infer as run
     from comir_hpc.infer import plan_infer
 
-    if call.dry_run:
-        return call.plan(plan_infer(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    for note in result.notes:
-        call.terminal.note(note)
-    return call.say(result.summary)
+    result = call.run(run, plan_infer, settings)
+    call.note(*result.notes)
+    call.say(result.summary)
 
 
 @verb(
     app,
-    settings=("RegisterSettings",),
+    settings=("AdaptSettings",),
     either=("fixed", "moving"),
-    example="Examples:  comir-hpc register --fixed t1w.zarr --moving t2w.zarr --model runs/brain "
-    "--fixed-modality t1w --moving-modality t2w --out result"
-    "   |   comir-hpc register t1w.nii.gz t2w.nii.gz --representation intensity --out result",
+    example="Example:  comir-hpc adapt t1.nii.gz epi.nii.gz --run runs/t1_epi",
+)
+def adapt(call: Call) -> None:
+    """Train encoders for one pair that nobody has aligned, and register it with them; exit code 1 for FAIL.
+
+    Several methods search for the alignment. Encoders are trained on each different answer, and voxels that were held
+    out decide. `comir-hpc register --model RUN` then serves other specimens of the same two modalities.
+    """
+    from comir_hpc.config.adapt import AdaptSettings
+
+    settings = call.settings(AdaptSettings)
+    settings = call.with_stores(settings, settings.run / "volumes")
+    from comir_hpc.recipes.adapt import adapt as run
+    from comir_hpc.recipes.adapt import plan_adapt
+
+    result = call.run(run, plan_adapt, settings)
+    call.say(result.summary)
+    if result.registration is not None:
+        call.say(f"registration: {result.registration}")
+    refuse_failed(result.verdict, list(result.reasons))
+
+
+@verb(
+    app,
+    settings=("RegisterPairSettings",),
+    either=("fixed", "moving"),
+    example="Examples:  comir-hpc register fixed.nii.gz moving.nii.gz --warped moving_on_fixed.nii.gz"
+    "   |   comir-hpc register --fixed t1w.zarr --moving t2w.zarr --model runs/brain --fixed-modality t1w "
+    "--moving-modality t2w --out result",
 )
 def register(call: Call) -> None:
-    """Find the transform from fixed to moving, with a verdict: PASS, WARN or FAIL (exit code 1)."""
-    from comir_hpc.config.register import RegisterSettings
+    """Find the transform from fixed to moving, with a verdict: PASS, WARN or FAIL (exit code 1).
 
-    settings = call.settings(RegisterSettings)
-    settings = call.with_stores(settings, settings.out)
-    from comir_hpc.register import plan_register
-    from comir_hpc.register import register as run
-    from comir_hpc.report import report as write_report
+    Without --model the general model is used, which was trained for any contrast. Without --out the result goes into
+    the folder FIXED-MOVING, named after the two files.
+    """
+    from comir_hpc.config.register import RegisterPairSettings
 
-    if call.dry_run:
-        return call.plan(plan_register(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    call.say(result.summary, f"report: {write_report(settings.out)}")
-    return refuse_failed(result.verdict, result.reasons)
+    asked = call.settings(RegisterPairSettings)
+    call.terminal.output = asked.out
+    from comir_hpc.recipes.pair import (
+        next_command,
+        plan_pair,
+        register_pair,
+        require_usable,
+        uses_general_model,
+    )
+
+    require_usable(asked)
+    if uses_general_model(asked):
+        call.note("no --model is given: the general model is used")
+    if "out" not in call.given:
+        call.note(f"no --out is given: the result goes into {asked.out}")
+    settings = call.with_stores(asked, asked.out)
+    done = call.run(register_pair, plan_pair, settings)
+    call.note(*done.notes)
+    call.say(done.result.summary)
+    if done.result.verdict == "WARN":
+        call.say(f"why: {'; '.join(done.result.reasons)}")
+    if done.report is not None:
+        call.say(f"report: {done.report}")
+    if done.warped is not None:
+        call.say(f"warped: {done.warped}")
+    elif command := next_command(asked, settings, done.result):
+        call.say(f"next: {command}")
+    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped)
 
 
 @verb(
@@ -184,13 +221,9 @@ def warp(call: Call) -> None:
     from comir_hpc.warp import plan_warp
     from comir_hpc.warp import warp as run
 
-    if call.dry_run:
-        return call.plan(plan_warp(settings))
-    with call.progress() as progress:
-        result = run(settings, progress=progress)
-    for note in result.notes:
-        call.terminal.note(note)
-    return call.say(result.summary)
+    result = call.run(run, plan_warp, settings)
+    call.note(*result.notes)
+    call.say(result.summary)
 
 
 @verb(
@@ -228,8 +261,7 @@ def evaluate(call: Call) -> None:
             }
         )
     table = run(list(settings.result), settings.truth, points=settings.points, out=settings.out)
-    for note in table.notes:
-        call.terminal.note(note)
+    call.note(*table.notes)
     return call.say(table.text)
 
 
@@ -242,16 +274,11 @@ def _diagnose(call: Call) -> None:
     from comir_hpc.evaluate import plan_diagnosis
     from comir_hpc.recipes.diagnosis import diagnose_run
 
-    if call.dry_run:
-        return call.plan(plan_diagnosis(settings))
-    with call.progress() as progress:
-        found = diagnose_run(settings, progress=progress)
+    found = call.run(diagnose_run, plan_diagnosis, settings)
     call.say(found.diagnosis.summary, f"figures: {found.diagnosis.folder}")
     if found.report is not None:
         call.say(f"report: {found.report}")
-    for note in found.notes:
-        call.terminal.note(note)
-    return None
+    call.note(*found.notes)
 
 
 @verb(

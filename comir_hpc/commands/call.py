@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -18,6 +18,8 @@ from comir_hpc.host.progress import Progress
 
 if TYPE_CHECKING:
     from comir_hpc.config.base import AnySettings, Settings
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,8 @@ class Call:
     def with_stores(self, settings: AnySettings, folder: Path, *, processes: int = 1) -> AnySettings:
         """Return settings whose volumes are stores: other files are ingested into `folder` first.
 
-        A dry run plans that, and ends if nothing more can be planned without the stores.
-
-        Parameters
-        ----------
-        settings : Settings
-            Checked settings of the verb.
-        folder : Path
-            Folder in which new stores are made.
-        processes : int
-            Number of processes that do the same at this moment.
+        A dry run plans that, and ends if nothing more can be planned without the stores. The parameters are those of
+        `comir_hpc.recipes.stores.with_stores`.
         """
         from comir_hpc.recipes.stores import plan_stores, with_stores
 
@@ -85,6 +79,29 @@ class Call:
             raise typer.Exit
         return found.settings
 
+    def run(
+        self,
+        stage: Callable[..., Result],
+        plan: Callable[[AnySettings], Mapping[str, Any]],
+        settings: AnySettings,
+    ) -> Result:
+        """Carry out a stage with its progress shown. A dry run prints the plan instead, and ends the command.
+
+        Parameters
+        ----------
+        stage : callable
+            Called as ``stage(settings, progress=progress)``.
+        plan : callable
+            Function that predicts from the settings what the stage would do and need.
+        settings : Settings
+            Checked settings of the verb.
+        """
+        if self.dry_run:
+            self.plan(plan(settings))
+            raise typer.Exit
+        with self.progress() as progress:
+            return stage(settings, progress=progress)
+
     def progress(self) -> AbstractContextManager[Progress]:
         """Show how far the work is."""
         return progress_on(self.terminal)
@@ -94,8 +111,14 @@ class Call:
         for text in texts:
             self.terminal.result(text)
 
+    def note(self, *notes: str) -> None:
+        """Tell what was open and how it was taken."""
+        for note in notes:
+            self.terminal.note(note)
+
     def plan(self, plan: Mapping[str, Any]) -> None:
         """Print what would be done and needed, a line each."""
+        # Aligned columns: plans are read by people. Programs read the store's metadata or result.json.
         width = max(map(len, plan), default=0)
         for key, value in plan.items():
             text = value if isinstance(value, str) else json.dumps(value)
@@ -117,8 +140,13 @@ class Call:
             raise ConfigError(f"{', '.join(others)} mean nothing {where}; leave them out")
 
 
-def refuse_failed(verdict: str, reasons: list[str]) -> None:
+def refuse_failed(verdict: str, reasons: list[str], *, unwritten: Path | None = None) -> None:
     """End a registration that failed with exit code 1.
+
+    Parameters
+    ----------
+    unwritten : Path, optional
+        Output that was asked for, and is not made of a wrong answer.
 
     Raises
     ------
@@ -126,4 +154,5 @@ def refuse_failed(verdict: str, reasons: list[str]) -> None:
         If the verdict is FAIL; the message has the reasons.
     """
     if verdict == "FAIL":
-        raise ComirError("registration FAILED: " + "; ".join(reasons))
+        outcome = "" if unwritten is None else f", so {unwritten} was not written"
+        raise ComirError(f"registration FAILED{outcome}: {'; '.join(reasons)}")

@@ -19,7 +19,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from comir_hpc.commands.failure import UsageError
-from comir_hpc.config.base import OnCommandLine, Settings
+from comir_hpc.config.base import OnCommandLine, Settings, fields_in_order
 
 PANELS = ("Input", "Method", "Output", "Resources")
 _SIMPLE = (bool, int, float, str, Path)
@@ -94,13 +94,8 @@ class Choice:
 
 
 def choices(kind: type[Settings]) -> Iterator[Choice]:
-    """Give every setting of a class that one option can hold; groups of settings have none.
-
-    What must be given comes first, then the class's own settings, then those that several classes share.
-    """
-    shared = {name for base in kind.__mro__[1:] for name in inspect.get_annotations(base)}
-    order = sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] in shared))
-    for name, field in order:
+    """Give every setting of a class that one option can hold; groups of settings have none."""
+    for name, field in fields_in_order(kind):
         spelling = _spelling(field)
         found = _option_type(field.annotation, spelling)
         if found is not None:
@@ -118,6 +113,7 @@ def merged(kinds: Sequence[type[Settings]]) -> list[Choice]:
             if before is not None and before.text != choice.text:
                 choice = replace(choice, text=f"{before.text} {choice.text}")
             found[choice.name] = choice
+    # Sorting is stable: within a panel the order of the settings stays.
     return sorted(found.values(), key=lambda choice: PANELS.index(choice.panel))
 
 
@@ -133,7 +129,10 @@ def given(values: Mapping[str, Any], found: Sequence[Choice]) -> dict[str, Any]:
     for choice in found:
         names = {choice.name: choice.names[0], **choice.earlier}
         said = {
-            option: values[name] for name, option in names.items() if values.get(name) not in (None, [], ())
+            # What may be repeated and was not given is an empty list and not None.
+            option: values[name]
+            for name, option in names.items()
+            if values.get(name) not in (None, [], ())
         }
         if len(said) > 1:
             raise UsageError(f"{' and '.join(said)} are names of one option; give it once.")
@@ -199,6 +198,7 @@ def _option_type(annotation: Any, spelling: OnCommandLine) -> Any:
     """Return the type that typer is told, or None if one option cannot hold the setting."""
     kind = _bare(annotation)
     origin, inner = get_origin(kind), get_args(kind)
+    # A flag that stands for a value: --labels is kind=labels.
     if spelling.value is not None:
         return bool
     if kind in _SIMPLE:
@@ -230,8 +230,9 @@ def _help(kind: type[Settings], field: FieldInfo, spelling: OnCommandLine) -> st
     names = {name: (_spelling(f).names or (option_name(name),))[0] for name, f in kind.model_fields.items()}
     text = " ".join((field.description or "").split())
     text = re.sub(r"`([^`]+)`", lambda found: names.get(found[1], found[1]), text)
-    default = field.default
+    default = None if field.default_factory else field.default  # the docstring says what is made from others
     if isinstance(default, bool):
+        # To leave a flag out is its default; only one that is on by default needs a word.
         default = "on" if default else None
     if (
         spelling.value is None

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from comir_hpc.commands.terminal import Terminal, printable
+from comir_hpc.commands.terminal import Terminal
+from comir_hpc.errors import printable
 from comir_hpc.host.progress import Progress
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What a command says, and where: results on stdout, everything else on stderr, all of it in the log file if asked.
 
-This is the one place where text is made fit for a terminal. Control characters are shown as escapes, since a file's
-name or header may hold some. Messages are folded to one line and cut; the log file keeps them whole.
+This is the one place where text is made fit for a terminal. Control characters are shown as escapes, as in every
+error: a file's name or header may hold some. Messages are folded to one line and cut; the log file keeps them whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TextIO
 
 import typer
 
-from comir_hpc.errors import ComirError, ConfigError
+from comir_hpc.errors import ComirError, ConfigError, printable
 
 LONGEST_MESSAGE = 600
 """Characters of a message that are printed: a dozen lines of a terminal at most."""
@@ -100,15 +100,6 @@ class Terminal:
             with contextlib.suppress(OSError):
                 broken.close()
             self.note(f"the log file cannot be written any more ({error.strerror})")
-
-
-def printable(text: str) -> str:
-    """Return the text with every control character, and every other that prints nothing, as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
-    )
 
 
 def shortened(text: str) -> str:

@@ -77,13 +77,18 @@ class Interface:
         Raises
         ------
         UsageError
-            If settings that can be given by place or as options are given in both ways, or not all.
+            If settings that can be given by place or as options are not all given, or one is given two values.
         """
         from comir_hpc.commands.options import given
 
         found = given(values, self.choices)
         placed = {name: values[_place(name)] for name in self.either if values[_place(name)] is not None}
-        if sorted([*placed, *(name for name in self.either if name in found)]) != sorted(self.either):
+        for name, value in placed.items():
+            if found.get(name, value) != value:
+                raise UsageError(
+                    f"{name.upper()} is {value} by its place, and --{name} says {found[name]}; give one of the two."
+                )
+        if any(name not in found and name not in placed for name in self.either):
             by_place = " ".join(name.upper() for name in self.either)
             as_options = " ".join(f"--{name} {name.upper()}" for name in self.either)
             raise UsageError(f"expected {by_place}, or {as_options}.")
@@ -204,6 +209,7 @@ def _read_by_typer(parameters: list[inspect.Parameter]) -> list[Any]:
 
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters}
+    # typer reads a signature only as a command of an application, so one is made for it.
     spare = typer.Typer(add_completion=False)
     spare.command()(function)
     made: Any = typer.main.get_command(spare)

@@ -37,7 +37,7 @@ class AdaptSettings(Settings):
     modalities: Annotated[Input[tuple[str, str]], OnCommandLine(metavar="FIXED MOVING")] = ("fixed", "moving")
     """Names of the two modalities in the new model."""
     steps: Positive = 200
-    """Number of training steps on each candidate, and in each round after."""
+    """Number of training steps in each round; half as many on each candidate before."""
     candidates: Positive = 4
     """Largest number of different alignments that are trained on."""
     rounds: Annotated[int, Field(ge=0)] = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from comir_hpc.errors import ConfigError
 
@@ -101,6 +103,15 @@ class Settings(BaseModel):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
+def fields_in_order(kind: type[Settings]) -> list[tuple[str, FieldInfo]]:
+    """Return what must be given first, then the class's own settings, then those of its bases, the nearest first."""
+
+    def depth(name: str) -> int:
+        return max(n for n, base in enumerate(kind.__mro__) if name in inspect.get_annotations(base))
+
+    return sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), depth(item[0])))
+
+
 def _mapped(value: Any, change: Callable[[Path], Path]) -> Any:
     """Apply `change` to all paths in a value of dictionaries and tuples."""
     if isinstance(value, Path):
@@ -134,8 +145,10 @@ def validate(
     try:
         settings = kind.model_validate(record)
     except ValidationError as error:
-        problems = [_explain(kind, dict(e)) for e in error.errors(include_url=False)[:_MOST]]
-        more = error.error_count() - len(problems)
+        # A default that is made from other settings is missing where one of those is wrong, which is said itself.
+        wrong = [e for e in error.errors(include_url=False) if e["type"] != "default_factory_not_called"]
+        problems = [_explain(kind, dict(e)) for e in wrong[:_MOST]]
+        more = len(wrong) - len(problems)
         said = "; ".join(problems) + (f"; and {more} more" if more else "")
         raise ConfigError(f"{source}: {said}") from error
     return settings if folder is None else settings.placed_in(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +11,12 @@ from pydantic_core import PydanticCustomError
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import MemoryLimit, Replacing, Symmetrised
 from comir_hpc.config.words import REPRESENTATIONS, Initial, TransformKind
+
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_FORMATS = (
+    ".nii", ".hdr", ".img", ".mgh", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff", ".svs", ".lsm", ".h5",
+    ".hdf5", ".hdf", ".ims", ".npy", ".zarr", ".dcm", ".png", ".jpg", ".jpeg",
+)  # fmt: skip
 
 
 def _offered(word: str) -> str:
@@ -20,6 +26,20 @@ def _offered(word: str) -> str:
         expected = f"{', '.join(others)} or {last}"
         raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
     return word
+
+
+def _named_after(given: dict[str, Any]) -> Path:
+    """Return the folder of a result that nobody named: FIXED-MOVING, in the current folder."""
+    return Path("-".join(volume_name(given[role]) for role in ("fixed", "moving") if role in given))
+
+
+def volume_name(path: Path) -> str:
+    """Return the name of a volume: its file's or folder's name without the suffixes that say the format."""
+    name = path.name or path.absolute().name
+    for suffixes in (_PACKED, _FORMATS, (".ome",)):
+        stem, dot, suffix = name.rpartition(".")
+        name = stem if stem and (dot + suffix).lower() in suffixes else name
+    return name
 
 
 RepresentationName = Annotated[str, AfterValidator(_offered), OnCommandLine(words=tuple(REPRESENTATIONS))]
@@ -34,17 +54,18 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     """Volume whose space the result lives in: a store, or any file that ingest reads."""
     moving: Input[Path]
     """Volume to be aligned with the fixed one: a store, or any file that ingest reads."""
-    out: Output[Path]
+    out: Output[Path] = Field(default_factory=_named_after)
     """Folder for the transform, the result and the report."""
     representation: RepresentationName = "comir"
     """What is compared: learned representations (comir), intensities by mutual information (intensity), or
     self-similarities of intensities (mind)."""
     model: Input[Path | None] = None
-    """Run folder that train wrote (comir)."""
+    """Run folder that train wrote; the general model, which knows every contrast, when not given (comir)."""
     fixed_modality: Input[str | None] = None
-    """Modality of the fixed volume: which encoder of the run is used (comir)."""
+    """Modality of the fixed volume: which encoder of the run is used; a model for all modalities needs none (comir)."""
     moving_modality: Input[str | None] = None
-    """Modality of the moving volume: which encoder of the run is used (comir)."""
+    """Modality of the moving volume: which encoder of the run is used; a model for all modalities needs none
+    (comir)."""
     fixed_representation: Input[Path | None] = None
     """Representation of the fixed volume that infer wrote; computed in memory when not given (comir)."""
     moving_representation: Input[Path | None] = None
@@ -82,16 +103,31 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     def _check(self) -> Self:
         given = self.fixed_representation is not None, self.moving_representation is not None
         trained = REPRESENTATIONS[self.representation].trained
-        if trained and not all(given):
-            missing = [n for n in ("model", "fixed_modality", "moving_modality") if getattr(self, n) is None]
-            if missing:
-                flags = ", ".join("--" + n.replace("_", "-") for n in missing)
-                raise ValueError(
-                    f"representation {self.representation} needs {flags}; or use --representation intensity"
-                )
+        if trained and any(given) and not all(given) and self.model is None:
+            role = "moving" if given[0] else "fixed"
+            raise ValueError(
+                f"one representation is given and the other is not: give --{role}-representation, or --model with the "
+                "run that made the one"
+            )
         if not trained and any(given):
             raise ValueError(
                 "--fixed-representation and --moving-representation mean nothing with --representation "
                 f"{self.representation}"
             )
         return self
+
+
+class RegisterPairSettings(RegisterSettings):
+    """`comir-hpc register`: what is made of the answer, beside the settings of the registration itself."""
+
+    warped: Output[Path | None] = None
+    """Moving volume on the fixed grid, to write unless the verdict is FAIL: an OME-Zarr store (any size), .nii,
+    .nii.gz, .nrrd, .mha or .tif."""
+    report: Output[bool] = True
+    """Write report.html, one self-contained page, into the folder of the result."""
+
+    @property
+    def registration(self) -> RegisterSettings:
+        """Settings of the registration alone."""
+        given = self.model_fields_set & RegisterSettings.model_fields.keys() | {"out"}
+        return RegisterSettings(**{name: getattr(self, name) for name in given})

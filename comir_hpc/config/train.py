@@ -226,13 +226,15 @@ class TrainSettings(Settings):
     modalities: Annotated[Input[tuple[str, ...]], OnCommandLine(metavar="NAME")]
     """Names of the modalities, two or more; their order is the order of the encoders."""
     pairs: tuple[dict[str, Path], ...] = ()
-    """Aligned specimens: for each, one volume a modality (a store, or any file that ingest reads), all on one grid."""
+    """Aligned specimens: for each, one volume a modality (a store, or any file that ingest reads), aligned in the
+    world; patches have the voxels of the first modality."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     """Seed of the weights, the patches and their augmentation."""
     network: NetworkSettings = Field(default_factory=NetworkSettings)
     start_from: Annotated[str | None, OnCommandLine(names=("--from",), metavar="RUN|general")] = None
     """Start from the weights of another run, or of the general model (general), instead of random ones."""
     synthetic: SyntheticSettings | None = None
+    """Pairs that are made up, alone or beside the aligned ones; null makes none."""
     loss: LossSettings = Field(default_factory=LossSettings)
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
     optimiser: OptimiserSettings = Field(default_factory=OptimiserSettings)

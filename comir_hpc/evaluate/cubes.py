@@ -133,7 +133,7 @@ def _read(
         image[channel] = intensity.normalise(np.array(intensity.low))
     if inside.size:
         place = inside.slices_in(wanted)
-        for channel, values in enumerate(specimen.read(inside)[modality]):
+        for channel, values in enumerate(specimen.read((inside,) * len(specimen.volumes))[modality]):
             image[(channel, *place)] = intensities[channel].normalise(values)
             above[place] |= intensities[channel].foreground(values)
     return image, above

@@ -111,6 +111,7 @@ def plan_diagnosis(settings: EvaluateSettings) -> dict[str, Any]:
     ComirError
         If the run, the checkpoint or a volume cannot be used, as `open_subject` says.
     """
+    # A checkpoint has to become a model before it can be opened; a plan must leave nothing behind.
     with TemporaryDirectory() as spare:
         subject = open_subject(settings, folder=Path(spare))
     side, trim = cube_sides(settings, subject)
@@ -153,6 +154,7 @@ def diagnose(
     """
     start = time.perf_counter()
     side, trim = cube_sides(settings, subject)
+    # The cubes are chosen by what is in their cores, since only these are measured.
     core = as_triple(np.asarray(side) - 2 * np.asarray(trim))
     stride = next(iter(subject.encoders.values())).network.total_stride_zyx
     specimen = specimen_of(subject, core)
@@ -171,6 +173,7 @@ def diagnose(
             "effective_rank": effective_rank(maps[-1], torch.from_numpy(masks[-1])[:, None]),
             "border": error_at_border(encode, number, specimen, places, stride),
         }
+    # Where one modality shows nothing, its representation has nothing to agree with.
     both = torch.from_numpy(masks[0] & masks[1])[:, None]
     patches = metrics_on_patches(subject)
     bias = None

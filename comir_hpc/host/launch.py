@@ -71,6 +71,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     ConfigError
         If the variables contradict each other or are incomplete.
     """
+    # torchrun under srun has both: the launcher that started this very process counts.
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         default_port, default_address = "29500", ""

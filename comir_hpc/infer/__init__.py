@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comir_hpc.blocks.cost import Figures, recording_seconds, side_by_side
+from comir_hpc.blocks.cost import Figures, about_seconds, recording_seconds, side_by_side
 from comir_hpc.blocks.job import carry_out
 from comir_hpc.config.infer import InferSettings
 from comir_hpc.host.memory import available_bytes, in_words, peak_bytes
@@ -164,7 +164,9 @@ def plan_infer(settings: InferSettings) -> dict[str, Any]:
         "files_at_most": files,
         **({"notes": list(job.notes)} if job.notes else {}),
         "seconds_a_window": round(per_window, 4),
-        "seconds_at_most": round(
-            in_all * share * per_window + recording_seconds(job.out, len(part), files * share), 1
-        ),
+        "time_expected": about_seconds(
+            in_all * share * per_window / settings.workers
+            + recording_seconds(job.out, len(part), files * share)
+        )
+        + (", less where there is only background" if settings.skip_background else ""),
     }

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from comir_hpc.blocks.cost import Figures, side_by_side
+from comir_hpc.blocks.cost import Figures, about_seconds, side_by_side
 from comir_hpc.blocks.job import carry_out
 from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ComirError, ConfigError, VolumeError
@@ -169,7 +169,7 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
     if job.source.streamed:  # the others would be read whole to learn it
         computing, stored = job.calibrate()
         seconds = job.seconds(computing, len(job.blocks))
-        plan |= {"disk_expected": in_words(stored), "time_expected": f"{seconds:.1f} s"}
+        plan |= {"disk_expected": in_words(stored), "time_expected": about_seconds(seconds)}
     return plan
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from comir_hpc.ingest.padding import without_padding
 from comir_hpc.space.grid import Box, Grid, Triple
 from comir_hpc.space.plan import BlockPlan, plan_blocks
 from comir_hpc.volumes.histogram import Histogram, as_record, constant_intensity, counting_bytes, intensity_of
+from comir_hpc.volumes.padding import filter_bytes
 from comir_hpc.volumes.pyramid import planned_levels
 from comir_hpc.volumes.readers import Source
 from comir_hpc.volumes.volume import Volume, best_shuffle, chunk_and_shard, compressed_bytes
 
-_LIBRARY_BYTES = (
-    28 << 20
-)  # measured: 10 to 22 MiB are loaded once an ingest begins, buffers of compression among them
+# Measured: 10 to 20 MiB are loaded once an ingest begins, buffers of compression among them.
+_LIBRARY_BYTES = 24 << 20
 _LARGEST_CORE = 256 << 20  # bytes of one block beyond which decoding a page twice is the lesser evil
 _SAMPLE = 96  # voxels along each side of the box that time and size are judged by
 # About how many voxels are counted to find percentiles. In larger volumes only every second, third, ... row is counted.
@@ -91,9 +91,8 @@ class Job:
     @property
     def execution(self) -> Execution:
         """How the job is carried out; an unfinished store that nobody misses is replaced unasked."""
-        how = self.settings
-        overwrite = how.overwrite or self._nobody_misses()
-        return Execution(how.part, self.workers, how.cluster, how.verify, overwrite)
+        overwrite = self.settings.overwrite or self._nobody_misses()
+        return replace(Execution.from_settings(self.settings), workers=self.workers, overwrite=overwrite)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -127,21 +126,25 @@ class Job:
 
     def peak_bytes(self) -> int:
         """Predict the memory of all processes, in bytes."""
-        return together(self.process_bytes(), self.workers, _LIBRARY_BYTES + self.block_bytes())
+        return together(self.process_bytes(), self.workers, self._gathering_bytes() + self.block_bytes())
 
     def process_bytes(self) -> int:
         """Predict the bytes of a process that does blocks, with what it holds already."""
-        more = _LIBRARY_BYTES + self.source.load_bytes + self._working_bytes()
-        return expected_in_worker(more) if self.workers > 1 else expected_peak(more)
+        more = self.source.load_bytes + self._working_bytes()
+        if self.workers > 1:
+            return expected_in_worker(_LIBRARY_BYTES + more)
+        return expected_peak(self._gathering_bytes() + more)
+
+    def _gathering_bytes(self) -> int:
+        """Return the bytes that are loaded on the way to the end, where padding is looked for."""
+        return _LIBRARY_BYTES + filter_bytes() * (self.settings.kind == "image")
 
     def _working_bytes(self) -> int:
         """Return the bytes for blocks on their way: read, checked, counted, packed."""
         block, dtype = self.block_bytes(), self.source.dtype
         held = writing_bytes(block, len(self.blocks))
         reading = block * (1 + 2 * (len(self.blocks) > 1)) + self._decoded_bytes()
-        if (
-            dtype.kind == "f"
-        ):  # where values are finite, and where they are not; a copy where they are replaced
+        if dtype.kind == "f":  # where they are finite, and where not; a copy where they are replaced
             reading += 2 * block // dtype.itemsize + (self.settings.non_finite is not None) * block
         counted = counting_bytes(dtype, block // dtype.itemsize) if self.settings.kind == "image" else 0
         return max(held, reading) + counted
@@ -252,9 +255,8 @@ class Job:
         A few flushes are tried to learn the rest.
         """
         share = blocks / len(self.blocks)
-        return computing * share + recording_seconds(
-            self.out, blocks, self.output_files_and_bytes()[0] * share
-        )
+        files = self.output_files_and_bytes()[0] * share
+        return computing * share + recording_seconds(self.out, blocks, files)
 
     def allowed_bytes(self) -> int:
         """Return the bytes that may be held: what is free and what we hold already, or less where the user says so."""
@@ -328,13 +330,7 @@ def _core(source: Source, shard: Triple) -> Triple:
 
 
 def require_memory(job: Job) -> None:
-    """Refuse a job that will not fit, before it takes the memory.
-
-    Raises
-    ------
-    VolumeError
-        If it needs more than it may have; the message has both, and what to do.
-    """
+    """Raise `VolumeError` for a job that will not fit, before it takes the memory; it says what to do."""
     needed, allowed = job.peak_bytes(), job.allowed_bytes()
     if needed <= allowed:
         return

@@ -3,12 +3,13 @@
 Everything random about a sample is one `Draw`. It depends only on the seed, the step and the sample's number in the
 step. So any number of ranks sees the same batch, and a resumed run needs to know nothing but its step. A draw holds
 one affine map from patch to volume for all modalities. A turned and scaled patch is therefore interpolated once, from
-the box of voxels under it, and has no empty corners inside the volume.
+the box of voxels under it, and has no empty corners inside the volume. Volumes on grids of their own are looked up
+there (`views`).
 
 Reading is separate from resampling: reader processes fetch boxes, and the device turns and varies them.
 
-Axes: n samples, c channels, z y x space. Patch offsets and volume positions are (z, y, x) in voxels of the chosen
-pyramid level.
+Axes: n samples, c channels, z y x space. Patch offsets and volume positions are (z, y, x) in voxels of the specimen's
+grid, which is the chosen pyramid level of the first modality.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from comir_hpc.config.train import SamplingSettings
-from comir_hpc.errors import ConfigError
 from comir_hpc.learning.augmentation import IntensityChange, Scale, interpolate, vary
-from comir_hpc.learning.specimens import Specimen
+from comir_hpc.learning.specimens import Specimen, patch_centres, patch_places
 from comir_hpc.space.grid import Box, FloatArray, Triple
 from comir_hpc.space.groups import Group
 from comir_hpc.space.rotations import random_rotation, rotation_by
@@ -74,7 +73,7 @@ class PatchBatch:
     images : tuple of M float32 tensors (n, c, z, y, x)
         Normalised intensities, of the same region of the specimen in every modality.
     valid : bool tensor (n, 1, z, y, x)
-        True where a voxel lies inside the volume.
+        True where a voxel lies inside the volumes of all modalities.
     above : tuple of M bool tensors (n, 1, z, y, x)
         True where any channel is above the modality's foreground threshold, before intensities are varied.
     elements : (M, n) int64
@@ -124,7 +123,7 @@ class PatchSampler:
         self.group = group
         self.seed = seed
         self.augment = augment
-        self._places = [_places(specimen, settings) for specimen in specimens]
+        self._places = [patch_places(specimen, settings) for specimen in specimens]
         self._scales: dict[tuple[int, int, torch.device], Scale] = {}
 
     @property
@@ -148,7 +147,7 @@ class PatchSampler:
         share, shape = specimen.share, np.asarray(specimen.grid.shape_zyx)
         place = np.unravel_index(int(places[rng.integers(len(places))]), share.values.shape)
         centre = share.first_zyx + (np.asarray(place) + rng.uniform(-0.5, 0.5, 3)) * share.step_zyx
-        centre = np.clip(centre, *_centres(self.settings, shape))
+        centre = np.clip(centre, *patch_centres(self.settings, shape))
         matrix, on_grid = self._draw_matrix(rng, np.asarray(specimen.grid.spacing_mm))
         half = (np.asarray(self.settings.patch) - 1) / 2
         # Such a patch lies on voxel centres, where nothing is interpolated: the networks also see sharp images.
@@ -210,21 +209,15 @@ class PatchSampler:
         return np.asarray(near & (pairs[:, None] == pairs[None]), dtype=np.bool_)
 
     def inside(self, draw: Draw) -> bool:
-        """Say whether every voxel of the patch lies inside the volume."""
+        """Say whether every voxel of the patch lies inside the volumes of all modalities."""
         corners = self._corners(draw)
-        shape = np.asarray(self.specimens[draw.pair].grid.shape_zyx)
-        return bool((corners >= -0.5).all() and (corners <= shape - 0.5).all())
+        return all(bool(view.inside(corners).all()) for view in self.specimens[draw.pair].views)
 
     # ------------------------------------------------------------------ reading
 
-    def box(self, draw: Draw) -> Box:
-        """Find the box of the volume that interpolation at the patch's voxels needs; it is never empty."""
-        corners = self._corners(draw)
-        start = np.floor(corners.min(axis=0)).astype(int)
-        # One voxel more than the last corner's: interpolation reads the voxels on both sides of a position.
-        stop = np.floor(corners.max(axis=0)).astype(int) + 2
-        wanted = Box(_triple(start), _triple(stop))
-        return wanted.intersect(self.specimens[draw.pair].grid.box)
+    def box(self, draw: Draw, modality: int = 0) -> Box:
+        """Find the box of a modality's grid that interpolation at the patch's voxels needs; it is never empty."""
+        return self.specimens[draw.pair].views[modality].box(self._corners(draw))
 
     def _corners(self, draw: Draw) -> FloatArray:
         half = (np.asarray(self.settings.patch) - 1) / 2
@@ -234,7 +227,8 @@ class PatchSampler:
 
     def read(self, draw: Draw) -> list[Tensor]:
         """Read the source voxels of a draw from every modality, (c, z, y, x) each, in the volumes' own dtypes."""
-        values = self.specimens[draw.pair].read(self.box(draw))
+        specimen = self.specimens[draw.pair]
+        values = specimen.read([self.box(draw, modality) for modality in range(len(specimen.views))])
         # torch knows only the machine's own byte order.
         return [
             torch.from_numpy(np.ascontiguousarray(v.astype(v.dtype.newbyteorder("="), copy=False)))
@@ -248,14 +242,12 @@ class PatchSampler:
     ) -> PatchBatch:
         """Make the patches of several draws from the boxes read for them, normalised and varied, on a device."""
         offsets = _offsets(self.settings.patch, device)
-        tables = torch.from_numpy(np.stack([self._table(d) for d in draws])).to(device)
-        points = (offsets @ tables[:, None, None, :3]) + tables[:, 3, None, None, None]
-        low, high = tables[:, 4, None, None, None], tables[:, 5, None, None, None]
-        valid = ((points >= low) & (points <= high)).all(dim=-1).unsqueeze(1)
-        # grid_sample wants positions as (x, y, z), where -1 and 1 are the outer edges of the box's end voxels.
-        where = ((2 * points + 1) / tables[:, 6, None, None, None] - 1).flip(-1)
-        images, above = [], []
+        first = self._positions(draws, 0, offsets)
+        everywhere, images, above = first[1], [], []
         for modality in range(len(draws[0].changes)):
+            shared = all(self.specimens[draw.pair].views[modality].shared for draw in draws)
+            where, valid = first if shared else self._positions(draws, modality, offsets)
+            everywhere = everywhere if shared else everywhere & valid
             patches, masks = [], []
             for number, draw in enumerate(draws):
                 scale = self._scale(draw.pair, modality, device)
@@ -267,18 +259,28 @@ class PatchSampler:
             images.append(torch.stack(patches))
             above.append(torch.stack(masks))
         elements = np.stack([draw.elements for draw in draws], axis=1)
-        return PatchBatch(tuple(images), valid, tuple(above), elements)
+        return PatchBatch(tuple(images), everywhere, tuple(above), elements)
 
-    def _table(self, draw: Draw) -> NDArray[np.float32]:
-        """Collect the numbers of a draw that the device needs, (7, 3) float32.
+    def _positions(self, draws: Sequence[Draw], modality: int, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Find where to sample a modality's boxes, (n, z, y, x, 3), and what lies in its volume, (n, 1, z, y, x)."""
+        tables = torch.from_numpy(np.stack([self._table(d, modality) for d in draws])).to(offsets.device)
+        points = (offsets @ tables[:, None, None, :3]) + tables[:, 3, None, None, None]
+        low, high = tables[:, 4, None, None, None], tables[:, 5, None, None, None]
+        valid = ((points >= low) & (points <= high)).all(dim=-1).unsqueeze(1)
+        # grid_sample wants positions as (x, y, z), where -1 and 1 are the outer edges of the box's end voxels.
+        return ((2 * points + 1) / tables[:, 6, None, None, None] - 1).flip(-1), valid
+
+    def _table(self, draw: Draw, modality: int) -> NDArray[np.float32]:
+        """Collect the numbers of a draw that the device needs for a modality, (7, 3) float32.
 
         The rows are the matrix (transposed, three rows), the centre, the lower and upper edge of the volume, and the
         shape of the box. Positions are relative to the box, so that float32 is precise enough in a volume of any size.
         """
-        box = self.box(draw)
+        view, box = self.specimens[draw.pair].views[modality], self.box(draw, modality)
+        matrix = draw.matrix if view.linear is None else view.linear @ draw.matrix
         low = -0.5 - np.asarray(box.start)
-        high = low + np.asarray(self.specimens[draw.pair].grid.shape_zyx)
-        rows = [*draw.matrix.T, draw.centre_zyx - np.asarray(box.start), low, high, box.shape]
+        high = low + np.asarray(view.grid.shape_zyx)
+        rows = [*matrix.T, view.places(draw.centre_zyx) - np.asarray(box.start), low, high, box.shape]
         return np.asarray(rows, dtype=np.float32)
 
     def _scale(self, pair: int, modality: int, device: torch.device) -> Scale:
@@ -293,40 +295,6 @@ class PatchSampler:
         """Draw, read and resample samples of one step in this process."""
         draws = [self.draw(step, index, stream=stream) for index in indices]
         return self.resample(draws, [self.read(d) for d in draws], device)
-
-
-def _places(specimen: Specimen, settings: SamplingSettings) -> NDArray[np.int64]:
-    """Find the lattice points (flat numbers) whose patch holds the share of specimen that the settings ask for."""
-    # With a quota of 0 a patch needs at least a trace of specimen: the smallest positive float32.
-    share = specimen.share
-    values = share.values
-    if settings.within is not None:
-        low, high = _centres(settings, np.asarray(specimen.grid.shape_zyx))
-        places = np.stack(np.indices(values.shape), axis=-1) * share.step_zyx + share.first_zyx
-        values = np.where(((places >= low) & (places <= high)).all(axis=-1), values, 0)
-    places = np.flatnonzero(values >= max(settings.foreground, float(np.finfo(np.float32).tiny)))
-    if not len(places):
-        best = float(values.max())
-        raise ConfigError(
-            f"no patch of {settings.patch} voxels (z, y, x) in {specimen.volumes[0].path} holds "
-            f"{settings.foreground:.0%} specimen: the fullest one holds {best:.1%}; lower sampling.foreground "
-            "or use a smaller sampling.patch"
-        )
-    return places
-
-
-def _centres(settings: SamplingSettings, shape_zyx: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
-    """Find between which positions a patch's centre may lie, in voxels: in the volume, or so that a box holds it."""
-    if settings.within is None:
-        return np.full(3, -0.5), shape_zyx - 0.5
-    start, stop = (np.asarray(end, dtype=np.float64) for end in settings.within)
-    half = np.asarray(settings.patch) / 2
-    return start + half - 0.5, stop - half - 0.5
-
-
-def _triple(values: NDArray[Any]) -> Triple:
-    z, y, x = (int(v) for v in values)
-    return z, y, x
 
 
 def _offsets(patch_zyx: Triple, device: torch.device) -> Tensor:

@@ -105,19 +105,11 @@ def denseunet(
         Channels of the image and of the representation.
     configuration : str
         ``three-level`` (halved 3 times) or ``six-level`` (6 times: sides must be multiples of 64).
-    spacing_zyx : three float
-        Voxel spacing in any one unit. It decides which axes are pooled (`plan_pooling`).
-    norm : str
-        Kind of norm: ``batch`` (published) or ``channel``.
-    padding : str
-        What convolutions see beyond the border: ``zeros`` (published), ``replicate`` or ``reflect``.
     antialiased : bool
         Whether to use mean pooling and trilinear upsampling. False gives the published max pooling and nearest
         upsampling.
-    planar : bool
-        Whether to build the 2D network, for single slices.
-    checkpoint_levels : int
-        How many of the finest levels recompute their activations in the backward pass.
+    spacing_zyx, norm, padding, planar, checkpoint_levels
+        They mean what they mean for `unet`. The published networks have the norm ``batch`` and the padding ``zeros``.
 
     Raises
     ------

@@ -27,7 +27,7 @@ from comir_hpc.config.train import (
 )
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.files import write_json
-from comir_hpc.host.progress import Progress, part_of
+from comir_hpc.host.progress import Progress
 from comir_hpc.recipes.working_pair import WorkingPair
 from comir_hpc.runs.model import MODEL_FILE, WEIGHTS_FOLDER, Model, general_model, read_model
 from comir_hpc.transforms import Transform
@@ -137,7 +137,7 @@ def adapt(settings: AdaptSettings, *, progress: Progress | None = None) -> Adapt
     work = _Adaptation(settings, progress)
     found = work.search_all()
     trained = sorted(
-        (work.train_on(one, f"candidates/{n}", work.start, _GUESSED) for n, one in enumerate(found)),
+        (work.try_out(one, f"candidates/{n}") for n, one in enumerate(found)),
         key=lambda one: (one.held_out, one.correlation),
         reverse=True,
     )
@@ -160,6 +160,27 @@ def adapt(settings: AdaptSettings, *, progress: Progress | None = None) -> Adapt
         },
     )
     return result
+
+
+def plan_adapt(settings: AdaptSettings) -> dict[str, Any]:
+    """Say what `adapt` would do.
+
+    Raises
+    ------
+    VolumeError, CheckpointError
+        If a volume or the model to start from cannot be used.
+    """
+    work = _Adaptation(settings, None)
+    pair = work.pair
+    return {
+        "start": str(work.start),
+        "working_grid": f"{pair.fixed_grid} (fixed), {pair.moving_grid} (moving)",
+        "search": f"{settings.rotations} rotations, by each of {', '.join(METHODS)}",
+        "train": f"{settings.steps} steps on each of at most {settings.candidates} candidates, then in at most "
+        f"{settings.rounds} rounds",
+        "held_out": f"{settings.held_out:.0%} of the specimen",
+        "files": f"model.json, {WEIGHTS_FOLDER}/, registration/, {RECORD}, and what was done on the way",
+    }
 
 
 def _doubt(trained: list[Alignment]) -> str:
@@ -210,7 +231,7 @@ class _Adaptation:
         try:
             result = register(
                 self._register_settings(f"search/{method}", representation=method, **model),
-                progress=part_of(self.progress, method),
+                progress=self._progress(method),
             )
         except RegistrationError:
             return []  # this method has nothing to say on this pair; the others may
@@ -219,6 +240,11 @@ class _Adaptation:
             if one.failure is None and one.answer is not None and one.answer not in places:
                 places[one.answer] = Alignment(one.transform, f"{method}, answer {one.answer + 1}")
         return [(alignment, answer) for answer, alignment in sorted(places.items())[:2]]
+
+    def _progress(self, where: str) -> Progress | None:
+        """Say of a stage's progress also which of the many searches and trainings it is."""
+        tell = self.progress
+        return None if tell is None else lambda what, done, total: tell(f"{where}: {what}", done, total)
 
     def _register_settings(self, folder: str, **changes: Any) -> RegisterSettings:
         settings = self.settings
@@ -237,8 +263,12 @@ class _Adaptation:
 
     # ------------------------------------------------------------------ trainings
 
+    def try_out(self, candidate: Alignment, folder: str) -> Alignment:
+        """Train on a candidate, half as long as in a round: a wrong one shows at once, a right one is refined later."""
+        return self.train_on(candidate, folder, self.start, max(1, self.settings.steps // 2), _GUESSED)
+
     def train_on(
-        self, alignment: Alignment, folder: str, start: Path, negatives: tuple[int, int]
+        self, alignment: Alignment, folder: str, start: Path, steps: int, negatives: tuple[int, int]
     ) -> Alignment:
         """Train encoders on one alignment, on the part that is not held out, and judge them on the other part."""
         from comir_hpc.train import train
@@ -259,12 +289,12 @@ class _Adaptation:
                 synthetic=SyntheticSettings(share=self.settings.replay),
                 loss=LossSettings(displacement_voxels=negatives),
                 sampling=SamplingSettings(patch=stores.patch, within=stores.within, foreground=0.3),
-                optimiser=OptimiserSettings(steps=self.settings.steps, learning_rate=_RATE),
+                optimiser=OptimiserSettings(steps=steps, learning_rate=_RATE),
                 engine=EngineSettings(device=self.settings.device),
                 tracking=TrackingSettings(mlflow=None),
             ),
             run,
-            progress=part_of(self.progress, folder),
+            progress=self._progress(folder),
         )
         judged = stores.judge(run, self.settings.modalities, self.settings.device)
         return replace(alignment, run=run, held_out=judged.share, correlation=judged.correlation)
@@ -282,7 +312,8 @@ class _Adaptation:
             if moved < _STILL_VOXELS * self.pair.spacing_mm and number > 1:
                 break
             next_one = Alignment(found, f"round {number}")
-            next_one = self.train_on(next_one, f"rounds/{number}/training", best.run, _KNOWN)
+            folder = f"rounds/{number}/training"
+            next_one = self.train_on(next_one, folder, best.run, self.settings.steps, _KNOWN)
             if next_one.held_out < best.held_out - _WORSE:
                 break
             rounds.append(next_one)
@@ -297,7 +328,7 @@ class _Adaptation:
         first, second = self.settings.modalities
         return register(
             self._register_settings(folder, model=run, fixed_modality=first, moving_modality=second),
-            progress=part_of(self.progress, folder),
+            progress=self._progress(folder),
         )
 
     def _hand_over(self, run: Path) -> None:

@@ -1,14 +1,16 @@
 """The main job on the embedded brain pair, with a known answer: every verb once, on real input.
 
 T1w stays as it is (fixed); T2w is turned anywhere in SO(3), shifted, resampled, given a bias field and noise (moving).
-The encoders are trained on the aligned originals, so training and test share one specimen. The demo shows that the
-pipeline works. It says nothing of how well it does on another specimen.
+First the two are registered as they come, with the general model. Then encoders are trained on the aligned originals,
+and the two are registered with these. So training and test share one specimen. The demo shows that the pipeline works.
+It says nothing of how well it does on another specimen.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from comir_hpc.runs.result import RESULT_FILE, read_result, write_result
 from comir_hpc.transforms.files import save_transform
 from comir_hpc.volumes.volume import Volume
 
+Tell = Callable[[str], None]
+
 FIXED, MOVING = "t1w", "t2w"
 SCANNER_SIDE = 112  # voxels: the turned head fits, a strong shift cuts a little of it off
 NOTE = (
@@ -44,10 +48,20 @@ class DemoResult:
 
     Attributes
     ----------
+    report : Path
+        Page of the registration with the trained encoders, which shows the errors of all three.
+    verdict, reasons : str, list of str
+        Verdict of that registration, and its reasons.
     tre_voxels, tre_mm : float
-        Mean target registration error over the specimen, of the learned representations.
+        Mean target registration error over the specimen, of the trained encoders.
     mi_tre_voxels : float
         Mean target registration error in voxels of mutual information, with the same global search.
+    general_tre_voxels : float
+        Mean target registration error in voxels of the general model, without training; NaN if it found no answer.
+    general_verdict : str
+        Verdict of the registration with the general model.
+    seconds : float
+        Wall-clock seconds of this call.
     """
 
     report: Path
@@ -56,92 +70,151 @@ class DemoResult:
     tre_voxels: float
     tre_mm: float
     mi_tre_voxels: float
+    general_tre_voxels: float
+    general_verdict: str
     seconds: float
 
     @property
     def summary(self) -> str:
         """Summary for the user in one line: verdict, errors in voxels and mm, and time."""
         return (
-            f"{self.verdict}: target registration error {self.tre_voxels:.2f} voxels ({self.tre_mm:.2f} mm); "
+            f"{self.verdict}: target registration error {self.tre_voxels:.2f} voxels ({self.tre_mm:.2f} mm) with "
+            f"encoders trained here; {self.general_tre_voxels:.2f} voxels without training ({self.general_verdict}); "
             f"mutual information {self.mi_tre_voxels:.2f} voxels; {self.seconds:.0f} s. {NOTE}"
         )
 
 
-def demo(settings: DemoSettings, *, progress: Progress | None = None) -> DemoResult:
-    """Displace, ingest, train, infer, register, warp, evaluate and report the embedded pair.
+@dataclass(frozen=True)
+class Case:
+    """The two volumes of the demo, and the true transform between them.
+
+    Attributes
+    ----------
+    fixed, moving, aligned : Path
+        Stores of T1w, of the displaced T2w, and of the T2w before.
+    truth : Path
+        File of the true transform, from fixed to moving points.
+    """
+
+    fixed: Path
+    moving: Path
+    aligned: Path
+    truth: Path
+
+
+def demo(settings: DemoSettings, *, progress: Progress | None = None, tell: Tell | None = None) -> DemoResult:
+    """Displace the embedded pair, and bring it together again: as it comes, and with encoders trained for it.
 
     Every step is skipped if it is done already, so a stopped demo continues where it was.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        Function that is called as ``progress(what, done, total)``.
+    tell : callable, optional
+        Function that is called with the result of the general model, minutes before the end.
     """
     # Here, so that a recipe loads only the verbs that it comes to.
     from comir_hpc.evaluate import evaluate
+    from comir_hpc.report import report
+
+    start = time.perf_counter()
+    out = settings.out
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(settings)
+    case = _make_case(settings)
+    general = _register_without_training(case, out, start, progress, tell)
+    comir = _register_trained(settings, case, progress)
+    information = _register_intensities(case, out, progress)
+    table = evaluate([comir, information, general], case.truth, out=out / "evaluation.csv")
+    by_comir, by_information, by_general = table.rows
+    _annotate(comir, information, general)
+    result = DemoResult(
+        report=report(comir),
+        verdict=by_comir.verdict,
+        reasons=list(read_result(comir).reasons),
+        tre_voxels=by_comir.tre_voxels,
+        tre_mm=by_comir.tre_mm,
+        mi_tre_voxels=by_information.tre_voxels,
+        general_tre_voxels=by_general.tre_voxels,
+        general_verdict=by_general.verdict,
+        seconds=time.perf_counter() - start,
+    )
+    _write_summary(out, result)
+    return result
+
+
+def _register_without_training(
+    case: Case, out: Path, start: float, progress: Progress | None, tell: Tell | None
+) -> Path:
+    """Register the pair with the general model, and say how well that went; return the folder."""
+    from comir_hpc.evaluate import evaluate
+    from comir_hpc.register import register
+    from comir_hpc.report import report
+
+    settings = RegisterSettings(fixed=case.fixed, moving=case.moving, out=out / "general")
+    register(settings, progress=progress)
+    (row,) = evaluate([settings.out], case.truth).rows
+    page = report(settings.out)
+    if tell is not None:
+        tell(
+            f"without training: {row.verdict}, target registration error {row.tre_voxels:.2f} voxels "
+            f"({row.tre_mm:.2f} mm), {time.perf_counter() - start:.0f} s after the start; {page}"
+        )
+    return settings.out
+
+
+def _register_trained(settings: DemoSettings, case: Case, progress: Progress | None) -> Path:
+    """Train encoders on the aligned pair, encode and register with them, and warp; return the folder.
+
+    Raises
+    ------
+    RegistrationError
+        If no answer was found.
+    """
     from comir_hpc.infer import infer
     from comir_hpc.register import register
     from comir_hpc.report import report
     from comir_hpc.train import train
     from comir_hpc.warp import warp
 
-    start = time.perf_counter()
-    out = settings.out
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(settings)
-    truth = _make_moving(settings)
-    stores = {
-        "fixed": _ingest(embedded_volume(FIXED), out / "fixed_t1w.zarr"),
-        "aligned": _ingest(embedded_volume(MOVING), out / "aligned_t2w.zarr"),
-        "moving": _ingest(out / "moving_t2w.nii.gz", out / "moving_t2w.zarr"),
-    }
-    run = settings.model or out / "run"
+    out, run = settings.out, settings.model or settings.out / "run"
     if settings.model is None:
-        train(
-            training_settings(stores["fixed"], stores["aligned"], settings.train_seed), run, progress=progress
-        )
-    for name, modality in (("fixed", FIXED), ("moving", MOVING)):
-        infer(
-            InferSettings(
-                zarr=stores[name], model=run, modality=modality, out=out / f"{name}_representation.zarr"
-            ),
-            progress=progress,
-        )
+        train(training_settings(case.fixed, case.aligned, settings.train_seed), run, progress=progress)
+    maps = {"fixed": out / "fixed_representation.zarr", "moving": out / "moving_representation.zarr"}
+    for store, modality, target in (
+        (case.fixed, FIXED, maps["fixed"]),
+        (case.moving, MOVING, maps["moving"]),
+    ):
+        infer(InferSettings(zarr=store, model=run, modality=modality, out=target), progress=progress)
     comir = RegisterSettings(
-        fixed=stores["fixed"],
-        moving=stores["moving"],
+        fixed=case.fixed,
+        moving=case.moving,
         out=out / "registration",
         model=run,
         fixed_modality=FIXED,
         moving_modality=MOVING,
-        fixed_representation=out / "fixed_representation.zarr",
-        moving_representation=out / "moving_representation.zarr",
+        fixed_representation=maps["fixed"],
+        moving_representation=maps["moving"],
     )
     found = register(comir, progress=progress)
     if found.transform is None:
         raise RegistrationError(f"registration FAILED: {'; '.join(found.reasons)}; see {report(comir.out)}")
-    information = RegisterSettings(
-        fixed=comir.fixed, moving=comir.moving, out=out / "mutual_information", representation="intensity"
+    transform = comir.out / "transform.tfm"
+    target = out / "moving_on_fixed.zarr"
+    warp(WarpSettings(transform=transform, zarr=case.moving, like=case.fixed, out=target), progress=progress)
+    return comir.out
+
+
+def _register_intensities(case: Case, out: Path, progress: Progress | None) -> Path:
+    """Register the pair by mutual information, with the same search; return the folder."""
+    from comir_hpc.register import register
+
+    settings = RegisterSettings(
+        fixed=case.fixed, moving=case.moving, out=out / "mutual_information", representation="intensity"
     )
-    register(information, progress=progress)
-    warp(
-        WarpSettings(
-            transform=out / "registration" / "transform.tfm",
-            zarr=stores["moving"],
-            like=stores["fixed"],
-            out=out / "moving_on_fixed.zarr",
-        ),
-        progress=progress,
-    )
-    table = evaluate([comir.out, information.out], truth, out=out / "evaluation.csv")
-    by_comir, by_information = table.rows
-    _annotate(comir.out, information.out)
-    result = DemoResult(
-        report=report(comir.out),
-        verdict=found.verdict,
-        reasons=list(found.reasons),
-        tre_voxels=by_comir.tre_voxels,
-        tre_mm=by_comir.tre_mm,
-        mi_tre_voxels=by_information.tre_voxels,
-        seconds=time.perf_counter() - start,
-    )
-    _write_summary(out, result)
-    return result
+    register(settings, progress=progress)
+    return settings.out
 
 
 def plan_demo(settings: DemoSettings) -> dict[str, Any]:
@@ -149,11 +222,12 @@ def plan_demo(settings: DemoSettings) -> dict[str, Any]:
     steps = [
         "displace",
         "ingest",
+        "register without training",
         "train",
         "infer",
         "register",
-        "mutual information",
         "warp",
+        "mutual information",
         "evaluate",
         "report",
     ]
@@ -165,6 +239,17 @@ def plan_demo(settings: DemoSettings) -> dict[str, Any]:
 def training_settings(fixed: Path, aligned: Path, seed: int) -> TrainSettings:
     """Return the settings that the demo trains with: the defaults, on the embedded pair."""
     return TrainSettings(modalities=(FIXED, MOVING), pairs=({FIXED: fixed, MOVING: aligned},), seed=seed)
+
+
+def _make_case(settings: DemoSettings) -> Case:
+    """Displace T2w, and make stores of everything."""
+    out, truth = settings.out, _make_moving(settings)
+    return Case(
+        fixed=_ingest(embedded_volume(FIXED), out / "fixed_t1w.zarr"),
+        aligned=_ingest(embedded_volume(MOVING), out / "aligned_t2w.zarr"),
+        moving=_ingest(out / "moving_t2w.nii.gz", out / "moving_t2w.zarr"),
+        truth=truth,
+    )
 
 
 def _make_moving(settings: DemoSettings) -> Path:
@@ -208,12 +293,19 @@ def _claim(settings: DemoSettings) -> None:
     write_json(path, record)
 
 
-def _annotate(folder: Path, other: Path) -> None:
-    """Put the errors of another registration, and what the demo shows and does not, into a result."""
-    truth = read_result(other).truth
+def _annotate(folder: Path, information: Path, general: Path) -> None:
+    """Put the errors of other registrations, and what the demo shows and does not, into a result."""
+    entries = {
+        "baseline": _errors_of(information, "mutual information, same global search"),
+        "others": [_errors_of(general, "the general model, without training")],
+    }
+    write_result(folder, read_result(folder).with_entries(**entries, notes=[NOTE]))
+
+
+def _errors_of(folder: Path, name: str) -> dict[str, Any]:
+    truth = read_result(folder).truth
     errors = {} if truth is None else {k: v for k, v in truth.as_dict().items() if k != "matrix_lps_mm"}
-    baseline = {"name": "mutual information, same global search", **errors}
-    write_result(folder, read_result(folder).with_entries(baseline=baseline, notes=[NOTE]))
+    return {"name": name, **errors}
 
 
 def _write_summary(out: Path, result: DemoResult) -> None:
@@ -222,6 +314,8 @@ def _write_summary(out: Path, result: DemoResult) -> None:
         "tre_voxels": result.tre_voxels,
         "tre_mm": result.tre_mm,
         "mi_tre_voxels": result.mi_tre_voxels,
+        "general_tre_voxels": result.general_tre_voxels,
+        "general_verdict": result.general_verdict,
         "seconds": result.seconds,
         "reasons": result.reasons,
         "report": str(result.report),

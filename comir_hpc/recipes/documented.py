@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from comir_hpc.config.base import Settings
+from comir_hpc.config.base import Settings, fields_in_order
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -64,14 +64,8 @@ def _parameters(kind: type[Settings]) -> list[inspect.Parameter]:
             default=_default(field),
             annotation=_bare(field.annotation),
         )
-        for name, field in _in_order(kind)
+        for name, field in fields_in_order(kind)
     ]
-
-
-def _in_order(kind: type[Settings]) -> list[tuple[str, FieldInfo]]:
-    """Return what must be given first, then the class's own settings, then those that several classes share."""
-    shared = {name for base in kind.__mro__[1:] for name in inspect.get_annotations(base)}
-    return sorted(kind.model_fields.items(), key=lambda item: (not item[1].is_required(), item[0] in shared))
 
 
 def _default(field: FieldInfo) -> Any:
@@ -85,11 +79,14 @@ def _described(parameter: inspect.Parameter, kind: type[Settings]) -> list[str]:
     field = kind.model_fields.get(parameter.name)
     text = _TEXTS.get(parameter.name, "") if field is None else field.description
     if field is not None and text is None:
-        group = field.annotation
-        assert isinstance(group, type)
-        assert issubclass(group, Settings)
+        offered = (
+            field.annotation,
+            *get_args(field.annotation),
+        )  # a group that may be left out is one of two
+        group = next(one for one in offered if isinstance(one, type) and issubclass(one, Settings))
         text = f"{group.__doc__} A dictionary of {', '.join(group.model_fields)}."
-    if parameter.name == "out" and field is not None and field.is_required() and parameter.default is None:
+    made = field is not None and (field.is_required() or field.default_factory is not None)
+    if parameter.name == "out" and made and parameter.default is None:
         text = f"{text} In `folder` when not given."
     default = "" if parameter.default is parameter.empty else f", default {parameter.default!r}"
     said = inspect.formatannotation(parameter.annotation).strip("'").replace("pathlib.", "")

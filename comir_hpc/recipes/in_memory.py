@@ -171,6 +171,7 @@ class Workplace:
         kind: type[AnySettings],
         settings: dict[str, Any],
         make: Callable[[dict[str, Any]], AnySettings] | None = None,
+        check: Callable[[AnySettings], None] | None = None,
         **named: Any,
     ) -> AnySettings:
         """Return the settings of a verb, with stores and files for what is in memory.
@@ -185,10 +186,14 @@ class Workplace:
             Settings by name; of `named`, None is one that is not given.
         make : callable, optional
             Makes settings of a record; `validate` when not given.
+        check : callable, optional
+            Refuses settings that cannot end well.
         """
         given = {**{name: value for name, value in named.items() if value is not None}, **settings}
         record = {name: self._located(value, name) for name, value in given.items()}
         found = make(record) if make else validate(kind, record, source=f"{self.verb}()")
+        if check is not None:
+            check(found)
         from comir_hpc.recipes.stores import with_stores
 
         self._write_images()

@@ -22,7 +22,7 @@ from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.host.progress import Progress
 from comir_hpc.space.grid import Grid
 from comir_hpc.volumes.readers import Source, in_memory, open_source
-from comir_hpc.volumes.volume import Kind
+from comir_hpc.volumes.volume import Kind, Volume
 
 Tell = Callable[[str], None]
 
@@ -71,19 +71,29 @@ def with_stores(
     Raises
     ------
     VolumeError
-        If a file cannot be ingested.
+        If a file cannot be ingested, or a store cannot be opened. All are looked at before the first is ingested.
     ConfigError
         If a store has to be made and several processes ask for it.
     """
+    sources: dict[Path, Source] = {}
 
-    def change(path: Path) -> Path:
-        if processes > 1 and not is_store(path) and not _finished(store_of(path, folder)):
+    def look(path: Path) -> Path:
+        if is_store(path):
+            Volume.open(path)
+            return path
+        sources[path] = open_source(path)
+        if processes > 1 and not _finished(_store_of(sources[path], folder)):
             raise ConfigError(
                 f"{path} is no store, and {processes} processes would make one at once; run `comir-hpc ingest "
                 f"{shlex.quote(str(path))} OUT.zarr` first and give OUT.zarr"
             )
-        return as_store(path, folder, progress=progress, tell=tell)
+        return path
 
+    def change(path: Path) -> Path:
+        source = sources.get(path)
+        return path if source is None else _stored(source, folder, progress, tell)
+
+    settings.with_volumes(look)  # all, before the first is ingested, which may take long
     return settings.with_volumes(change)
 
 
@@ -120,10 +130,12 @@ def as_store(path: Path, folder: Path, *, progress: Progress | None = None, tell
     VolumeError
         If the file cannot be ingested.
     """
-    if is_store(path):
-        return path
-    source = open_source(path)
-    store = _store_of(source, folder)
+    return path if is_store(path) else _stored(open_source(path), folder, progress, tell)
+
+
+def _stored(source: Source, folder: Path, progress: Progress | None, tell: Tell | None) -> Path:
+    """Return the store of a file, which is made unless it is there."""
+    path, store = source.path, _store_of(source, folder)
     if _finished(store):
         if tell is not None:
             for note in source.notes:  # what was assumed of the file holds for its store, too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,15 @@ class WorkingPair:
         seen = [Resampled(volume, grids.grid(volume, 0)) for volume in volumes]
         masks = [specimen_mask(one.volume, one.grid) for one in seen]
         values = [np.asarray(one.read()[0], dtype=np.float32) for one in seen]
-        return cls(*values, *masks, seen[0].grid, seen[1].grid, min(grids.spacings_zyx[0]))
+        return cls(
+            fixed=values[0],
+            moving=values[1],
+            fixed_mask=masks[0],
+            moving_mask=masks[1],
+            fixed_grid=seen[0].grid,
+            moving_grid=seen[1].grid,
+            spacing_mm=min(grids.spacings_zyx[0]),
+        )
 
     @property
     def side_mm(self) -> float:
@@ -156,12 +164,16 @@ class WorkingPair:
     def _on_fixed(self, transform: Transform) -> tuple[NDArray[np.float32], Mask, Mask]:
         """Interpolate the moving volume on the fixed grid; say where it shows something, and where its specimen is."""
         matrix = np.linalg.inv(self.moving_grid.matrix_mm) @ transform.matrix_mm @ self.fixed_grid.matrix_mm
-        where = {"matrix": matrix[:3, :3], "offset": matrix[:3, 3], "output_shape": self.fixed.shape}
         outside = float(np.median(self.moving[~self.moving_mask])) if (~self.moving_mask).any() else 0.0
-        values = ndimage.affine_transform(self.moving, order=1, mode="constant", cval=outside, **where)
-        shown = ndimage.affine_transform(np.ones(self.moving.shape, np.uint8), order=0, cval=0, **where)
-        specimen = ndimage.affine_transform(self.moving_mask.astype(np.uint8), order=0, cval=0, **where)
-        return values.astype(np.float32), shown > 0, specimen > 0
+
+        def on_fixed(values: NDArray[np.float32], order: Literal[0, 1], beyond: float) -> NDArray[np.float32]:
+            return ndimage.affine_transform(
+                values, matrix[:3, :3], matrix[:3, 3], self.fixed.shape, order=order, cval=beyond
+            )
+
+        shown = on_fixed(np.ones(self.moving.shape, np.float32), 0, 0.0)
+        specimen = on_fixed(self.moving_mask.astype(np.float32), 0, 0.0)
+        return on_fixed(self.moving, 1, outside), shown > 0.5, specimen > 0.5
 
 
 def _divided(specimen: Mask, held_out: float) -> tuple[tuple[Triple, Triple], Triple, Mask] | None:

@@ -22,7 +22,7 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.register.coarse import CoarseFeatures, standardise
 from comir_hpc.representations.criteria import Array32
 from comir_hpc.space.grid import FloatArray
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 Kind = Literal["rigid", "affine"]
 

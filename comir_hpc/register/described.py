@@ -17,7 +17,7 @@ from comir_hpc.register.refine import Level, Refined
 from comir_hpc.register.similarity import Similarity
 from comir_hpc.representations import Agreement, Features
 from comir_hpc.representations.criteria import Array32
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 _MOST_VOXELS = (
     96  # along the mean side of the fixed specimen; twelve channels of more would not fit into memory

@@ -182,7 +182,8 @@ def _open_volume(path: Path) -> Volume:
 def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
     """Choose the finest levels that fit into memory together.
 
-    The larger volume is made coarser first, so that the two spacings come near to each other.
+    The larger volume is made coarser first, so that the two spacings come near to each other. Where a level has one
+    spacing for both, they keep to one level.
     """
     offered = [side.representation.levels for side in sides]
     levels = [some[0] for some in offered]
@@ -193,7 +194,10 @@ def _choose_levels(sides: list[Input], limit_bytes: float) -> list[int]:
         movable = [i for i, some in enumerate(offered) if levels[i] + 1 in some]
         if not movable:
             raise RegistrationError(_too_large(sides, levels, sum(needs), limit_bytes))
-        levels[max(movable, key=lambda i: needs[i])] += 1
+        if all(side.representation.one_scale for side in sides):
+            levels = [level + 1 for level in levels]
+        else:
+            levels[max(movable, key=lambda i: needs[i])] += 1
 
 
 def _too_large(sides: list[Input], levels: list[int], needed: float, limit: float) -> str:

@@ -133,11 +133,13 @@ def _read_arrays(path: Path, name: str, missing: dict[str, str]) -> Arrays | Non
         missing[name] = f"{path.name} is not in this folder."
         return None
     try:
+        # Report pages are made of folders that others sent: an array of objects would run code.
         with np.load(path, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in arrays.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         missing[name] = f"{path.name} cannot be read ({brief(error)})."
         return None
+    # A foreign panels.npz is a missing piece of the page, and no reason to have no page.
     strange = [key for key, array in found.items() if not _expected(key, array)]
     if strange:
         shape = f"{found[strange[0]].dtype} of shape {found[strange[0]].shape}"

@@ -162,10 +162,9 @@ def _errors(result: Result) -> list[dict[str, str]]:
     """Make the rows of the table of errors against a known truth; none where no truth is known."""
     if result.truth is None:
         return []
-    rows = [{"method": "this registration"} | _error_row(result.truth)]
-    if result.baseline is not None:
-        rows.append({"method": result.baseline.name} | _error_row(result.baseline))
-    return rows
+    beside = (() if result.baseline is None else (result.baseline,)) + result.others
+    own = {"method": "this registration"} | _error_row(result.truth)
+    return [own, *({"method": other.name} | _error_row(other) for other in beside)]
 
 
 def _error_row(errors: Errors) -> dict[str, str]:
@@ -213,6 +212,7 @@ def _landscape(
     rotations = np.asarray(search["rotations"], dtype=np.float64)[finite]
     scores = np.asarray(search["scores"], dtype=np.float64)[finite]
     angles = angle_deg(np.swapaxes(rotations, -1, -2) @ found.rotation_xyz)
+    # Candidates of another start than the search have no coarse score, and no place in its landscape.
     marked = [(c["angle"], c["coarse"], str(c["rank"])) for c in candidates if is_number(c["coarse"])]
     drawn = [
         Chart(

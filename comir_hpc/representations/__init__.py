@@ -8,6 +8,7 @@ pyramid. A representation also says how alike two of them are (`Measure`), and w
 `measures`     `Measure`: scores, criterion of the search, metric of the refinement
 `features`     `Features`: channels, mask and grid; where the specimen is
 `learned`      encoders of a training run, evaluated here
+`working`      the grids that encoders see a pair on
 `stored`       representations that `comir-hpc infer` wrote
 `trained`      what those two have in common
 `intensity`    intensities, by mutual information
@@ -40,7 +41,7 @@ A new representation is one file with one class, and one line in ``REPRESENTATIO
   more.
 * `from_settings` opens models and files; `identity` names them in the fingerprint of the result, and `provenance` in
   the result itself.
-* `levels` and `grid`, if only some levels can be used, or if the channels lie on another grid than the volume.
+* `levels` and `place`, if only some levels can be used, or if the volume is seen on another grid than its own.
   `features` is called for any of `levels`, so a map can be made at its own scale instead of being averaged down.
 * `learned` and `reference`, if a right answer is known to reach a certain agreement. Without them the verdict is at
   best WARN.

@@ -17,8 +17,9 @@ from comir_hpc.representations.protocol import Array, Representation, Role
 from comir_hpc.representations.stored import Stored
 from comir_hpc.representations.trained import Trained
 from comir_hpc.representations.working import WorkingGrids
-from comir_hpc.runs.model import read_model
+from comir_hpc.runs.model import general_model, read_model
 from comir_hpc.space.grid import Grid
+from comir_hpc.volumes.resampled import Resampled
 from comir_hpc.volumes.volume import Volume
 
 _LIBRARY_BYTES = 24 << 20  # measured: loaded for the first window that is encoded
@@ -41,6 +42,7 @@ class Learned(Trained):
     working: WorkingGrids
 
     origin: ClassVar[str] = "encoded here"
+    one_scale: ClassVar[bool] = True
     memory_remedy: ClassVar[str] = (
         ", or run `comir-hpc infer` first and give --fixed-representation and --moving-representation: "
         "their coarser levels can be compared"
@@ -61,8 +63,7 @@ class Learned(Trained):
         """
         if settings.representation_of(role) is not None:
             return Stored.from_settings(volume, settings, role, partner)
-        run, modality = settings.model, settings.modality_of(role)
-        assert run is not None  # RegisterSettings holds it
+        run, modality = settings.model or general_model(), settings.modality_of(role)
         encoder = load_encoder(
             run,
             modality,
@@ -103,13 +104,15 @@ class Learned(Trained):
         return tuple(self.levels)[-2:][::-1] if self.model.scale_free else ()
 
     def working_bytes(self, level: int) -> float:
-        """Predict the memory, in bytes, of the windows that are encoded at once."""
+        """Predict the memory, in bytes, of what is read to be resampled, or of the windows that are encoded at once."""
         encoder = self.encoder
+        seen = Resampled(self.volume, self.place(level))
+        reading = _LIBRARY_BYTES + seen.working_bytes(seen.grid.box)
         if encoder.device.type != "cpu":
-            return _LIBRARY_BYTES
+            return reading
         window = encoder.windows(self.grid(level).shape_zyx).window_zyx
         tensors = predict_encoding(encoder.network, window, DTYPES[encoder.precision])
-        return _LIBRARY_BYTES + math.ceil(_WINDOW * torch.get_num_threads() * tensors)
+        return max(reading, _LIBRARY_BYTES + math.ceil(_WINDOW * torch.get_num_threads() * tensors))
 
     def values(self, level: int, image: Array) -> Array:
         """Encode the volume as it is seen on a working grid."""

@@ -46,6 +46,8 @@ class Representation(ABC):
     learned : bool
         Whether a model was trained so that two representations correlate. The verdict then compares their agreement
         with `reference`. Otherwise their agreement has no scale, and the verdict is at best WARN.
+    one_scale : bool
+        Whether a level has the same spacing for both volumes of a pair, and they are comparable only if it is the same.
     pictured : bool
         Whether the first channel is shown in the report beside the intensities.
     memory_remedy : str
@@ -58,6 +60,7 @@ class Representation(ABC):
     origin: ClassVar[str] = "computed here"
     noun: ClassVar[str] = "representations"
     learned: ClassVar[bool] = False
+    one_scale: ClassVar[bool] = False
     pictured: ClassVar[bool] = True
     memory_remedy: ClassVar[str] = ""
 

@@ -10,17 +10,19 @@ Axes: n patches, l latent channels, z y x space.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from comir_hpc.learning.patches import REFERENCE, specimen_mask
-from comir_hpc.learning.sampler import Sampler
 from comir_hpc.representations.equivariance import equivariance_errors
 from comir_hpc.representations.quality import agreement, effective_rank, foreground_agreement, retrieval
 from comir_hpc.space.groups import Group
+
+if TYPE_CHECKING:
+    from comir_hpc.learning.sampler import Sampler
 
 Encode = Callable[[int, Tensor], Tensor]
 """From modality number and images (n, c, z, y, x) to maps (n, l, z, y, x), in evaluation mode, without gradient."""

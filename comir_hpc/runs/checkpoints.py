@@ -84,6 +84,7 @@ def write_checkpoint(path: Path, record: dict[str, Any]) -> None:
         if path.exists():
             shutil.rmtree(path)
         spare.replace(path)
+        # A rename is on the disk only when the folder that holds the name is.
         flush(path.parent)
     # torch reports a full disk while it writes its archive as a RuntimeError.
     except (OSError, RuntimeError) as error:
@@ -96,6 +97,7 @@ def write_checkpoint(path: Path, record: dict[str, Any]) -> None:
 
 def _refusal(path: Path, error: Exception) -> str:
     """Say why a file cannot be written; torch reports a full disk by a line of its source code."""
+    # What torch says is no reason that a person understands, so the disk is asked.
     full = isinstance(error, RuntimeError) and shutil.disk_usage(_place(path)).free < 2**20
     return "no space left on the disk" if full else brief(error)
 
@@ -117,6 +119,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         file = path / manifest["file"]
+        # The size first: it finds most torn files without reading them.
         if file.stat().st_size != manifest["bytes"] or _digest(file) != manifest["sha256"]:
             raise CheckpointError(f"{path} is damaged: {file.name} is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -152,6 +155,7 @@ def read_tensors(path: Path) -> Any:
 def _reason(error: BaseException) -> str:
     """Return the first sentence of what torch says, without its source lines and its advice."""
     line = brief(error).split(". ")[0].split(" (Triggered ")[0]
+    # The advice to load without `weights_only` would run code of the file.
     return type(error).__name__ if "weights_only" in line else line
 
 

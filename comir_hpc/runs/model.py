@@ -141,6 +141,7 @@ class Model(Record):
 
     def provenance(self, run: Path) -> dict[str, Any]:
         """Say which model it was, for the result of a registration; JSON-ready."""
+        # Enough to tell two models apart. The rest is in the run folder, which the result names.
         kept = ("step", "modalities", "spacing_mm", "group", "latent_channels", "reference")
         record = self.as_dict()
         return {"run": str(run), **{key: record[key] for key in kept if key in record}}

@@ -79,6 +79,7 @@ def read_record(path: Path, kind: type[R], refusal: type[ComirError], remedy: st
         raise refusal(f"{path} is damaged ({brief(error)}); {remedy}") from error
     if not isinstance(content, dict):
         raise refusal(f"{path} is damaged: it holds {_shown(content)}, expected an object; {remedy}")
+    # Before the keys are checked: of a newer format they may mean something else, and the advice is another one.
     _require_known_format(path, content.get("format", 0), refusal, remedy)
     try:
         return kind.model_validate_json(text)
@@ -111,6 +112,7 @@ def make_record(kind: type[R], content: dict[str, Any]) -> R:
     pydantic.ValidationError
         If a value is of another type: a mistake of the caller.
     """
+    # By way of JSON: checked as strictly as a reader will check the file, in which a tuple is a list.
     return kind.model_validate_json(json.dumps({"format": FORMAT, **content}))
 
 
@@ -163,6 +165,7 @@ def _require_known_format(path: Path, found: object, refusal: type[ComirError], 
 def _first(error: ValidationError) -> str:
     """Say what is wrong with the first key, and how many others are."""
     problems = error.errors(include_url=False)
+    # By place: a union reports one problem for each of its types.
     others = len({problem["loc"] for problem in problems}) - 1
     return _in_words(problems[0]) + (f" (and {others} more)" if others else "")
 

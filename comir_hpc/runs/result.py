@@ -155,6 +155,8 @@ class Result(Record):
         Fixed to moving, LPS, mm. None: the registration failed without an answer.
     truth, baseline : Errors, Baseline or None
         Errors against a known truth and the baseline's, which `evaluate` and `demo` add; None without them.
+    others : tuple of Baseline
+        Errors of further methods on the same pair, which `demo` adds.
     """
 
     format: int = 0
@@ -185,6 +187,7 @@ class Result(Record):
     peak_memory_mib: Figure = None
     truth: Errors | None = None
     baseline: Baseline | None = None
+    others: tuple[Baseline, ...] = ()
 
     @property
     def transform(self) -> Affine | None:

@@ -74,6 +74,7 @@ class Group:
     @cached_property
     def inverses(self) -> IntArray:
         """Number of every element's inverse, (G,)."""
+        # The elements are orthogonal, so that the transpose undoes one.
         return np.array([self.index(matrix.T) for matrix in self.matrices], dtype=np.int64)
 
     def compose(self, i: int, j: int) -> int:
@@ -136,6 +137,7 @@ class Group:
         for axes in self.tied_axes:
             if len({values_zyx[axis] for axis in axes}) > 1:
                 tied = ", ".join(AXES[axis] for axis in axes)
+                # Only groups with which this quantity works are offered.
                 smaller = ("C2",) if self.is_planar else ("D4", "D2")
                 free = [name for name in smaller if _keeps(_group(name), values_zyx)]
                 raise ConfigError(
@@ -250,6 +252,7 @@ def group_for_spacing(
     def equal(values: FloatArray) -> bool:
         return bool(values.max() <= values.min() * (1 + tolerance))
 
+    # Only z is looked at as the axis that differs: no group here has its four-fold axis along y or x.
     square = equal(spacing[1:])
     if planar:
         return _group("C4" if square else "C2")
@@ -281,6 +284,7 @@ def act(volume: VolumeT, matrix: ArrayLike) -> VolumeT:
     ConfigError
         If the volume has fewer than three axes or the matrix is no signed permutation.
     """
+    # Only of a signed permutation are the rows of absolute values orthonormal: no two of them share a column.
     g = np.asarray(matrix)
     if g.shape != (3, 3) or not np.array_equal(np.abs(g) @ np.abs(g).T, np.eye(3)):
         raise ConfigError(

@@ -144,19 +144,7 @@ def so3_grid(count: int) -> FloatArray:
 def so2_grid(count: int) -> FloatArray:
     """Make rotations about z by `count` evenly spread angles, the first of them 0: all turns of a single slice.
 
-    Parameters
-    ----------
-    count : int
-        Number of rotations, at least 1.
-
-    Returns
-    -------
-    (count, 3, 3) float64 in zyx order.
-
-    Raises
-    ------
-    ConfigError
-        If `count` is smaller than 1.
+    Parameters, result and errors are those of `so3_grid`.
     """
     _require_rotations(count)
     half = np.pi * np.arange(count) / count

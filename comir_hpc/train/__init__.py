@@ -47,6 +47,7 @@ from comir_hpc.train.checks import (
     encoder_options,
     inspect_inputs,
     require_same_model,
+    world_notes,
 )
 from comir_hpc.train.loop import Loop
 from comir_hpc.train.plan import choose_recomputed_levels, plan_training, predict
@@ -160,10 +161,10 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
     claim_run(settings, run, done)
     if model and model.step == settings.optimiser.steps:
         return _result(run, model, start, notes)
+    inputs = inspect_inputs(settings)
+    notes.extend(world_notes(inputs.volumes))
     for note in notes:
         _log.warning("%s", note)
-
-    inputs = inspect_inputs(settings)
     chosen = choose_recomputed_levels(settings, inputs)
     description = _describe(chosen, inputs)
     if state and path:

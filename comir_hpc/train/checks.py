@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import nn
 
+from comir_hpc.config.base import Settings
 from comir_hpc.config.files import dump
 from comir_hpc.config.train import TrainSettings
 from comir_hpc.errors import CheckpointError, ConfigError, VolumeError
@@ -87,7 +88,7 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
     Raises
     ------
     VolumeError
-        If a volume is missing, or the volumes of a pair are not on one grid.
+        If a volume is missing, or the volumes of a pair do not lie in one place.
     ConfigError
         If patch, level or group do not fit the volumes.
     """
@@ -96,7 +97,7 @@ def inspect_inputs(settings: TrainSettings) -> Inputs:
         return Inputs((), grid, _choose_group(settings, grid), dict.fromkeys(settings.encoder_names, 1))
     volumes = tuple(tuple(Volume.open(pair[m]) for m in settings.modalities) for pair in settings.pairs)
     for pair in volumes:
-        _require_one_grid(pair)
+        _require_one_world(pair)
         _require_room(pair[0], settings)
     grids = [pair[0].level_grid(settings.sampling.level) for pair in volumes]
     for grid, pair in zip(grids, volumes, strict=True):
@@ -203,7 +204,7 @@ def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
     if not steps_done or not path.is_file():
         return
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    before, now = flatten(record), flatten(yaml.safe_load(dump(settings)))
+    before, now = _defaults() | flatten(record), flatten(yaml.safe_load(dump(settings)))
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -217,6 +218,18 @@ def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
             f"{run} holds a run of {steps_done} steps with other settings ({listed}); use another --run, or the "
             "settings in its config.yaml (optimiser.steps may grow)"
         )
+
+
+def _defaults() -> dict[str, Any]:
+    """Give every setting of a training that has a default: a run of an older version does not name the newer ones."""
+    fields = TrainSettings.model_fields.items()
+    record = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in fields
+        if not field.is_required()
+    }
+    as_text = {k: v.model_dump(mode="json") if isinstance(v, Settings) else v for k, v in record.items()}
+    return flatten({k: v for k, v in as_text.items() if v != ()})
 
 
 def require_same_model(saved: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
@@ -240,22 +253,32 @@ def require_same_model(saved: dict[str, Any], expected: dict[str, Any], path: Pa
         )
 
 
-def _require_one_grid(pair: Sequence[Volume]) -> None:
+def _require_one_world(pair: Sequence[Volume]) -> None:
+    """Refuse volumes of which nothing lies in one place of the world, or of which one is a slice."""
     first = pair[0]
     for other in pair[1:]:
-        if other.grid.shape_zyx != first.grid.shape_zyx:
+        if other.grid.planar != first.grid.planar:
             raise VolumeError(
-                f"the volumes of a pair differ in shape: {first.path} has {_triple(first.grid.shape_zyx)}, "
-                f"{other.path} has {_triple(other.grid.shape_zyx)} voxels (z, y, x); training needs both on one grid: "
-                "`comir-hpc register` and `comir-hpc warp` put one on the other's"
+                f"of a pair, {first.path} is {first.grid} and {other.path} is {other.grid}; expected two volumes, or "
+                "two single slices"
             )
-        if not other.grid.agrees_with(first.grid):
-            overlap = first.grid.overlap_fraction(other.grid)
+        if not first.grid.overlap_fraction(other.grid) and not other.grid.overlap_fraction(first.grid):
             raise VolumeError(
-                f"{first.path} and {other.path} are not on one grid: equal shapes, but voxels lie elsewhere in the "
-                f"world ({overlap:.0%} of the first lies inside the second); `comir-hpc register` and "
-                "`comir-hpc warp` put one on the other's grid"
+                f"{first.path} ({first.grid}) and {other.path} ({other.grid}) do not overlap in the world; training "
+                "needs pairs that are aligned there: `comir-hpc register` and `comir-hpc warp` put one on the other"
             )
+
+
+def world_notes(pairs: Sequence[Sequence[Volume]]) -> tuple[str, ...]:
+    """Say of which volumes the files alone say that they are aligned, and on whose voxels patches are drawn."""
+    return tuple(
+        f"{other.path} ({other.grid}) has another grid than {pair[0].path} ({pair[0].grid}): they are taken as aligned "
+        f"where their files put them, {pair[0].grid.overlap_fraction(other.grid):.0%} of the first in the second; "
+        "patches have the voxels of the first"
+        for pair in pairs
+        for other in pair[1:]
+        if not other.grid.agrees_with(pair[0].grid)
+    )
 
 
 def _require_room(volume: Volume, settings: TrainSettings) -> None:

@@ -17,9 +17,10 @@ from comir_hpc.errors import ConfigError
 from comir_hpc.host.launch import DTYPES, choose_device, choose_precision, read_launch
 from comir_hpc.host.memory import available_bytes, in_words, peak_bytes
 from comir_hpc.learning.engine import make_engine
+from comir_hpc.learning.views import View
 from comir_hpc.networks import Network, StepCost, count_parameters, predict_encoding, predict_step
 from comir_hpc.representations.reference import NUM_PATCHES
-from comir_hpc.train.checks import Inputs, build_networks, check_settings, inspect_inputs
+from comir_hpc.train.checks import Inputs, build_networks, check_settings, inspect_inputs, world_notes
 
 # Share of free memory that a step may take: the rest is for workspaces of libraries and gaps between allocations.
 _USABLE = 0.8
@@ -144,13 +145,15 @@ def plan_training(settings: TrainSettings) -> dict[str, Any]:
     local = sampling.pairs_per_step // (launch.world_size * settings.engine.accumulation)
     seconds = _time_step(settings, networks, inputs.in_channels, local) * settings.engine.accumulation
     weights = sum(count_parameters(network) for network in networks.values())
-    volumes = _volume_bytes(inputs)
+    volumes = _volume_bytes(inputs, sampling.level)
     cached = volumes <= sampling.cache_mib * 2**20
     process = cost.total_bytes
     if device.type == "cpu":
         encoding = _reference_bytes(settings, networks, precision)
         process = process_bytes(cost, volumes if cached else 0, encoding)
+    notes = list(world_notes(inputs.volumes))
     return {
+        **({"notes": notes} if notes else {}),
         "pairs": f"{len(settings.pairs)} of {' and '.join(settings.modalities)}, {inputs.grid}",
         "samples": f"{steps} steps of {sampling.pairs_per_step} pairs of {sampling.patch} voxels (z, y, x)",
         "group": f"{inputs.group.name} ({len(inputs.group)} rotations)",
@@ -192,9 +195,9 @@ def _reference_bytes(settings: TrainSettings, networks: nn.ModuleDict, precision
     return math.ceil(_ENCODED * NUM_PATCHES * tensors)
 
 
-def _volume_bytes(inputs: Inputs) -> int:
-    voxels = math.prod(inputs.grid.shape_zyx)
-    return sum(v.num_channels * v.dtype.itemsize * voxels for pair in inputs.volumes for v in pair)
+def _volume_bytes(inputs: Inputs, level: int) -> int:
+    views = [View.of(volume, pair[0], level) for pair in inputs.volumes for volume in pair]
+    return sum(view.num_bytes for view in views)
 
 
 def _time_step(

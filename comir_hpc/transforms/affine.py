@@ -42,6 +42,7 @@ class Affine(PointMap):
     centre_mm: FloatArray = field(default_factory=lambda: np.zeros(3))
 
     def __post_init__(self) -> None:
+        # Copies, made read-only below: the caller may go on to change its own arrays.
         matrix = np.array(self.matrix_mm, dtype=np.float64)
         centre = np.array(self.centre_mm, dtype=np.float64)
         if matrix.shape != (4, 4) or centre.shape != (3,):
@@ -105,6 +106,8 @@ class Affine(PointMap):
     @property
     def rotation_xyz(self) -> FloatArray:
         """Nearest rotation (3, 3) to the linear part, acting on world vectors (x, y, z)."""
+        # Of all orthogonal matrices, U V^T is the nearest to the linear part. If that is a reflection, the direction
+        # that is scaled least is turned round.
         left, _, right = np.linalg.svd(self.matrix_mm[:3, :3])
         sign = np.sign(np.linalg.det(left @ right))
         rotation: FloatArray = left @ np.diag([1.0, 1.0, sign]) @ right
@@ -114,6 +117,7 @@ class Affine(PointMap):
     def rotation_deg(self) -> float:
         """Angle of `rotation_xyz` in degrees, 0 to 180."""
         rotation = self.rotation_xyz
+        # An arc cosine alone loses half of the digits near 0 and near 180 degrees.
         sine = np.linalg.norm(rotation - rotation.T) / np.sqrt(2)
         return float(np.degrees(np.arctan2(sine, np.trace(rotation) - 1)))
 

@@ -78,6 +78,7 @@ def as_affine(transform: PointMap) -> Affine | None:
 def notes_on(transform: PointMap, name: str) -> tuple[str, ...]:
     """Return what the user should know of a transform that was read from a file of this name."""
     linear = [part for part in transform.parts if isinstance(part, Affine)]
+    # Two reflections, one after the other, are a rotation.
     if sum(part.determinant < 0 for part in linear) % 2 == 0:
         return transform.notes
     return (

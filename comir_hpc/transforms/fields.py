@@ -55,6 +55,8 @@ def displacement_field(path: Path) -> ItkTransform | None:
         ) from error
     shape, intent = header.get_data_shape(), int(header["intent_code"])
     word = header["intent_name"].item().decode(errors="replace").strip()
+    # Four axes with three values at the end may be an image with three time points. Only the intents of FSL (2006 to
+    # 2009) say that they are vectors.
     if len(shape) < 4 or shape[-1] != 3 or (len(shape) == 4 and not 2006 <= intent <= 2009):
         return None
     if intent != _VECTOR_INTENT or word or len(shape) != 5 or shape[3] != 1:

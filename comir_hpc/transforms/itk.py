@@ -46,10 +46,12 @@ def itk_image(array_zyx: NDArray[Any], grid: Grid, *, flat: bool = False) -> sit
     if flat:
         array_zyx = np.squeeze(array_zyx, axis=-3)
     if array_zyx.ndim == (3 if flat else 4):
+        # SimpleITK keeps the values of one voxel side by side, so the channels become the last axis.
         image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(array_zyx, 0, -1)), isVector=True)
     else:
         image = sitk.GetImageFromArray(np.ascontiguousarray(array_zyx))
     axes = image.GetDimension()
+    # Reversed first and cut then: a flat image keeps x and y.
     image.SetSpacing(grid.spacing_mm[::-1][:axes])
     image.SetOrigin(grid.origin_mm[:axes])
     image.SetDirection([number for row in grid.direction[:axes] for number in row[:axes]])
@@ -101,6 +103,8 @@ def from_itk(transform: sitk.Transform, *, flat: bool = False) -> Affine:
         raise RegistrationError(
             f"transform ({transform.GetName()}) is not finite: it sends its centre to {at_centre}"
         )
+    # The columns are read off the transform itself: how far it moves the end of 1 mm along each axis. So it does not
+    # matter what the parameters of ITK's many linear classes mean.
     matrix = np.eye(4)
     for axis, unit in enumerate(np.eye(axes)):
         moved = transform.TransformPoint((centre[:axes] + unit).tolist())
@@ -162,11 +166,13 @@ class ItkTransform(PointMap):
     def apply(self, points_mm: ArrayLike) -> FloatArray:
         """Return the moving-space points (..., 3) of fixed-space points (..., 3), LPS (x, y, z) in mm."""
         points = np.asarray(points_mm, dtype=np.float64)
+        # SimpleITK takes one point at a call.
         moved = [self.itk.TransformPoint(point) for point in points.reshape(-1, 3).tolist()]
         return np.asarray(moved, dtype=np.float64).reshape(points.shape)
 
     def apply_to_grid(self, grid: Grid) -> FloatArray:
         """Return the moving-space points (z, y, x, 3) of all voxel centres of a fixed grid."""
+        # One call, in ITK's own code, instead of one for each voxel.
         shifts = sitk.TransformToDisplacementField(self.itk, sitk.sitkVectorFloat64, *itk_lattice(grid))
         voxels = np.stack(np.meshgrid(*map(np.arange, grid.shape_zyx), indexing="ij"), axis=-1)
         moved: FloatArray = grid.world_mm(voxels) + sitk.GetArrayFromImage(shifts)

@@ -118,6 +118,7 @@ def _text(path: Path) -> str:
         raise VolumeError(f"{path} is not text ({error.reason}); expected a CSV file in UTF-8") from error
     if "\0" in text:
         raise VolumeError(f"{path} is not text; expected a CSV file in UTF-8")
+    # Slicer's own markups (.mrk.json) are JSON.
     if text.lstrip().startswith("{"):
         raise VolumeError(
             f"{path} is JSON, not a table; save the points as .csv or .fcsv in the program that made it"
@@ -177,6 +178,7 @@ def _take_header(draft: _Draft, line: str) -> None:
 def _split(line: str) -> tuple[tuple[str, ...], str]:
     """Split a header into its cells, by the separator that occurs most often in it; return both."""
     line = line.rstrip("\r\n")
+    # Not csv.Sniffer, which looks at the rows, too: commas in them may be decimals.
     separator = max(_SEPARATORS, key=line.count)
     cells = next(csv.reader([line], delimiter=separator), [])
     return tuple(cell.strip() for cell in cells), separator
@@ -239,6 +241,7 @@ def _number(cell: str, axis: str, where: str) -> float:
         value = float(cell)
     except ValueError:
         value = float("nan")
+    # `float` also takes 1_000, digits of other scripts, and what is around them: none is what a table means.
     plain = cell.strip(" \t")
     if np.isfinite(value) and "_" not in cell and plain.isascii() and plain.isprintable():
         return value
@@ -257,6 +260,7 @@ def _conversion(draft: _Draft) -> tuple[FloatArray, tuple[str, ...]]:
     if unit != "millimeter":
         notes.append(f"{name}: its points are in {unit}s, as it says; they were converted to mm")
     if system == "RAS":
+        # Of right and left, front and back. Both systems point to the head.
         factors[:2] *= -1
         notes.append(
             f"{name}: its points are RAS, as it says; they were converted to LPS (x and y change their sign)"

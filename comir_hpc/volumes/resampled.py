@@ -110,10 +110,11 @@ class Resampled:
         """Predict the bytes that reading a box takes besides its result."""
         if self.direct:
             return 0
-        source = max((self._source(piece).size for piece in self._pieces(box)), default=0)
-        # What is read, and the same as float32 of one channel, with a plane or two on the way.
-        each = self.volume.dtype.itemsize * self.volume.num_channels + 8 * (1 + self.padded)
-        return source * each + 4 * box.size
+        channels, padded = self.volume.num_channels, self.padded
+        # What is read; where there is padding, its masks, and one channel as float32 and without it.
+        read = self.volume.dtype.itemsize * channels + (channels + 9) * padded
+        made = 4 * channels + (channels + 16) * padded
+        return max(self._source(piece).size * read + piece.size * made for piece in self._pieces(box))
 
     def _inside(self, box: Box | None) -> Box:
         box = self.grid.box if box is None else box

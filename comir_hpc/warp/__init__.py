@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from comir_hpc.blocks.block import BlockResult
-from comir_hpc.blocks.cost import Figures, recording_seconds, side_by_side, together, writing_bytes
+from comir_hpc.blocks.cost import (
+    Figures,
+    about_seconds,
+    recording_seconds,
+    side_by_side,
+    together,
+    writing_bytes,
+)
 from comir_hpc.blocks.job import Execution, carry_out
 from comir_hpc.blocks.ledger import Ledger, fingerprint
 from comir_hpc.blocks.output import Output
@@ -112,7 +119,7 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
         "available_memory": in_words(available_bytes()),
         "disk_at_most": in_words(predicted.num_bytes or 0),
         "files_at_most": predicted.files,
-        "seconds": round(predicted.seconds or 0.0, 1),
+        "time_expected": about_seconds(predicted.seconds or 0.0),
     }
 
 
@@ -197,6 +204,7 @@ class _Job:
         require_apart(settings.out, settings.zarr, settings.like, settings.transform)
         self.settings = settings
         self.moving = Volume.open(settings.zarr)
+        # Of the fixed volume only the grid counts; none of its voxels is read.
         self.fixed = Volume.open(settings.like).grid
         self.transform = read_transform(settings.transform)
         self.inside = share_inside(self.transform, self.fixed, self.moving.grid)
@@ -237,8 +245,7 @@ class _Job:
 
     @property
     def execution(self) -> Execution:
-        how = self.settings
-        return Execution(how.part, how.workers, how.cluster, how.verify, how.overwrite)
+        return Execution.from_settings(self.settings)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -274,6 +281,7 @@ class _Job:
         """Settings and inputs that the voxels and their layout depend on."""
         return {
             "source_fingerprint": self.source_fingerprint,
+            # The content and not the path: `register` may have written another transform to the same place since.
             "transform": hashlib.sha256(self.settings.transform.read_bytes()).hexdigest()[:16],
             "grid": self.fixed.as_dict(),
             "interpolation": self.interpolation,
@@ -315,6 +323,7 @@ class _Work:
         self._job: _Job | None = job
 
     def __getstate__(self) -> dict[str, Any]:
+        # Other processes get the settings only, and open volumes and transform themselves.
         return {"settings": self.settings, "_job": None}
 
     @cached_property

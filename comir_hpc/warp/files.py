@@ -79,7 +79,7 @@ def file_format(path: Path) -> FileFormat | None:
     found = next((FORMATS[suffix] for suffix in FORMATS if name.endswith(suffix)), None)
     if found is None:
         raise ConfigError(
-            f"--out {path}: unknown format; expected .zarr (any size) or one of {', '.join(FORMATS)} (made in memory)"
+            f"{path}: unknown format; expected .zarr (any size) or one of {', '.join(FORMATS)} (made in memory)"
         )
     return found
 
@@ -148,7 +148,7 @@ def require_memory(path: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise VolumeError(
             f"{path} needs {in_words(num_bytes)} of memory, since a single file is made in memory; "
-            f"{in_words(free)} are free. Write --out NAME.zarr, which needs a block at a time"
+            f"{in_words(free)} are free. Write NAME.zarr, which needs a block at a time"
         )
 
 
@@ -162,9 +162,9 @@ def require_free_place(path: Path, *, overwrite: bool) -> None:
     """
     try:
         if path.is_dir():
-            raise VolumeError(f"{path} is a folder; choose another --out")
+            raise VolumeError(f"{path} is a folder; choose another name")
         if path.exists() and not overwrite:
-            raise VolumeError(f"{path} exists; choose another --out, or pass --overwrite")
+            raise VolumeError(f"{path} exists; choose another name, or pass --overwrite")
         make_folder(path)
         probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
         probe.touch()

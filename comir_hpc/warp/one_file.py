@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from comir_hpc.blocks.cost import about_seconds
 from comir_hpc.config.warp import WarpSettings
 from comir_hpc.errors import ConfigError
 from comir_hpc.host.memory import available_bytes, expected_peak, in_words
@@ -94,7 +95,7 @@ def plan_file(settings: WarpSettings, resampler: Resampler) -> dict[str, Any]:
         "available_memory": in_words(available_bytes()),
         "disk_at_most": in_words(stored_bytes(_shape(resampler), resampler.moving.dtype)),
         "files": 1,
-        "seconds": round(seconds, 1),
+        "time_expected": about_seconds(seconds),
     }
 
 

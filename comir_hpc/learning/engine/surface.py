@@ -257,7 +257,7 @@ class _Encoders(nn.Module):
         networks = list(self.networks.values())
         if len(networks) < len(images):
             # One encoder for all modalities: batch statistics are those of all, as the running ones will be.
-            return self._encode(networks[0], torch.cat(images)).split([len(one) for one in images])
+            return torch.split(self._encode(networks[0], torch.cat(images)), [len(one) for one in images])
         jobs = [partial(self._encode, one, image) for one, image in zip(networks, images, strict=True)]
         if self.lockstep is not None and self.training:
             return encode_in_lockstep(self.lockstep, networks, jobs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -96,7 +97,7 @@ def _embedded() -> Floats:
         embedded_volume,
     )
 
-    images = [nibabel.load(embedded_volume(name)) for name in EMBEDDED]
+    images: list[Any] = [nibabel.load(embedded_volume(name)) for name in EMBEDDED]
     return np.stack([np.asarray(one.dataobj, dtype=np.float32).transpose(2, 1, 0) for one in images])
 
 

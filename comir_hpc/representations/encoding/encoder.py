@@ -19,8 +19,8 @@ from comir_hpc.config.infer import OVERLAP, WINDOW
 from comir_hpc.config.words import Precision
 from comir_hpc.errors import VolumeError
 from comir_hpc.host.launch import DTYPES
-from comir_hpc.representations.encoding.grid import Blend, WindowGrid, plan_windows
-from comir_hpc.representations.encoding.reader import Array, NormalisedReader, Read
+from comir_hpc.representations.encoding.grid import Array, Blend, Read, WindowGrid, plan_windows
+from comir_hpc.representations.encoding.reader import NormalisedReader
 from comir_hpc.representations.encoding.sweep import Sweep
 from comir_hpc.space.grid import Box, Grid, Triple, Vector
 from comir_hpc.space.groups import Group, act

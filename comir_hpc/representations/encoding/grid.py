@@ -8,7 +8,7 @@ that touch it, without knowing of any other block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from comir_hpc.config.words import Blend as Blend
 from comir_hpc.errors import ConfigError
 from comir_hpc.space.grid import Box, Triple
+
+Array = NDArray[np.float32]
+Read = Callable[[Box], Array]
+"""Gives the network input (c, z, y, x) of a box."""
 
 Profile = NDArray[np.float32]
 

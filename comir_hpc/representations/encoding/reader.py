@@ -5,21 +5,16 @@ Axes: c image channels, z y x space.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from comir_hpc.representations.encoding.grid import Array
 from comir_hpc.space.grid import Box, Grid
 from comir_hpc.volumes.resampled import Resampled
 
 if TYPE_CHECKING:
     from comir_hpc.volumes.volume import Intensity, Volume
-
-Array = NDArray[np.float32]
-Read = Callable[[Box], Array]
-"""Gives the network input (c, z, y, x) of a box."""
 
 
 class NormalisedReader:

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from comir_hpc.representations.encoding.evaluation import Cut, in_batches, on_threads
-from comir_hpc.representations.encoding.grid import Window, WindowGrid
-from comir_hpc.representations.encoding.reader import Array, Read
+from comir_hpc.representations.encoding.grid import Array, Read, Window, WindowGrid
 from comir_hpc.space.grid import Box, Triple
 
 _KEPT_BYTES = 40 << 20  # most memory for values of windows that the next row of blocks needs, too

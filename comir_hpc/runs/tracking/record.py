@@ -97,6 +97,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_step(value: object) -> bool:
+    # A bool is an int for Python.
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -104,6 +105,7 @@ def drop_after(path: Path, step: int) -> None:
     """Keep the lines up to `step`, atomically; none when `step` is 0."""
     if not path.exists():
         return
+    # Steps after the checkpoint are done again, and would stand in the record twice.
     kept = [row for row in _rows(path) if row["step"] <= step] if step else []
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 

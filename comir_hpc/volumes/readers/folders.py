@@ -48,9 +48,11 @@ def folder(
         If there is no volume, or more than one.
     """
     with reading(path, "folder"):
+        # Hidden files are those of file managers (.DS_Store, ._slice.tif), never slices.
         files = sorted(f for f in path.iterdir() if not f.name.startswith(".") and f.is_file())
     kinds = _kinds(files, suffix_of)
     images = {f for of_kind in kinds.values() for f in of_kind}
+    # DICOM files mostly have no suffix: each file whose name says nothing is opened and asked.
     marked = [f for f in files if f not in images and suffix_of(f) is None and is_dicom(f)]
     if marked and (series := dicom_images(marked)):
         _refuse_rivals(path, {"DICOM": marked, **{k: f for k, f in kinds.items() if series_among(f)}})
@@ -73,11 +75,13 @@ def _of_kind(
     dataset: str | None,
     opened: Callable[[Path, str | None], Source],
 ) -> Source:
+    # One picture is a series of one slice. Any other file may be a whole volume.
     if len(files) == 1 and kind not in _PICTURES.values():
         return _single(path, opened(files[0], dataset), strangers)
     if kind == "TIFF" or kind in _PICTURES.values():
         found = numbered_files(path, files)
         found = replace(found, left_out=(*found.left_out, *strangers))
+        # None: every TIFF holds several pages, so these are tiles and not slices.
         slices = picture_folder(path, found) if kind != "TIFF" else tiff_folder(path, found)
         if slices is not None:
             if dataset is not None:
@@ -115,6 +119,7 @@ def _main_kind(path: Path, kinds: dict[str, list[Path]]) -> str:
     if len(rivals) == 1:
         return next(iter(rivals))
     _refuse_rivals(path, rivals)
+    # Pictures beside volumes are taken for previews.
     volumes = [kind for kind in kinds if kind not in _PICTURES.values()] or list(kinds)
     if len(volumes) == 1:
         return volumes[0]

@@ -57,6 +57,7 @@ def hdf5(path: Path, dataset: str | None = None) -> Source:
         labels = [str(tag["key"]) for tag in tags] if tags else _labels(found)
         axes, notes = named_axes(labels, shape, path, "axistags" if tags else "dimension labels")
         dtype = storable(found.dtype, path)
+        # A chunk is decoded as a whole, so that blocks along chunks decode each one once.
         chunks = shape_of(found.chunks, axes)[1:] if found.chunks else (1, 1, 1)
         spacing, unit, says = _spacing(found, tags)
         if unit and [a for a in axes if a in "zyx"] != list("zyx"[-(3 if "z" in axes else 2) :]):
@@ -91,6 +92,7 @@ def _datasets(file: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     found: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def note(name: str, node: Any) -> None:
+        # A dataset without a dataspace (H5S_NULL) has no shape.
         if isinstance(node, h5py.Dataset) and node.shape is not None:
             found[name] = (tuple(node.shape), str(node.dtype))
 
@@ -137,6 +139,7 @@ def _spacing(found: Any, tags: Sequence[dict[str, Any]]) -> tuple[Vector | None,
         for name, unit in _SIZE_UNITS.items():
             if name in holder.attrs:
                 sizes = _numbers(holder.attrs[name])
+                # A single slice need not say how thick it is.
                 if planar and len(sizes) == 2:
                     sizes = [THICKNESS, *sizes]
                 if len(sizes) == 3 and all(np.isfinite(sizes)) and min(sizes) > 0:

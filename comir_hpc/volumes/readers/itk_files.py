@@ -135,6 +135,7 @@ def place_of(
     axes, direction = min(dimension, 3), np.eye(3)
     direction[:axes, :axes] = np.asarray(header.GetDirection()).reshape(dimension, dimension)[:axes, :axes]
     spacing = np.asarray((*header.GetSpacing(), THICKNESS)[:3], dtype=np.float64)
+    # With 1 in its place the axes can be examined all the same; the user is asked for the spacing later.
     missing = ~np.isfinite(spacing) | (spacing == 0)
     origin = [o * f for o, f in zip((*header.GetOrigin(), 0.0)[:3], mm, strict=True)]
     size = (*header.GetSize(), 1)[:3]
@@ -248,6 +249,7 @@ def _raw_or_loaded(
     for file in own.data[:1]:
         require_possible(file, num_bytes, own.gain)
 
+    # Read once and kept: what ITK unpacks is unpacked as a whole, whatever box is asked for.
     @lru_cache(maxsize=1)
     def image() -> sitk.Image:
         return itk_header(path, kind).Execute()

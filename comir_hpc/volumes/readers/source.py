@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comir_hpc.errors import ComirError, ConfigError, VolumeError
+from comir_hpc.errors import ComirError, ConfigError, VolumeError, printable
 from comir_hpc.space.grid import IDENTITY, MM_PER_UNIT, Box, Grid, Matrix, Triple, Vector, unit_name
 
 # What the readers' libraries raise on a file that is torn or not what its name says.
@@ -84,6 +84,10 @@ class Source:
     order: Triple = (0, 1, 2)
     unit_assumed: bool = False
 
+    def __post_init__(self) -> None:
+        # The notes quote names and values of the file.
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
+
     @property
     def shape_zyx(self) -> Triple:
         """Number of voxels along z, y, x."""
@@ -151,6 +155,7 @@ class Source:
             )
         used = tuple(spacing[axis] for axis in self.order) if spacing else self.spacing_zyx
         assert used is not None
+        # The origin stays where the file put it, also if the user gives the spacing in another unit.
         scale = MM_PER_UNIT[own] / MM_PER_UNIT[named] if own else 1.0
         x, y, z = (o * scale for o in self.origin_xyz)
         try:
@@ -168,6 +173,7 @@ class Source:
                 stat = file.stat()
             except OSError as error:
                 raise VolumeError(f"{file} disappeared while it was read ({error}); run again") from error
+            # Not the content: that would read terabytes before the first block.
             digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 

@@ -100,9 +100,12 @@ def read_frames(path: Path) -> tuple[Frame, ...]:
     """
     if path.stat().st_size == 0:
         raise VolumeError(f"{path} is empty (0 bytes); copy or export it again")
+    # `force`: files without the mark "DICM" at byte 128 are common. Only the elements that count are read, since
+    # private ones may be of any length.
     with reading(path, "DICOM", *UNREADABLE), quiet(), path.open("rb") as file:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
         if "Rows" not in header or "Columns" not in header:
+            # A report, or the list of files on a disc (DICOMDIR), is whole and has no image.
             if "SOPClassUID" in header or "MediaStorageSOPClassUID" in header.file_meta:
                 return ()
             raise ValueError("it has neither the mark of DICOM nor an image's size")
@@ -139,6 +142,7 @@ def _frames(header: Dataset, pixels: Pixels) -> tuple[Frame, ...]:
     if several and len(several) != pixels.frames:
         raise ValueError(f"{pixels.frames} frames, and {len(several)} are described")
     detector, shared = header.get("DetectorInformationSequence") or (), header.get(_SHARED) or ()
+    # The later counts: what an enhanced file says of all frames, over what its plain header says.
     of_all = _values([*detector, header, *chain.from_iterable(map(_parts, shared))])
     if not several:
         return tuple(_frame(of_all, pixels, k, alone=pixels.frames == 1) for k in range(pixels.frames))
@@ -188,6 +192,8 @@ def _pixel_notes(said: dict[str, Any], pixels: Pixels) -> Iterator[str]:
         yield f"the header has no BitsStored: all {pixels.allocated} bits of a pixel are taken"
     if "PixelRepresentation" not in said and pixels.kind != "f":
         yield "the header has no PixelRepresentation: its values are taken as unsigned"
+    if pixels.guessed:
+        yield f"it names no transfer syntax: its elements look like {pixels.guessed}, and are read so"
     if pixels.excess:
         rows, columns, _ = pixels.shape
         yield (
@@ -253,6 +259,7 @@ def _pixel_spacing(said: dict[str, Any]) -> tuple[tuple[float, float] | None, st
 
 def _rescale(said: dict[str, Any], pixels: Pixels) -> tuple[float, float, tuple[str, ...]]:
     """Return the slope and intercept of the stored values."""
+    # Doses are scaled by an element of their own, and may carry a rescale slope without meaning.
     dose = _one(said.get("DoseGridScaling"))
     if dose is not None:
         return dose, 0.0, ()

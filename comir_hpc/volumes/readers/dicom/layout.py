@@ -44,6 +44,8 @@ class Pixels:
         Compression of the pixels: `RUNS`, `DEFLATED`, `CODEC`, or empty where they are not compressed.
     excess : int
         Bytes of plain pixels beyond those of all frames, which are not read.
+    guessed : str
+        How the elements are written, where the file does not say it and their look decides; otherwise empty.
     """
 
     file: Path
@@ -59,6 +61,7 @@ class Pixels:
     order: str
     coder: str
     excess: int = 0
+    guessed: str = ""
 
     @property
     def frame_bytes(self) -> int:
@@ -144,6 +147,7 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
         path, (int(header.Rows), int(header.Columns), 1 if samples is None else int(samples)),
         int(header.get("NumberOfFrames", 1) or 1), bits, stored, high, kind,
         photometric, bool(header.get("PlanarConfiguration", 0)), start, order, coder,
+        guessed="" if syntax else f"{'im' if implicit else 'ex'}plicit {'little' if little else 'big'} endian",
     )  # fmt: skip
     _check_length(pixels, length)
     # One byte makes an odd length even.

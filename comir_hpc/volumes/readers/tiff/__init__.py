@@ -22,7 +22,7 @@ from comir_hpc.volumes.readers.source import Source, reading, storable
 from comir_hpc.volumes.readers.tiff.calibration import calibration as _calibration
 from comir_hpc.volumes.readers.tiff.calibration import declared_planes
 from comir_hpc.volumes.readers.tiff.pages import TIFF_ERROR as _TIFF_ERROR
-from comir_hpc.volumes.readers.tiff.pages import Pages, open_tiff, read_page
+from comir_hpc.volumes.readers.tiff.pages import Pages, hole_notes, not_stored, open_tiff, read_page
 from comir_hpc.volumes.readers.tiff.pages import atom as _atom
 from comir_hpc.volumes.readers.tiff.pages import quiet as _quiet
 
@@ -76,6 +76,9 @@ def _opened_tiff(path: Path, file: tifffile.TiffFile, dataset: str | None, damag
             *notes,
             f"{path.name}: its {len(file.series) - 1} further images are thumbnails, and left out",
         )
+    if not series.dataoffset:
+        holes = hole_notes(not_stored(series.pages), page.nodata)
+        notes = (*notes, *(f"{path.name}: {note}" for note in holes))
     if found.says and not damage:
         notes = (*notes, f"{path.name}: {found.says}")
     return Source(
@@ -253,7 +256,7 @@ def tiff_folder(path: Path, found: NumberedFiles) -> Source | None:
         If slices differ in size or type, or some hold several pages and others one.
     """
     facts = {file: _facts(file) for file in found.files}
-    first, (pages, shape, dtype) = found.files[0], facts[found.files[0]]
+    first, (pages, shape, dtype, _) = found.files[0], facts[found.files[0]]
     for file, (count, *_) in facts.items():
         if (count > 1) != (pages > 1):
             raise VolumeError(
@@ -263,25 +266,26 @@ def tiff_folder(path: Path, found: NumberedFiles) -> Source | None:
     if pages > 1:
         return None
     slices = _Slices(path, found.files, shape, dtype)
-    for file, (_, its_shape, its_dtype) in facts.items():
+    for file, (_, its_shape, its_dtype, _) in facts.items():
         slices.require_alike(file, its_shape, its_dtype)
     with reading(first, "TIFF slice", _TIFF_ERROR), _quiet(), tifffile.TiffFile(first) as opened:
         page: Any = opened.pages[0].keyframe
         axes, atom = "z" + page.axes.lower().replace("s", "c"), _atom(page)
         says = _calibration(opened, 0, page, planar=False).says
+        holes = hole_notes(sum(count for *_, count in facts.values()), page.nodata)
     name = path.resolve().name
     return Source(
         path=path, kind="TIFF slices", shape=shape_of((len(found.files), *shape), axes), dtype=dtype,
         read_box=slices.read, files=found.files, atom_zyx=atom, says=says,
-        notes=tuple(f"{name}: {note}" for note in found.notes("slices")),
+        notes=tuple(f"{name}: {note}" for note in (*found.notes("slices"), *holes)),
     )  # fmt: skip
 
 
-def _facts(file: Path) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
-    """Read the number of pages of a TIFF file, and shape and type of the first."""
+def _facts(file: Path) -> tuple[int, tuple[int, ...], np.dtype[Any], int]:
+    """Read the number of pages of a TIFF file, and shape, type and missing strips of the first."""
     with reading(file, "TIFF slice", _TIFF_ERROR), _quiet(), tifffile.TiffFile(file) as opened:
         page: Any = opened.pages[0].keyframe
-        return len(opened.pages), tuple(page.shape), storable(page.dtype, file)
+        return len(opened.pages), tuple(page.shape), storable(page.dtype, file), not_stored([page])
 
 
 @dataclass(frozen=True)

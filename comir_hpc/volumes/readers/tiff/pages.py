@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -149,6 +149,25 @@ def read_page(page: Any, box: Box, out: NDArray[Any]) -> None:
         piece = np.moveaxis(segment[0, y0 - y : y1 - y, x0 - x : x1 - x], -1, 0)
         first = sample if keyframe.planarconfig == 2 else 0
         out[first : first + len(piece), y0 - top : y1 - top, x0 - left : x1 - left] = piece
+
+
+def not_stored(pages: Iterable[Any]) -> int:
+    """Count the strips and tiles of pages that have no offset or no length, and so are not in the file."""
+    return sum(
+        not offset or not count
+        for page in pages
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
+    )
+
+
+def hole_notes(holes: int, nodata: float) -> tuple[str, ...]:
+    """Say how strips and tiles that are not stored are read."""
+    if not holes:
+        return ()
+    return (
+        f"{holes} of its strips or tiles are not stored (their place or length is 0): they are read as {nodata:g}, the "
+        "value for no data",
+    )
 
 
 def _segments(keyframe: Any, box: Box) -> list[int]:
