@@ -113,7 +113,13 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     frame = SlicePlane.from_grids(fixed.grid, moving.grid)
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings)
     with clock.time("search"):
-        starts, found = _starts(pair, settings, inputs, frame, progress)
+        starts, found, left = _starts(pair, settings, inputs, frame, progress)
+    carried = settings.initial == "global" and bool(inputs.searched_levels[0])
+    if left is not None:
+        inputs = inputs.at(left)
+        fixed, fixed_image = inputs.fixed.features()
+        moving, moving_image = inputs.moving.features()
+        pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings)
     try:
         with clock.time("refine"):
             ranking = rank(
@@ -122,7 +128,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
                 starts,
                 measure=pair.measure,
                 kind=settings.transform,
-                coarse=() if settings.initial == "global" and inputs.searched_levels[0] else COARSE,
+                coarse=() if carried else COARSE,
                 progress=part_of(progress, "refine"),
             )
         with clock.time("check"):
@@ -236,17 +242,20 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
 
 def _starts(
     pair: Pair, settings: RegisterSettings, inputs: Inputs, frame: SlicePlane, progress: Progress | None
-) -> tuple[list[Start], Search | None]:
-    """Find rough answers with their scores, and the search that they come from (None without a search)."""
+) -> tuple[list[Start], Search | None, int | None]:
+    """Find rough answers with their scores, the search that they come from, and the level that they were left at.
+
+    Without a search there is none. The level is None if it is the one that is compared.
+    """
     if settings.initial == "identity":
         if pair.similarity.at(Transform.identity()).overlap == 0:
             raise RegistrationError(
                 "the specimens do not overlap where the two grids put them, so --initial identity has nowhere to "
                 "start; use --initial global or moments"
             )
-        return [(Transform.identity().about(pair.fixed.centroid_mm), None)], None
+        return [(Transform.identity().about(pair.fixed.centroid_mm), None)], None, None
     if settings.initial == "moments":
-        return [(_centred(pair), None)], None
+        return [(_centred(pair), None)], None, None
     planar = pair.fixed.grid.planar
     finder = StartFinder(
         pair.measure,
@@ -260,11 +269,12 @@ def _starts(
         rotations = _rotations(settings, planar)
     searched, finer = inputs.searched_levels
     if not searched:
-        return finder.at_one_scale(Scale(pair.fixed, pair.moving), rotations, progress)
+        return *finder.at_one_scale(Scale(pair.fixed, pair.moving), rotations, progress), None
     scales = {level: _scale(inputs, frame, level) for level in (*searched, *finer)}
-    return finder.through_scales(
+    starts, found, left = finder.through_scales(
         [scales[level] for level in searched], [scales[level] for level in finer], rotations, progress
     )
+    return starts, found, next((level for level, scale in scales.items() if scale is left), None)
 
 
 def _scale(inputs: Inputs, frame: SlicePlane, level: int) -> Scale:

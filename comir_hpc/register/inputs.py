@@ -93,6 +93,10 @@ class Inputs:
         """How the two are compared. One method makes both representations, so they agree on it."""
         return self.fixed.representation.measure
 
+    def at(self, level: int) -> Inputs:
+        """Give the same inputs compared at a coarser level, because finer ones show too little of both."""
+        return replace(self, fixed=replace(self.fixed, level=level), moving=replace(self.moving, level=level))
+
     @property
     def searched_levels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Levels that the search looks at, the coarsest first, and the levels between them and the compared one.

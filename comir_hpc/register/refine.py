@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from comir_hpc.errors import RegistrationError
 from comir_hpc.representations import Features, Measure
 from comir_hpc.space.grid import Grid
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 from comir_hpc.transforms.itk import from_itk, itk_image, itk_transform
 
 _MOST_SAMPLES = 300_000  # voxels that are compared at once; more cost time and make nothing more exact
