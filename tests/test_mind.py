@@ -100,3 +100,24 @@ def test_a_turned_and_inverted_volume_is_registered(tmp_path):
     assert errors_vox(result.transform, truth, Features(values[None], mask, grid)) < 0.2
     assert result.verdict != "PASS"  # nothing says how well self-similarities of a right answer agree
     assert any("self-similarities were compared" in reason for reason in result.reasons)
+
+
+@pytest.mark.parametrize("representation", ["mind", "intensity"])
+def test_specimens_that_share_nothing_fail(representation, tmp_path):
+    """The same outline, other structures: the best answers are as good as each other."""
+    grid = Grid((40, 44, 36), (1.0, 1.0, 1.0))
+    for name, seed in (("fixed", 0), ("moving", 7)):
+        store(tmp_path / f"{name}.zarr", specimen(seed=seed, brightness=4.0)[0], grid)
+    result = register(
+        RegisterSettings(
+            fixed=tmp_path / "fixed.zarr",
+            moving=tmp_path / "moving.zarr",
+            out=tmp_path / "out",
+            representation=representation,
+            rotations=300,
+            search_voxels=20,
+            candidates=4,
+            threads=1,
+        )
+    )
+    assert result.verdict == "FAIL"

@@ -163,6 +163,16 @@ def test_a_failed_registration_warps_nothing_and_says_so(here: Path, monkeypatch
     assert "report: " in done.output
 
 
+def test_where_the_general_model_fails_the_next_command_is_adapt(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comir_hpc.register.judge", lambda evidence: ("FAIL", ["they share nothing"]))
+    done = command("register", "fixed.nii.gz", "moving.nii.gz", *QUICK[2:])
+    assert str(done.exception) == "registration FAILED: they share nothing"
+    assert lines(done.output)["next"] == "comir-hpc adapt fixed.nii.gz moving.nii.gz --run fixed-moving-run"
+    assert command("adapt", *shlex.split(lines(done.output)["next"])[2:], "--dry-run").exit_code == 0
+
+
 def test_the_report_is_left_out_if_that_is_asked_for(here: Path) -> None:
     register = ("register", "fixed.nii.gz", "moving.nii.gz", *QUICK, "--out", "r")
     run(*register)

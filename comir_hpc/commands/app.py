@@ -58,7 +58,7 @@ def demo(call: Call) -> None:
     from comir_hpc.recipes.demo import demo as run
     from comir_hpc.recipes.demo import plan_demo
 
-    result = call.run(run, plan_demo, settings)
+    result = call.run(partial(run, tell=call.say), plan_demo, settings)
     call.say(result.summary, f"report: {result.report}")
     refuse_failed(result.verdict, result.reasons)
 
@@ -176,6 +176,7 @@ def register(call: Call) -> None:
     from comir_hpc.config.register import RegisterPairSettings
 
     asked = call.settings(RegisterPairSettings)
+    call.terminal.output = asked.out
     from comir_hpc.recipes.pair import (
         next_command,
         plan_pair,
@@ -197,11 +198,11 @@ def register(call: Call) -> None:
         call.say(f"why: {'; '.join(done.result.reasons)}")
     if done.report is not None:
         call.say(f"report: {done.report}")
-    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped)
     if done.warped is not None:
         call.say(f"warped: {done.warped}")
-    else:
-        call.say(f"next: {next_command(asked, settings, done.result)}")
+    elif command := next_command(asked, settings, done.result):
+        call.say(f"next: {command}")
+    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped)
 
 
 @verb(

@@ -57,7 +57,8 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     out: Output[Path] = Field(default_factory=_named_after)
     """Folder for the transform, the result and the report."""
     representation: RepresentationName = "comir"
-    """What is compared: learned representations (comir), or intensities by mutual information (intensity)."""
+    """What is compared: learned representations (comir), intensities by mutual information (intensity), or
+    self-similarities of intensities (mind)."""
     model: Input[Path | None] = None
     """Run folder that train wrote; the general model, which knows every contrast, when not given (comir)."""
     fixed_modality: Input[str | None] = None
@@ -80,7 +81,7 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     candidates: Positive = 8
     """Number of distinct answers of the global search that are refined."""
     search_voxels: Positive = 32
-    """Voxels along the longest side of the fixed volume in the global search; twice as many for single slices."""
+    """Voxels along the longest side of the fixed specimen in the global search; twice as many for single slices."""
     seed: Seed = 0
     """Seed of the metric's sampling."""
     max_memory_gib: Annotated[Resource[Length], OnCommandLine(names=("--max-memory-gib", "--max-memory"))] = (

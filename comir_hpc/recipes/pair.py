@@ -149,10 +149,14 @@ def plan_pair(settings: RegisterPairSettings) -> dict[str, Any]:
     return plan
 
 
-def next_command(asked: RegisterPairSettings, settings: RegisterPairSettings, result: RegisterResult) -> str:
-    """Return the command that puts the moving volume on the fixed grid.
+def next_command(
+    asked: RegisterPairSettings, settings: RegisterPairSettings, result: RegisterResult
+) -> str | None:
+    """Return the command that leads on; None if none does.
 
-    Its output lies in the folder of the result. So the stores that were made there of files are used again.
+    After a good answer it is the one that puts the moving volume on the fixed grid. Its output lies in the folder of
+    the result, so that the stores which were made there of files are used again. Where the general model has failed, it
+    is the one that trains encoders for this pair.
 
     Parameters
     ----------
@@ -161,9 +165,15 @@ def next_command(asked: RegisterPairSettings, settings: RegisterPairSettings, re
     settings : RegisterPairSettings
         The same settings with stores.
     """
-    words = {"--zarr": asked.moving, "--transform": result.folder / "transform.tfm", "--like": asked.fixed}
-    words["--out"] = result.folder / _proposed_name(asked, settings)
-    return shlex.join(["comir-hpc", "warp", *(str(word) for pair in words.items() for word in pair)])
+    words: list[object] = ["comir-hpc"]
+    if result.verdict != "FAIL":
+        words += ["warp", "--zarr", asked.moving, "--transform", result.folder / "transform.tfm"]
+        words += ["--like", asked.fixed, "--out", result.folder / _proposed_name(asked, settings)]
+    elif uses_general_model(asked):
+        words += ["adapt", asked.fixed, asked.moving, "--run", f"{result.folder}-run"]
+    else:
+        return None
+    return shlex.join(map(str, words))
 
 
 def _proposed_name(asked: RegisterPairSettings, settings: RegisterPairSettings) -> str:

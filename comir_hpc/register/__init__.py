@@ -43,7 +43,7 @@ from comir_hpc.register.outputs import (
 )
 from comir_hpc.register.pair import Pair
 from comir_hpc.register.pictures import make_panels
-from comir_hpc.register.ranking import FINE, Candidate, Ranking, rank
+from comir_hpc.register.ranking import COARSE, FINE, Candidate, Ranking, rank
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.register.starts import Scale, Start, StartFinder
 from comir_hpc.register.verdict import Evidence, judge
@@ -122,6 +122,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
                 starts,
                 measure=pair.measure,
                 kind=settings.transform,
+                coarse=() if settings.initial == "global" and inputs.searched_levels[0] else COARSE,
                 progress=part_of(progress, "refine"),
             )
         with clock.time("check"):
@@ -219,6 +220,9 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         planar = inputs.fixed.volume.grid.planar
         voxels = _search_voxels(settings, inputs.measure, planar)
         plan["search"] = f"{len(_rotations(settings, planar))} rotations, all shifts, {voxels} voxels a side"
+        if searched := inputs.searched_levels[0]:
+            spacings = [inputs.fixed.representation.spacings_mm[level] for level in searched]
+            plan["search"] += ", at most; on maps of " + " and ".join(f"{s:.3g} mm" for s in spacings)
     plan["refine"] = (
         f"{settings.candidates if settings.initial == 'global' else 1} starts, {settings.transform}"
     )

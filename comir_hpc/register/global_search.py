@@ -35,6 +35,9 @@ NEAR_VOXELS, FAR_VOXELS = 3.0, 10.0
 """Mean distance, in voxels of the search, from which two answers count as different starts, and as rivals. On the 2 mm
 brain the best of 1000 rotations was 1.4 to 2.4 of these voxels from the truth, and the optimiser came back from 4."""
 
+CLOSER = 64
+"""Rotations that are scored exactly, where the measure has a faster way to look at the others."""
+
 _FEWEST_ACROSS = 4  # voxels of the search along the shortest side of the specimen
 _TASK = 16  # rotations that one thread takes at a time
 
@@ -82,7 +85,7 @@ def search(
     measure: Measure = CORRELATION,
     min_overlap: float = MIN_OVERLAP,
     spacing_mm: float | None = None,
-    closer: int = 64,
+    closer: int = CLOSER,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Search:

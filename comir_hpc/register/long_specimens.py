@@ -43,7 +43,7 @@ def axial_rotations(fixed: Features, moving: Features, count: int) -> FloatArray
 
 
 def _spread(features: Features) -> tuple[float, FloatArray]:
-    """Measure how much further the mask spreads along its main axis than along the next, and find that axis (x, y, z)."""
+    """Compare the spread along the main axis with that along the next one, and find the main axis (x, y, z)."""
     index = np.argwhere(features.mask)
     points = features.grid.world_mm(index[:: max(1, len(index) // _MOST_POINTS)])
     # Half a voxel is added, so that a specimen of one voxel across has a thickness.

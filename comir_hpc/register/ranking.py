@@ -83,6 +83,7 @@ def rank(
     *,
     measure: Measure,
     kind: Kind = "rigid",
+    coarse: tuple[Level, ...] = COARSE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ranking:
     """Refine rough answers and order them.
@@ -99,6 +100,8 @@ def rank(
         Gives the score.
     kind : "rigid" or "affine"
         Kind of transform. An affine one starts from the rigid winner.
+    coarse : tuple of Level
+        Levels at which every answer is refined; none for answers that came through finer and finer scales.
     progress : callable, optional
         Function that is called as ``progress(done, total)`` after each refinement.
 
@@ -107,7 +110,7 @@ def rank(
     RegistrationError
         If no start leads to an answer.
     """
-    steps = len(starts) + FINALISTS + (kind == "affine")
+    steps = len(starts) * bool(coarse) + FINALISTS + (kind == "affine")
     done = 0
 
     def improve(candidate: Candidate, levels: tuple[Level, ...], how: Kind = "rigid") -> Candidate:
@@ -119,7 +122,7 @@ def rank(
         return improved
 
     rough = [_measured(similarity, Candidate(t, t, s, Agreement(0, 0, 0), 0.0), measure) for t, s in starts]
-    ranked = _ordered([improve(c, COARSE) for c in rough], similarity)
+    ranked = _ordered([improve(c, coarse) for c in rough] if coarse else rough, similarity)
     finalists = [next(c for c in ranked if c.answer == n) for n in sorted({c.answer for c in ranked} - {-1})]
     for finalist in finalists[:FINALISTS]:
         ranked[ranked.index(finalist)] = improve(finalist, FINE)

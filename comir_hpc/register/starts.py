@@ -20,6 +20,7 @@ from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.alignment import Aligned, Alignment
 from comir_hpc.register.coarse import coarsen
 from comir_hpc.register.global_search import (
+    CLOSER,
     FAR_VOXELS,
     Search,
     choose_starts,
@@ -40,7 +41,10 @@ _OWN_SCALE = 1.5  # voxel of the search, in voxels of maps that were made for it
 # Lead over the best other answer, from which the next scale is not searched. Right answers on T1w to EPI had 0.23 to
 # 0.37; without a right one among them the best two differed by less than 0.05.
 _CLEAR = 0.15
-_STEPS = 8
+_STEPS, _MORE_STEPS = 8, 12
+# Voxels along the longest side at which all rotations are tried. If more are asked for, the best answers are improved
+# on so many: an FFT of twice the side takes ten times as long.
+_MOST_SEARCHED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +73,7 @@ class StartFinder:
     count : int
         Number of starts that are wanted.
     voxels : int
-        Voxels along the longest side of the fixed specimen in the search.
+        Voxels along the longest side of the fixed specimen, on which answers are told apart.
     threads : int
         Number of threads.
     """
@@ -84,14 +88,20 @@ class StartFinder:
         self, scale: Scale, rotations_xyz: FloatArray, progress: Progress | None
     ) -> tuple[list[Start], Search]:
         """Search features averaged to the scale of the search."""
+        improves = self.measure.correlates and not scale.fixed.grid.planar
+        voxels = min(self.voxels, _MOST_SEARCHED) if improves else self.voxels
         found = search(
-            scale.fixed, scale.moving, rotations_xyz, voxels=self.voxels, measure=self.measure,
+            scale.fixed, scale.moving, rotations_xyz, voxels=voxels, measure=self.measure,
+            closer=0 if self.measure.correlates else CLOSER,  # what is improved is scored exactly anyway
             threads=self.threads, progress=part_of(progress, "search"),
         )  # fmt: skip
         if not self.measure.correlates:
             chosen = choose_starts(found, self.points_mm, self.count)
             return [(found.transform(index), float(found.scores[index])) for index in chosen], found
-        improved = self._improved(scale, _FINER * found.spacing_mm, self._candidates(found), _STEPS)
+        improved = self._improved(scale, _FINER * found.spacing_mm, self._candidates(found))
+        if self.voxels > voxels:
+            wanted = [one.transform for one in improved[: 4 * self.count]]
+            improved = self._improved(scale, found.spacing_mm * voxels / self.voxels, wanted)
         return self._chosen(improved, FAR_VOXELS * found.spacing_mm), found
 
     def through_scales(
@@ -104,12 +114,10 @@ class StartFinder:
         """Search at one or two scales, coarse ones first, and carry the answers through the finer ones."""
         pool: list[Aligned] = []
         first: Search | None = None
-        far_mm = 0.0
+        far_mm = FAR_VOXELS * search_spacing_mm(searched[0].fixed, self.voxels)
         for number, scale in enumerate(searched):
             if number:
-                pool = self._improved(
-                    scale, scale.spacing_mm, [one.transform for one in pool[: 4 * self.count]]
-                )
+                pool = self._carried(scale, pool, far_mm, 2 * self.count)
                 if self._clear(pool, far_mm):
                     continue
             spacing = max(search_spacing_mm(scale.fixed, self.voxels), _OWN_SCALE * scale.spacing_mm)
@@ -118,20 +126,15 @@ class StartFinder:
                 measure=self.measure, spacing_mm=spacing, threads=self.threads,
                 progress=part_of(progress, "search"),
             )  # fmt: skip
-            first, far_mm = first or found, far_mm or FAR_VOXELS * found.spacing_mm
-            pool = sorted(
-                pool + self._improved(scale, _FINER * spacing, self._candidates(found)),
-                key=lambda one: -one.evidence,
-            )
+            first = first or found
+            improved = self._improved(scale, _FINER * spacing, self._candidates(found))
             if number:
-                pool = self._improved(
-                    scale, scale.spacing_mm, [one.transform for one in pool[: 4 * self.count]]
-                )
+                improved = self._carried(scale, improved, far_mm, 2 * self.count)
+            pool = sorted(pool + improved, key=lambda one: -one.evidence)
         assert first is not None
-        starts = self._chosen(pool, far_mm)
         for scale in finer:
-            starts = self._chosen(self._improved(scale, scale.spacing_mm, [one for one, _ in starts]), far_mm)
-        return starts, first
+            pool = self._carried(scale, pool, far_mm, self.count)
+        return self._chosen(pool, far_mm), first
 
     # ------------------------------------------------------------------ parts
 
@@ -166,14 +169,28 @@ class StartFinder:
                 chosen.append(one)
         return chosen
 
-    def _chosen(self, answers: Sequence[Aligned], far_mm: float) -> list[Start]:
-        """Choose the starts: half of them the best, wherever they lie, and half the best that are far from each other.
+    def _carried(self, scale: Scale, answers: Sequence[Aligned], far_mm: float, count: int) -> list[Aligned]:
+        """Improve the most promising answers of a coarser scale at a finer one."""
+        kept = self._promising(answers, far_mm, count, 0.5 * scale.spacing_mm)
+        return self._improved(scale, scale.spacing_mm, [one.transform for one in kept], _MORE_STEPS)
 
-        How many of the best lead to one answer says how sure it is. Without a rival, nothing says how much better the
-        winner is.
+    def _promising(
+        self, answers: Sequence[Aligned], far_mm: float, count: int, near_mm: float = 0.0
+    ) -> list[Aligned]:
+        """Choose answers: half of them the best, and half the best that are far from each other.
+
+        How many of the best lead to one answer says how sure it is. But those at least `near_mm` apart come first: a
+        scale may have a second optimum beside the right one. Without a rival, nothing says how much better the winner
+        is.
         """
-        chosen = list(answers[: (self.count + 1) // 2])
-        for one in self._apart(answers, far_mm, self.count):
-            if len(chosen) < self.count and not any(one is other for other in chosen):
-                chosen.append(one)
-        return [(one.transform, one.evidence) for one in chosen]
+        half = (count + 1) // 2
+        chosen = self._apart(answers, near_mm, half)
+        for candidates in (answers, self._apart(answers, far_mm, count)):
+            for one in candidates:
+                if len(chosen) < half and not any(one is other for other in chosen):
+                    chosen.append(one)
+            half = count
+        return sorted(chosen, key=lambda one: -one.evidence)
+
+    def _chosen(self, answers: Sequence[Aligned], far_mm: float) -> list[Start]:
+        return [(one.transform, one.evidence) for one in self._promising(answers, far_mm, self.count)]

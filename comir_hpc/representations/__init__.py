@@ -12,6 +12,7 @@ pyramid. A representation also says how alike two of them are (`Measure`), and w
 `stored`       representations that `comir-hpc infer` wrote
 `trained`      what those two have in common
 `intensity`    intensities, by mutual information
+`mind`         self-similarities (MIND-SSC), by correlation
 `isotropic`    thick slices on nearly cubic voxels
 `criteria`     two maps compared at all shifts by FFT
 `encoding`     an encoder slid over a volume in windows
@@ -44,6 +45,9 @@ A new representation is one file with one class, and one line in ``REPRESENTATIO
   `features` is called for any of `levels`, so a map can be made at its own scale instead of being averaged down.
 * `learned` and `reference`, if a right answer is known to reach a certain agreement. Without them the verdict is at
   best WARN.
+* `searched_levels`, if the global search shall look at features that were made at coarser levels.
+* ``Features.describe``, if the channels look along the axes of the grid, so that a volume has to be turned before it is
+  described (`mind`).
 * `measure` may be a new `Measure`: a score, a criterion and a metric.
 """
 
