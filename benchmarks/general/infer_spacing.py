@@ -1,7 +1,7 @@
 r"""What it costs `infer` that a volume has another spacing than the model: time for a voxel, and memory against size.
 
     export OMP_NUM_THREADS=1
-    python benchmarks/general/infer_spacing.py speed --side 96 --turns 2 --out benchmarks/general/infer_spacing.csv
+    python benchmarks/general/infer_spacing.py speed --side 160 --turns 2 --out benchmarks/general/infer_spacing.csv
     python benchmarks/general/infer_spacing.py memory --sides 128 256 384 \
         --out benchmarks/general/infer_spacing_memory.csv
 
@@ -131,7 +131,7 @@ def main() -> None:
     one.add_argument("target", type=Path)
     one.add_argument("options", type=json.loads)
     two = verbs.add_parser("speed")
-    two.add_argument("--side", type=int, default=96)
+    two.add_argument("--side", type=int, default=160)
     two.add_argument("--turns", type=int, default=2)
     three = verbs.add_parser("memory")
     three.add_argument("--sides", type=int, nargs="+", default=[128, 256, 384])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from comir_hpc.errors import VolumeError
 from comir_hpc.space.grid import MM_PER_UNIT, Box, FloatArray, Grid, Triple, Vector
 from comir_hpc.volumes.padding import Mask, Unpadded
-from comir_hpc.volumes.volume import Volume
+
+if TYPE_CHECKING:
+    from comir_hpc.volumes.volume import Volume
 
 Array = NDArray[np.float32]
 
