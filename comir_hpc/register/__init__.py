@@ -261,9 +261,12 @@ def _starts(
     searched, finer = inputs.searched_levels
     if not searched:
         return finder.at_one_scale(Scale(pair.fixed, pair.moving), rotations, progress)
-    scales = {level: _scale(inputs, frame, level) for level in (*searched, *finer)}
+    compared = Scale(pair.fixed, pair.moving)
     return finder.through_scales(
-        [scales[level] for level in searched], [scales[level] for level in finer], rotations, progress
+        [_scale(inputs, frame, level) for level in searched],
+        [*(_scale(inputs, frame, level) for level in finer), compared],
+        rotations,
+        progress,
     )
 
 

@@ -42,9 +42,10 @@ _OWN_SCALE = 1.5  # voxel of the search, in voxels of maps that were made for it
 # 0.37; without a right one among them the best two differed by less than 0.05.
 _CLEAR = 0.15
 _STEPS, _MORE_STEPS = 8, 12
+_FINEST = 4  # answers that are improved on the finest grid, where a step takes long
 # Voxels along the longest side at which all rotations are tried. If more are asked for, the best answers are improved
 # on so many: an FFT of twice the side takes ten times as long.
-_MOST_SEARCHED = 32
+_MOST_SEARCHED = 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +133,10 @@ class StartFinder:
                 improved = self._carried(scale, improved, far_mm, 2 * self.count)
             pool = sorted(pool + improved, key=lambda one: -one.evidence)
         assert first is not None
-        for scale in finer:
+        for scale in finer[:-1]:
             pool = self._carried(scale, pool, far_mm, self.count)
+        for scale in finer[-1:]:
+            pool = self._carried(scale, pool, far_mm, max(_FINEST, self.count // 2))
         return self._chosen(pool, far_mm), first
 
     # ------------------------------------------------------------------ parts
