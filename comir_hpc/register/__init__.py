@@ -271,8 +271,12 @@ def _starts(
     if not searched:
         return *finder.at_one_scale(Scale(pair.fixed, pair.moving), rotations, progress), None
     scales = {level: _scale(inputs, frame, level) for level in (*searched, *finer)}
+    compared = Scale(pair.fixed, pair.moving)
     starts, found, left = finder.through_scales(
-        [scales[level] for level in searched], [scales[level] for level in finer], rotations, progress
+        [scales[level] for level in searched],
+        [*(scales[level] for level in finer), compared],
+        rotations,
+        progress,
     )
     return starts, found, next((level for level, scale in scales.items() if scale is left), None)
 

@@ -179,15 +179,14 @@ class Alignment:
         # Slopes belong to values before they are standardised: they are scaled as those were.
         slopes = np.float32(0.5 * seen.scales[0]) * self._slopes
         slopes += np.float32(0.5 * seen.scales[1]) * self._gradients(seen.cube, seen.held)
-        rows = []
+        matrix, right = np.zeros(()), np.zeros(())
         for channel, slope in enumerate(slopes):
             jacobian = self._parameters(slope, kind)
             weighted = jacobian * seen.weights
-            rows.append((weighted @ jacobian.T, weighted @ (fixed[channel] - moving[channel])))
-        matrix = np.sum([one for one, _ in rows], axis=0, dtype=np.float64)
-        right = np.sum([one for _, one in rows], axis=0, dtype=np.float64)
-        ridge = 1e-3 * np.trace(matrix) / len(matrix) + 1e-12
-        return np.asarray(np.linalg.solve(matrix + ridge * np.eye(len(matrix)), right), dtype=np.float64)
+            matrix = matrix + (weighted @ jacobian.T).astype(np.float64)
+            right = right + (weighted @ (fixed[channel] - moving[channel])).astype(np.float64)
+        ridge = 1e-3 * float(matrix.trace()) / matrix.shape[0] + 1e-12
+        return np.asarray(np.linalg.solve(matrix + ridge * np.eye(matrix.shape[0]), right), dtype=np.float64)
 
     def _parameters(self, slope: Array32, kind: Kind) -> Array32:
         """Derive the values by each parameter, (6 or 12, N): shifts, then turns or a linear map about the centre."""

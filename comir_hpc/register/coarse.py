@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import scipy.ndimage
@@ -181,7 +182,7 @@ def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> CoarseFeat
     grid = features.grid.downsampled(step)
     spacing = np.asarray(grid.spacing_mm)
     sigma = 0.5 * spacing_mm / spacing * blurred_axes
-    outside = "constant" if features.describe is None else "nearest"
+    outside: Literal["constant", "nearest"] = "constant" if features.describe is None else "nearest"
     blurred = np.concatenate(
         [
             scipy.ndimage.gaussian_filter(stacked[:-1], (0, *sigma), mode=outside),
@@ -201,7 +202,7 @@ def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> CoarseFeat
 
 
 def _places(
-    inside: NDArray[np.bool_], blurred_axes: FloatArray, every: FloatArray, features: Features
+    inside: NDArray[np.bool_], blurred_axes: NDArray[np.bool_], every: FloatArray, features: Features
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Find the places of the new voxels (3, z, y, x), the first of them, and the step, in voxels of the old grid."""
     # The new grid is centred on the box around the mask, and just large enough for it and what is described around it.

@@ -60,7 +60,8 @@ class DescribedPair:
         place = np.rint(grid.index_zyx(coarse.origin_mm + index @ coarse.frame.T)).astype(int)
         last = np.asarray(within.shape) - 1
         found = within[tuple(np.moveaxis(np.clip(place, 0, last), -1, 0))]
-        return (found & (place >= 0).all(axis=-1) & (place <= last).all(axis=-1)).astype(np.float32)
+        inside = (place >= 0).all(axis=-1) & (place <= last).all(axis=-1)
+        return np.asarray(found & inside, dtype=np.float32)
 
 
 class DescribedSimilarity(Similarity):

@@ -77,7 +77,8 @@ def self_similarity(image: Array) -> Array:
     if not typical > 0:
         return np.ones_like(distances)
     distances /= -np.clip(scale, _LEAST * typical, _MOST * typical)
-    return np.exp(distances, out=distances)
+    found: Array = np.exp(distances, out=distances)
+    return found
 
 
 def neighbour_pairs(axes: list[int]) -> list[tuple[Triple, Triple]]:
@@ -104,5 +105,5 @@ def _patch_distance(padded: Array, one: Triple, other: Triple, axes: list[int]) 
         length = total.shape[axis] - 2 * _RADIUS
         windows = [total[(slice(None),) * axis + (slice(k, k + length),)] for k in range(2 * _RADIUS + 1)]
         total = sum(windows[1:], start=windows[0])
-    total /= np.float32((2 * _RADIUS + 1) ** len(axes))
-    return total
+    mean: Array = total / np.float32((2 * _RADIUS + 1) ** len(axes))
+    return mean
