@@ -22,7 +22,19 @@ from comir_hpc.commands.options import PANELS, choices, option_name
 from comir_hpc.commands.terminal import Terminal
 from comir_hpc.config import OnCommandLine, Settings
 
-VERBS = ("demo", "ingest", "train", "infer", "adapt", "register", "warp", "evaluate", "report", "sync", "doctor")
+VERBS = (
+    "demo",
+    "ingest",
+    "train",
+    "infer",
+    "adapt",
+    "register",
+    "warp",
+    "evaluate",
+    "report",
+    "sync",
+    "doctor",
+)
 NAMED = [getattr(config, name) for name in config.__all__]
 KINDS = [k for k in NAMED if isinstance(k, type) and issubclass(k, Settings) and k is not Settings]
 # Groups of train's settings, and its pairs: --set reaches them.
