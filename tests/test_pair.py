@@ -16,6 +16,7 @@ from registration_cases import seen, specimen, turn
 from trained_run import write_run
 from typer.testing import CliRunner
 
+from comir_hpc.api import Image, ingest
 from comir_hpc.commands.app import app
 from comir_hpc.config.register import volume_name
 from comir_hpc.data.embedded import write_nifti
@@ -248,6 +249,25 @@ def test_what_is_wrong_is_said_before_anything_is_ingested(words: str, said: str
         "register", *words.split(), *(QUICK[2:] if "--repr" in words else QUICK), "--out", "r"
     )
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (
+            (1, 44, 36),
+            "is a single slice, and the general model sees volumes only; add --representation intensity",
+        ),
+        ((2, 40, 44, 36), "has 2 channels, and the general model sees one"),
+    ],
+)
+def test_what_the_general_model_cannot_see_is_refused_with_what_can(
+    shape: tuple[int, ...], said: str, here: Path
+) -> None:
+    values = np.broadcast_to(VALUES[20:21] if shape[0] == 1 else VALUES, shape)
+    ingest(Image(values, (1.0, 1.0, 1.0)), here / "odd.zarr")
+    assert said in refused("register", "odd.zarr", "odd.zarr")
+    assert said in refused("register", "odd.zarr", "odd.zarr", "--dry-run")
 
 
 def test_errors_of_python_name_keywords(here: Path) -> None:

@@ -121,6 +121,7 @@ def register_pair(settings: RegisterPairSettings, *, progress: Progress | None =
     from comir_hpc.register import register
     from comir_hpc.report import report
 
+    _require_seen(settings)
     result = register(settings.registration, progress=progress)
     page = report(result.folder) if settings.report else None
     if page is None and not result.skipped:
@@ -141,6 +142,7 @@ def plan_pair(settings: RegisterPairSettings) -> dict[str, Any]:
     """
     from comir_hpc.register import plan_register
 
+    _require_seen(settings)
     plan = plan_register(settings.registration)
     if settings.report:
         plan["report"] = str(settings.out / "report.html")
@@ -174,6 +176,32 @@ def next_command(
     else:
         return None
     return shlex.join(map(str, words))
+
+
+def _require_seen(settings: RegisterPairSettings) -> None:
+    """Refuse what the general model cannot see, with what can: the user has chosen no model that could be another.
+
+    Raises
+    ------
+    VolumeError
+        If a volume is a single slice, or has several channels.
+    """
+    if not uses_general_model(settings):
+        return
+    from comir_hpc.volumes.volume import Volume
+
+    for path in (settings.fixed, settings.moving):
+        volume = Volume.open(path)
+        if volume.grid.planar:
+            raise VolumeError(
+                f"{path} is a single slice, and the general model sees volumes only; add --representation intensity, "
+                "or give --model with encoders that were trained on slices"
+            )
+        if volume.num_channels > 1:
+            raise VolumeError(
+                f"{path} has {volume.num_channels} channels, and the general model sees one; give a file with one of "
+                "them, or --model with encoders that were trained on all"
+            )
 
 
 def _proposed_name(asked: RegisterPairSettings, settings: RegisterPairSettings) -> str:
