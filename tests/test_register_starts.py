@@ -156,6 +156,7 @@ def test_scales_are_searched_from_coarse_to_fine():
 
     fine = scale(1)
     starts, found, left = finder(fine.fixed).through_scales([scale(3), scale(2)], [scale(1)], ROTATIONS, None)
+    assert left is None  # every scale shows the same
     assert errors_vox(starts[0][0], truth, fine.fixed) < 0.2
     assert found.spacing_mm == pytest.approx(4.5)  # one and a half voxels of the coarsest
     assert 3 <= len(starts) <= 4

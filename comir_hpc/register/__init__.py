@@ -13,10 +13,7 @@ the best distinct answers are refined, and then the verdict is made. What is com
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +22,9 @@ from numpy.typing import NDArray
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
-from comir_hpc.host.progress import Progress, part_of
+from comir_hpc.host.progress import Clock, Progress, part_of
 from comir_hpc.register.cross_check import halves_distance_mm
-from comir_hpc.register.global_search import Search
+from comir_hpc.register.global_search import Search, rotations_to_try
 from comir_hpc.register.inputs import Inputs, open_inputs
 from comir_hpc.register.long_specimens import axial_rotations
 from comir_hpc.register.outputs import (
@@ -51,31 +48,22 @@ from comir_hpc.representations import Measure
 from comir_hpc.runs.folder import require_room
 from comir_hpc.space.grid import FloatArray
 from comir_hpc.space.rotations import reverse_axes, so2_grid, so3_grid
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
-__all__ = ["RegisterResult", "plan_register", "register"]
+__all__ = [
+    "FloatArray",
+    "RegisterResult",
+    "plan_register",
+    "register",
+    "reverse_axes",
+    "so2_grid",
+    "so3_grid",
+]
 
 # A slice has about a thirtieth of a volume's voxels. So its coarse grid is finer along each axis, to give enough
 # evidence. Its turns are tried degree by degree, and one degree moves the rim of that grid by half a voxel.
 _SLICE_GRID = 2
-_MOST_TURNS = 360
 _TILTED_DEG = 0.5  # angle between two planes from which the report has a note
-
-
-@dataclass
-class Clock:
-    """Measure the seconds of each part, in the order in which the parts run."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def time(self, part: str) -> Iterator[None]:
-        """Add the seconds that the block takes to a part."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 def register(settings: RegisterSettings, *, progress: Progress | None = None) -> RegisterResult:
@@ -225,7 +213,9 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     if settings.initial == "global":
         planar = inputs.fixed.volume.grid.planar
         voxels = _search_voxels(settings, inputs.measure, planar)
-        plan["search"] = f"{len(_rotations(settings, planar))} rotations, all shifts, {voxels} voxels a side"
+        plan["search"] = (
+            f"{len(rotations_to_try(settings.rotations, planar))} rotations, all shifts, {voxels} voxels a side"
+        )
         if searched := inputs.searched_levels[0]:
             spacings = [inputs.fixed.representation.spacings_mm[level] for level in searched]
             plan["search"] += ", at most; on maps of " + " and ".join(f"{s:.3g} mm" for s in spacings)
@@ -266,7 +256,7 @@ def _starts(
     )
     rotations = axial_rotations(pair.fixed, pair.moving, settings.rotations)
     if rotations is None:
-        rotations = _rotations(settings, planar)
+        rotations = rotations_to_try(settings.rotations, planar)
     searched, finer = inputs.searched_levels
     if not searched:
         return *finder.at_one_scale(Scale(pair.fixed, pair.moving), rotations, progress), None
@@ -286,13 +276,6 @@ def _scale(inputs: Inputs, frame: SlicePlane, level: int) -> Scale:
     return Scale(
         *frame.flattened(*(side.representation.features(level)[0] for side in (inputs.fixed, inputs.moving)))
     )
-
-
-def _rotations(settings: RegisterSettings, planar: bool) -> FloatArray:
-    """Make the world rotations (K, 3, 3) that are tried; the first of them turns nothing."""
-    if planar:
-        return reverse_axes(so2_grid(min(settings.rotations, _MOST_TURNS)))
-    return np.concatenate([np.eye(3)[None], reverse_axes(so3_grid(settings.rotations))])
 
 
 def _search_voxels(settings: RegisterSettings, measure: Measure, planar: bool) -> int:

@@ -14,7 +14,7 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.register.refine import Level, Refines
 from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import FloatArray
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 
 def halves_distance_mm(

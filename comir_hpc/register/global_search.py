@@ -25,7 +25,8 @@ from comir_hpc.representations.criteria import Correlator, Criterion
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.measures import CORRELATION, Measure
 from comir_hpc.space.grid import FloatArray
-from comir_hpc.transforms import Transform
+from comir_hpc.space.rotations import reverse_axes, so2_grid, so3_grid
+from comir_hpc.transforms.affine import Affine as Transform
 
 MIN_OVERLAP = 0.4
 """Share of the smaller mask that has to overlap. With less, small overlaps that agree by chance begin to win. With
@@ -39,6 +40,7 @@ CLOSER = 64
 """Rotations that are scored exactly, where the measure has a faster way to look at the others."""
 
 _FEWEST_ACROSS = 4  # voxels of the search along the shortest side of the specimen
+_MOST_TURNS = 360
 _TASK = 16  # rotations that one thread takes at a time
 
 
@@ -208,6 +210,17 @@ def _look_closely(
     least = min((found[i].score for i in near if np.isfinite(found[i].score)), default=-np.inf)
     for index in far:
         found[index] = replace(found[index], score=min(found[index].score, least))
+
+
+def rotations_to_try(count: int, planar: bool) -> FloatArray:
+    """Make the world rotations (K, 3, 3) of a search; the first of them turns nothing.
+
+    Of single slices they are turns in the plane. One degree moves the rim of their grid by half a voxel, so that more
+    of them would find nothing new.
+    """
+    if planar:
+        return reverse_axes(so2_grid(min(count, _MOST_TURNS)))
+    return np.concatenate([np.eye(3)[None], reverse_axes(so3_grid(count))])
 
 
 def choose_starts(found: Search, points_mm: FloatArray, count: int) -> list[int]:

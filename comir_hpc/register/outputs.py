@@ -26,7 +26,7 @@ from comir_hpc.runs.record import as_json, brief, make_record
 from comir_hpc.runs.result import RESULT_FILE, Result
 from comir_hpc.runs.result_html import PANELS_FILE, result_html
 from comir_hpc.space.rotations import angle_deg
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 from comir_hpc.transforms.files import DIRECTION, save_transform
 
 if TYPE_CHECKING:

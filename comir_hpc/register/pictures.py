@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import Grid
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 # Array axis (z, y, x) that a plane cuts across.
 PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from comir_hpc.representations import Agreement, Features
 from comir_hpc.space.grid import FloatArray
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 _MOST_POINTS = 200_000
 _CLASSES = 32

@@ -13,7 +13,7 @@ import numpy as np
 
 from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import FloatArray, Grid, Matrix
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 
 @dataclass(frozen=True, eq=False)

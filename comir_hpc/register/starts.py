@@ -30,7 +30,7 @@ from comir_hpc.register.global_search import (
 )
 from comir_hpc.representations import Features, Measure
 from comir_hpc.space.grid import FloatArray
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 Start = tuple[Transform, float | None]
 
@@ -42,8 +42,8 @@ _OWN_SCALE = 1.5  # voxel of the search, in voxels of maps that were made for it
 # 0.37; without a right one among them the best two differed by less than 0.05.
 _CLEAR = 0.15
 _STEPS, _MORE_STEPS = 8, 12
-# Share of a scale's evidence below which the next finer scale is not followed. Right answers on T1w to EPI kept 0.8 to 0.9
-# of it. On a smooth template (T1 to EPI, 8 mm) 0.6 was left, and the answer moved from 3 mm to 13 mm from the truth.
+# Share of a scale's evidence below which the next finer scale is not followed. Right answers on T1w to EPI kept 0.8 to
+# 0.9 of it. On a smooth template (T1 to EPI, 8 mm) 0.6 was left, and the answer moved from 3 mm to 13 mm off the truth.
 _LOST = 0.7
 _FINEST = 4  # answers that are improved on the finest grid, where a step takes long
 # Voxels along the longest side at which all rotations are tried. If more are asked for, the best answers are improved
@@ -155,7 +155,9 @@ class StartFinder:
         last = searched[-1]
         for number, scale in enumerate(finer):
             is_finest = number == len(finer) - 1
-            carried = self._carried(scale, pool, far_mm, max(_FINEST, self.count // 2) if is_finest else self.count)
+            carried = self._carried(
+                scale, pool, far_mm, max(_FINEST, self.count // 2) if is_finest else self.count
+            )
             if _is_lost(carried, pool):
                 return self._chosen(pool, far_mm), first, last
             pool, last = carried, scale
