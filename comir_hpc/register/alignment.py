@@ -179,7 +179,9 @@ class Alignment:
         # Slopes belong to values before they are standardised: they are scaled as those were.
         slopes = np.float32(0.5 * seen.scales[0]) * self._slopes
         slopes += np.float32(0.5 * seen.scales[1]) * self._gradients(seen.cube, seen.held)
-        matrix, right = np.zeros(()), np.zeros(())
+        size = len(self._parameters(slopes[0], kind))
+        matrix: FloatArray = np.zeros((size, size))
+        right: FloatArray = np.zeros(size)
         for channel, slope in enumerate(slopes):
             jacobian = self._parameters(slope, kind)
             weighted = jacobian * seen.weights

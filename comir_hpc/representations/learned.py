@@ -90,14 +90,15 @@ class Learned(Trained):
         return range(len(self.working.spacings_zyx))
 
     def features(self, level: int) -> tuple[Features, Array]:
-        """Encode the volume on a working grid; a model for all modalities is compared in the specimen's interior.
+        """Encode the volume on a working grid; a model for all modalities is refined in the specimen's interior.
 
         At the surface one modality often shows a layer that the other one does not: a scalp, a coating. A specialist
         has learned that, the general model cannot know it. Measured on T1w to EPI: two voxels less at the border raise
-        the correlation of the aligned maps from 0.42 to 0.51, and take 0.2 mm off the error.
+        the correlation of the aligned maps from 0.42 to 0.51, and take 0.2 mm off the error. The search sees all of it:
+        on its coarse grids two voxels are much, and the surface tells a smooth specimen's rotation.
         """
         features, image = super().features(level)
-        if self.model is None or not self.model.scale_free:
+        if self.model is None or not self.model.scale_free or level in self.searched_levels:
             return features, image
         return replace(features, mask=interior(features.mask)), image
 
