@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from comir_hpc.config.adapt import AdaptSettings
 from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
 from comir_hpc.config.files import load
 from comir_hpc.config.infer import InferSettings
@@ -31,12 +32,25 @@ if TYPE_CHECKING:
     from comir_hpc.evaluate import Table
     from comir_hpc.infer import InferResult
     from comir_hpc.ingest import IngestResult
+    from comir_hpc.recipes.adapt import AdaptResult
     from comir_hpc.recipes.diagnosis import RunDiagnosis
     from comir_hpc.register import RegisterResult
     from comir_hpc.train import TrainResult
     from comir_hpc.warp import WarpResult
 
-__all__ = ["Image", "diagnose", "evaluate", "infer", "ingest", "read", "register", "report", "train", "warp"]
+__all__ = [
+    "Image",
+    "adapt",
+    "diagnose",
+    "evaluate",
+    "infer",
+    "ingest",
+    "read",
+    "register",
+    "report",
+    "train",
+    "warp",
+]
 
 PathLike = str | Path
 VolumeLike = Any
@@ -170,6 +184,28 @@ def register(
         if chosen.warped is not None and done.warped is None:
             tell(f"the registration failed, so {chosen.warped} was not written")
         return place.kept_for(done.result)
+
+
+@documented(AdaptSettings)
+def adapt(
+    fixed: VolumeLike,
+    moving: VolumeLike,
+    *,
+    run: PathLike,
+    folder: PathLike | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> AdaptResult:
+    """Train encoders for one pair that nobody has aligned, and register it with them.
+
+    Give `run` to ``register(..., model=run)`` for other specimens of the same two modalities. No alignment that can be
+    learned from is no error: look at ``result.verdict``.
+    """
+    with workplace("adapt", folder, Path(run) / "volumes", progress) as place:
+        from comir_hpc.recipes.adapt import adapt as specialise
+
+        chosen = place.settings(AdaptSettings, settings, fixed=fixed, moving=moving, run=run)
+        return place.kept_for(specialise(chosen, progress=progress))
 
 
 @overload

@@ -29,6 +29,7 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.host.files import write_json
 from comir_hpc.host.progress import Progress
 from comir_hpc.recipes.working_pair import WorkingPair
+from comir_hpc.runs.html import table
 from comir_hpc.runs.model import MODEL_FILE, WEIGHTS_FOLDER, Model, general_model, read_model
 from comir_hpc.transforms import Transform
 
@@ -107,6 +108,14 @@ class AdaptResult:
     rounds: tuple[Alignment, ...]
     registration: Path | None
 
+    def _repr_html_(self) -> str:
+        """Show the verdict and how the candidates were judged in a notebook."""
+        rows = {
+            one.origin: f"{one.held_out:.0%} of the held-out cells"
+            for one in (*self.candidates, *self.rounds)
+        }
+        return table("Adaptation", {"verdict": self.verdict, **rows, "reasons": "; ".join(self.reasons)})
+
     @property
     def summary(self) -> str:
         """One line for the user."""
@@ -163,13 +172,7 @@ def adapt(settings: AdaptSettings, *, progress: Progress | None = None) -> Adapt
 
 
 def plan_adapt(settings: AdaptSettings) -> dict[str, Any]:
-    """Say what `adapt` would do.
-
-    Raises
-    ------
-    VolumeError, CheckpointError
-        If a volume or the model to start from cannot be used.
-    """
+    """Say what `adapt` would do; it raises what that would raise before it searches."""
     work = _Adaptation(settings, None)
     pair = work.pair
     return {

@@ -99,15 +99,15 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
     frame = SlicePlane.from_grids(fixed.grid, moving.grid)
-    pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings)
+    carried = settings.initial == "global" and bool(inputs.searched_levels[0])
+    pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     with clock.time("search"):
         starts, found, left = _starts(pair, settings, inputs, frame, progress)
-    carried = settings.initial == "global" and bool(inputs.searched_levels[0])
     if left is not None:
         inputs = inputs.at(left)
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
-        pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings)
+        pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     try:
         with clock.time("refine"):
             ranking = rank(
@@ -117,6 +117,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
                 measure=pair.measure,
                 kind=settings.transform,
                 coarse=() if carried else COARSE,
+                fine=FINE[-1:] if carried else FINE,
                 progress=part_of(progress, "refine"),
             )
         with clock.time("check"):

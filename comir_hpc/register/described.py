@@ -1,4 +1,4 @@
-"""Measure and refine answers on channels that look along the axes of a grid (`Features.describe`).
+"""Refine answers by Gauss-Newton steps on cubic voxels, also on channels that look along axes (`Features.describe`).
 
 Such channels cannot be interpolated under a rotation. So the moving volume is turned onto the fixed grid first, on
 cubic voxels, and described there, for every answer that is measured and at every step (`alignment`).
@@ -51,7 +51,10 @@ class DescribedPair:
 
     def _at(self, spacing_mm: float) -> tuple[CoarseFeatures, CoarseFeatures]:
         fixed, moving = self._sides
-        return coarsen(fixed, spacing_mm), coarsen(moving, spacing_mm)
+        # Maps that are interpolated lose their finest structure on a grid of the same spacing (measured on T1w to EPI:
+        # 1.9 mm of error against 1.2). Channels that are described after the turn are computed on it anyway.
+        finer = 2 if moving.describe is None else 1
+        return coarsen(fixed, spacing_mm), coarsen(moving, spacing_mm, finer=finer)
 
     def _seen(self, within: NDArray[np.bool_], coarse: CoarseFeatures) -> Array32:
         """Look up a mask of the fixed features at the voxels of a coarse grid."""

@@ -84,6 +84,7 @@ def rank(
     measure: Measure,
     kind: Kind = "rigid",
     coarse: tuple[Level, ...] = COARSE,
+    fine: tuple[Level, ...] = FINE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ranking:
     """Refine rough answers and order them.
@@ -102,6 +103,8 @@ def rank(
         Kind of transform. An affine one starts from the rigid winner.
     coarse : tuple of Level
         Levels at which every answer is refined; none for answers that came through finer and finer scales.
+    fine : tuple of Level
+        Levels at which the best distinct answers are refined after that.
     progress : callable, optional
         Function that is called as ``progress(done, total)`` after each refinement.
 
@@ -125,7 +128,7 @@ def rank(
     ranked = _ordered([improve(c, coarse) for c in rough] if coarse else rough, similarity)
     finalists = [next(c for c in ranked if c.answer == n) for n in sorted({c.answer for c in ranked} - {-1})]
     for finalist in finalists[:FINALISTS]:
-        ranked[ranked.index(finalist)] = improve(finalist, FINE)
+        ranked[ranked.index(finalist)] = improve(finalist, fine)
     ranked = _ordered(ranked, similarity)
     if ranked[0].failure is not None:
         raise RegistrationError(
@@ -133,7 +136,7 @@ def rank(
             "volumes show the same specimen, or start elsewhere: --initial global or moments"
         )
     if kind == "affine":
-        ranked[0] = improve(ranked[0], FINE, "affine")
+        ranked[0] = improve(ranked[0], fine, "affine")
     if progress is not None:
         progress(steps, steps)
     return Ranking(tuple(ranked))
