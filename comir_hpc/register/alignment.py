@@ -179,7 +179,8 @@ class Alignment:
         # Slopes belong to values before they are standardised: they are scaled as those were.
         slopes = np.float32(0.5 * seen.scales[0]) * self._slopes
         slopes += np.float32(0.5 * seen.scales[1]) * self._gradients(seen.cube, seen.held)
-        matrix, right = np.zeros(()), np.zeros(())
+        matrix: FloatArray = np.zeros((1, 1))
+        right: FloatArray = np.zeros(1)
         for channel, slope in enumerate(slopes):
             jacobian = self._parameters(slope, kind)
             weighted = jacobian * seen.weights
