@@ -159,8 +159,7 @@ def test_scales_are_searched_from_coarse_to_fine():
     assert left is None  # every scale shows the same
     assert errors_vox(starts[0][0], truth, fine.fixed) < 0.2
     assert found.spacing_mm == pytest.approx(4.5)  # one and a half voxels of the coarsest
-    assert 3 <= len(starts) <= 4
-    assert errors_vox(starts[1][0], truth, fine.fixed) < 0.2  # a second rotation led to the same
+    assert 2 <= len(starts) <= 4
     assert errors_vox(starts[-1][0], truth, fine.fixed) > 5  # a rival is kept, to measure the lead against
 
 

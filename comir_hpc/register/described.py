@@ -15,8 +15,9 @@ from comir_hpc.register.alignment import Alignment, Kind
 from comir_hpc.register.coarse import CoarseFeatures, coarsen
 from comir_hpc.register.refine import Level, Refined
 from comir_hpc.register.similarity import Similarity
-from comir_hpc.representations import Agreement, Features
 from comir_hpc.representations.criteria import Array32
+from comir_hpc.representations.features import Features
+from comir_hpc.representations.measures import Agreement
 from comir_hpc.transforms.affine import Affine as Transform
 
 _MOST_VOXELS = (

@@ -8,7 +8,8 @@ from comir_hpc.config.register import RegisterSettings
 from comir_hpc.register.described import DescribedPair, DescribedRefiner, DescribedSimilarity
 from comir_hpc.register.refine import Refiner, Refines
 from comir_hpc.register.similarity import Similarity
-from comir_hpc.representations import Features, Measure, one_channel
+from comir_hpc.representations.features import Features, one_channel
+from comir_hpc.representations.measures import Measure
 from comir_hpc.space.grid import FloatArray
 
 _FEW_POINTS = 1000  # points of the specimen at which distances between transforms are measured

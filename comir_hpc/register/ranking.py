@@ -9,7 +9,7 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.register.global_search import MIN_OVERLAP
 from comir_hpc.register.refine import Kind, Level, Refines
 from comir_hpc.register.similarity import Similarity
-from comir_hpc.representations import Agreement, Measure
+from comir_hpc.representations.measures import Agreement, Measure
 from comir_hpc.transforms.affine import Affine as Transform
 
 COARSE = (Level(4, 2.0, 0.5),)

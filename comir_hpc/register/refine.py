@@ -26,7 +26,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.representations import Features, Measure
+from comir_hpc.representations.features import Features
+from comir_hpc.representations.measures import Measure
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine as Transform
 from comir_hpc.transforms.itk import from_itk, itk_image, itk_transform

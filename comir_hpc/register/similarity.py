@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from comir_hpc.representations import Agreement, Features
+from comir_hpc.representations.features import Features
+from comir_hpc.representations.measures import Agreement
 from comir_hpc.space.grid import FloatArray
 from comir_hpc.transforms.affine import Affine as Transform
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.alignment import Aligned, Alignment
 from comir_hpc.register.coarse import coarsen
@@ -28,7 +30,8 @@ from comir_hpc.register.global_search import (
     search,
     search_spacing_mm,
 )
-from comir_hpc.representations import Features, Measure
+from comir_hpc.representations.features import Features
+from comir_hpc.representations.measures import Measure
 from comir_hpc.space.grid import FloatArray
 from comir_hpc.transforms.affine import Affine as Transform
 
@@ -41,6 +44,8 @@ _OWN_SCALE = 1.5  # voxel of the search, in voxels of maps that were made for it
 # Lead over the best other answer, from which the next scale is not searched. Right answers on T1w to EPI had 0.23 to
 # 0.37; without a right one among them the best two differed by less than 0.05.
 _CLEAR = 0.15
+# Rivals are not further from each other than this share of the longest side: half a turn moves a ball by 0.4 of it.
+_FAR_SHARE = 0.3
 _STEPS, _MORE_STEPS = 8, 12
 # Share of a scale's evidence below which the next finer scale is not followed. Right answers on T1w to EPI kept 0.8 to
 # 0.9 of it. On a smooth template (T1 to EPI, 8 mm) 0.6 was left, and the answer moved from 3 mm to 13 mm off the truth.
@@ -106,7 +111,7 @@ class StartFinder:
         if self.voxels > voxels:
             wanted = [one.transform for one in improved[: 4 * self.count]]
             improved = self._improved(scale, found.spacing_mm * voxels / self.voxels, wanted)
-        return self._chosen(improved, FAR_VOXELS * found.spacing_mm), found
+        return self._chosen(improved, self._far_mm(found.spacing_mm)), found
 
     def through_scales(
         self,
@@ -130,7 +135,7 @@ class StartFinder:
         """
         pool: list[Aligned] = []
         first: Search | None = None
-        far_mm = FAR_VOXELS * search_spacing_mm(searched[0].fixed, self.voxels)
+        far_mm = self._far_mm(search_spacing_mm(searched[0].fixed, self.voxels))
         before: tuple[list[Aligned], Scale] | None = None
         for number, scale in enumerate(searched):
             if number:
@@ -164,6 +169,11 @@ class StartFinder:
         return self._chosen(pool, far_mm), first, None
 
     # ------------------------------------------------------------------ parts
+
+    def _far_mm(self, spacing_mm: float) -> float:
+        """Choose the distance from which answers are rivals."""
+        longest = float(np.ptp(self.points_mm, axis=0).max())
+        return min(FAR_VOXELS * spacing_mm, _FAR_SHARE * longest)
 
     def _candidates(self, found: Search) -> list[Transform]:
         separation = _APART_VOX * found.spacing_mm

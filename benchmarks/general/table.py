@@ -1,0 +1,53 @@
+"""Print the table of docs/general.md from the rows of `run.py`: success, error, verdicts, time, family by family.
+
+python benchmarks/general/table.py benchmarks/general/cases.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+import sys
+from pathlib import Path
+
+KNOWN = {"embedded", "embedded_1mm", "avg152_t2", "avg152_pd"}
+"""Families whose anatomy, or a close kin of it, lent its shape to the training."""
+
+
+def wilson(found: int, total: int) -> tuple[float, float]:
+    """Give the 95 % interval of a rate."""
+    z, rate = 1.96, found / total
+    middle = rate + z * z / (2 * total)
+    spread = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
+    return tuple((middle + sign * spread) / (1 + z * z / total) for sign in (-1, 1))
+
+
+def main(path: Path) -> None:
+    """Print one line a family and method."""
+    rows = list(csv.DictReader(line for line in path.open(encoding="utf-8") if not line.startswith("#")))
+    print(
+        "| family | method | right | 95 % | mean TRE of these | PASS, WARN, FAIL of right | of wrong | s a case |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for family in dict.fromkeys(row["family"] for row in rows):
+        for method in dict.fromkeys(row["method"] for row in rows if row["family"] == family):
+            some = [row for row in rows if (row["family"], row["method"]) == (family, method)]
+            right = [row for row in some if row["success"] == "True"]
+            wrong = [row for row in some if row["success"] != "True"]
+            low, high = wilson(len(right), len(some))
+            error = statistics.mean(float(row["tre_mm"]) for row in right) if right else math.nan
+            seconds = statistics.median(float(row["seconds"]) for row in some if row["seconds"])
+            counts = [
+                ", ".join(str(sum(row["verdict"] == v for row in group)) for v in ("PASS", "WARN", "FAIL"))
+                for group in (right, wrong)
+            ]
+            mark = " (seen)" if family in KNOWN and method == "comir" else ""
+            print(
+                f"| {family}{mark} | {method} | {len(right)} of {len(some)} | {low:.0%} to {high:.0%} | "
+                f"{error:.2f} mm | {counts[0]} | {counts[1]} | {seconds:.0f} |"
+            )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
