@@ -279,7 +279,7 @@ def _require_encoders(settings: RegisterPairSettings) -> None:
     elif settings.model is not None:
         model = read_model(settings.model)
         for role in _ROLES:
-            name = settings.modality_of(role)
+            name = settings.modality_of(role) or (role if role in model.modalities else None)
             if model.encoder_name(name) is not None or settings.representation_of(role) is not None:
                 continue
             raise CheckpointError(

@@ -64,7 +64,9 @@ class Learned(Trained):
         """
         if settings.representation_of(role) is not None:
             return Stored.from_settings(volume, settings, role, partner)
-        run, modality = settings.model or general_model(), settings.modality_of(role)
+        run = settings.model or general_model()
+        # The encoders that `adapt` makes may be called as the volumes are: fixed and moving.
+        modality = settings.modality_of(role) or (role if role in read_model(run).modalities else None)
         encoder = load_encoder(
             run,
             modality,
