@@ -202,7 +202,7 @@ def _alone(volumes: Sequence[Volume], spacing: float) -> tuple[str, ...]:
         return ()
     return (
         f"{volumes[0].path} is encoded on {spacing:.4g} mm, which suits the size of this specimen; what it is compared "
-        "with needs the same grid: give both the same --spacing",
+        "with needs the same grid: give `comir-hpc infer` the same --spacing for both",
     )
 
 
