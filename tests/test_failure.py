@@ -101,8 +101,7 @@ def test_settings_that_cannot_work_are_one_line(tmp_path: Path, refused: Callabl
     line = refused("train", path, "--run", tmp_path / "run", "--set", "sampling.patch=[1,64")
     assert "--set sampling.patch=[1,64: the value is not YAML" in line
     line = refused("register", "f.zarr", "m.zarr", "--out", tmp_path / "o")
-    assert "--fixed-modality" in line
-    assert "--representation intensity" in line
+    assert "f.zarr does not exist" in line
 
 
 @pytest.mark.parametrize(

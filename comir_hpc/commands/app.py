@@ -186,11 +186,12 @@ def register(call: Call) -> None:
     )
 
     require_usable(asked)
+    settings = call.with_stores(asked, asked.out)
+    # Said when the files are known to be there: an error stands alone.
     if uses_general_model(asked):
         call.note("no --model is given: the general model is used")
     if "out" not in call.given:
         call.note(f"no --out is given: the result goes into {asked.out}")
-    settings = call.with_stores(asked, asked.out)
     done = call.run(register_pair, plan_pair, settings)
     call.note(*done.notes)
     call.say(done.result.summary)

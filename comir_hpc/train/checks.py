@@ -204,7 +204,10 @@ def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
     if not steps_done or not path.is_file():
         return
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    before, now = _defaults() | flatten(record), flatten(yaml.safe_load(dump(settings)))
+    known, now = flatten(record), flatten(yaml.safe_load(dump(settings)))
+    before = {
+        k: v for k, v in _defaults().items() if not any(one.startswith(f"{k}.") for one in known)
+    } | known
     changed = [
         key
         for key in sorted(before.keys() | now.keys())

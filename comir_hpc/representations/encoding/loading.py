@@ -98,8 +98,9 @@ def load_encoder(
     name = model.encoder_name(modality)
     if name is None:
         raise CheckpointError(
-            f"{run} has encoders of {', '.join(model.modalities)}; there is none of {modality!r}: give one of them "
-            "as the modality"
+            f"{run} has encoders of {', '.join(model.modalities)}; "
+            + ("no modality is given" if modality is None else f"there is none of {modality!r}")
+            + ": give one of them as the modality"
         )
     chosen = choose_device(device)
     if chosen.type == "cpu":
