@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = settings(tmp_path, pair(tmp_path, turned()), out=Path("/proc/comir-hpc/result"))
-    monkeypatch.setattr("comir_hpc.register.search", lambda *a, **k: pytest.fail("it searched"))
+    monkeypatch.setattr("comir_hpc.register.starts.search", lambda *a, **k: pytest.fail("it searched"))
     with pytest.raises(RegistrationError, match="/proc/comir-hpc/result cannot be written to"):
         register(chosen)
 
