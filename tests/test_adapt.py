@@ -96,10 +96,22 @@ def test_two_equal_answers_and_weak_ones_are_doubted() -> None:
 
 
 @pytest.mark.slow
-def test_from_two_volumes_to_encoders(case: tuple[Path, Path, Transform], tmp_path: Path) -> None:
+def test_from_two_volumes_to_encoders(
+    case: tuple[Path, Path, Transform], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        recipe, "METHODS", ("comir", "intensity")
+    )  # MIND alone would take as long as all the rest
     fixed, moving, truth = case
     settings = AdaptSettings(
-        fixed=fixed, moving=moving, run=tmp_path / "run", steps=20, rounds=1, rotations=600, device="cpu"
+        fixed=fixed,
+        moving=moving,
+        run=tmp_path / "run",
+        steps=20,
+        rounds=1,
+        candidates=2,
+        rotations=300,
+        device="cpu",
     )
     assert "held_out" in plan_adapt(settings)
     result = adapt(settings)
