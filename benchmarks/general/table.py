@@ -1,4 +1,4 @@
-"""Print the table of docs/general.md from the rows of `run.py`: success, error, verdicts, time, family by family.
+"""Print the table of docs/general.md from the rows of `run.py`: success, error, verdicts, family by family.
 
 python benchmarks/general/table.py benchmarks/general/cases.csv
 """
@@ -29,7 +29,7 @@ def main(path: Path) -> None:
     print(
         "| family | method | right | 95 % | mean TRE of these | PASS, WARN, FAIL of right | of wrong | s a case |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for family in dict.fromkeys(row["family"] for row in rows):
         for method in dict.fromkeys(row["method"] for row in rows if row["family"] == family):
             some = [row for row in rows if (row["family"], row["method"]) == (family, method)]
@@ -37,7 +37,6 @@ def main(path: Path) -> None:
             wrong = [row for row in some if row["success"] != "True"]
             low, high = wilson(len(right), len(some))
             error = statistics.mean(float(row["tre_mm"]) for row in right) if right else math.nan
-            seconds = statistics.median(float(row["seconds"]) for row in some if row["seconds"])
             counts = [
                 ", ".join(str(sum(row["verdict"] == v for row in group)) for v in ("PASS", "WARN", "FAIL"))
                 for group in (right, wrong)
@@ -45,7 +44,7 @@ def main(path: Path) -> None:
             mark = " (seen)" if family in KNOWN and method == "comir" else ""
             print(
                 f"| {family}{mark} | {method} | {len(right)} of {len(some)} | {low:.0%} to {high:.0%} | "
-                f"{error:.2f} mm | {counts[0]} | {counts[1]} | {seconds:.0f} |"
+                f"{error:.2f} mm | {counts[0]} | {counts[1]} |"
             )
 
 
