@@ -24,9 +24,9 @@ import numpy as np
 from comir_hpc.config import RegisterPairSettings
 from comir_hpc.data.embedded import Displacement, degrade, displace, write_nifti
 from comir_hpc.evaluate import evaluate
+from comir_hpc.host.progress import Clock
 from comir_hpc.recipes.pair import register_pair, require_usable
 from comir_hpc.recipes.stores import with_stores
-from comir_hpc.register import Clock
 from comir_hpc.transforms.files import save_transform
 from comir_hpc.volumes.readers import open_source
 

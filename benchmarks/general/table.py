@@ -26,9 +26,7 @@ def wilson(found: int, total: int) -> tuple[float, float]:
 def main(path: Path) -> None:
     """Print one line a family and method."""
     rows = list(csv.DictReader(line for line in path.open(encoding="utf-8") if not line.startswith("#")))
-    print(
-        "| family | method | right | 95 % | mean TRE of these | PASS, WARN, FAIL of right | of wrong | s a case |"
-    )
+    print("| family | method | right | 95 % | mean TRE of these | PASS, WARN, FAIL of right | of wrong |")
     print("|---|---|---|---|---|---|---|")
     for family in dict.fromkeys(row["family"] for row in rows):
         for method in dict.fromkeys(row["method"] for row in rows if row["family"] == family):
