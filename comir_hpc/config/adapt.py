@@ -35,7 +35,7 @@ class AdaptSettings(Settings):
     model: Input[Path | None] = None
     """Run folder of the encoders to start from; the general model when not given."""
     modalities: Annotated[Input[tuple[str, str]], OnCommandLine(metavar="FIXED MOVING")] = ("fixed", "moving")
-    """Names of the two modalities in the new model."""
+    """Names of the two modalities in the new model, and in the one to start from if that has an encoder for each."""
     steps: Positive = 200
     """Number of training steps in each round; half as many on each candidate before."""
     candidates: Positive = 4

@@ -232,7 +232,9 @@ class _Adaptation:
     def _search(self, method: str) -> list[tuple[Alignment, int]]:
         from comir_hpc.register import register
 
-        model = {"model": self.settings.model} if method == "comir" else {}
+        first, second = self.settings.modalities
+        named = {} if self.model.shared else {"fixed_modality": first, "moving_modality": second}
+        model = {"model": self.settings.model, **named} if method == "comir" else {}
         try:
             result = register(
                 self._register_settings(f"search/{method}", representation=method, **model),

@@ -165,7 +165,7 @@ def next_command(
     asked : RegisterPairSettings
         Settings with the files that the user named.
     settings : RegisterPairSettings
-        The same settings with stores.
+        Settings with the stores that were made of these files.
     """
     words: list[object] = ["comir-hpc"]
     if result.verdict != "FAIL":

@@ -6,7 +6,7 @@ the best distinct answers are refined, and then the verdict is made. What is com
 
 * `inputs` opens what is given and chooses the levels, `slices` flattens slices;
 * `global_search` tries all rotations on `coarse` maps; `starts` improves the best answers by `alignment` and chooses;
-* `refine` optimises, `ranking` ranks; `described` does both for channels that look along axes;
+* `refine` optimises on samples, `gauss_newton` on all voxels; `ranking` ranks;
 * `similarity` measures how alike the two are, `cross_check` registers halves, `verdict` judges, `pictures` draws, and
   `outputs` writes.
 """
@@ -46,22 +46,12 @@ from comir_hpc.register.starts import Scale, Start, StartFinder
 from comir_hpc.register.verdict import Evidence, judge
 from comir_hpc.representations import Measure
 from comir_hpc.runs.folder import require_room
-from comir_hpc.space.grid import FloatArray
-from comir_hpc.space.rotations import reverse_axes, so2_grid, so3_grid
 from comir_hpc.transforms.affine import Affine as Transform
 
-__all__ = [
-    "FloatArray",
-    "RegisterResult",
-    "plan_register",
-    "register",
-    "reverse_axes",
-    "so2_grid",
-    "so3_grid",
-]
+__all__ = ["RegisterResult", "plan_register", "register"]
 
 # A slice has about a thirtieth of a volume's voxels. So its coarse grid is finer along each axis, to give enough
-# evidence. Its turns are tried degree by degree, and one degree moves the rim of that grid by half a voxel.
+# evidence.
 _SLICE_GRID = 2
 _TILTED_DEG = 0.5  # angle between two planes from which the report has a note
 
@@ -137,7 +127,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         "model": model,
         "run": None if model is None else model["run"],
         "fingerprint": inputs.fingerprint,
-        **_notes(frame, inputs),
+        **_notes(frame, inputs, left),
     }
     transform = None if answer is None else frame.world(answer)
     return write_result(settings.out, transform, record, panels, landscape(found, frame))
@@ -311,6 +301,7 @@ def _evidence(pair: Pair, ranking: Ranking, inputs: Inputs) -> Evidence:
         drift=moved / pair.side_mm,
         learned=inputs.fixed.representation.learned,
         compared=inputs.fixed.representation.noun,
+        reference_of=inputs.fixed.representation.reference_of,
     )
 
 
@@ -327,11 +318,16 @@ def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _notes(frame: SlicePlane, inputs: Inputs) -> dict[str, list[str]]:
+def _notes(frame: SlicePlane, inputs: Inputs, left: int | None) -> dict[str, list[str]]:
     notes = list(dict.fromkeys(inputs.fixed.notes + inputs.moving.notes))  # some are said of the pair
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "
             "transform turns one into the other, and only motion inside the plane was searched"
+        )
+    if left is not None:
+        spacing = inputs.fixed.representation.spacings_mm[left]
+        notes.append(
+            f"the volumes are compared on a grid of {spacing:.3g} mm: on finer ones less of what both show agrees"
         )
     return {"notes": notes} if notes else {}

@@ -69,7 +69,7 @@ class _Seen:
     cube : (C, z, y, x) float32
         Channels of the moving volume.
     held : (z, y, x) float32
-        Its weights.
+        Weights of the moving volume there.
     weights : (N,) float32
         Product of both weights at the compared voxels.
     pair : tuple of (C, N) float32, or None

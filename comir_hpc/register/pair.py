@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from comir_hpc.config.register import RegisterSettings
-from comir_hpc.register.described import DescribedPair, DescribedRefiner, DescribedSimilarity
+from comir_hpc.register.gauss_newton import CubicPair, DescribedSimilarity, GaussNewtonRefiner
 from comir_hpc.register.refine import Refiner, Refines
 from comir_hpc.register.similarity import Similarity
 from comir_hpc.representations.features import Features, one_channel
@@ -53,9 +53,9 @@ def _judges(
 ) -> tuple[Similarity, Refines]:
     """Make what measures and what refines answers, as the features ask for."""
     if fixed.describe is not None:
-        described = DescribedPair(fixed, moving)
-        return DescribedSimilarity(fixed, moving, described), DescribedRefiner(described)
+        cubic = CubicPair(fixed, moving)
+        return DescribedSimilarity(fixed, moving, cubic), GaussNewtonRefiner(cubic)
     if by_steps:
-        return Similarity(fixed, moving), DescribedRefiner(DescribedPair(fixed, moving))
+        return Similarity(fixed, moving), GaussNewtonRefiner(CubicPair(fixed, moving))
     refiner = Refiner(*one_channel(fixed, moving), measure=measure, seed=seed, threads=threads)
     return Similarity(fixed, moving), refiner

@@ -58,7 +58,13 @@ _MOST_SEARCHED = 28
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Features of both volumes, made on grids of one spacing."""
+    """Features of both volumes, made on grids of one spacing.
+
+    Attributes
+    ----------
+    fixed, moving : Features
+        Features of the two volumes, with the same number of channels.
+    """
 
     fixed: Features
     moving: Features

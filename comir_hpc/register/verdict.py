@@ -38,6 +38,8 @@ class Evidence:
         Whether what was compared was trained to correlate, so that the agreement has a scale.
     compared : str
         What was compared, in the plural.
+    reference_of : str
+        What `reference` was measured on, in words.
     """
 
     agreement: float
@@ -50,6 +52,7 @@ class Evidence:
     drift: float
     learned: bool
     compared: str = "intensities"
+    reference_of: str = "the training pair"
 
 
 # The thresholds come from registrations of the brain pair with a known answer. Agreement as a share of the reference:
@@ -125,7 +128,7 @@ def _agreement(evidence: Evidence) -> tuple[str, bool, bool]:
     if evidence.reference is None or evidence.reference <= 0:
         return f"{text}; the model has no reference to hold that against", evidence.agreement <= 0, True
     share = evidence.agreement / evidence.reference
-    text += f", {100 * share:.0f} % of what they reach on the training pair"
+    text += f", {100 * share:.0f} % of what they reach on {evidence.reference_of}"
     if share < _PASS_AGREEMENT:
         text += f"; {100 * _PASS_AGREEMENT:.0f} % is safe"
     return text, share < _FAIL_AGREEMENT, share < _PASS_AGREEMENT

@@ -116,8 +116,8 @@ def _advice(result: Result) -> list[Markup]:
     if offered is not None and offered.trained:
         steps.append(
             Markup(
-                "If the two representations do not look alike, the encoders do not know such images: train on an "
-                "aligned pair from the same instruments."
+                "If the two representations do not look alike, the encoders do not know such images: make some that "
+                "do, with <code>comir-hpc adapt</code> from this pair, or with <code>train</code> from an aligned one."
             )
         )
     return steps

@@ -182,7 +182,7 @@ class RoughCorrelation:
 
     @property
     def rough(self) -> Criterion:
-        """The same."""
+        """The criterion itself, which is the rough one already."""
         return self
 
     def moving_maps(self, values: Array32, weights: Array32) -> Array32:
@@ -216,7 +216,7 @@ class MutualInformation:
 
     @property
     def rough(self) -> Criterion:
-        """The same: nothing faster is known."""
+        """The criterion itself, since nothing faster is known."""
         return self
 
     def moving_maps(self, values: Array32, weights: Array32) -> Array32:

@@ -192,6 +192,11 @@ class Representation(ABC):
         """Agreement that a right registration should come near; None if nothing is known about that."""
         return None
 
+    @property
+    def reference_of(self) -> str:
+        """What `reference` was measured on, in words."""
+        return "the training pair"
+
     def provenance(self) -> dict[str, Any] | None:
         """Say which model made the values, JSON-ready, with the folder of its run under ``run``; None without one."""
         return None

@@ -31,8 +31,14 @@ class Trained(Representation):
 
     @property
     def reference(self) -> float | None:
-        """Agreement of the model on its aligned training pair; None without a model."""
+        """Agreement of the model on its aligned training pair, or on made-up ones; None without a model."""
         return None if self.model is None else self.model.reference.expected_agreement
+
+    @property
+    def reference_of(self) -> str:
+        """What `reference` was measured on: the training pair, or the made-up pairs of a general model."""
+        made_up = self.model is not None and self.model.scale_free
+        return "made-up pairs, as the general model was trained on" if made_up else super().reference_of
 
     def provenance(self) -> dict[str, Any] | None:
         """Say which model it was, for the result of a registration; None without a model."""

@@ -27,13 +27,13 @@ _MEASURED = 2  # shrink factor of the grid on which answers are measured
 _STEPS = 15
 
 
-class DescribedPair:
+class CubicPair:
     """Both volumes on cubic voxels of any coarseness.
 
     Parameters
     ----------
     fixed, moving : Features
-        Features of the two volumes, of one channel that is to be described.
+        Features of the two volumes: maps, or one channel that is to be described.
     """
 
     def __init__(self, fixed: Features, moving: Features) -> None:
@@ -75,11 +75,11 @@ class DescribedSimilarity(Similarity):
     ----------
     fixed, moving : Features
         Features of the two volumes.
-    pair : DescribedPair
-        The same on cubic voxels.
+    pair : CubicPair
+        The two volumes on cubic voxels.
     """
 
-    def __init__(self, fixed: Features, moving: Features, pair: DescribedPair) -> None:
+    def __init__(self, fixed: Features, moving: Features, pair: CubicPair) -> None:
         super().__init__(fixed, moving)
         self._alignment = pair.alignment(_MEASURED)
 
@@ -88,16 +88,16 @@ class DescribedSimilarity(Similarity):
         return replace(super().at(transform), correlation=self._alignment.at(transform).correlation)
 
 
-class DescribedRefiner:
+class GaussNewtonRefiner:
     """Refine answers by Gauss-Newton steps, as `Refiner` does by SimpleITK's optimiser.
 
     Parameters
     ----------
-    pair : DescribedPair
+    pair : CubicPair
         Both volumes on cubic voxels.
     """
 
-    def __init__(self, pair: DescribedPair) -> None:
+    def __init__(self, pair: CubicPair) -> None:
         self._pair = pair
 
     def refine(
