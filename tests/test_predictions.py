@@ -202,6 +202,12 @@ def test_a_registration_stays_below(pair: dict[str, str], tmp_path: Path) -> Non
     )  # fmt: skip
 
 
+def test_a_registration_by_the_general_model_stays_below(pair: dict[str, str], tmp_path: Path) -> None:
+    _holds(
+        "register", fixed=pair["one"], moving=pair["two"], out=str(tmp_path / "r"), rotations=24, candidates=1, threads=1,
+    )  # fmt: skip
+
+
 def test_a_training_stays_below(trained: tuple[Path, float, float]) -> None:
     _, predicted, needed = trained
     # Without MLflow a part of the libraries stays out.
