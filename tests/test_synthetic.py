@@ -21,7 +21,7 @@ from comir_hpc.learning.synthetic.sampler import MadeSampler
 from comir_hpc.representations.encoding.loading import load_encoder
 from comir_hpc.runs.model import general_model, read_model
 from comir_hpc.space.groups import rotation_group
-from comir_hpc.train import train
+from comir_hpc.train import plan_training, train
 
 PATCH = (16, 16, 16)
 CPU = torch.device("cpu")
@@ -241,4 +241,8 @@ def test_a_start_from_another_network_names_the_settings(run: Path, tmp_path: Pa
     network = {"widths": [4, 16], "convs_per_level": 1, "shared": True}
     with pytest.raises(ConfigError, match=r"set network\.widths=\[4, 8\] \(now \[4, 16\]\)"):
         train(_settings(start_from=str(run), network=network), tmp_path / "next")
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        plan_training(
+            _settings(start_from=str(tmp_path / "nowhere"))
+        )  # a dry run refuses what the training would
     assert not (tmp_path / "next").exists()

@@ -21,6 +21,7 @@ from comir_hpc.learning.views import View
 from comir_hpc.networks import Network, StepCost, count_parameters, predict_encoding, predict_step
 from comir_hpc.representations.reference import NUM_PATCHES
 from comir_hpc.train.checks import Inputs, build_networks, check_settings, inspect_inputs, world_notes
+from comir_hpc.train.start import open_start
 
 # Share of free memory that a step may take: the rest is for workspaces of libraries and gaps between allocations.
 _USABLE = 0.8
@@ -134,6 +135,7 @@ def plan_training(settings: TrainSettings) -> dict[str, Any]:
         If settings and volumes cannot work together, as in `train`.
     """
     check_settings(settings)
+    open_start(settings)
     inputs = inspect_inputs(settings)
     settings = choose_recomputed_levels(settings, inputs)
     networks = build_networks(settings, inputs)
