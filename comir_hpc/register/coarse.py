@@ -192,14 +192,15 @@ def coarsen(features: Features, spacing_mm: float, finer: int = 1) -> CoarseFeat
     shape, start, every = _lattice(stacked[-1] > 0, blurred_axes, spacing_mm / finer / spacing, features)
 
     def sampled_on(one: Array32, mode: Literal["constant", "nearest"]) -> Array32:
-        # Places that are computed on the way, and not listed, take a tenth of the memory.
-        return scipy.ndimage.affine_transform(one, np.diag(every), start, shape, order=1, mode=mode)
+        # Not `map_coordinates`: three coordinates of every new voxel would be held in double precision.
+        found: Array32 = scipy.ndimage.affine_transform(one, np.diag(every), start, shape, order=1, mode=mode)
+        return found
 
     sampled = np.stack([sampled_on(one, outside) for one in blurred[:-1]])
     weights = np.clip(sampled_on(blurred[-1], "constant"), 0, 1)
     frame = np.asarray(grid.matrix_mm[:3, :3]) * every
     if features.describe is None:
-        sampled = sampled / np.maximum(weights, 1e-6)
+        sampled /= np.maximum(weights, np.float32(1e-6))
     values = standardised(sampled, weights)
     return CoarseFeatures(values, weights, frame, grid.world_mm(start), features.describe)
 

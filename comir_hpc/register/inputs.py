@@ -148,7 +148,7 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         + sum(side.predicted_bytes(side.level) for side in chosen)
         + max(side.representation.working_bytes(side.level) for side in chosen)
         + _search_bytes(settings)
-        + _steps_bytes(*chosen, settings)
+        + _steps_bytes(chosen[0], chosen[1], settings)
     )
     if needed - resident_bytes() > available_bytes():
         raise RegistrationError(
