@@ -38,6 +38,9 @@ FILES = {
 }
 """Fixed and moving file of each family, below the folder of the data; the embedded pair is in the package."""
 
+SUCCESS = 0.02
+"""Largest mean error of a success, as a share of the specimen's mean side."""
+
 _ROOM = 1.15  # side of the second scanner's cube, in longest sides of the volume: a turned specimen fits
 _MOST_POINTS = 4000
 

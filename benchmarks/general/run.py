@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from cases import FILES, LEVELS, Case, Family
+from cases import FILES, LEVELS, SUCCESS, Case, Family
 
 from comir_hpc.config import IngestSettings, RegisterSettings
 from comir_hpc.errors import ComirError
@@ -35,8 +35,6 @@ COLUMNS = (
     "peak_memory_mib", "error",
 )  # fmt: skip
 METHODS = ("comir", "mind", "intensity")
-SUCCESS = 0.02
-"""Largest mean error of a success, as a share of the specimen's mean side."""
 
 
 def settings_of(method: str, case: Case, folder: Path, model: Path) -> RegisterSettings:
@@ -124,7 +122,8 @@ def done_in(path: Path) -> set[tuple[str, str, int, str]]:
     if not path.exists():
         return set()
     with path.open(encoding="utf-8") as file:
-        return {(r["family"], r["level"], int(r["seed"]), r["method"]) for r in csv.DictReader(file)}
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return {(r["family"], r["level"], int(r["seed"]), r["method"]) for r in rows}
 
 
 def main() -> None:
