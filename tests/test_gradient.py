@@ -44,7 +44,7 @@ def sampled(grid):
 def test_it_is_the_gradient_of_a_gaussian_of_the_stated_scale_however_the_grid_lies(spacing, degrees):
     """The known answer at every voxel, which knows nothing of the grid: so a turned volume gives the turned map."""
     direction = tuple(map(tuple, turn(degrees).tolist()))
-    shape = tuple(int(round(32 / s)) for s in spacing)
+    shape = tuple(round(32 / s) for s in spacing)
     grid = Grid(shape, spacing, (0.0, 0.0, 0.0), direction)
     grid = Grid(shape, spacing, tuple((-grid.centre_mm).tolist()), direction)
     points = sampled(grid)
@@ -65,7 +65,9 @@ def test_a_ramp_has_its_slope_per_millimetre():
 @pytest.mark.parametrize(("gain", "offset"), [(3.0, 7.0), (-1.0, 0.0), (-0.2, 100.0)])
 def test_brightness_contrast_and_inversion_change_nothing(gain, offset):
     grid, mask = Grid((12, 13, 14), (1.0, 1.0, 1.0)), np.ones((12, 13, 14), bool)
-    image = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=grid.shape_zyx), 1).astype(np.float32)
+    image = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=grid.shape_zyx), 1).astype(
+        np.float32
+    )
     one, other = (
         normalised(gradient_magnitude(values.astype(np.float32), grid, 1.2), mask)
         for values in (image, gain * image + offset)

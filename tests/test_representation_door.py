@@ -111,7 +111,8 @@ def test_what_a_representation_says_reaches_the_search_the_verdict_and_the_finge
 def test_a_representation_that_is_not_offered_is_refused_with_the_words(tmp_path):
     record = {"fixed": "a", "moving": "b", "out": str(tmp_path), "representation": "gradients"}
     with pytest.raises(
-        ConfigError, match="representation is 'gradients': Input should be 'comir', 'gradient', 'intensity' or 'mind'"
+        ConfigError,
+        match="representation is 'gradients': Input should be 'comir', 'gradient', 'intensity' or 'mind'",
     ):
         validate(RegisterSettings, record)
 

@@ -40,24 +40,14 @@ def all_methods() -> tuple[str, ...]:
     return (*own_methods(), IDENTITY, *PEERS)
 
 
-def _known(what: str, words: Iterable[str]) -> AfterValidator:
+def _known(what: str, word: str, offered: Iterable[str]) -> str:
     """Refuse a word that is none of these, and name the nearest."""
-    offered = tuple(words)
-
-    def check(word: str) -> str:
-        if word not in offered:
-            raise ValueError(
-                f"no {what} {word!r}; did you mean {nearest(word, offered)}? There are {', '.join(offered)}"
-            )
-        return word
-
-    return AfterValidator(check)
-
-
-def _a_method(word: str) -> str:
-    # Asked for late: a representation may be added after this module was read.
-    validated: str = _known("method", all_methods()).func(word)  # type: ignore[call-arg,assignment]
-    return validated
+    words = tuple(offered)
+    if word not in words:
+        raise ValueError(
+            f"no {what} {word!r}; did you mean {nearest(word, words)}? There are {', '.join(words)}"
+        )
+    return word
 
 
 class OwnPair(Settings):
@@ -107,16 +97,16 @@ def _pair(value: Any) -> Any:
     """Refuse an unknown family before pydantic says that it is no pair either."""
     if isinstance(value, str) and value not in FAMILIES:
         raise ValueError(
-            f"no family {value!r}; did you mean {nearest(value, FAMILIES)}? There are {', '.join(FAMILIES)}; a pair of your "
-            "own has a name, fixed, moving, and truth, points or labels"
+            f"no family {value!r}; did you mean {nearest(value, FAMILIES)}? There are {', '.join(FAMILIES)}; a pair of "
+            "your own has a name, fixed, moving, and truth, points or labels"
         )
     return value
 
 
 PairSetting = Annotated[str | OwnPair, BeforeValidator(_pair)]
-Level = Annotated[str, _known("level", LEVELS)]
-Degradation = Annotated[str, _known("degradation", DEGRADATIONS)]
-Method = Annotated[str, AfterValidator(_a_method)]
+Level = Annotated[str, AfterValidator(lambda word: _known("level", word, LEVELS))]
+Degradation = Annotated[str, AfterValidator(lambda word: _known("degradation", word, DEGRADATIONS))]
+Method = Annotated[str, AfterValidator(lambda word: _known("method", word, all_methods()))]
 
 
 class BenchmarkSettings(Settings):
@@ -127,10 +117,12 @@ class BenchmarkSettings(Settings):
     data: Path | None = None
     """Folder that `comir-hpc datasets fetch` wrote the families to; the folder `data` when not given."""
     levels: tuple[Level, ...] = Field(default=("small", "medium", "large", "any"), min_length=1)
-    """How far the moving volume is displaced: none, or up to 10 (small), 30 (medium), 90 (large) or 180 degrees (any)."""
+    """How far the moving volume is displaced: none, or up to 10 (small), 30 (medium), 90 (large), 180 degrees (any)."""
     degradations: tuple[Degradation, ...] = Field(default=("none",), min_length=1)
     """What is done to the moving volume: none, noise, bias, thick (slices), cropped (a third cut off), padded."""
-    methods: tuple[Method, ...] = Field(default=("comir", "mind", "gradient", "intensity", IDENTITY), min_length=1)
+    methods: tuple[Method, ...] = Field(
+        default=("comir", "mind", "gradient", "intensity", IDENTITY), min_length=1
+    )
     """Methods: a representation, alone (searched everywhere) or with a start (comir-moments), identity, and peers."""
     seeds: Positive = 10
     """Number of displacements of each pair at each level."""
@@ -150,10 +142,13 @@ class BenchmarkSettings(Settings):
     def placed_in(self, folder: Path) -> Self:
         """Return settings whose paths are relative to `folder`."""
         placed = {
-            name: folder / path for name in ("data", "model", "peers") if (path := getattr(self, name)) is not None
+            name: folder / path
+            for name in ("data", "model", "peers")
+            if (path := getattr(self, name)) is not None
         }
         pairs = tuple(
-            one if isinstance(one, str) else one.with_volumes(lambda path: folder / path) for one in self.pairs
+            one if isinstance(one, str) else one.with_volumes(lambda path: folder / path)
+            for one in self.pairs
         )
         return self.model_copy(update={**placed, "pairs": pairs})
 

@@ -102,8 +102,8 @@ def from_labels(fixed: Path, moving: Path, images: tuple[Grid, Grid]) -> Corresp
     missing = sorted(set(centres[0]) ^ set(centres[1]))
     if missing:
         raise ConfigError(
-            f"label {missing[0]} is in {fixed if missing[0] in centres[0] else moving} only ({len(missing)} such labels); "
-            "expected the same labels in both"
+            f"label {missing[0]} is in {fixed if missing[0] in centres[0] else moving} only ({len(missing)} such "
+            "labels); expected the same labels in both"
         )
     _require_enough(len(centres[0]), f"{fixed} has {len(centres[0])} labels")
     names = sorted(centres[0])
@@ -126,8 +126,8 @@ def read_image(path: Path) -> tuple[NDArray[np.float32], Grid]:
             image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise VolumeError(
-            f"{path} cannot be read by SimpleITK, and a benchmark gives every method the same file; expected NIfTI, NRRD or "
-            "MHA"
+            f"{path} cannot be read by SimpleITK, and a benchmark gives every method the same file; expected NIfTI, "
+            "NRRD or MHA"
         ) from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or min(image.GetSize()) < 2:
         raise VolumeError(
@@ -154,4 +154,6 @@ def _centres(path: Path, image: Grid) -> dict[int, FloatArray]:
 
 def _require_enough(count: int, what: str) -> None:
     if count < _FEWEST:
-        raise ConfigError(f"{what}; expected at least {_FEWEST}, since fewer do not tell a right answer from a wrong one")
+        raise ConfigError(
+            f"{what}; expected at least {_FEWEST}, since fewer do not tell a right answer from a wrong one"
+        )

@@ -20,7 +20,13 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.config.words import DEGRADATIONS, FAMILIES, nearest
-from comir_hpc.data.correspondence import Correspondence, from_labels, from_landmarks, from_transform, read_image
+from comir_hpc.data.correspondence import (
+    Correspondence,
+    from_labels,
+    from_landmarks,
+    from_transform,
+    read_image,
+)
 from comir_hpc.data.degradations import spoiled
 from comir_hpc.data.embedded import embedded_volume, write_nifti
 from comir_hpc.data.registry import data_set
@@ -47,9 +53,24 @@ _SOURCES = {
 # known).
 _SILVER = {
     "t1_epi": (
-        (9.996942967392602464e-01, -1.722825910970641333e-02, 1.773415222232403721e-02, 7.943932140629580418e-01),
-        (1.697311852729957438e-02, 9.997516932032837200e-01, 1.443832347004805373e-02, -3.314873111520416415e00),
-        (-1.797849588964535797e-02, -1.413290575983051564e-02, 9.997384831346307621e-01, -2.350317677377418590e01),
+        (
+            9.996942967392602464e-01,
+            -1.722825910970641333e-02,
+            1.773415222232403721e-02,
+            7.943932140629580418e-01,
+        ),
+        (
+            1.697311852729957438e-02,
+            9.997516932032837200e-01,
+            1.443832347004805373e-02,
+            -3.314873111520416415e00,
+        ),
+        (
+            -1.797849588964535797e-02,
+            -1.413290575983051564e-02,
+            9.997384831346307621e-01,
+            -2.350317677377418590e01,
+        ),
         (0.0, 0.0, 0.0, 1.0),
     ),
     "concrete": (

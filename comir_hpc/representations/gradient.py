@@ -67,8 +67,8 @@ class Gradient(Intensity):
         mask = features.mask if kept is None else features.mask & kept
         if not mask.any():
             raise RegistrationError(
-                f"{self.compared.path}: no voxel of the specimen is further than {_REACH} x {self.scale_mm:.3g} mm from "
-                "padding, so nothing has a gradient of its own; use --representation intensity"
+                f"{self.compared.path}: no voxel of the specimen is further than {_REACH} x {self.scale_mm:.3g} mm "
+                "from padding, so nothing has a gradient of its own; use --representation intensity"
             )
         magnitude = gradient_magnitude(features.values[0], features.grid, self.scale_at(features.grid))
         values = normalised(magnitude, mask)[None]
@@ -143,6 +143,4 @@ def _coarsest_mm(grid: Grid) -> float:
 
 
 def _in_voxels(grid: Grid, scale_mm: float) -> list[float]:
-    return [
-        scale_mm / s if axis in grid.axes else 0.0 for axis, s in enumerate(grid.spacing_mm)
-    ]
+    return [scale_mm / s if axis in grid.axes else 0.0 for axis, s in enumerate(grid.spacing_mm)]
