@@ -25,8 +25,8 @@ from comir_hpc.recipes.working_pair import WorkingPair
 from comir_hpc.runs.model import MODEL_FILE, WEIGHTS_FOLDER, Model, general_model, read_model
 from comir_hpc.transforms import Transform
 
-METHODS = ("comir", "intensity", "mind")
-"""What searches for candidates: on some pairs only one of them finds the way (docs/general.md)."""
+METHODS = ("comir", "mind", "intensity")
+"""What searches for candidates, the slowest last: on some pairs only one of them finds the way (docs/general.md)."""
 
 _SAME_SHARE = 0.05  # answers that are nearer to each other than this share of the mean side are one
 # Share of held-out cells that have to find their place; 1/27 is chance. Right alignments had 0.44 (ten steps of
@@ -89,13 +89,40 @@ class Adaptation:
 
     # ------------------------------------------------------------------ searches
 
-    def search_all(self) -> list[Alignment]:
-        """Search with every method, and keep the answers that differ."""
+    def candidates(self) -> list[Alignment]:
+        """Search with one method after the other, train on the different answers, and sort them, the best first.
+
+        Methods that measure different things do not agree on a wrong answer by chance. So where two of them agree, and
+        the held-out part confirms it, neither the last method nor the other candidates get any time.
+        """
+        answers: list[tuple[Alignment, int]] = []
+        agreed: Alignment | None = None
+        for method in METHODS:
+            answers += self._search(method)
+            kept = self.distinct(answers)
+            if agreed is None and kept and kept[0].methods > 1:
+                agreed = self.try_out(kept[0], "candidates/agreed")
+                if agreed.held_out >= SURE:
+                    return [agreed]
+        trained = [
+            agreed
+            if agreed is not None and one.transform is agreed.transform
+            else self.try_out(one, f"candidates/{number}")
+            for number, one in enumerate(self.distinct(answers))
+        ]
+        return sorted(trained, key=lambda one: (one.held_out, one.correlation), reverse=True)
+
+    def distinct(self, answers: list[tuple[Alignment, int]]) -> list[Alignment]:
+        """Keep the answers that differ; those that most methods found come first, then the winners, then rivals.
+
+        Parameters
+        ----------
+        answers : list of (Alignment, int)
+            With their rank among the answers of their method, from 0.
+        """
         kept: list[Alignment] = []
-        answers = [one for method in METHODS for one in self._search(method)]
-        # The winners of all methods come before the rivals of any.
-        for alignment, answer in sorted(answers, key=lambda one: one[1]):
-            wins = int(answer == 0)
+        for alignment, rank in sorted(answers, key=lambda one: one[1]):
+            wins = int(rank == 0)
             for number, one in enumerate(kept):
                 apart_mm = self.pair.distance_mm(alignment.transform, one.transform)
                 if apart_mm <= _SAME_SHARE * self.pair.side_mm:
@@ -146,19 +173,6 @@ class Adaptation:
         return RegisterSettings(**(given | changes))
 
     # ------------------------------------------------------------------ trainings
-
-    def try_all(self, candidates: list[Alignment]) -> list[Alignment]:
-        """Train on the candidates, and sort them, the best first.
-
-        Methods that measure different things do not agree on a wrong answer by chance. So where all but one agree and
-        the held-out part confirms it, no time is spent on the other candidates.
-        """
-        trained: list[Alignment] = []
-        for number, one in enumerate(candidates):
-            trained.append(self.try_out(one, f"candidates/{number}"))
-            if one.methods >= len(METHODS) - 1 and trained[-1].held_out >= SURE:
-                break
-        return sorted(trained, key=lambda one: (one.held_out, one.correlation), reverse=True)
 
     def try_out(self, candidate: Alignment, folder: str) -> Alignment:
         """Train on a candidate, half as long as in a round: a wrong one shows at once, a right one is refined later."""
