@@ -115,7 +115,8 @@ class BenchmarkSettings(Settings):
     pairs: tuple[PairSetting, ...] = Field(min_length=1)
     """Families by name, and pairs of your own."""
     data: Path | None = None
-    """Folder that `comir-hpc datasets fetch` wrote the families to; the folder `data` when not given."""
+    """Folder that `comir-hpc datasets fetch` wrote the families to; the folder data in the current one
+    when not given."""
     levels: tuple[Level, ...] = Field(default=("small", "medium", "large", "any"), min_length=1)
     """How far the moving volume is displaced: none, or up to 10 (small), 30 (medium), 90 (large), 180 degrees (any)."""
     degradations: tuple[Degradation, ...] = Field(default=("none",), min_length=1)
