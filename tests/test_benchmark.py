@@ -22,6 +22,7 @@ from comir_hpc.config.files import load
 from comir_hpc.data.embedded import phantom_pair, write_nifti
 from comir_hpc.errors import ConfigError
 from comir_hpc.recipes.benchmark.figures import draw
+from comir_hpc.recipes.benchmark.methods import given, method
 from comir_hpc.recipes.benchmark.page import summarise, tables
 from comir_hpc.recipes.benchmark.run import benchmark, plan_benchmark
 from comir_hpc.recipes.benchmark.scores import comparisons, holm, scores, signed_rank, wilson
@@ -81,6 +82,11 @@ def run(out: Path, **changes: Any) -> BenchmarkRunSettings:
         ),
         ("pairs: [{name: embedded, fixed: f, moving: m, truth: t}]", "has the name of a family"),
         ("pairs: []", "pairs"),
+        (
+            "pairs: [embedded]\nmethods: [comir@brian]\nmodels: {brain: {run: r}}",
+            "no model 'brian'; did you mean brain?",
+        ),
+        ("pairs: [embedded]\nmethods: [mind@brain]", "no method with a model 'mind'; did you mean"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(text: str, said: str, tmp_path: Path) -> None:
@@ -115,6 +121,19 @@ def test_paths_are_relative_to_the_file_and_those_of_the_command_to_the_current_
     )
     assert f"{folder / 'missing'}" in str(refused.exception)
     assert "comir-hpc datasets fetch concrete" in str(refused.exception)
+
+
+def test_a_method_may_use_a_model_of_its_own(tmp_path: Path) -> None:
+    text = (
+        "pairs: [embedded]\nmethods: [comir, comir@brain]\nmodels: {brain: {run: r, modalities: [t1, epi]}}"
+    )
+    (tmp_path / "b.yaml").write_text(text, encoding="utf-8")
+    found = load(BenchmarkSettings, tmp_path / "b.yaml")
+    assert found.model_of("comir@brain") == (tmp_path / "r", ("t1", "epi"))
+    assert found.model_of("comir") == (None, ("any", "any"))
+    assert given(method("comir@brain"), 1, found.model_of("comir@brain")[0]).endswith(
+        "--initial global; model r"
+    )
 
 
 # ---------------------------------------------------------------------- running
@@ -162,7 +181,10 @@ def test_what_is_not_installed_is_skipped_with_the_command_and_done_later(
     folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "peers").mkdir()  # empty
-    hidden = "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda n, *a: n != 'picsl_greedy' and find(n, *a)"
+    hidden = (
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n == 'picsl_greedy' else find(n, *a)\n"
+    )
     (tmp_path / "peers" / "sitecustomize.py").write_text(hidden, encoding="utf-8")
     out = tmp_path / "table.csv"
     done = benchmark(settings(folder, methods=["greedy"], peers=str(tmp_path / "peers")), run(out))
@@ -199,8 +221,8 @@ def test_parts_and_workers_fill_one_table_and_a_stopped_one_goes_on(folder: Path
 def test_a_stop_ends_the_program_that_is_running_and_exits_with_85(folder: Path, tmp_path: Path) -> None:
     mark = tmp_path / "started"
     (tmp_path / "ants.py").write_text(
-        f"import os, pathlib, time\ndef image_read(path):\n    pathlib.Path({str(mark)!r}).write_text(str(os.getpid()))\n"
-        "    time.sleep(600)\n",
+        "import os, pathlib, time\ndef image_read(path):\n"
+        f"    pathlib.Path({str(mark)!r}).write_text(str(os.getpid()))\n    time.sleep(600)\n",
         encoding="utf-8",
     )
     config = tmp_path / "b.yaml"

@@ -22,6 +22,10 @@ from comir_hpc.config.words import (
 
 IDENTITY = "identity"
 """The method that leaves the pair as it lies."""
+ADAPT = "adapt"
+"""The method that makes encoders for the pair first, without its answer."""
+OF_MODEL = "@"
+"""Between a method and the name of the model that it uses: comir@brain."""
 
 
 def own_methods() -> dict[str, tuple[str, str]]:
@@ -37,7 +41,7 @@ def own_methods() -> dict[str, tuple[str, str]]:
 
 def all_methods() -> tuple[str, ...]:
     """List every method that a benchmark knows."""
-    return (*own_methods(), IDENTITY, *PEERS)
+    return (*own_methods(), ADAPT, IDENTITY, *PEERS)
 
 
 def _known(what: str, word: str, offered: Iterable[str]) -> str:
@@ -48,6 +52,23 @@ def _known(what: str, word: str, offered: Iterable[str]) -> str:
             f"no {what} {word!r}; did you mean {nearest(word, words)}? There are {', '.join(words)}"
         )
     return word
+
+
+def _method(word: str) -> str:
+    """Refuse an unknown method; the model that one of ours uses is checked with the models."""
+    plain, mark, _ = word.partition(OF_MODEL)
+    trained = [name for name, (kind, _) in own_methods().items() if REPRESENTATIONS[kind].trained]
+    _known("method with a model", plain, trained) if mark else _known("method", word, all_methods())
+    return word
+
+
+class NamedModel(Settings):
+    """Encoders that a benchmark calls by a name."""
+
+    run: Path
+    """Run folder of the encoders."""
+    modalities: tuple[str, str] = ("any", "any")
+    """Names of the fixed and the moving modality in that run."""
 
 
 class OwnPair(Settings):
@@ -106,7 +127,7 @@ def _pair(value: Any) -> Any:
 PairSetting = Annotated[str | OwnPair, BeforeValidator(_pair)]
 Level = Annotated[str, AfterValidator(lambda word: _known("level", word, LEVELS))]
 Degradation = Annotated[str, AfterValidator(lambda word: _known("degradation", word, DEGRADATIONS))]
-Method = Annotated[str, AfterValidator(lambda word: _known("method", word, all_methods()))]
+Method = Annotated[str, AfterValidator(_method)]
 
 
 class BenchmarkSettings(Settings):
@@ -124,7 +145,8 @@ class BenchmarkSettings(Settings):
     methods: tuple[Method, ...] = Field(
         default=("comir", "mind", "gradient", "intensity", IDENTITY), min_length=1
     )
-    """Methods: a representation, alone (searched everywhere) or with a start (comir-moments), identity, and peers."""
+    """Methods: a representation, alone (searched everywhere) or with a start (comir-moments) or one of the models
+    (comir@NAME); adapt, identity, and peers."""
     seeds: Positive = 10
     """Number of displacements of each pair at each level."""
     first_seed: Seed = 0
@@ -133,6 +155,8 @@ class BenchmarkSettings(Settings):
     """Run folder of the encoders for comir; the general model when not given."""
     modalities: tuple[str, str] = ("any", "any")
     """Names of the fixed and the moving modality in that run."""
+    models: dict[str, NamedModel] = Field(default_factory=dict)
+    """More encoders, by name: the method comir@NAME uses those of NAME."""
     peers: Path | None = None
     """Folder that peers were installed into with `pip install --target`; the environment itself when not given."""
     threads: Positive = 1
@@ -151,7 +175,15 @@ class BenchmarkSettings(Settings):
             one if isinstance(one, str) else one.with_volumes(lambda path: folder / path)
             for one in self.pairs
         )
-        return self.model_copy(update={**placed, "pairs": pairs})
+        models = {name: one.model_copy(update={"run": folder / one.run}) for name, one in self.models.items()}
+        return self.model_copy(update={**placed, "pairs": pairs, "models": models})
+
+    def model_of(self, method: str) -> tuple[Path | None, tuple[str, str]]:
+        """Return run folder and modalities of the encoders that a method uses; no folder is the general model."""
+        name = method.partition(OF_MODEL)[2]
+        return (
+            (self.models[name].run, self.models[name].modalities) if name else (self.model, self.modalities)
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -160,6 +192,8 @@ class BenchmarkSettings(Settings):
             twice = sorted({word for word in words if list(words).count(word) > 1})
             if twice:
                 raise ValueError(f"{what} {twice[0]} is given twice")
+        for name in filter(None, (method.partition(OF_MODEL)[2] for method in self.methods)):
+            _known("model", name, self.models or ("(none is given)",))
         return self
 
 
