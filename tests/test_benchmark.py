@@ -99,7 +99,7 @@ def test_what_is_wrong_in_the_file_is_named(text: str, said: str, tmp_path: Path
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs").glob("benchmark*.yaml")))
 def test_committed_settings_are_valid(path: Path) -> None:
     found = load(BenchmarkSettings, path)
-    assert set(found.methods) <= set(all_methods())
+    assert {name.partition("@")[0] for name in found.methods} <= set(all_methods())
 
 
 def test_every_representation_has_every_start() -> None:
@@ -146,18 +146,20 @@ def rows_in(path: Path) -> dict[str, dict[str, str]]:
 def test_a_hang_a_crash_and_an_error_are_failed_cases_with_their_messages(
     folder: Path, tmp_path: Path
 ) -> None:
-    methods = ["identity", "ants", "elastix", "greedy"]
+    methods = ["ants", "identity", "elastix", "greedy"]
     out = tmp_path / "table.csv"
-    asked = settings(folder, methods=methods, peers="peers", time_limit_s=6)
     start = time.monotonic()
+    hung = benchmark(settings(folder, methods=["ants"], peers="peers", time_limit_s=2.5), run(out))
+    assert (hung.added, hung.failed) == (1, 1)
+    assert time.monotonic() - start < 100
+    asked = settings(folder, methods=methods, peers="peers")
     done = benchmark(asked, run(out))
-    assert (done.added, done.failed, done.skipped, done.left) == (4, 3, 0, 0)
-    assert time.monotonic() - start < 120
+    assert (done.added, done.failed, done.skipped, done.left) == (3, 2, 0, 0)
     rows = rows_in(out)
-    assert rows["ants"]["error"] == "stopped after the time limit of 6 s"
+    assert rows["ants"]["error"] == "stopped after the time limit of 2.5 s"
     assert rows["elastix"]["error"].startswith("ended by SIGABRT")
     assert rows["greedy"]["error"] == "ended with code 1: RuntimeError: no such metric"
-    assert [rows[name]["status"] for name in methods] == ["done", "failed", "failed", "failed"]
+    assert [rows[name]["status"] for name in methods] == ["failed", "done", "failed", "failed"]
     assert [rows[name]["success"] for name in methods] == ["False"] * 4
     # The pair as it lies: its error is what it was displaced by.
     assert rows["identity"]["tre_mm"] == rows["identity"]["displaced_mm"]
