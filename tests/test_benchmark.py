@@ -81,7 +81,8 @@ def run(out: Path, **changes: Any) -> BenchmarkRunSettings:
             "fixed_points and moving_points is given of the answer; expected one of",
         ),
         ("pairs: [{name: embedded, fixed: f, moving: m, truth: t}]", "has the name of a family"),
-        ("pairs: []", "pairs"),
+        ("pairs: []", "pairs is empty; expected at least one"),
+        ("pairs: [embedded]\nmethods: []", "methods is empty"),
         (
             "pairs: [embedded]\nmethods: [comir@brian]\nmodels: {brain: {run: r}}",
             "no model 'brian'; did you mean brain?",

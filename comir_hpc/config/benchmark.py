@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
@@ -133,18 +134,16 @@ Method = Annotated[str, AfterValidator(_method)]
 class BenchmarkSettings(Settings):
     """`comir-hpc benchmark`: pairs, displacements, degradations and methods; every method meets every case."""
 
-    pairs: tuple[PairSetting, ...] = Field(min_length=1)
+    pairs: tuple[PairSetting, ...]
     """Families by name, and pairs of your own."""
     data: Path | None = None
     """Folder that `comir-hpc datasets fetch` wrote the families to; the folder data in the current one
     when not given."""
-    levels: tuple[Level, ...] = Field(default=("small", "medium", "large", "any"), min_length=1)
+    levels: tuple[Level, ...] = ("small", "medium", "large", "any")
     """How far the moving volume is displaced: none, or up to 10 (small), 30 (medium), 90 (large), 180 degrees (any)."""
-    degradations: tuple[Degradation, ...] = Field(default=("none",), min_length=1)
+    degradations: tuple[Degradation, ...] = ("none",)
     """What is done to the moving volume: none, noise, bias, thick (slices), cropped (a third cut off), padded."""
-    methods: tuple[Method, ...] = Field(
-        default=("comir", "mind", "gradient", "intensity", IDENTITY), min_length=1
-    )
+    methods: tuple[Method, ...] = ("comir", "mind", "gradient", "intensity", IDENTITY)
     """Methods: a representation, alone (searched everywhere) or with a start (comir-moments) or one of the models
     (comir@NAME); adapt, identity, and peers."""
     seeds: Positive = 10
@@ -166,16 +165,17 @@ class BenchmarkSettings(Settings):
 
     def placed_in(self, folder: Path) -> Self:
         """Return settings whose paths are relative to `folder`."""
+
+        def place(path: Path) -> Path:
+            return Path(os.path.normpath(folder / path))
+
         placed = {
-            name: folder / path
+            name: place(path)
             for name in ("data", "model", "peers")
             if (path := getattr(self, name)) is not None
         }
-        pairs = tuple(
-            one if isinstance(one, str) else one.with_volumes(lambda path: folder / path)
-            for one in self.pairs
-        )
-        models = {name: one.model_copy(update={"run": folder / one.run}) for name, one in self.models.items()}
+        pairs = tuple(one if isinstance(one, str) else one.with_volumes(place) for one in self.pairs)
+        models = {name: one.model_copy(update={"run": place(one.run)}) for name, one in self.models.items()}
         return self.model_copy(update={**placed, "pairs": pairs, "models": models})
 
     def model_of(self, method: str) -> tuple[Path | None, tuple[str, str]]:
@@ -188,7 +188,15 @@ class BenchmarkSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [one if isinstance(one, str) else one.name for one in self.pairs]
-        for what, words in (("pair", names), ("level", self.levels), ("method", self.methods)):
+        listed = {
+            "pair": names,
+            "level": self.levels,
+            "degradation": self.degradations,
+            "method": self.methods,
+        }
+        for what, words in listed.items():
+            if not words:
+                raise ValueError(f"{what}s is empty; expected at least one")
             twice = sorted({word for word in words if list(words).count(word) > 1})
             if twice:
                 raise ValueError(f"{what} {twice[0]} is given twice")
