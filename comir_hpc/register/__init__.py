@@ -8,13 +8,11 @@ the best distinct answers are refined, and then the verdict is made. What is com
 * `initial` chooses where the refinement starts, as the settings ask for;
 * `global_search` tries all rotations on `coarse` maps; `starts` improves the best answers by `alignment` and chooses;
 * `refine` optimises on samples, `gauss_newton` on all voxels; `ranking` ranks;
-* `similarity` measures how alike the two are, `cross_check` registers halves, `verdict` judges, `pictures` draws, and
-  `outputs` writes.
+* `similarity` measures how alike the two are, `checks` judges the answer, `pictures` draws, and `outputs` writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +22,13 @@ from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
 from comir_hpc.host.progress import Clock, Progress, part_of
-from comir_hpc.register.cross_check import halves_distance_mm
+from comir_hpc.register.checks.account import account_of, without_answer
+from comir_hpc.register.checks.evidence import gather
 from comir_hpc.register.global_search import rotations_to_try
 from comir_hpc.register.initial import as_before, find_starts, search_voxels
 from comir_hpc.register.inputs import Inputs, open_inputs
 from comir_hpc.register.outputs import (
-    FAILED_START,
     RegisterResult,
-    candidate_record,
     finished,
     input_record,
     landscape,
@@ -41,10 +38,8 @@ from comir_hpc.register.outputs import (
 )
 from comir_hpc.register.pair import Pair
 from comir_hpc.register.pictures import make_panels
-from comir_hpc.register.ranking import COARSE, FINE, Candidate, Ranking, rank
+from comir_hpc.register.ranking import COARSE, FINE, rank
 from comir_hpc.register.slices import SlicePlane
-from comir_hpc.register.starts import Start
-from comir_hpc.register.verdict import Evidence, judge
 from comir_hpc.runs.folder import require_room
 from comir_hpc.transforms.affine import Affine as Transform
 
@@ -108,11 +103,11 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
                 progress=part_of(progress, "refine"),
             )
         with clock.time("check"):
-            evidence = _evidence(pair, ranking, inputs)
+            evidence = gather(pair, ranking, inputs)
     except RegistrationError as error:
-        answer, account = None, _without_answer(pair, starts, frame, error)
+        answer, account = None, without_answer(pair, starts, frame, error)
     else:
-        answer, account = ranking.best.transform, _account(pair, ranking, evidence, frame)
+        answer, account = ranking.best.transform, account_of(pair, ranking, evidence, frame)
     with clock.time("panels"):
         panels = _panels(pair, answer, (fixed_image, moving_image), inputs.fixed.representation.pictured)
     model = inputs.fixed.representation.provenance()
@@ -128,38 +123,6 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     }
     transform = None if answer is None else frame.world(answer)
     return write_result(settings.out, transform, record, panels, landscape(found, frame))
-
-
-def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: SlicePlane) -> dict[str, Any]:
-    """Describe the answer and the numbers that the verdict is made from."""
-    verdict, reasons = judge(evidence)
-    return {
-        "verdict": verdict,
-        "reasons": reasons,
-        "metric": {"name": pair.measure.name, "value": ranking.best.score},
-        **_numbers(evidence, pair),
-        "candidates": [candidate_record(rank + 1, c, frame) for rank, c in enumerate(ranking.candidates)],
-    }
-
-
-def _without_answer(
-    pair: Pair, starts: Sequence[Start], frame: SlicePlane, error: RegistrationError
-) -> dict[str, Any]:
-    """Describe the starts that were tried, and why none of them led to an answer."""
-    tried = [
-        Candidate(start, start, score, pair.similarity.at(start), 0.0, failure=FAILED_START)
-        for start, score in starts
-    ]
-    return {
-        "verdict": "FAIL",
-        "reasons": [str(error)],
-        "metric": {"name": pair.measure.name, "value": None},
-        "agreement": None,
-        "margin": None,
-        "candidates": [
-            candidate_record(rank + 1, one, frame) | {"refined_score": None} for rank, one in enumerate(tried)
-        ],
-    }
 
 
 def _panels(
@@ -216,38 +179,6 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         ", search.npz" if settings.initial == "global" else ""
     )
     return plan
-
-
-def _evidence(pair: Pair, ranking: Ranking, inputs: Inputs) -> Evidence:
-    best, rival = ranking.best, ranking.runner_up
-    apart = halves_distance_mm(pair.refiner, pair.fixed, best.transform, FINE[:1], pair.points_mm)
-    moved = float(best.start.distance_mm(best.transform, pair.points_mm).mean())
-    return Evidence(
-        agreement=best.agreement.correlation,
-        reference=inputs.fixed.representation.reference,
-        margin=None if rival is None or best.score <= 0 else 1 - rival.score / best.score,
-        disagreement=apart / pair.side_mm,
-        overlap=best.agreement.overlap,
-        consensus=ranking.consensus,
-        starts=len(ranking.candidates),
-        drift=moved / pair.side_mm,
-        learned=inputs.fixed.representation.learned,
-        compared=inputs.fixed.representation.noun,
-        reference_of=inputs.fixed.representation.reference_of,
-    )
-
-
-def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
-    apart = evidence.disagreement * pair.side_mm
-    return {
-        "agreement": evidence.agreement,
-        "reference_agreement": evidence.reference,
-        "margin": evidence.margin,
-        "overlap": evidence.overlap,
-        "halves_distance_mm": apart if np.isfinite(apart) else None,
-        "consensus": f"{evidence.consensus} of {evidence.starts} starts",
-        "drift_mm": evidence.drift * pair.side_mm,
-    }
 
 
 def _notes(frame: SlicePlane, inputs: Inputs, left: int | None) -> dict[str, list[str]]:
