@@ -72,16 +72,22 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     """Representation of the moving volume that infer wrote; computed in memory when not given (comir)."""
     initial: Initial = "global"
     """Where the refinement starts: where the two grids put the volumes (identity), at equal centres and main axes of
-    the specimens (moments), or at the best answers of a search over all rotations and shifts (global)."""
+    the specimens (moments), at the best answers of a search over all rotations and shifts (global), or where matching
+    keypoints agree (features: quick, for volumes with distinct structures)."""
     transform: TransformKind = "rigid"
     """Kind of transform to find: rigid turns and shifts, affine also scales and shears."""
     rotations: Positive = 4000
     """Number of rotations in the global search, spread evenly over SO(3); of single slices up to 360 turns in their
     plane."""
     candidates: Positive = 8
-    """Number of distinct answers of the global search that are refined."""
+    """Number of distinct answers, of the global search or of keypoints, that are refined."""
     search_voxels: Positive = 32
     """Voxels along the longest side of the fixed specimen in the global search; twice as many for single slices."""
+    keypoints: Annotated[int, Field(ge=8)] = 600
+    """Largest number of keypoints in each volume, the strongest ones (--initial features)."""
+    match_ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """How much nearer the best match of a keypoint has to be than the next best one elsewhere: its distance is at most
+    this share of the other's. 1 keeps all that are each other's nearest (--initial features)."""
     seed: Seed = 0
     """Seed of the metric's sampling."""
     max_memory_gib: Annotated[Resource[Length], OnCommandLine(names=("--max-memory-gib", "--max-memory"))] = (
@@ -98,6 +104,11 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     def representation_of(self, role: Literal["fixed", "moving"]) -> Path | None:
         """Representation that is given of one of the two volumes."""
         return self.fixed_representation if role == "fixed" else self.moving_representation
+
+    @property
+    def finds_starts(self) -> bool:
+        """Whether the starts are found in the volumes, several of them, and not only one taken as it is."""
+        return self.initial in ("global", "features")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

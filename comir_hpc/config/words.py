@@ -63,7 +63,7 @@ REPRESENTATIONS: dict[str, Offered] = {
     "mind": Offered("comir_hpc.representations.mind:Mind"),
 }
 """What a registration compares, by the word for it (`comir_hpc.representations` says how to add one)."""
-Initial = Literal["identity", "moments", "global"]
+Initial = Literal["identity", "moments", "global", "features"]
 """Where a registration starts."""
 TransformKind = Literal["rigid", "affine"]
 """What a registration finds."""

@@ -25,7 +25,7 @@ from comir_hpc.host.progress import Clock, Progress, part_of
 from comir_hpc.register.checks.account import account_of, without_answer
 from comir_hpc.register.checks.evidence import gather
 from comir_hpc.register.global_search import rotations_to_try
-from comir_hpc.register.initial import as_before, find_starts, search_voxels
+from comir_hpc.register.initial import Initial, as_before, find_starts, search_voxels
 from comir_hpc.register.inputs import Inputs, open_inputs
 from comir_hpc.register.outputs import (
     RegisterResult,
@@ -81,21 +81,22 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
     frame = SlicePlane.from_grids(fixed.grid, moving.grid)
-    carried = settings.initial == "global" and bool(inputs.searched_levels[0])
+    carried = settings.finds_starts and bool(inputs.searched_levels[0])
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     with clock.time("search"):
-        starts, found, left = find_starts(pair, settings, inputs, frame, progress)
-    if left is not None:
-        inputs = inputs.at(left)
+        begun = find_starts(pair, settings, inputs, frame, progress)
+    if begun.left is not None:
+        inputs = inputs.at(begun.left)
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
         pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     try:
+        begun.require_any()
         with clock.time("refine"):
             ranking = rank(
                 pair.refiner,
                 pair.similarity,
-                starts,
+                begun.starts,
                 measure=pair.measure,
                 kind=settings.transform,
                 coarse=() if carried else COARSE,
@@ -105,7 +106,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         with clock.time("check"):
             evidence = gather(pair, ranking, inputs)
     except RegistrationError as error:
-        answer, account = None, without_answer(pair, starts, frame, error)
+        answer, account = None, without_answer(pair, begun.starts, frame, error)
     else:
         answer, account = ranking.best.transform, account_of(pair, ranking, evidence, frame)
     with clock.time("panels"):
@@ -119,10 +120,10 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         "model": model,
         "run": None if model is None else model["run"],
         "fingerprint": inputs.fingerprint,
-        **_notes(frame, inputs, left),
+        **_notes(frame, inputs, begun),
     }
     transform = None if answer is None else frame.world(answer)
-    return write_result(settings.out, transform, record, panels, landscape(found, frame))
+    return write_result(settings.out, transform, record, panels, landscape(begun.search, frame))
 
 
 def _panels(
@@ -170,9 +171,9 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         if searched := inputs.searched_levels[0]:
             spacings = [inputs.fixed.representation.spacings_mm[level] for level in searched]
             plan["search"] += ", at most; on maps of " + " and ".join(f"{s:.3g} mm" for s in spacings)
-    plan["refine"] = (
-        f"{settings.candidates if settings.initial == 'global' else 1} starts, {settings.transform}"
-    )
+    if settings.initial == "features":
+        plan["search"] = f"up to {settings.keypoints} keypoints a side, matched"
+    plan["refine"] = f"{settings.candidates if settings.finds_starts else 1} starts, {settings.transform}"
     plan["memory"] = in_words(inputs.predicted_bytes)
     plan["disk"] = in_words(output_bytes(inputs, settings))
     plan["files"] = "transform.tfm, transform.json, result.json, panels.npz" + (
@@ -181,15 +182,16 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     return plan
 
 
-def _notes(frame: SlicePlane, inputs: Inputs, left: int | None) -> dict[str, list[str]]:
+def _notes(frame: SlicePlane, inputs: Inputs, begun: Initial) -> dict[str, list[str]]:
     notes = list(dict.fromkeys(inputs.fixed.notes + inputs.moving.notes))  # some are said of the pair
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "
             "transform turns one into the other, and only motion inside the plane was searched"
         )
-    if left is not None:
-        spacing = inputs.fixed.representation.spacings_mm[left]
+    notes.extend(begun.notes)
+    if begun.left is not None:
+        spacing = inputs.fixed.representation.spacings_mm[begun.left]
         notes.append(
             f"the volumes are compared on a grid of {spacing:.3g} mm: on finer ones less of what both show agrees"
         )

@@ -20,6 +20,7 @@ from comir_hpc.representations import Features, Measure, Representation, Role, o
 from comir_hpc.volumes.volume import Volume
 
 _LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
+KEYPOINT_BYTES = 160 << 20  # of the keypoints of both volumes and their matches, or of a slice's scale space
 _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
 
 # Gauss-Newton steps on two heads: bytes of each thread for each fixed voxel, and of the moving maps on twice as fine a
@@ -164,7 +165,9 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
 
 
 def _search_bytes(settings: RegisterSettings) -> int:
-    """Predict the bytes of the global search's spectra; its maps are padded to twice their sides."""
+    """Predict the bytes of the global search's spectra, whose maps are padded to twice their sides, or of keypoints."""
+    if settings.initial == "features":
+        return KEYPOINT_BYTES
     if settings.initial != "global":
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
@@ -173,7 +176,7 @@ def _search_bytes(settings: RegisterSettings) -> int:
 
 def _steps_bytes(fixed: Input, moving: Input, settings: RegisterSettings) -> int:
     """Predict the bytes of the Gauss-Newton steps through the scales: on the finest one each thread has a grid."""
-    if settings.initial != "global" or not fixed.representation.searched_levels:
+    if not settings.finds_starts or not fixed.representation.searched_levels:
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
     fixed_voxels, moving_voxels = (
@@ -233,9 +236,11 @@ def _too_large(sides: list[Input], levels: list[int], needed: float, limit: floa
 def _fingerprint(settings: RegisterSettings, sides: list[Input]) -> str:
     """Make a digest of the inputs' content, the encoders and the settings that matter, but not of paths or threads."""
     places = {"fixed", "moving", "out", "model", "fixed_representation", "moving_representation"}
+    # Results of other starts keep the fingerprint that they had before there were keypoints.
+    unused = set() if settings.initial == "features" else {"keypoints", "match_ratio"}
     record = {
         "version": __version__,
-        "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"}),
+        "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"} | unused),
         "sides": [{"volume": side.volume.fingerprint(), **side.representation.identity()} for side in sides],
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

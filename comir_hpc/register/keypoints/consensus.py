@@ -1,8 +1,9 @@
 """Find the rigid or affine maps that many matches of keypoints agree on.
 
-As in RANSAC (Fischler and Bolles, Communications of the ACM 1981), a map is made from a small sample, and the matches that
-it explains are counted. Here one match is a sample: it says where a point goes and how its neighbourhood is turned. So
-all samples are tried, and nothing is random. What a sample explains is then fitted by least squares, and explained anew.
+As in RANSAC (Fischler and Bolles, Communications of the ACM 1981), a map is made from a small sample, and the matches
+that it explains are counted. Here one match is a sample: it says where a point goes and how its neighbourhood is
+turned. So all samples are tried, and nothing is random. What a sample explains is then fitted by least squares, and
+explained anew.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def _explained(matches: Matches, transform: Transform, near_mm: FloatArray | flo
     return np.asarray((left < near_mm) & (angle_deg(between) < _TURNED_DEG), dtype=np.bool_)
 
 
-def _fitted(matches: Matches, agree: NDArray[np.bool_], near_mm: float, axes: int, kind: Kind) -> Agreed | None:
+def _fitted(
+    matches: Matches, agree: NDArray[np.bool_], near_mm: float, axes: int, kind: Kind
+) -> Agreed | None:
     """Fit a map to the matches that agree with a sample, and to those that agree with the fit, a few times."""
     best: Agreed | None = None
     for number in range(_FITS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Keypoints:
     coefficients: Array32
 
 
-def matched(fixed: CoarseFeatures, moving: CoarseFeatures, count: int) -> Matches:
+def matched(fixed: CoarseFeatures, moving: CoarseFeatures, count: int, ratio: float) -> Matches:
     """Find at most `count` keypoints of each volume, and match them.
 
     Parameters
@@ -47,6 +47,8 @@ def matched(fixed: CoarseFeatures, moving: CoarseFeatures, count: int) -> Matche
         Both volumes on cubic voxels of one size, with the same channels.
     count : int
         Largest number of keypoints of each volume, the strongest ones.
+    ratio : float
+        Ratio of a match (`best_pairs`).
     """
     one, other = keypoints(fixed, count), keypoints(moving, count)
     numbers = len(one.points_mm), len(other.points_mm)
@@ -59,7 +61,7 @@ def matched(fixed: CoarseFeatures, moving: CoarseFeatures, count: int) -> Matche
     likeness[tuple(pairs.T)] = found
     place = np.zeros(alike.shape, dtype=np.int64)
     place[tuple(pairs.T)] = np.arange(len(pairs))
-    kept = best_pairs(likeness, other.points_mm, _APART_VOX * fixed.spacing_mm)
+    kept = best_pairs(likeness, other.points_mm, _APART_VOX * fixed.spacing_mm, ratio)
     rows, columns = kept.T
     return Matches(
         one.points_mm[rows], other.points_mm[columns], rotations[place[rows, columns]], likeness[rows, columns],
@@ -71,9 +73,7 @@ def keypoints(volume: CoarseFeatures, count: int) -> Keypoints:
     """Find and describe the strongest keypoints of a volume on cubic voxels."""
     values = volume.values * volume.weights
     index = _extrema(values, volume.weights, count)
-    around = np.concatenate(
-        [radius * volume.spacing_mm * spheres().directions_xyz for radius in _RADII_VOX]
-    )
+    around = np.concatenate([radius * volume.spacing_mm * spheres().directions_xyz for radius in _RADII_VOX])
     points = volume.origin_mm + index @ volume.frame.T
     places = (points[:, None] + around - volume.origin_mm) @ np.linalg.inv(volume.frame).T
     sampled, held = volume.at(places.reshape(-1, 3))
@@ -90,7 +90,9 @@ def _extrema(values: Array32, weights: Array32, count: int) -> NDArray[np.int64]
     places, strengths = [], []
     for sigma in _SIGMAS_VOX:
         for channel in values:
-            difference = ndimage.gaussian_filter(channel, sigma) - ndimage.gaussian_filter(channel, _WIDER * sigma)
+            difference = ndimage.gaussian_filter(channel, sigma) - ndimage.gaussian_filter(
+                channel, _WIDER * sigma
+            )
             size = np.abs(difference)
             # A maximum is larger than its neighbours, and a minimum smaller: with signs kept apart.
             peak = (difference == ndimage.maximum_filter(difference, 3)) & (difference > 0)
@@ -113,18 +115,3 @@ def _nearest(alike: Array32) -> NDArray[np.int64]:
         nearest = np.argpartition(-alike, number - 1, axis=axis).take(range(number), axis=axis)
         np.put_along_axis(chosen, nearest, True, axis=axis)
     return np.argwhere(chosen)
-
-
-def cubic(volume: CoarseFeatures) -> CoarseFeatures:
-    """Make channels that turn like a picture of channels that look along the axes (`Features.describe`).
-
-    What is left of them are their mean and their spread, which do not say which channel looks where.
-    """
-    if volume.describe is None:
-        return volume
-    channels = volume.described.values
-    values = np.stack([channels.mean(axis=0), channels.std(axis=0)])
-    inside = volume.weights > _INSIDE
-    values -= values[:, inside].mean(axis=1).reshape(2, 1, 1, 1)
-    values /= np.maximum(values[:, inside].std(axis=1).reshape(2, 1, 1, 1), 1e-12)
-    return replace(volume, values=np.asarray(values, dtype=np.float32), describe=None)

@@ -9,10 +9,6 @@ from numpy.typing import NDArray
 
 from comir_hpc.space.grid import FloatArray
 
-RATIO = 0.95
-"""Largest distance to the nearest descriptor, over that to the next one elsewhere (Lowe's ratio test). Representations
-of two modalities are less alike than two photographs, for which 0.8 is usual."""
-
 
 @dataclass(frozen=True, eq=False)
 class Matches:
@@ -42,7 +38,9 @@ class Matches:
         return len(self.likeness)
 
 
-def best_pairs(likeness: FloatArray, moving_mm: FloatArray, apart_mm: float) -> NDArray[np.int64]:
+def best_pairs(
+    likeness: FloatArray, moving_mm: FloatArray, apart_mm: float, ratio: float
+) -> NDArray[np.int64]:
     """Choose the pairs, (M, 2), that are each other's nearest, and pass the ratio test.
 
     Parameters
@@ -50,10 +48,12 @@ def best_pairs(likeness: FloatArray, moving_mm: FloatArray, apart_mm: float) -> 
     likeness : (F, M)
         How alike any two keypoints are, at most 1; -inf where they were not compared.
     moving_mm : (M, 3)
-        World points of the moving keypoints. The next best has to be elsewhere: a keypoint beside the best one, found at
-        another scale, is no rival.
+        World points of the moving keypoints. The next best has to be elsewhere: a keypoint beside the best one, found
+        at another scale, is no rival.
     apart_mm : float
         Distance from which a keypoint is elsewhere, in mm.
+    ratio : float
+        Largest distance to the nearest descriptor, over that to the next one elsewhere (Lowe's ratio test).
     """
     if not likeness.size:
         return np.zeros((0, 2), dtype=np.int64)
@@ -63,6 +63,6 @@ def best_pairs(likeness: FloatArray, moving_mm: FloatArray, apart_mm: float) -> 
     near = np.linalg.norm(moving_mm[best][:, None] - moving_mm[None], axis=-1) < apart_mm
     rival = np.where(near, -np.inf, likeness).max(axis=1)
     # The squared distance of two unit vectors is 2 (1 - likeness). A keypoint without a rival passes.
-    clear = 1 - likeness[rows, best] <= RATIO**2 * (1 - rival)
+    clear = 1 - likeness[rows, best] <= ratio**2 * (1 - rival)
     kept = rows[mutual & clear & np.isfinite(likeness[rows, best])]
     return np.stack([kept, best[kept]], axis=1)

@@ -1,14 +1,14 @@
 """Describe the neighbourhood of a point by spheres around it, so that turning the volume changes nothing.
 
-On every sphere the values are written in spherical harmonics, up to a degree L. A rotation mixes the 2l + 1 coefficients
-of a degree l among themselves, by the same orthogonal matrix D_l on all spheres and in all channels. So the products of
-two spheres' coefficients, summed over the orders of one degree, do not change. They are the descriptor: the power spectrum
-over spheres and channels (Kazhdan, Funkhouser and Rusinkiewicz, SGP 2003; with products of different spheres: Bartok,
-Kondor and Csanyi, Physical Review B 2013).
+On every sphere the values are written in spherical harmonics, up to a degree L. A rotation mixes the 2l + 1
+coefficients of a degree l among themselves, by the same orthogonal matrix D_l on all spheres and in all channels. So
+the products of two spheres' coefficients, summed over the orders of one degree, do not change. They are the
+descriptor: the power spectrum over spheres and channels (Kazhdan, Funkhouser and Rusinkiewicz, SGP 2003; with products
+of different spheres: Bartok, Kondor and Csanyi, Physical Review B 2013).
 
-The coefficients of two matching points say more: how one is turned against the other. Their correlation under a rotation
-R is the sum over l of the products of D_l(R) with the matrix of all products of coefficients of degree l. One product of
-matrices gives it for thousands of rotations and pairs of points.
+The coefficients of two matching points say more: how one is turned against the other. Their correlation under a
+rotation R is the sum over l of the products of D_l(R) with the matrix of all products of coefficients of degree l. One
+product of matrices gives it for thousands of rotations and pairs of points.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def invariants(coefficients: Array32) -> Array32:
     power = np.concatenate(parts, axis=1)
     # Products are squares of values: their roots keep a few large ones from deciding everything.
     rooted = np.sign(power) * np.sqrt(np.abs(power))
-    return np.asarray(rooted / np.maximum(np.linalg.norm(rooted, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+    return np.asarray(
+        rooted / np.maximum(np.linalg.norm(rooted, axis=1, keepdims=True), 1e-12), dtype=np.float32
+    )
 
 
 def turned_likeness(
