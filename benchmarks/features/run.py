@@ -70,12 +70,16 @@ def opened(settings: RegisterSettings) -> Inputs:
     return kept
 
 
-def rows_of(case: Case, folder: Path, initials: list[str], representation: str) -> list[dict]:
+def rows_of(
+    case: Case, folder: Path, initials: list[str], representation: str, memory_gib: float
+) -> list[dict]:
     """Find the starts of one pair by each method."""
     stores = {"fixed": folder / "fixed.zarr", "moving": folder / "moving.zarr", "out": folder / "out"}
     rows, inputs = [], None
     for initial in initials:
-        settings = RegisterSettings(**stores, representation=representation, initial=initial, threads=1)
+        settings = RegisterSettings(
+            **stores, representation=representation, initial=initial, threads=1, max_memory_gib=memory_gib
+        )
         begin = time.process_time()
         inputs = inputs or opened(settings)
         maps_seconds = time.process_time() - begin
@@ -106,9 +110,7 @@ def rows_of(case: Case, folder: Path, initials: list[str], representation: str) 
     return rows
 
 
-def run_case(
-    family: Family, level: str, seed: int, initials: list[str], work: Path, representation: str
-) -> list[dict]:
+def run_case(family: Family, level: str, seed: int, initials: list[str], work: Path, *how: Any) -> list[dict]:
     """Displace one pair, and find its starts."""
     folder = work / f"{family.name}-{level}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +122,7 @@ def run_case(
         "family": family.name, "level": level, "seed": seed, "rotation_deg": case.truth.rotation_deg,
         "displaced_mm": float(displaced),
     }  # fmt: skip
-    rows = [known | row for row in rows_of(case, folder, initials, representation)]
+    rows = [known | row for row in rows_of(case, folder, initials, *how)]
     shutil.rmtree(folder)
     return rows
 
@@ -139,6 +141,9 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", choices=tuple(LEVELS), default=list(LEVELS))
     parser.add_argument("--initials", nargs="+", choices=INITIALS, default=list(INITIALS))
     parser.add_argument("--representation", default="comir")
+    parser.add_argument(
+        "--max-memory-gib", type=float, default=4.0, help="less of it compares coarser maps, which is quicker"
+    )
     parser.add_argument("--seed", type=int, default=0, help="first seed; from 500 on for tuning")
     parser.add_argument("--seeds", type=int, default=1, help="displacements of each level")
     options = parser.parse_args()
@@ -148,6 +153,7 @@ def main() -> None:
     with options.out.open(encoding="utf-8") as file:
         lines = csv.DictReader(line for line in file if not line.startswith("#"))
         done = {(r["family"], r["level"], int(r["seed"]), r["initial"]) for r in lines}
+    how = options.representation, options.max_memory_gib
     families = {name: Family(name, options.data) for name in options.only}
     for seed in range(options.seed, options.seed + options.seeds):
         for level in options.levels:
@@ -155,7 +161,7 @@ def main() -> None:
                 wanted = [i for i in options.initials if (name, level, seed, i) not in done]
                 if not wanted:
                     continue
-                rows = run_case(family, level, seed, wanted, options.work, options.representation)
+                rows = run_case(family, level, seed, wanted, options.work, *how)
                 with options.out.open("a", newline="", encoding="utf-8") as file:
                     writer = csv.writer(file, lineterminator="\n")
                     for row in rows:
