@@ -83,7 +83,7 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     """Number of distinct answers, of the global search or of keypoints, that are refined."""
     search_voxels: Positive = 32
     """Voxels along the longest side of the fixed specimen in the global search; twice as many for single slices."""
-    keypoints: Annotated[int, Field(ge=8)] = 600
+    keypoints: Annotated[int, Field(ge=12)] = 600
     """Largest number of keypoints in each volume, the strongest ones (--initial features)."""
     match_ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
     """How much nearer the best match of a keypoint has to be than the next best one elsewhere: its distance is at most
