@@ -100,6 +100,8 @@ def _advice(result: Result) -> list[Markup]:
             Markup("Apply the transform with the commands under <a href='#transform'>Transform</a>."),
         ]
     wider = "raise <code>--rotations</code> and <code>--candidates</code>, and register again."
+    if result.settings.get("initial", "global") != "global":
+        wider = "use <code>--initial global</code>, and register again."
     if result.verdict == "WARN":
         steps = [
             Markup("Go through the pictures plane by plane, above all those of the representations."),
