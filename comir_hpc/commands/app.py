@@ -15,6 +15,7 @@ import typer
 from comir_hpc import __version__
 from comir_hpc.commands.call import Call, refuse_failed
 from comir_hpc.commands.failure import EXIT_REFUSED, EXIT_USAGE
+from comir_hpc.commands.measuring import add_measuring_verbs
 from comir_hpc.commands.verb import verb
 from comir_hpc.errors import ConfigError
 
@@ -280,6 +281,9 @@ def _diagnose(call: Call) -> None:
     if found.report is not None:
         call.say(f"report: {found.report}")
     call.note(*found.notes)
+
+
+add_measuring_verbs(app)
 
 
 @verb(

@@ -60,7 +60,7 @@ class Interface:
         kinds = _classes(self.settings)
         must = {name for kind in kinds for name, field in kind.model_fields.items() if field.is_required()}
         by_name = {choice.name: choice for choice in self.choices}
-        placed = [by_name[name].parameter(positional=True, required=True) for name in self.positional]
+        placed = [by_name[name].parameter(positional=True, required=name in must) for name in self.positional]
         options = [
             choice.parameter(
                 positional=False, required=choice.name in must and choice.name not in self.either

@@ -57,8 +57,8 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     out: Output[Path] = Field(default_factory=_named_after)
     """Folder for the transform, the result and the report."""
     representation: RepresentationName = "comir"
-    """What is compared: learned representations (comir), intensities by mutual information (intensity), or
-    self-similarities of intensities (mind)."""
+    """What is compared: learned representations (comir), intensities by mutual information (intensity),
+    self-similarities of intensities (mind), or their gradient magnitudes (gradient)."""
     model: Input[Path | None] = None
     """Run folder that train wrote; the general model, which knows every contrast, when not given (comir)."""
     fixed_modality: Input[str | None] = None
