@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from comir_hpc.config.base import OnCommandLine, Settings, validate
     from comir_hpc.config.demo import DemoSettings
     from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
+    from comir_hpc.config.export import ExportSettings
     from comir_hpc.config.files import dump, load
     from comir_hpc.config.infer import OVERLAP, WINDOW, InferSettings
     from comir_hpc.config.ingest import IngestSettings
@@ -46,6 +47,7 @@ __all__ = [
     "DoctorSettings",
     "EngineSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "GroupName",
     "InferSettings",
     "IngestSettings",
@@ -74,6 +76,7 @@ _PLACES = {
     "base": ("OnCommandLine", "Settings", "validate"),
     "demo": ("DemoSettings",),
     "evaluate": ("CompareSettings", "EvaluateSettings"),
+    "export": ("ExportSettings",),
     "files": ("dump", "load"),
     "infer": ("OVERLAP", "WINDOW", "InferSettings"),
     "ingest": ("IngestSettings",),

@@ -5,6 +5,7 @@ A file is recognised by its content where that is possible. What is none of thes
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ import SimpleITK as sitk
 from comir_hpc.config.words import TransformForm
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.files import write_json, write_text, written_whole
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.composite import as_affine
 from comir_hpc.transforms.conventions.elastix import read_elastix
@@ -168,6 +170,25 @@ def read_transform(
         if str(path) in str(error):
             raise
         raise RegistrationError(f"{path}: {error}") from error
+
+
+def content_digest(path: Path, transform: PointMap, grid: Grid) -> str:
+    """Return a digest of all that a transform read from `path` depends on.
+
+    Parameters
+    ----------
+    transform : PointMap
+        What was read.
+    grid : Grid
+        Fixed grid: where its corners go to stands for files that `path` only names.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    if path.is_dir() or (len(transform.parts) > 1 and path.suffix.lower() == ".txt"):
+        digest.update(np.round(transform.apply(grid.corners_mm()), 6).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_transform(
