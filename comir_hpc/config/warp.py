@@ -28,4 +28,5 @@ class WarpSettings(InForm, Blocks, Stored):
     interpolation: Literal["auto", Interpolation] = "auto"
     """How values between voxels are found; auto is linear for images and nearest for labels."""
     out: Output[Path]
-    """What to write: an OME-Zarr store (any size), .nii, .nii.gz, .nrrd, .mha or .tif; a CSV file for `points`."""
+    """What to write: an OME-Zarr store (any size), .nii, .nii.gz, .nrrd, .mha, .tif or
+    .ome.tif; a CSV file for `points`."""
