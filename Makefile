@@ -26,7 +26,7 @@ test-container: $(VENV)/installed-dev
 # In a folder of their own: they ask for an older numpy.
 test-peers: $(VENV)/installed-dev
 	$(BIN)/pip install -q --target $(VENV)/peers 'itk-elastix>=0.23' 'antspyx>=0.5'
-	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers tests/test_transforms.py
+	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers tests/test_transforms.py tests/test_conventions_peers.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ import typer
 
 from comir_hpc import __version__
 from comir_hpc.commands.call import Call, refuse_failed
+from comir_hpc.commands.elsewhere import add_tools
 from comir_hpc.commands.failure import EXIT_REFUSED, EXIT_USAGE
 from comir_hpc.commands.measuring import add_measuring_verbs
 from comir_hpc.commands.verb import verb
@@ -262,7 +263,9 @@ def evaluate(call: Call) -> None:
                 "out": str(settings.out or "printed"),
             }
         )
-    table = run(list(settings.result), settings.truth, points=settings.points, out=settings.out)
+    table = run(
+        list(settings.result), settings.truth, points=settings.points, out=settings.out, form=settings.form
+    )
     call.note(*table.notes)
     return call.say(table.text)
 
@@ -338,3 +341,6 @@ def doctor(call: Call) -> None:
     call.say(checks.json() if settings.as_json else checks.text())
     if checks.failed:
         raise typer.Exit(EXIT_REFUSED)
+
+
+add_tools(app)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from comir_hpc.config.datasets import DatasetsSettings
     from comir_hpc.config.demo import DemoSettings
     from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
+    from comir_hpc.config.export import ExportSettings
     from comir_hpc.config.files import dump, load
     from comir_hpc.config.infer import OVERLAP, WINDOW, InferSettings
     from comir_hpc.config.ingest import IngestSettings
@@ -51,6 +52,7 @@ __all__ = [
     "DoctorSettings",
     "EngineSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "GroupName",
     "InferSettings",
     "IngestSettings",
@@ -81,6 +83,7 @@ _PLACES = {
     "datasets": ("DatasetsSettings",),
     "demo": ("DemoSettings",),
     "evaluate": ("CompareSettings", "EvaluateSettings"),
+    "export": ("ExportSettings",),
     "files": ("dump", "load"),
     "infer": ("OVERLAP", "WINDOW", "InferSettings"),
     "ingest": ("IngestSettings",),

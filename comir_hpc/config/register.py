@@ -133,7 +133,7 @@ class RegisterPairSettings(RegisterSettings):
 
     warped: Output[Path | None] = None
     """Moving volume on the fixed grid, to write unless the verdict is FAIL: an OME-Zarr store (any size), .nii,
-    .nii.gz, .nrrd, .mha or .tif."""
+    .nii.gz, .nrrd, .mha, .tif or .ome.tif."""
     report: Output[bool] = True
     """Write report.html, one self-contained page, into the folder of the result."""
 

@@ -73,6 +73,8 @@ Initial = Literal["identity", "moments", "global", "features"]
 TransformKind = Literal["rigid", "affine"]
 """What a registration finds."""
 
+TransformForm = Literal["itk", "ants", "elastix", "fsl", "lta", "matrix-ras", "matrix-lps", "ngff"]
+"""Forms in which tools keep a transform."""
 Direction = Literal["fixed-to-moving", "moving-to-fixed"]
 """Which way points are carried."""
 Interpolation = Literal["linear", "nearest", "cubic"]
