@@ -155,7 +155,7 @@ def test_warped_is_what_warp_writes(name: str, here: Path) -> None:
 
 
 def test_a_failed_registration_warps_nothing_and_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comir_hpc.register.judge", lambda evidence: ("FAIL", ["they share nothing"]))
+    monkeypatch.setattr("comir_hpc.register.checks.account.judge", lambda evidence: ("FAIL", ["they share nothing"]))
     done = command("register", "fixed.nii.gz", "moving.nii.gz", *QUICK, "--warped", "w.nii.gz")
     assert done.exit_code == 1
     assert str(done.exception) == "registration FAILED, so w.nii.gz was not written: they share nothing"
@@ -167,7 +167,7 @@ def test_a_failed_registration_warps_nothing_and_says_so(here: Path, monkeypatch
 def test_where_the_general_model_fails_the_next_command_is_adapt(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comir_hpc.register.judge", lambda evidence: ("FAIL", ["they share nothing"]))
+    monkeypatch.setattr("comir_hpc.register.checks.account.judge", lambda evidence: ("FAIL", ["they share nothing"]))
     done = command("register", "fixed.nii.gz", "moving.nii.gz", *QUICK[2:])
     assert str(done.exception) == "registration FAILED: they share nothing"
     assert lines(done.output)["next"] == "comir-hpc adapt fixed.nii.gz moving.nii.gz --run fixed-moving-run"
@@ -288,7 +288,7 @@ def test_python_writes_the_warped_volume_and_not_a_wrong_one(
     quick: dict[str, Any] = {"representation": "intensity", "initial": "moments", "threads": 1}
     api.register("fixed.nii.gz", "moving.nii.gz", warped="w.mha", out="r", **quick)
     assert correlation(sitk.GetArrayFromImage(sitk.ReadImage("w.mha"))) > 0.95
-    monkeypatch.setattr("comir_hpc.register.judge", lambda evidence: ("FAIL", ["they share nothing"]))
+    monkeypatch.setattr("comir_hpc.register.checks.account.judge", lambda evidence: ("FAIL", ["they share nothing"]))
     failed = api.register("fixed.nii.gz", "moving.nii.gz", warped="f.mha", out="failed", **quick)
     assert failed.verdict == "FAIL"
     assert "f.mha was not written" in caplog.text
