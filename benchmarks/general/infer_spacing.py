@@ -114,12 +114,14 @@ def speed(folder: Path, side: int, turns: int) -> list[dict[str, object]]:
 
 def memory(folder: Path, sides: list[int]) -> list[dict[str, object]]:
     """Encode a ball of 40 mm in volumes of several sizes."""
-    rows: list[dict[str, object]] = []
-    for side in sides:
+
+    def of(side: int) -> dict[str, object]:
         source = write(folder / f"{side}.zarr", (side,) * 3, (1 / 1.5,) * 3, 40)
-        rows.append({"side": side, "voxels": side**3, **run(source, folder / "out.zarr")})
-        print(rows[-1], flush=True)
-    return rows
+        row = {"side": side, "voxels": side**3, **run(source, folder / "out.zarr")}
+        print(row, flush=True)
+        return row
+
+    return [of(side) for side in sides]
 
 
 def main() -> None:

@@ -101,8 +101,10 @@ def infer(settings: InferSettings, *, progress: Progress | None = None) -> Infer
 
     Parameters
     ----------
-    progress : callable, optional
-        Function that is called as ``progress(what, done, total)``.
+    settings : InferSettings
+        The volume, its modality, the model and where the representation is written.
+    progress : Progress, optional
+        Called as ``progress("infer NAME", done, total)`` when blocks of the representation NAME are written.
 
     Raises
     ------

@@ -45,8 +45,7 @@ class Job(Inputs):
     @property
     def execution(self) -> Execution:
         """How the job is carried out."""
-        how = self.settings
-        return Execution(how.part, how.workers, how.cluster, how.verify, how.overwrite)
+        return Execution.from_settings(self.settings)
 
     @property
     def command(self) -> tuple[str, ...]:

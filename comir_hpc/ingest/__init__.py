@@ -97,8 +97,10 @@ def ingest(settings: IngestSettings, *, progress: Progress | None = None) -> Ing
 
     Parameters
     ----------
-    progress : callable, optional
-        Function that is called as ``progress(what, done, total)``.
+    settings : IngestSettings
+        The source, the store to write, and what the source does not say of itself.
+    progress : Progress, optional
+        Called as ``progress("ingest NAME", done, total)`` when blocks of the store NAME are written.
 
     Raises
     ------

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from comir_hpc.register.alignment import Alignment, Kind
 from comir_hpc.register.coarse import CoarseFeatures, coarsen
-from comir_hpc.register.refine import Level, Refined
+from comir_hpc.register.refine import Levels, Mask, Refined
 from comir_hpc.register.similarity import Similarity
 from comir_hpc.representations.criteria import Array32
 from comir_hpc.representations.features import Features
@@ -43,7 +42,7 @@ class CubicPair:
         self.spacing_mm = max(fixed.grid.finest_mm, moving.grid.finest_mm, mean_mm / _MOST_VOXELS)
         self._coarse: dict[int, tuple[CoarseFeatures, CoarseFeatures]] = {}
 
-    def alignment(self, shrink: int, within: NDArray[np.bool_] | None = None) -> Alignment:
+    def alignment(self, shrink: int, within: Mask | None = None) -> Alignment:
         """Make what compares and improves answers on voxels that are `shrink` times as large."""
         if shrink not in self._coarse:
             self._coarse[shrink] = self._at(shrink * self.spacing_mm)
@@ -57,7 +56,7 @@ class CubicPair:
         finer = 2 if moving.describe is None else 1
         return coarsen(fixed, spacing_mm), coarsen(moving, spacing_mm, finer=finer)
 
-    def _seen(self, within: NDArray[np.bool_], coarse: CoarseFeatures) -> Array32:
+    def _seen(self, within: Mask, coarse: CoarseFeatures) -> Array32:
         """Look up a mask of the fixed features at the voxels of a coarse grid."""
         grid = self._sides[0].grid
         index = np.stack(np.meshgrid(*map(np.arange, coarse.weights.shape), indexing="ij"), axis=-1)
@@ -101,11 +100,7 @@ class GaussNewtonRefiner:
         self._pair = pair
 
     def refine(
-        self,
-        start: Transform,
-        levels: tuple[Level, ...],
-        kind: Kind = "rigid",
-        within: NDArray[np.bool_] | None = None,
+        self, start: Transform, levels: Levels, kind: Kind = "rigid", within: Mask | None = None
     ) -> Refined:
         """Improve one rough answer, through levels as `Refiner.refine` takes them.
 

@@ -37,6 +37,7 @@ _NO_VALUE = (
     1e30  # without a single sample, ITK's correlation is the largest number there is, and only a warning
 )
 Kind = Literal["rigid", "affine"]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Level:
     shrink: int
     sigma_vox: float
     share: float
+
+
+Levels = tuple[Level, ...]
+"""Levels of the pyramid, coarsest first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +89,7 @@ class Refines(Protocol):
     """What refines rough answers of one pair."""
 
     def refine(
-        self,
-        start: Transform,
-        levels: tuple[Level, ...],
-        kind: Kind = "rigid",
-        within: NDArray[np.bool_] | None = None,
+        self, start: Transform, levels: Levels, kind: Kind = "rigid", within: Mask | None = None
     ) -> Refined:
         """Improve one rough answer; see `Refiner.refine`."""
 
@@ -126,11 +127,7 @@ class Refiner:
             self._moving_mask = itk_image(moving.known, self._normal(moving.grid), flat=self._flat)
 
     def refine(
-        self,
-        start: Transform,
-        levels: tuple[Level, ...],
-        kind: Kind = "rigid",
-        within: NDArray[np.bool_] | None = None,
+        self, start: Transform, levels: Levels, kind: Kind = "rigid", within: Mask | None = None
     ) -> Refined:
         """Improve one rough answer.
 
@@ -188,7 +185,7 @@ class Refiner:
             return sitk.AffineTransform(2 if self._flat else 3)
         return sitk.Euler2DTransform() if self._flat else sitk.Euler3DTransform()
 
-    def _method(self, levels: tuple[Level, ...]) -> sitk.ImageRegistrationMethod:
+    def _method(self, levels: Levels) -> sitk.ImageRegistrationMethod:
         method = sitk.ImageRegistrationMethod()
         self._measure.choose_metric(method)
         method.SetInterpolator(sitk.sitkLinear)

@@ -52,8 +52,10 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
 
     Parameters
     ----------
-    progress : callable, optional
-        Function that is called as ``progress(what, done, total)``.
+    settings : WarpSettings
+        The transform, what it is applied to, and where the result is written.
+    progress : Progress, optional
+        Called as ``progress("warp NAME", done, total)`` when blocks of the result NAME are written; not for points.
 
     Raises
     ------
