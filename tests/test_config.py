@@ -252,7 +252,8 @@ def test_what_results_are_recognised_by_is_what_it_was() -> None:
     )
     assert json.dumps(settings, sort_keys=True) == (
         '{"candidates": 8, "device": "auto", "fixed_modality": null, "fixed_representation": null, "initial": '
-        '"global", "max_memory_gib": 4.0, "model": null, "moving_modality": null, "moving_representation": null, '
+        '"global", "keypoints": 600, "match_ratio": 0.95, "max_memory_gib": 4.0, "model": null, '
+        '"moving_modality": null, "moving_representation": null, '
         '"overwrite": false, "precision": "auto", "representation": "intensity", "rotations": 4000, '
         '"search_voxels": 32, "seed": 0, "symmetrise": "none", "threads": 0, "transform": "rigid"}'
     )

@@ -119,7 +119,7 @@ def _by_keypoints(
     scales = {level: scale_at(inputs, frame, level) for level in (*searched, *finer)}
     keypoints = KeypointFinder(settings, pair.measure, pair.points_mm, inputs.fixed.representation.noun)
     spacing = search_spacing_mm(pair.fixed, finder.voxels)
-    found = keypoints.find(list(scales.values()) or [compared], spacing, progress)
+    found = keypoints.find([*scales.values(), compared], spacing, progress)
     if found.failure is not None:
         return Initial([], failure=found.failure)
     starts, left = finder.from_answers(

@@ -4,7 +4,7 @@
 `extrema`       keypoints of volumes: extrema of differences of Gaussians
 `spheres`       what a neighbourhood looks like, however it is turned, and how it is turned
 `sift`          keypoints of slices: SIFT of scikit-image, in every channel
-`turnable`      channels that turn like a picture, of those that do not
+`channels`      channels that turn like a picture, of those that do not
 `matches`       which keypoints are each other's nearest, and clearly so
 `consensus`     maps that many matches agree on
 ==============  ==========================================================================
@@ -22,17 +22,18 @@ from dataclasses import dataclass
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.coarse import CoarseFeatures, coarsen
+from comir_hpc.register.keypoints.channels import turnable
 from comir_hpc.register.keypoints.consensus import FEWEST, Agreed, agreed, distinct
 from comir_hpc.register.keypoints.extrema import matched
 from comir_hpc.register.keypoints.matches import Matches
 from comir_hpc.register.keypoints.sift import matched_slices, slice_spacing_mm
-from comir_hpc.register.keypoints.turnable import turnable
 from comir_hpc.register.starts import Scale
 from comir_hpc.representations.measures import Measure
 from comir_hpc.space.grid import FloatArray
 from comir_hpc.transforms.affine import Affine as Transform
 
 _WIDER = 1.5  # the second grid of keypoints of each scale, in voxels of the scale
+_MOST_SCALES = 3
 _FEWEST_KEYPOINTS = 8
 _APART_VOX = 2.0  # answers nearer than that are one
 _OF_ONE_SCALE = 8  # answers of one scale that are improved
@@ -107,14 +108,15 @@ class KeypointFinder:
         Parameters
         ----------
         scales : sequence of Scale
-            Features at the scales that they were made at, or only the compared ones.
+            Features at the scales that they were made at, the coarsest first and the compared ones last. The coarsest
+            three are looked at.
         spacing_mm : float
             Side of a voxel of the keypoints if there is only one scale, in mm.
         progress : callable, optional
             Function that is called as ``progress(what, done, total)``.
         """
         planar = scales[-1].fixed.grid.planar
-        places = list(_slices(scales[-1]) if planar else _spacings(scales, spacing_mm))
+        places = list(_slices(scales[-1]) if planar else _spacings(scales[:_MOST_SCALES], spacing_mm))
         report, seen = part_of(progress, "search"), []
         for number, (scale, spacing) in enumerate(places):
             seen.append(self._at(scale, spacing, planar))

@@ -16,6 +16,8 @@ from comir_hpc.space.grid import FloatArray
 
 _SIGMAS_VOX = (1.0, 1.6, 2.5)  # scales at which extrema are looked for
 _WIDER = 1.6  # the other Gaussian of a difference
+_NEIGHBOURS = np.arange(27).reshape(3, 3, 3) != 13
+_CLEARLY = 1e-4  # of values with a spread of 1
 _INSIDE = 0.5  # weight of the mask at a keypoint
 _RADII_VOX = (1.5, 3.0, 4.5, 6.0, 8.0)  # of the spheres
 _NEAREST = 5  # descriptors that are compared under all rotations, of each keypoint
@@ -94,9 +96,10 @@ def _extrema(values: Array32, weights: Array32, count: int) -> NDArray[np.int64]
                 channel, _WIDER * sigma
             )
             size = np.abs(difference)
-            # A maximum is larger than its neighbours, and a minimum smaller: with signs kept apart.
-            peak = (difference == ndimage.maximum_filter(difference, 3)) & (difference > 0)
-            peak |= (difference == ndimage.minimum_filter(difference, 3)) & (difference < 0)
+            # A maximum is larger than its neighbours, and a minimum smaller. A plateau has neither, but rounding.
+            above = ndimage.maximum_filter(difference, footprint=_NEIGHBOURS) + _CLEARLY
+            below = ndimage.minimum_filter(difference, footprint=_NEIGHBOURS) - _CLEARLY
+            peak = (difference > np.maximum(above, 0)) | (difference < np.minimum(below, 0))
             index = np.argwhere(peak & (weights > _INSIDE))
             places.append(index)
             strengths.append(size[tuple(index.T)])

@@ -8,9 +8,10 @@ import numpy as np
 from scipy import ndimage
 
 from comir_hpc.register.coarse import CoarseFeatures, standardised
-from comir_hpc.representations.criteria import Array32
 
 _MOST_CHANNELS = 6  # a descriptor grows with the square of their number
+_SIGMA_VOX = 1.0  # of the Gaussian whose derivative is taken
+_LEAST_SLOPE = 0.01  # for each voxel, of values with a spread of 1: less is noise
 
 
 def turnable(
@@ -18,35 +19,27 @@ def turnable(
 ) -> tuple[CoarseFeatures, CoarseFeatures]:
     """Make channels of both volumes that turn like a picture.
 
-    * Channels that look along the axes of the grid (`Features.describe`) become their mean and their spread, which do
-      not say which channel looks where.
-    * Values that only tell each other (`signed` is false: intensities) become the size of their gradient: what is
+    * Channels that look along the axes of the grid (`Features.describe`) are not those of a volume that lies turned.
+      What turns with it is the size of the gradient of the values that they describe. On the embedded pair, turned by
+      140 degrees, its logarithm gave 22 and 33 right matches on grids of 5.0 and 3.8 mm. The mean and the spread of
+      MIND's channels, which do not change either, gave 0 and 2.
+    * Values that only tell each other (`signed` is false: intensities) become the size of their gradient, too: what is
       bright in one modality may be dark in the other, but both have an edge there.
     * Of many channels the main components of both volumes together are kept.
     """
-    sides = [_without_axes(side) for side in (fixed, moving)]
-    if not signed:
-        sides = [_edges(side) for side in sides]
+    sides = [side if signed and side.describe is None else _edges(side) for side in (fixed, moving)]
     one, other = _main_components(sides[0], sides[1])
     return one, other
 
 
-def _without_axes(side: CoarseFeatures) -> CoarseFeatures:
-    if side.describe is None:
-        return side
-    channels = side.describe(side.values[0])
-    return _with(side, np.stack([channels.mean(axis=0), channels.std(axis=0)]))
-
-
 def _edges(side: CoarseFeatures) -> CoarseFeatures:
-    slopes = [ndimage.gaussian_gradient_magnitude(channel * side.weights, 1.0) for channel in side.values]
-    return _with(side, np.stack(slopes))
-
-
-def _with(side: CoarseFeatures, values: Array32) -> CoarseFeatures:
-    """Replace the values, each channel brought to mean 0 and spread 1 in the mask."""
-    ones = [standardised(channel[None], side.weights) for channel in values]
-    return replace(side, values=np.concatenate(ones), describe=None)
+    """Make the logarithm of the gradient's size, so that the strong edges of one modality do not decide everything."""
+    seen = side.values if side.describe is not None else side.values * side.weights
+    edges = []
+    for channel in seen:
+        slope = ndimage.gaussian_gradient_magnitude(channel, _SIGMA_VOX)
+        edges.append(standardised(np.log(np.maximum(slope, _LEAST_SLOPE))[None], side.weights))
+    return replace(side, values=np.concatenate(edges), describe=None)
 
 
 def _main_components(fixed: CoarseFeatures, moving: CoarseFeatures) -> tuple[CoarseFeatures, CoarseFeatures]:
