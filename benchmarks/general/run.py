@@ -14,7 +14,7 @@ from pathlib import Path
 
 from comir_hpc.config.benchmark import BenchmarkRunSettings, BenchmarkSettings, all_methods
 from comir_hpc.config.words import DEGRADATIONS, FAMILIES, LEVELS
-from comir_hpc.recipes.benchmark import benchmark
+from comir_hpc.recipes.benchmark.run import benchmark
 
 METHODS = ("comir", "mind", "intensity")
 

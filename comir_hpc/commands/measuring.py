@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import typer
 
@@ -34,10 +35,15 @@ def add_measuring_verbs(app: typer.Typer) -> None:
             name: value for name, value in call.given.items() if name in BenchmarkRunSettings.model_fields
         }
         run = validate(BenchmarkRunSettings, places, source="comir-hpc benchmark")
-        values = {name: value for name, value in call.given.items() if name not in places}
+        # Paths in the file are relative to the file, those of the command to the current folder.
+        values = {
+            name: value.absolute() if isinstance(value, Path) else value
+            for name, value in call.given.items()
+            if name not in places
+        }
         settings = load(BenchmarkSettings, run.config, run.overrides, values)
-        from comir_hpc.recipes.benchmark import benchmark as run_benchmark
-        from comir_hpc.recipes.benchmark import plan_benchmark
+        from comir_hpc.recipes.benchmark.run import benchmark as run_benchmark
+        from comir_hpc.recipes.benchmark.run import plan_benchmark
 
         done = call.run(partial(run_benchmark, run=run), partial(plan_benchmark, run=run), settings)
         call.say(done.summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
@@ -22,6 +23,10 @@ from comir_hpc.config.words import (
 
 IDENTITY = "identity"
 """The method that leaves the pair as it lies."""
+ADAPT = "adapt"
+"""The method that makes encoders for the pair first, without its answer."""
+OF_MODEL = "@"
+"""Between a method and the name of the model that it uses: comir@brain."""
 
 
 def own_methods() -> dict[str, tuple[str, str]]:
@@ -37,7 +42,7 @@ def own_methods() -> dict[str, tuple[str, str]]:
 
 def all_methods() -> tuple[str, ...]:
     """List every method that a benchmark knows."""
-    return (*own_methods(), IDENTITY, *PEERS)
+    return (*own_methods(), ADAPT, IDENTITY, *PEERS)
 
 
 def _known(what: str, word: str, offered: Iterable[str]) -> str:
@@ -48,6 +53,23 @@ def _known(what: str, word: str, offered: Iterable[str]) -> str:
             f"no {what} {word!r}; did you mean {nearest(word, words)}? There are {', '.join(words)}"
         )
     return word
+
+
+def _method(word: str) -> str:
+    """Refuse an unknown method; the model that one of ours uses is checked with the models."""
+    plain, mark, _ = word.partition(OF_MODEL)
+    trained = [name for name, (kind, _) in own_methods().items() if REPRESENTATIONS[kind].trained]
+    _known("method with a model", plain, trained) if mark else _known("method", word, all_methods())
+    return word
+
+
+class NamedModel(Settings):
+    """Encoders that a benchmark calls by a name."""
+
+    run: Path
+    """Run folder of the encoders."""
+    modalities: tuple[str, str] = ("any", "any")
+    """Names of the fixed and the moving modality in that run."""
 
 
 class OwnPair(Settings):
@@ -106,24 +128,24 @@ def _pair(value: Any) -> Any:
 PairSetting = Annotated[str | OwnPair, BeforeValidator(_pair)]
 Level = Annotated[str, AfterValidator(lambda word: _known("level", word, LEVELS))]
 Degradation = Annotated[str, AfterValidator(lambda word: _known("degradation", word, DEGRADATIONS))]
-Method = Annotated[str, AfterValidator(lambda word: _known("method", word, all_methods()))]
+Method = Annotated[str, AfterValidator(_method)]
 
 
 class BenchmarkSettings(Settings):
     """`comir-hpc benchmark`: pairs, displacements, degradations and methods; every method meets every case."""
 
-    pairs: tuple[PairSetting, ...] = Field(min_length=1)
+    pairs: tuple[PairSetting, ...]
     """Families by name, and pairs of your own."""
     data: Path | None = None
-    """Folder that `comir-hpc datasets fetch` wrote the families to; the folder `data` when not given."""
-    levels: tuple[Level, ...] = Field(default=("small", "medium", "large", "any"), min_length=1)
+    """Folder that `comir-hpc datasets fetch` wrote the families to; the folder data in the current one
+    when not given."""
+    levels: tuple[Level, ...] = ("small", "medium", "large", "any")
     """How far the moving volume is displaced: none, or up to 10 (small), 30 (medium), 90 (large), 180 degrees (any)."""
-    degradations: tuple[Degradation, ...] = Field(default=("none",), min_length=1)
+    degradations: tuple[Degradation, ...] = ("none",)
     """What is done to the moving volume: none, noise, bias, thick (slices), cropped (a third cut off), padded."""
-    methods: tuple[Method, ...] = Field(
-        default=("comir", "mind", "gradient", "intensity", IDENTITY), min_length=1
-    )
-    """Methods: a representation, alone (searched everywhere) or with a start (comir-moments), identity, and peers."""
+    methods: tuple[Method, ...] = ("comir", "mind", "gradient", "intensity", IDENTITY)
+    """Methods: a representation, alone (searched everywhere) or with a start (comir-moments) or one of the models
+    (comir@NAME); adapt, identity, and peers."""
     seeds: Positive = 10
     """Number of displacements of each pair at each level."""
     first_seed: Seed = 0
@@ -132,6 +154,8 @@ class BenchmarkSettings(Settings):
     """Run folder of the encoders for comir; the general model when not given."""
     modalities: tuple[str, str] = ("any", "any")
     """Names of the fixed and the moving modality in that run."""
+    models: dict[str, NamedModel] = Field(default_factory=dict)
+    """More encoders, by name: the method comir@NAME uses those of NAME."""
     peers: Path | None = None
     """Folder that peers were installed into with `pip install --target`; the environment itself when not given."""
     threads: Positive = 1
@@ -141,24 +165,43 @@ class BenchmarkSettings(Settings):
 
     def placed_in(self, folder: Path) -> Self:
         """Return settings whose paths are relative to `folder`."""
+
+        def place(path: Path) -> Path:
+            return Path(os.path.normpath(folder / path))
+
         placed = {
-            name: folder / path
+            name: place(path)
             for name in ("data", "model", "peers")
             if (path := getattr(self, name)) is not None
         }
-        pairs = tuple(
-            one if isinstance(one, str) else one.with_volumes(lambda path: folder / path)
-            for one in self.pairs
+        pairs = tuple(one if isinstance(one, str) else one.with_volumes(place) for one in self.pairs)
+        models = {name: one.model_copy(update={"run": place(one.run)}) for name, one in self.models.items()}
+        return self.model_copy(update={**placed, "pairs": pairs, "models": models})
+
+    def model_of(self, method: str) -> tuple[Path | None, tuple[str, str]]:
+        """Return run folder and modalities of the encoders that a method uses; no folder is the general model."""
+        name = method.partition(OF_MODEL)[2]
+        return (
+            (self.models[name].run, self.models[name].modalities) if name else (self.model, self.modalities)
         )
-        return self.model_copy(update={**placed, "pairs": pairs})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [one if isinstance(one, str) else one.name for one in self.pairs]
-        for what, words in (("pair", names), ("level", self.levels), ("method", self.methods)):
+        listed = {
+            "pair": names,
+            "level": self.levels,
+            "degradation": self.degradations,
+            "method": self.methods,
+        }
+        for what, words in listed.items():
+            if not words:
+                raise ValueError(f"{what}s is empty; expected at least one")
             twice = sorted({word for word in words if list(words).count(word) > 1})
             if twice:
                 raise ValueError(f"{what} {twice[0]} is given twice")
+        for name in filter(None, (method.partition(OF_MODEL)[2] for method in self.methods)):
+            _known("model", name, self.models or ("(none is given)",))
         return self
 
 

@@ -278,7 +278,7 @@ def _minc_volume(header: dict[str, Any], raw: bytes) -> tuple[NDArray[np.uint8],
 def _nifti(values: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
     """Make a packed NIfTI file of voxels (x, y, z); the same bytes every time."""
     image = nibabel.Nifti1Image(np.ascontiguousarray(values), affine)  # type: ignore[no-untyped-call]
-    image.header.set_xyzt_units("mm")
+    image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
     return gzip.compress(image.to_bytes(), mtime=0)
 
 

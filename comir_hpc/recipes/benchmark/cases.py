@@ -120,14 +120,15 @@ def rows_of(
         for name in methods:
             own = folder / name
             own.mkdir(exist_ok=True)
+            model, modalities = settings.model_of(name)
             task = Task(
                 case.fixed.absolute(),
                 case.moving.absolute(),
                 own.absolute(),
                 settings.threads,
                 place.seed,
-                None if settings.model is None else settings.model.absolute(),
-                settings.modalities,
+                None if model is None else model.absolute(),
+                modalities,
             )
             answer = run_apart(name, task, limit_s=settings.time_limit_s, peers=settings.peers, stop=stop)
             shutil.rmtree(own)
@@ -148,7 +149,7 @@ def _row(
         "rotation_deg": None if case.truth is None else case.truth.rotation_deg,
         "threads": settings.threads,
         "truth": pair.answer.kind,
-        "given": given(method(name), settings.threads, settings.model),
+        "given": given(method(name), settings.threads, settings.model_of(name)[0]),
         "success": None if answer["status"] == SKIPPED else False,
         **answer,
     }

@@ -1,31 +1,32 @@
 """Figures of a benchmark: success against displacement, errors, time against success.
 
 Every method has a colour of Okabe and Ito's palette, which the colour-blind tell apart, and a marker and a dash of its
-own, so that a print in grey can be read too.
+own, so that a print in grey can be read too. Rates are shades of grey with their numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from comir_hpc.config.words import LEVELS
 from comir_hpc.host.files import written_whole
-from comir_hpc.recipes.benchmark.scores import Row, run_rows, scores, wilson
+from comir_hpc.recipes.benchmark.scores import Row, run_rows, scores
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C6D1F")
 _MARKERS = "os^DvPX*<>hp"
 _DASHES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (0, ()), (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)),
 )  # fmt: skip
-_LARGEST = 180.0  # degrees
-_BINS = (0.0, 10.0, 30.0, 60.0, 90.0, 135.0, 180.0001)  # of the rotation, in degrees
-_HOLLOW = 0.08  # how far markers of methods stand apart, as a share of a column
+_LARGEST_DEG = {"none": "0", "small": "10", "medium": "30", "large": "90", "any": "180"}
+_DARK = 0.5  # rate above which a cell's text is white
+_APART = 0.16  # distance of the levels within a method's column, as a share of it
+_SMALLEST_MM = 0.01  # errors below are drawn here: a logarithm has no place for 0
 
 Style = dict[str, object]
 
@@ -69,9 +70,13 @@ def _styles(rows: Sequence[Row]) -> dict[str, Style]:
 
 
 def _per_pair(
-    rows: Sequence[Row], styles: dict[str, Style], one: Callable[[Axes, list[Row], dict[str, Style]], None]
+    rows: Sequence[Row],
+    styles: dict[str, Style],
+    one: Callable[[Axes, list[Row], dict[str, Style]], None],
+    *,
+    legend: bool = True,
 ) -> Figure:
-    """Make a figure with a part for each pair, and one legend."""
+    """Make a figure with a part for each pair, and one legend if it is needed."""
     pairs = list(dict.fromkeys(row["family"] for row in rows))
     columns = min(4, len(pairs))
     lines = -(-len(pairs) // columns)
@@ -81,9 +86,14 @@ def _per_pair(
         one(place, [row for row in rows if row["family"] == pair], styles)
         place.set_title(pair, fontsize=10)
         place.spines[["top", "right"]].set_visible(False)
+        place.tick_params(labelsize=8)
+        place.xaxis.label.set_size(9)
+        place.yaxis.label.set_size(9)
         place.grid(visible=True, color="0.9", linewidth=0.6)
     for place in axes.flat[len(pairs) :]:
         place.set_axis_off()
+    if not legend:
+        return figure
     handles = [_handle(axes.flat[0], method, style) for method, style in styles.items()]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
     return figure
@@ -94,63 +104,55 @@ def _handle(axes: Axes, method: str, style: Style) -> object:
 
 
 def _success(rows: Sequence[Row], styles: dict[str, Style]) -> Figure:
-    """Draw the rate of right answers against the rotation of the pair before, with 95 % intervals."""
+    """Draw the share of right answers by displacement: a row for each method, darker is more, with the numbers.
+
+    Lines of a dozen methods with their intervals could not be told apart; the intervals stand in the tables.
+    """
+    levels = [level for level in LEVELS if any(row["level"] == level for row in rows)]
 
     def one(axes: Axes, some: list[Row], styles: dict[str, Style]) -> None:
-        for number, (method, style) in enumerate(styles.items()):
-            values = [
-                (float(row["rotation_deg"]), row["success"] == "True")
-                for row in some
-                if row["method"] == method and row.get("rotation_deg")
-            ]
-            points = [_rate(values, low, high) for low, high in pairwise(_BINS)]
-            kept = np.array([point for point in points if point is not None])
-            if not len(kept):
-                continue
-            shifted = kept[:, 0] + 1.5 * (number - len(styles) / 2)
-            bars = np.abs(kept[:, 2:].T - kept[:, 1])
-            axes.errorbar(
-                shifted, 100 * kept[:, 1], 100 * bars, markersize=5, linewidth=1.2, elinewidth=0.6,
-                **style,  # type: ignore[arg-type]
-            )  # fmt: skip
-        axes.set_xlim(-8, _LARGEST + 8)
-        axes.set_xticks(range(0, 181, 45))
-        axes.set_ylim(-4, 104)
-        axes.set_xlabel("rotation before, degrees")
-        axes.set_ylabel("right, %")
+        found = {(score.group, score.method): score for score in scores(some, ("level",))}
+        rates = np.full((len(styles), len(levels)), np.nan)
+        for line, method in enumerate(styles):
+            for column, level in enumerate(levels):
+                score = found.get((level, method))
+                if score is None:
+                    continue
+                rates[line, column] = rate = score.right / score.cases
+                colour = "white" if rate > _DARK else "black"
+                text = f"{score.right}/{score.cases}"
+                axes.text(column, line, text, ha="center", va="center", fontsize=7, color=colour)
+        axes.imshow(rates, cmap="Greys", vmin=0, vmax=1.15, aspect="auto")
+        axes.set_xticks(range(len(levels)), [_LARGEST_DEG[level] for level in levels])
+        axes.set_yticks(range(len(styles)), list(styles))
+        axes.set_xlabel("rotation of up to, degrees")
 
-    return _per_pair(rows, styles, one)
-
-
-def _rate(
-    values: list[tuple[float, bool]], low: float, high: float
-) -> tuple[float, float, float, float] | None:
-    """Mean rotation of a bin, rate of right answers, and its interval; None for an empty bin."""
-    inside = [(angle, right) for angle, right in values if low <= angle < high]
-    if not inside:
-        return None
-    right = sum(each for _, each in inside)
-    return float(np.mean([angle for angle, _ in inside])), right / len(inside), *wilson(right, len(inside))
+    figure = _per_pair(rows, styles, one, legend=False)
+    for axes in figure.axes:
+        axes.grid(visible=False)
+    return figure
 
 
 def _errors(rows: Sequence[Row], styles: dict[str, Style]) -> Figure:
-    """Draw the mean error of every case, in columns of methods, filled where it is right."""
+    """Draw the mean error of every case in columns of methods, filled where it is right; levels from left to right."""
 
     def one(axes: Axes, some: list[Row], styles: dict[str, Style]) -> None:
         for column, (method, style) in enumerate(styles.items()):
             cases = [row for row in some if row["method"] == method and row["tre_mm"]]
             # By level from left to right within the column, so that nothing is drawn at random.
             levels = [LEVELS.index(row["level"]) if row["level"] in LEVELS else 0 for row in cases]
-            places = [column + _HOLLOW * 2 * (level - 2) for level in levels]
+            places = [column + _APART * (level - 2) for level in levels]
             for place, row in zip(places, cases, strict=True):
                 right = row["success"] == "True"
                 axes.plot(
-                    place, float(row["tre_mm"]), marker=str(style["marker"]), markersize=4.5, linestyle="none",
+                    place, max(float(row["tre_mm"]), _SMALLEST_MM),
+                    marker=str(style["marker"]), markersize=4.5, linestyle="none",
                     color=str(style["color"]), markerfacecolor=str(style["color"]) if right else "none",
                 )  # fmt: skip
         axes.set_yscale("log")
+        axes.set_xlim(-0.6, len(styles) - 0.4)
         axes.set_xticks(range(len(styles)), list(styles), rotation=90, fontsize=7)
-        axes.set_ylabel("mean error, mm (filled: right)")
+        axes.set_ylabel("mean error, mm")
 
     return _per_pair(rows, styles, one)
 
@@ -170,6 +172,7 @@ def _time(rows: Sequence[Row], styles: dict[str, Style]) -> Figure:
                 markersize=6, elinewidth=0.6, linestyle="none", **style,  # type: ignore[arg-type]
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(-4, 104)
         axes.set_xlabel("median time, s")
         axes.set_ylabel("right, %")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from comir_hpc.config.benchmark import IDENTITY, own_methods
+from comir_hpc.config.benchmark import ADAPT, IDENTITY, OF_MODEL, own_methods
 from comir_hpc.config.words import PEERS
 from comir_hpc.space.grid import FloatArray
 
@@ -98,6 +98,7 @@ class Method:
 
 _TYPICAL_S = {"comir": 100.0, "mind": 300.0, "gradient": 90.0, "intensity": 200.0}
 _TYPICAL_WITHOUT_SEARCH_S = 40.0
+_LOADS = ("comir_hpc.ingest", "comir_hpc.register", "comir_hpc.representations.learned")
 
 
 def method(name: str) -> Method:
@@ -108,14 +109,16 @@ def method(name: str) -> Method:
         from comir_hpc.recipes.benchmark.peers import PEER_METHODS
 
         return PEER_METHODS[name]
-    representation, initial = own_methods()[name]
+    if name == ADAPT:
+        return Method(name, _adapt, "comir-hpc adapt, its default settings", typical_s=3600.0, loads=_LOADS)
+    representation, initial = own_methods()[name.partition(OF_MODEL)[0]]
     typical = _TYPICAL_S.get(representation, 200.0) if initial == "global" else _TYPICAL_WITHOUT_SEARCH_S
     return Method(
         name,
         lambda task: _ours(task, representation, initial),
         f"comir-hpc register --representation {representation} --initial {initial}",
         typical_s=typical,
-        loads=("comir_hpc.ingest", "comir_hpc.register", "comir_hpc.representations.learned"),
+        loads=_LOADS,
     )
 
 
@@ -133,14 +136,10 @@ def _identity(task: Task) -> Found:
 def _ours(task: Task, representation: str, initial: str) -> Found:
     """Make stores of the two files and register them, as the command line does."""
     from comir_hpc.config.base import validate
-    from comir_hpc.config.ingest import IngestSettings
     from comir_hpc.config.register import RegisterSettings
-    from comir_hpc.ingest import ingest
     from comir_hpc.register import register
 
-    stores = {role: task.folder / f"{role}.zarr" for role in ("fixed", "moving")}
-    for role, source in (("fixed", task.fixed), ("moving", task.moving)):
-        ingest(IngestSettings(source=source, out=stores[role], overwrite=True))
+    stores = _stores(task)
     record: dict[str, Any] = {
         **stores,
         "out": task.folder / "result",
@@ -162,3 +161,28 @@ def _ours(task: Task, representation: str, initial: str) -> Found:
     }
     matrix = None if result.transform is None else result.transform.matrix_mm
     return Found(matrix, result.verdict, numbers, "" if matrix is not None else "; ".join(result.reasons))
+
+
+def _adapt(task: Task) -> Found:
+    """Make encoders for the pair, without its answer, and register it with them."""
+    from comir_hpc.config.adapt import AdaptSettings
+    from comir_hpc.recipes.adapt import adapt
+    from comir_hpc.runs.result import read_result
+
+    done = adapt(
+        AdaptSettings(**_stores(task), run=task.folder / "run", threads=task.threads, seed=task.seed)
+    )
+    matrix = None if done.registration is None else read_result(done.registration).matrix_lps_mm
+    error = "" if matrix is not None else "; ".join(done.reasons)
+    return Found(None if matrix is None else np.asarray(matrix), done.verdict, {}, error)
+
+
+def _stores(task: Task) -> dict[str, Path]:
+    """Make stores of the two files."""
+    from comir_hpc.config.ingest import IngestSettings
+    from comir_hpc.ingest import ingest
+
+    stores = {role: task.folder / f"{role}.zarr" for role in ("fixed", "moving")}
+    for role, source in (("fixed", task.fixed), ("moving", task.moving)):
+        ingest(IngestSettings(source=source, out=stores[role], overwrite=True))
+    return stores
