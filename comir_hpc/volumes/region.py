@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class Region:
             inside = ((index >= 0) & (index < np.asarray(own.shape_zyx))).all(axis=-1)
             covered = covered or bool(inside.any())
             z_own, y_own, x_own = np.moveaxis(index * inside[..., None], -1, 0)
-            result[z] = np.logical_and(held[z_own, y_own, x_own], inside)[0]
+            result[z] = (inside & held[z_own, y_own, x_own])[0]
         if not covered:
             raise VolumeError(
                 f"{self.mask.path} lies wholly outside of the volume that it is a mask of ({grid}); expected one in "
@@ -81,7 +81,7 @@ class Region:
         thick = max(1, _SLAB // max(1, shape[1] * shape[2]))
         for z in range(0, shape[0], thick):
             box = Box((z, 0, 0), (min(z + thick, shape[0]), *shape[1:]))
-            values = self.mask.read(box)[0]
+            values: NDArray[Any] = self.mask.read(box)[0]
             held[box.slices] = np.nan_to_num(values) != 0
         if not held.any():
             raise VolumeError(
