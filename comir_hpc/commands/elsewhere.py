@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import webbrowser
+from pathlib import Path
+
 import typer
 
 from comir_hpc.commands.call import Call
@@ -17,6 +21,12 @@ def add_tools(app: typer.Typer) -> None:
         example="Examples:  comir-hpc export result --to elastix   |   comir-hpc export flirt.mat --from fsl --fixed "
         "f.nii.gz --moving m.nii.gz --to itk --out transform.tfm   |   comir-hpc export runs/brain --to torchscript",
     )(export)
+    verb(
+        app,
+        settings=("ViewSettings",),
+        positional=("shown",),
+        example="Examples:  comir-hpc view result   |   comir-hpc view fixed.nii.gz moving_on_fixed.nii.gz",
+    )(view)
 
 
 def export(call: Call) -> None:
@@ -34,3 +44,28 @@ def export(call: Call) -> None:
     result = call.run(lambda chosen, progress: run(chosen), plan_export, settings)
     call.note(*result.notes)
     call.say(result.summary)
+
+
+def view(call: Call) -> None:
+    """Show a result, or volumes, in the browser: overlay, blink, checkerboard, and what lies under the cross-hair.
+
+    It writes one page that needs no other file and no network, and opens it where there is a display.
+    """
+    from comir_hpc.config.view import ViewSettings
+
+    settings = call.settings(ViewSettings)
+    from comir_hpc.recipes.view import plan_view
+    from comir_hpc.recipes.view import view as run
+
+    result = call.run(run, plan_view, settings)
+    call.note(*result.notes)
+    call.say(f"page: {result.path}")
+    if settings.open_page and not _opened(result.path):
+        call.note("there is no display here: open the page in a browser")
+
+
+def _opened(page: Path) -> bool:
+    """Open a page in a browser with windows; return whether there is one. A browser in the terminal would block it."""
+    if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
+        return False
+    return webbrowser.open(page.absolute().as_uri())

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         TrackingSettings,
         TrainSettings,
     )
+    from comir_hpc.config.view import ViewSettings
     from comir_hpc.config.warp import WarpSettings
     from comir_hpc.config.words import GroupName, Precision
 
@@ -70,6 +71,7 @@ __all__ = [
     "SyncSettings",
     "TrackingSettings",
     "TrainSettings",
+    "ViewSettings",
     "WarpSettings",
     "dump",
     "load",
@@ -100,6 +102,7 @@ _PLACES = {
         "TrackingSettings",
         "TrainSettings",
     ),
+    "view": ("ViewSettings",),
     "warp": ("WarpSettings",),
     "words": ("GroupName", "Precision"),
 }

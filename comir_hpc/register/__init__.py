@@ -184,6 +184,8 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
 
 def _notes(frame: SlicePlane, inputs: Inputs, begun: Initial) -> dict[str, list[str]]:
     notes = list(dict.fromkeys(inputs.fixed.notes + inputs.moving.notes))  # some are said of the pair
+    if inputs.start is not None:
+        notes += inputs.start.notes
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "

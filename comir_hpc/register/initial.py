@@ -73,6 +73,14 @@ def find_starts(
     RegistrationError
         If the volumes do not overlap where the refinement is asked to start, or nothing varies in one of them.
     """
+    if inputs.start is not None:
+        start = frame.compared(inputs.start.transform).about(pair.fixed.centroid_mm)
+        if pair.similarity.at(start).overlap == 0:
+            raise RegistrationError(
+                f"{settings.initial} puts the two specimens beside each other, so there is nothing to refine; expected "
+                "a transform from fixed to moving points (LPS, mm): is it the inverse, or of another pair?"
+            )
+        return [(start, None)], None, None
     if settings.initial == "identity":
         if pair.similarity.at(Transform.identity()).overlap == 0:
             raise RegistrationError(

@@ -23,6 +23,7 @@ from comir_hpc.host.files import flush
 from comir_hpc.space.grid import Box, Grid, Triple
 from comir_hpc.volumes.chunks import as_zyx
 from comir_hpc.volumes.inventory import LOOKED_AT_ONCE, Inventory, shard_path, shards_of
+from comir_hpc.volumes.region import Region
 from comir_hpc.volumes.shards import Shards
 
 # Entries of the metadata that say nothing about the voxels.
@@ -42,6 +43,9 @@ class Store:
     lenient : bool
         Accept that levels of the pyramid are missing, to make them again.
     """
+
+    region: Region | None = None
+    """Mask that restricts where the specimen counts, set by who opens the volume; None for everywhere."""
 
     def __init__(self, path: Path, group: zarr.Group, *, lenient: bool = False) -> None:
         self.path = path
