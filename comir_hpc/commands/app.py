@@ -195,7 +195,7 @@ def register(call: Call) -> None:
     done = call.run(register_pair, plan_pair, settings)
     call.note(*done.notes)
     call.say(done.result.summary)
-    if done.result.verdict == "WARN":
+    if done.result.verdict == "WARN" and asked.require == "warn":
         call.say(f"why: {'; '.join(done.result.reasons)}")
     if done.report is not None:
         call.say(f"report: {done.report}")
@@ -203,7 +203,7 @@ def register(call: Call) -> None:
         call.say(f"warped: {done.warped}")
     elif command := next_command(asked, settings, done.result):
         call.say(f"next: {command}")
-    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped)
+    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped, require=asked.require)
 
 
 @verb(

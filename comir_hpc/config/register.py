@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import MemoryLimit, Replacing, Symmetrised
-from comir_hpc.config.words import REPRESENTATIONS, Initial, TransformKind
+from comir_hpc.config.words import REPRESENTATIONS, Checks, Initial, Require, TransformKind
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FORMATS = (
@@ -82,6 +82,9 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     """Number of distinct answers of the global search that are refined."""
     search_voxels: Positive = 32
     """Voxels along the longest side of the fixed specimen in the global search; twice as many for single slices."""
+    checks: Checks = "full"
+    """How thoroughly the answer is checked: full searches twice more, for the mirrored moving volume and from another
+    position; quick leaves that out, and is never more than WARN."""
     seed: Seed = 0
     """Seed of the metric's sampling."""
     max_memory_gib: Annotated[Resource[Length], OnCommandLine(names=("--max-memory-gib", "--max-memory"))] = (
@@ -123,6 +126,8 @@ class RegisterPairSettings(RegisterSettings):
     warped: Output[Path | None] = None
     """Moving volume on the fixed grid, to write unless the verdict is FAIL: an OME-Zarr store (any size), .nii,
     .nii.gz, .nrrd, .mha or .tif."""
+    require: Output[Require] = "warn"
+    """Poorest verdict that ends with exit code 0; pass makes WARN end with 1. What was found is written in any case."""
     report: Output[bool] = True
     """Write report.html, one self-contained page, into the folder of the result."""
 

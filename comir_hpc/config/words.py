@@ -67,6 +67,10 @@ Initial = Literal["identity", "moments", "global"]
 """Where a registration starts."""
 TransformKind = Literal["rigid", "affine"]
 """What a registration finds."""
+Checks = Literal["full", "quick"]
+"""How thoroughly the answer of a registration is checked."""
+Require = Literal["warn", "pass"]
+"""Poorest verdict of a registration that ends with exit code 0."""
 
 Direction = Literal["fixed-to-moving", "moving-to-fixed"]
 """Which way points are carried."""

@@ -118,6 +118,16 @@ class Inputs:
             return (), ()
         return searched, tuple(range(min(searched) - 1, finest, -1))
 
+    @property
+    def scales_of_checks(self) -> tuple[int, int] | None:
+        """Levels on which an answer is checked, the coarser and the finer one; None for the compared level alone."""
+        finest = max(self.fixed.level, self.moving.level)
+        levels = [
+            [max(n, finest) for n in side.representation.searched_levels]
+            for side in (self.fixed, self.moving)
+        ]
+        return (levels[0][0], levels[0][-1]) if levels[0] and levels[0] == levels[1] else None
+
 
 def open_inputs(settings: RegisterSettings) -> Inputs:
     """Open and check what the settings name, and choose the levels.
@@ -233,9 +243,11 @@ def _too_large(sides: list[Input], levels: list[int], needed: float, limit: floa
 def _fingerprint(settings: RegisterSettings, sides: list[Input]) -> str:
     """Make a digest of the inputs' content, the encoders and the settings that matter, but not of paths or threads."""
     places = {"fixed", "moving", "out", "model", "fixed_representation", "moving_representation"}
+    # A default that older versions did not have: their results are still found.
+    known = {"checks"} if settings.checks == "full" else set()
     record = {
         "version": __version__,
-        "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"}),
+        "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite", *known}),
         "sides": [{"volume": side.volume.fingerprint(), **side.representation.identity()} for side in sides],
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
