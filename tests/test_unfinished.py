@@ -29,7 +29,7 @@ def test_a_stop_keeps_the_search_and_the_same_call_goes_on(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(
-        StopRequested, match="its search is kept in .*unfinished.npz, and the same command goes on"
+        StopRequested, match=r"its search is kept in .*unfinished\.npz, and the same command goes on"
     ):
         register(chosen, progress=stop_after_the_search)
     assert (chosen.out / KEPT_FILE).is_file()

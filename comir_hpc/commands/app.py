@@ -287,16 +287,21 @@ def _diagnose(call: Call) -> None:
     settings=("ReportSettings",),
     positional=("folder",),
     plans=False,
-    example="Example:  comir-hpc report result",
+    example="Examples:  comir-hpc report result   |   comir-hpc report results/*",
 )
 def report(call: Call) -> None:
-    """Write report.html, one self-contained page, from the folder of a registration or a training run."""
+    """Write report.html, one self-contained page, from the folder of a registration or a training run.
+
+    From several folders of registrations, cohort.html is written beside them: a table, the worst first.
+    """
     from comir_hpc.config.pages import ReportSettings
 
     settings = call.settings(ReportSettings)
+    from comir_hpc.report import cohort
     from comir_hpc.report import report as run
 
-    call.say(f"report: {run(settings.folder)}")
+    folders = settings.folder
+    call.say(f"report: {run(folders[0]) if len(folders) == 1 else cohort(folders)}")
 
 
 @verb(
