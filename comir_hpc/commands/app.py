@@ -197,7 +197,7 @@ def register(call: Call) -> None:
     done = call.run(register_pair, plan_pair, settings)
     call.note(*done.notes)
     call.say(done.result.summary)
-    if done.result.verdict == "WARN":
+    if done.result.verdict == "WARN" and asked.require == "warn":
         call.say(f"why: {'; '.join(done.result.reasons)}")
     if done.report is not None:
         call.say(f"report: {done.report}")
@@ -205,7 +205,7 @@ def register(call: Call) -> None:
         call.say(f"warped: {done.warped}")
     elif command := next_command(asked, settings, done.result):
         call.say(f"next: {command}")
-    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped)
+    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped, require=asked.require)
 
 
 @verb(
@@ -294,16 +294,21 @@ add_measuring_verbs(app)
     settings=("ReportSettings",),
     positional=("folder",),
     plans=False,
-    example="Example:  comir-hpc report result",
+    example="Examples:  comir-hpc report result   |   comir-hpc report results/*",
 )
 def report(call: Call) -> None:
-    """Write report.html, one self-contained page, from the folder of a registration or a training run."""
+    """Write report.html, one self-contained page, from the folder of a registration or a training run.
+
+    From several folders of registrations, cohort.html is written beside them: a table, the worst first.
+    """
     from comir_hpc.config.pages import ReportSettings
 
     settings = call.settings(ReportSettings)
+    from comir_hpc.report import cohort
     from comir_hpc.report import report as run
 
-    call.say(f"report: {run(settings.folder)}")
+    folders = settings.folder
+    call.say(f"report: {run(folders[0]) if len(folders) == 1 else cohort(folders)}")
 
 
 @verb(

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import InForm, MemoryLimit, Replacing, Symmetrised
-from comir_hpc.config.words import REPRESENTATIONS, Initial, TransformKind
+from comir_hpc.config.words import REPRESENTATIONS, Checks, Initial, Require, TransformKind
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FORMATS = (
@@ -113,6 +113,9 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     match_ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
     """How much nearer the best match of a keypoint has to be than the next best one elsewhere: its distance is at most
     this share of the other's. 1 keeps all that are each other's nearest (--initial features)."""
+    checks: Checks = "full"
+    """How thoroughly the answer is checked: full searches twice more, for the mirrored moving volume and from another
+    position; quick leaves that out, and is never more than WARN."""
     seed: Seed = 0
     """Seed of the metric's sampling."""
     max_memory_gib: Annotated[Resource[Length], OnCommandLine(names=("--max-memory-gib", "--max-memory"))] = (
@@ -161,6 +164,8 @@ class RegisterPairSettings(RegisterSettings):
     warped: Output[Path | None] = None
     """Moving volume on the fixed grid, to write unless the verdict is FAIL: an OME-Zarr store (any size), .nii,
     .nii.gz, .nrrd, .mha, .tif or .ome.tif."""
+    require: Output[Require] = "warn"
+    """Poorest verdict that ends with exit code 0; pass makes WARN end with 1. What was found is written in any case."""
     report: Output[bool] = True
     """Write report.html, one self-contained page, into the folder of the result."""
 

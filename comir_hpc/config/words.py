@@ -72,6 +72,10 @@ Initial = Literal["identity", "moments", "global", "features"]
 """Where a registration starts."""
 TransformKind = Literal["rigid", "affine"]
 """What a registration finds."""
+Checks = Literal["full", "quick"]
+"""How thoroughly the answer of a registration is checked."""
+Require = Literal["warn", "pass"]
+"""Poorest verdict of a registration that ends with exit code 0."""
 
 TransformForm = Literal["itk", "ants", "elastix", "fsl", "lta", "matrix-ras", "matrix-lps", "ngff"]
 """Forms in which tools keep a transform."""

@@ -80,7 +80,7 @@ def find_starts(
                 f"{settings.initial} puts the two specimens beside each other, so there is nothing to refine; expected "
                 "a transform from fixed to moving points (LPS, mm): is it the inverse, or of another pair?"
             )
-        return [(start, None)], None, None
+        return Initial([(start, None)])
     if settings.initial == "identity":
         if pair.similarity.at(Transform.identity()).overlap == 0:
             raise RegistrationError(

@@ -125,6 +125,16 @@ class Inputs:
             return (), ()
         return searched, tuple(range(min(searched) - 1, finest, -1))
 
+    @property
+    def scales_of_checks(self) -> tuple[int, int] | None:
+        """Levels on which an answer is checked, the coarser and the finer one; None for the compared level alone."""
+        finest = max(self.fixed.level, self.moving.level)
+        levels = [
+            [max(n, finest) for n in side.representation.searched_levels]
+            for side in (self.fixed, self.moving)
+        ]
+        return (levels[0][0], levels[0][-1]) if levels[0] and levels[0] == levels[1] else None
+
 
 def open_inputs(settings: RegisterSettings) -> Inputs:
     """Open and check what the settings name, and choose the levels.
@@ -248,8 +258,9 @@ def _fingerprint(settings: RegisterSettings, sides: list[Input], start: GivenSta
     """Make a digest of the inputs' content, the encoders and the settings that matter, but not of paths or threads."""
     places = {"fixed", "moving", "out", "model", "fixed_representation", "moving_representation"}
     places |= {"fixed_mask", "moving_mask", "form"} | ({"initial"} if start is not None else set())
-    # Results of other starts keep the fingerprint that they had before there were keypoints.
+    # Results keep the fingerprint that they had before there were these settings.
     unused = set() if settings.initial == "features" else {"keypoints", "match_ratio"}
+    unused |= {"checks"} if settings.checks == "full" else set()
     record: dict[str, Any] = {
         "version": __version__,
         "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"} | unused),
