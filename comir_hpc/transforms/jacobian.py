@@ -30,7 +30,9 @@ def least_determinant(moved_mm: FloatArray, grid: Grid) -> FloatArray:
     edges = [np.diff(index, axis=axis + 1) for axis in range(3)]
     least = np.full(grid.shape_zyx, np.inf)
     for sides in itertools.product((0, 1), repeat=3):
-        columns = [_edge(edge, axis, side) for axis, (edge, side) in enumerate(zip(edges, sides, strict=True))]
+        columns = [
+            _edge(edge, axis, side) for axis, (edge, side) in enumerate(zip(edges, sides, strict=True))
+        ]
         a, b, c = columns
         volume = (
             a[0] * (b[1] * c[2] - b[2] * c[1])

@@ -69,5 +69,7 @@ def pooled(values: Array, factor: int) -> Array:
     """Average (c, z, y, x) over blocks of `factor` voxels; a partial block at the end counts as one."""
     if factor == 1:
         return values
-    found = functional.avg_pool3d(torch.from_numpy(np.ascontiguousarray(values))[None], factor, ceil_mode=True)
+    found = functional.avg_pool3d(
+        torch.from_numpy(np.ascontiguousarray(values))[None], factor, ceil_mode=True
+    )
     return np.asarray(found[0].numpy(), dtype=np.float32)
