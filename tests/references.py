@@ -27,6 +27,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from comir_hpc.space.grid import Grid
 
 _LARGEST = 1 << 22
+_MOST_CHUNKS = 2000  # zarr-python takes 2 ms for each, also for those that are not stored
 _NIFTI_MM = {"mm": 1.0, "unknown": 1.0, "micron": 1e-3, "meter": 1e3}
 _MM = {"µm": 1e-3, "um": 1e-3, "micrometer": 1e-3, "nm": 1e-6, "nanometer": 1e-6, "mm": 1.0, "millimeter": 1.0,
        "cm": 10.0, "m": 1e3, "meter": 1e3, "micron": 1e-3, "centimeter": 10.0, "angstrom": 1e-7}  # fmt: skip
@@ -242,14 +243,14 @@ def by_zarr(path: Path) -> Answer:
     said = dict(root.attrs)
     if "multiscales" not in said.get("ome", said):
         array = root["0"]
+        _require_few_chunks(array)
         named = getattr(array.metadata, "dimension_names", None)
         axes = "".join(named) if named else "tczyx"[-array.ndim :]
         return [Piece(_zyxc(array[...], axes), None)]
     image = said.get("ome", said)["multiscales"][0]
     level = image["datasets"][0]
     array = root[level["path"]]
-    if array.size > _LARGEST:
-        raise ValueError("too large")
+    _require_few_chunks(array)
     letters = "".join(
         {"time": "t", "channel": "c"}.get(str(a.get("type")), _letter(a["name"])) for a in image["axes"]
     )
@@ -265,6 +266,11 @@ def by_zarr(path: Path) -> Answer:
     origin = [(shift * units)[p] for p in place[::-1]]
     affine = _diagonal([(scale * units)[p] for p in place], origin) if steps else None
     return [Piece(_zyxc(array[...], letters), affine)]
+
+
+def _require_few_chunks(array: Any) -> None:
+    if array.size > _LARGEST or array.nchunks > _MOST_CHUNKS:
+        raise ValueError("too large")
 
 
 READERS: dict[str, tuple[Callable[[Path], Answer], ...]] = {
