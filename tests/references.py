@@ -48,10 +48,31 @@ def agrees(grid: Grid, ours: np.ndarray, answer: Answer) -> bool:
     """Whether voxels (c, z, y, x) on a grid are those of a reference reader, at the same places."""
     if sum(p.values.size for p in answer) != ours.size:
         return False
-    return all(_piece_agrees(grid, ours, piece) for piece in answer)
+    # Pieces at one place would leave other voxels of ours without a comparison.
+    seen = np.zeros(ours.shape[1:], dtype=bool)
+    return all(_piece_agrees(grid, ours, piece, seen) for piece in answer) and bool(seen.all())
 
 
-def _piece_agrees(grid: Grid, ours: np.ndarray, piece: Piece) -> bool:
+def same_values(ours: np.ndarray, spacing_zyx: Sequence[float] | None, answer: Answer) -> bool:
+    """Whether the values are those of a reference reader in the same order, and the voxels of the same proportions.
+
+    For files that do not say all of their place. Proportions are compared where both readers know them.
+    """
+    values = np.concatenate([np.moveaxis(piece.values, -1, 0) for piece in answer], axis=1)
+    if values.shape != ours.shape or not np.allclose(
+        values.astype(float), ours.astype(float), equal_nan=True
+    ):
+        return False
+    known = [piece.affine for piece in answer if piece.affine is not None]
+    counted = np.array(ours.shape[1:]) > 1
+    if spacing_zyx is None or not known or counted.sum() < 2:
+        return True
+    ratios = np.linalg.norm(known[0][:, :3], axis=0)[counted] / np.asarray(spacing_zyx)[counted]
+    return bool(np.ptp(ratios) <= 1e-3 * ratios.max())
+
+
+def _piece_agrees(grid: Grid, ours: np.ndarray, piece: Piece, seen: np.ndarray) -> bool:
+    """Whether one piece is in ours; the places that it was compared at are marked in `seen`."""
     if piece.affine is None:
         return False
     index = np.stack(np.meshgrid(*map(np.arange, piece.values.shape[:3]), indexing="ij"), -1).reshape(-1, 3)
@@ -63,6 +84,7 @@ def _piece_agrees(grid: Grid, ours: np.ndarray, piece: Piece) -> bool:
     off = np.abs(place - near)[:, [n > 1 for n in grid.shape_zyx]]  # a slice has any thickness
     if (off > 5e-3).any() or (near < 0).any() or (near >= grid.shape_zyx).any():
         return False
+    seen[near[:, 0], near[:, 1], near[:, 2]] = True
     found = ours[:, near[:, 0], near[:, 1], near[:, 2]].T.astype(np.float64)
     said = piece.values.reshape(len(index), -1).astype(np.float64)
     return found.shape == said.shape and np.allclose(found, said, rtol=1e-5, atol=1e-5, equal_nan=True)
