@@ -64,6 +64,7 @@ class Network(nn.Module):
             )
         z, y, x = x_BCZYX.shape[2:]
         self.require_shape((z, y, x))
+        # Float32 under autocast, too: critics and windows add up many of these values.
         return self._encode(x_BCZYX.contiguous(memory_format=torch.channels_last_3d)).float()
 
     def _encode(self, x_BCZYX: Tensor) -> Tensor:
@@ -184,6 +185,7 @@ class Hourglass(Network):
         )
         self.receptive_halo_zyx = (z, y, x)
         # The head works at full resolution, so that it forgets with the finest level.
+        # The deepest level is not in the loop: its maps are the smallest, and recomputing them saves next to nothing.
         for level, blocks in enumerate(zip(encoders, downs, decoders, strict=False)):
             self._forget([*blocks, head] if level == 0 else blocks, level < checkpoint_levels)
         # torch's stub lacks this overload.

@@ -87,6 +87,7 @@ def _outermost(path: Path, place: str) -> tuple[Path, str]:
     """Store and place of what the user named: the path of a level inside an image leads up to that image."""
     if _multiscales(dict(foreign_node(path).attrs)):
         return path, place
+    # Behind a symbolic link to a level, the image around it would not be found.
     real = Path(os.path.realpath(path))
     for folder in list(real.parents)[:_DEEPEST_LEVEL]:
         if any((folder / mark).is_file() for mark in MARKS):
@@ -100,6 +101,7 @@ def _image_of(store: Path, place: str) -> _Image | None:
     """Find the image that `place` is, or is a level of."""
     root = foreign_node(store)
     parts = [p for p in place.split("/") if p]
+    # From the place itself upwards: the innermost image that holds it is the one that is meant.
     for depth in range(len(parts), -1, -1):
         group, level = "/".join(parts[:depth]), "/".join(parts[depth:])
         node = _member(root, group)
@@ -265,6 +267,7 @@ def _ome_zarr(path: Path, image: _Image) -> Source:
 def _own_level(path: Path, image: _Image) -> Source:
     """Make a source of one level of a volume that this package wrote: its grid knows more than the metadata."""
     _array(path, image.store, image.place)
+    # The standard's metadata alone would lose the direction: OME-Zarr 0.5 has no place for one.
     volume = Volume.open(image.store / image.group)
     grid, level = volume.level_grid(image.number), image.number
     array = foreign_node(image.store / image.place)
