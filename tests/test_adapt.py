@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from comir_hpc.config.adapt import AdaptSettings
 from comir_hpc.data.embedded import Displacement, displace, phantom_pair
 from comir_hpc.ingest import ingest_array
 from comir_hpc.recipes import adapt as recipe
-from comir_hpc.recipes.adapt import Alignment, plan_adapt
+from comir_hpc.recipes import adaptation
+from comir_hpc.recipes.adapt import plan_adapt
+from comir_hpc.recipes.adaptation import Adaptation, Alignment
 from comir_hpc.recipes.working_pair import WorkingPair
 from comir_hpc.representations.held_out import PlaceRetrieval
 from comir_hpc.runs.model import general_model, read_model
@@ -94,18 +97,41 @@ def test_two_equal_answers_and_weak_ones_are_doubted() -> None:
     assert "no method" in recipe._doubt([])
 
 
+def test_methods_that_agree_save_the_other_trainings(
+    pair: WorkingPair, case: tuple[Path, Path, Transform], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed, moving, truth = case
+    work = Adaptation(AdaptSettings(fixed=fixed, moving=moving, run=tmp_path / "run"), None)
+    wrong = _off(pair, truth)
+    answers = {
+        "comir": [(Alignment(truth, "comir, answer 1"), 0), (Alignment(wrong, "comir, answer 2"), 1)],
+        "intensity": [(Alignment(wrong, "intensity, answer 1"), 0)],
+        "mind": [(Alignment(truth, "mind, answer 1"), 0)],
+    }
+    searched: list[str] = []
+    monkeypatch.setattr(work, "_search", lambda method: searched.append(method) or answers[method])
+    for share, tried, methods in ((0.8, 1, ["comir", "mind"]), (0.1, 2, ["comir", "mind", "intensity"])):
+        searched.clear()
+        monkeypatch.setattr(work, "try_out", lambda one, _, share=share: replace(one, held_out=share))
+        found = work.candidates()
+        assert searched == methods
+        assert len(found) == tried
+        assert found[0].origin == "comir, answer 1; mind, answer 1"
+        assert found[0].methods == 2
+
+
 @pytest.mark.slow
 def test_a_candidate_is_found_and_tried_out(
     case: tuple[Path, Path, Transform], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "METHODS", ("comir",))
+    monkeypatch.setattr(adaptation, "METHODS", ("comir",))
     fixed, moving, truth = case
     settings = AdaptSettings(
         fixed=fixed, moving=moving, run=tmp_path / "run", steps=20, candidates=1, rotations=150, device="cpu"
     )
     assert "held_out" in plan_adapt(settings)
-    work = recipe._Adaptation(settings, None)
-    (found,) = work.search_all()
+    work = Adaptation(settings, None)
+    (found,) = work.distinct(work._search("comir"))
     points = np.argwhere(np.ones((4, 4, 4))) * 12.0
     assert found.transform.distance_mm(truth, points).mean() < 1.0
     tried = work.try_out(found, "candidates/0")

@@ -3,7 +3,7 @@ import pytest
 from registration_cases import OBLIQUE, errors_vox, features_pair, seen, specimen, turn
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.register.cross_check import halves_distance_mm
+from comir_hpc.register.checks.cross_check import halves_distance_mm
 from comir_hpc.register.pictures import make_panels
 from comir_hpc.register.ranking import COARSE, FINE, rank
 from comir_hpc.register.refine import Refiner

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from comir_hpc.register.verdict import Evidence, judge
+from comir_hpc.register.checks.verdict import Evidence, judge
 
 RIGHT = Evidence(
     agreement=0.78,

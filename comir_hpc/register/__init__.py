@@ -5,15 +5,14 @@ the best distinct answers are refined, and then the verdict is made. What is com
 `Representation` (`comir_hpc.representations`): nothing here asks which one it is. Each part has a file:
 
 * `inputs` opens what is given and chooses the levels, `slices` flattens slices;
+* `initial` chooses where the refinement starts, as the settings ask for;
 * `global_search` tries all rotations on `coarse` maps; `starts` improves the best answers by `alignment` and chooses;
 * `refine` optimises on samples, `gauss_newton` on all voxels; `ranking` ranks;
-* `similarity` measures how alike the two are, `cross_check` registers halves, `verdict` judges, `pictures` draws, and
-  `outputs` writes.
+* `similarity` measures how alike the two are, `checks` judges the answer, `pictures` draws, and `outputs` writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,13 @@ from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
 from comir_hpc.host.progress import Clock, Progress, part_of
-from comir_hpc.register.cross_check import halves_distance_mm
-from comir_hpc.register.global_search import Search, rotations_to_try
+from comir_hpc.register.checks.account import account_of, without_answer
+from comir_hpc.register.checks.evidence import gather
+from comir_hpc.register.global_search import rotations_to_try
+from comir_hpc.register.initial import as_before, find_starts, search_voxels
 from comir_hpc.register.inputs import Inputs, open_inputs
-from comir_hpc.register.long_specimens import axial_rotations
 from comir_hpc.register.outputs import (
-    FAILED_START,
     RegisterResult,
-    candidate_record,
     finished,
     input_record,
     landscape,
@@ -40,19 +38,13 @@ from comir_hpc.register.outputs import (
 )
 from comir_hpc.register.pair import Pair
 from comir_hpc.register.pictures import make_panels
-from comir_hpc.register.ranking import COARSE, FINE, Candidate, Ranking, rank
+from comir_hpc.register.ranking import COARSE, FINE, rank
 from comir_hpc.register.slices import SlicePlane
-from comir_hpc.register.starts import Scale, Start, StartFinder
-from comir_hpc.register.verdict import Evidence, judge
-from comir_hpc.representations import Measure
 from comir_hpc.runs.folder import require_room
 from comir_hpc.transforms.affine import Affine as Transform
 
 __all__ = ["RegisterResult", "plan_register", "register"]
 
-# A slice has about a thirtieth of a volume's voxels. So its coarse grid is finer along each axis, to give enough
-# evidence.
-_SLICE_GRID = 2
 _TILTED_DEG = 0.5  # angle between two planes from which the report has a note
 
 
@@ -92,7 +84,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     carried = settings.initial == "global" and bool(inputs.searched_levels[0])
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     with clock.time("search"):
-        starts, found, left = _starts(pair, settings, inputs, frame, progress)
+        starts, found, left = find_starts(pair, settings, inputs, frame, progress)
     if left is not None:
         inputs = inputs.at(left)
         fixed, fixed_image = inputs.fixed.features()
@@ -111,11 +103,11 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
                 progress=part_of(progress, "refine"),
             )
         with clock.time("check"):
-            evidence = _evidence(pair, ranking, inputs)
+            evidence = gather(pair, ranking, inputs)
     except RegistrationError as error:
-        answer, account = None, _without_answer(pair, starts, frame, error)
+        answer, account = None, without_answer(pair, starts, frame, error)
     else:
-        answer, account = ranking.best.transform, _account(pair, ranking, evidence, frame)
+        answer, account = ranking.best.transform, account_of(pair, ranking, evidence, frame)
     with clock.time("panels"):
         panels = _panels(pair, answer, (fixed_image, moving_image), inputs.fixed.representation.pictured)
     model = inputs.fixed.representation.provenance()
@@ -133,38 +125,6 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     return write_result(settings.out, transform, record, panels, landscape(found, frame))
 
 
-def _account(pair: Pair, ranking: Ranking, evidence: Evidence, frame: SlicePlane) -> dict[str, Any]:
-    """Describe the answer and the numbers that the verdict is made from."""
-    verdict, reasons = judge(evidence)
-    return {
-        "verdict": verdict,
-        "reasons": reasons,
-        "metric": {"name": pair.measure.name, "value": ranking.best.score},
-        **_numbers(evidence, pair),
-        "candidates": [candidate_record(rank + 1, c, frame) for rank, c in enumerate(ranking.candidates)],
-    }
-
-
-def _without_answer(
-    pair: Pair, starts: Sequence[Start], frame: SlicePlane, error: RegistrationError
-) -> dict[str, Any]:
-    """Describe the starts that were tried, and why none of them led to an answer."""
-    tried = [
-        Candidate(start, start, score, pair.similarity.at(start), 0.0, failure=FAILED_START)
-        for start, score in starts
-    ]
-    return {
-        "verdict": "FAIL",
-        "reasons": [str(error)],
-        "metric": {"name": pair.measure.name, "value": None},
-        "agreement": None,
-        "margin": None,
-        "candidates": [
-            candidate_record(rank + 1, one, frame) | {"refined_score": None} for rank, one in enumerate(tried)
-        ],
-    }
-
-
 def _panels(
     pair: Pair,
     answer: Transform | None,
@@ -172,7 +132,7 @@ def _panels(
     pictured: bool,
 ) -> dict[str, NDArray[np.float32]]:
     """Make slices before and after the registration; without an answer there is no after."""
-    before = _before(pair)
+    before = as_before(pair)
     panels = make_panels(
         pair.fixed,
         pair.moving,
@@ -203,7 +163,7 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
             plan[f"{side.role}_notes"] = side.notes
     if settings.initial == "global":
         planar = inputs.fixed.volume.grid.planar
-        voxels = _search_voxels(settings, inputs.measure, planar)
+        voxels = search_voxels(settings, inputs.measure, planar)
         plan["search"] = (
             f"{len(rotations_to_try(settings.rotations, planar))} rotations, all shifts, {voxels} voxels a side"
         )
@@ -219,103 +179,6 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         ", search.npz" if settings.initial == "global" else ""
     )
     return plan
-
-
-def _starts(
-    pair: Pair, settings: RegisterSettings, inputs: Inputs, frame: SlicePlane, progress: Progress | None
-) -> tuple[list[Start], Search | None, int | None]:
-    """Find rough answers with their scores, the search that they come from, and the level that they were left at.
-
-    Without a search there is none. The level is None if it is the one that is compared.
-    """
-    if settings.initial == "identity":
-        if pair.similarity.at(Transform.identity()).overlap == 0:
-            raise RegistrationError(
-                "the specimens do not overlap where the two grids put them, so --initial identity has nowhere to "
-                "start; use --initial global or moments"
-            )
-        return [(Transform.identity().about(pair.fixed.centroid_mm), None)], None, None
-    if settings.initial == "moments":
-        return [(_centred(pair), None)], None, None
-    planar = pair.fixed.grid.planar
-    finder = StartFinder(
-        pair.measure,
-        pair.points_mm,
-        settings.candidates,
-        _search_voxels(settings, pair.measure, planar),
-        pair.threads,
-    )
-    rotations = axial_rotations(pair.fixed, pair.moving, settings.rotations)
-    if rotations is None:
-        rotations = rotations_to_try(settings.rotations, planar)
-    searched, finer = inputs.searched_levels
-    if not searched:
-        return *finder.at_one_scale(Scale(pair.fixed, pair.moving), rotations, progress), None
-    scales = {level: _scale(inputs, frame, level) for level in (*searched, *finer)}
-    compared = Scale(pair.fixed, pair.moving)
-    starts, found, left = finder.through_scales(
-        [scales[level] for level in searched],
-        [*(scales[level] for level in finer), compared],
-        rotations,
-        progress,
-    )
-    return starts, found, next((level for level, scale in scales.items() if scale is left), None)
-
-
-def _scale(inputs: Inputs, frame: SlicePlane, level: int) -> Scale:
-    """Make the features of both volumes at a coarser level, at the place of comparison."""
-    return Scale(
-        *frame.flattened(*(side.representation.features(level)[0] for side in (inputs.fixed, inputs.moving)))
-    )
-
-
-def _search_voxels(settings: RegisterSettings, measure: Measure, planar: bool) -> int:
-    voxels = settings.search_voxels * (_SLICE_GRID if planar else 1)
-    return max(1, round(measure.search_grid * voxels))
-
-
-def _centred(pair: Pair) -> Transform:
-    """Shift one specimen's centre of mass onto the other's."""
-    centre = pair.fixed.centroid_mm
-    return Transform.rigid(np.eye(3), pair.moving.centroid_mm - centre, centre)
-
-
-def _before(pair: Pair) -> Transform:
-    """Find how the pair lay before: as the grids say, or centred if that shows nothing of the moving specimen."""
-    as_given = Transform.identity()
-    return as_given if pair.similarity.at(as_given).overlap > 0 else _centred(pair)
-
-
-def _evidence(pair: Pair, ranking: Ranking, inputs: Inputs) -> Evidence:
-    best, rival = ranking.best, ranking.runner_up
-    apart = halves_distance_mm(pair.refiner, pair.fixed, best.transform, FINE[:1], pair.points_mm)
-    moved = float(best.start.distance_mm(best.transform, pair.points_mm).mean())
-    return Evidence(
-        agreement=best.agreement.correlation,
-        reference=inputs.fixed.representation.reference,
-        margin=None if rival is None or best.score <= 0 else 1 - rival.score / best.score,
-        disagreement=apart / pair.side_mm,
-        overlap=best.agreement.overlap,
-        consensus=ranking.consensus,
-        starts=len(ranking.candidates),
-        drift=moved / pair.side_mm,
-        learned=inputs.fixed.representation.learned,
-        compared=inputs.fixed.representation.noun,
-        reference_of=inputs.fixed.representation.reference_of,
-    )
-
-
-def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
-    apart = evidence.disagreement * pair.side_mm
-    return {
-        "agreement": evidence.agreement,
-        "reference_agreement": evidence.reference,
-        "margin": evidence.margin,
-        "overlap": evidence.overlap,
-        "halves_distance_mm": apart if np.isfinite(apart) else None,
-        "consensus": f"{evidence.consensus} of {evidence.starts} starts",
-        "drift_mm": evidence.drift * pair.side_mm,
-    }
 
 
 def _notes(frame: SlicePlane, inputs: Inputs, left: int | None) -> dict[str, list[str]]:

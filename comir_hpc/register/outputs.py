@@ -17,10 +17,10 @@ from comir_hpc import __version__
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError, UnsavedResult
 from comir_hpc.host.files import written_whole
+from comir_hpc.register.checks.verdict import Verdict
 from comir_hpc.register.global_search import Search
 from comir_hpc.register.inputs import Input, Inputs
 from comir_hpc.register.slices import SlicePlane
-from comir_hpc.register.verdict import Verdict
 from comir_hpc.runs import result as results
 from comir_hpc.runs.record import as_json, brief, make_record
 from comir_hpc.runs.result import RESULT_FILE, Result
