@@ -203,6 +203,16 @@ def contrastive_loss(
     """
     require_known("bound", settings.bound, BOUNDS)
     require_shapes(maps, masks)
+    rows = _rows_of(maps, rows)
+    # Scores divided by a small temperature need all digits: half precision would round neighbours to one number.
+    with torch.autocast(maps[0].device.type, enabled=False):
+        scores = score_pairs(maps, settings, masks, ignore, shifts_zyx, rows)
+        decay = activation_decay(maps, settings, masks=masks, rows=rows)
+        return _parts(scores, settings, decay)
+
+
+def _rows_of(maps: Sequence[Tensor], rows: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the range of samples that is scored, once the maps are found to be of as many samples each."""
     if len(maps) < 2 or any(len(one) != len(maps[0]) for one in maps):
         raise ConfigError(
             f"maps of shapes {[tuple(one.shape) for one in maps]}; expected two or more modalities of one shape"
@@ -210,11 +220,7 @@ def contrastive_loss(
     rows = rows or (0, len(maps[0]))
     if not 0 <= rows[0] < rows[1] <= len(maps[0]):
         raise ConfigError(f"rows {rows} of {len(maps[0])} samples; expected start < stop within them")
-    # Scores divided by a small temperature need all digits: half precision would round neighbours to one number.
-    with torch.autocast(maps[0].device.type, enabled=False):
-        scores = score_pairs(maps, settings, masks, ignore, shifts_zyx, rows)
-        decay = activation_decay(maps, settings, masks=masks, rows=rows)
-        return _parts(scores, settings, decay)
+    return rows
 
 
 def activation_decay(

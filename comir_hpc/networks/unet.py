@@ -85,18 +85,10 @@ def unet(
             return SymmetricConv(inputs, outputs, kernel_zyx, turns, padding)
         return same_conv(inputs, outputs, kernel_zyx, padding)
 
+    # Linear and without a norm: the representation may have any sign and scale, which the critic then judges.
+    head = Stage(same_conv(widths[0], latent_channels, (1, 1, 1), nonlinearity="linear"))
     return conv_hourglass(
-        in_channels=in_channels,
-        latent_channels=latent_channels,
-        widths=widths,
-        kernel_zyx=plan_kernel(planar),
-        pooling=pooling,
-        convs_per_level=convs_per_level,
-        residual=residual,
-        checkpoint_levels=checkpoint_levels,
-        first=conv,
-        conv=conv,
-        norm=norm_maker(norm),
-        # Linear and without a norm: the representation may have any sign and scale, which the critic then judges.
-        head=Stage(same_conv(widths[0], latent_channels, (1, 1, 1), nonlinearity="linear")),
-    )
+        in_channels=in_channels, latent_channels=latent_channels, widths=widths, kernel_zyx=plan_kernel(planar),
+        pooling=pooling, convs_per_level=convs_per_level, residual=residual, checkpoint_levels=checkpoint_levels,
+        first=conv, conv=conv, norm=norm_maker(norm), head=head,
+    )  # fmt: skip
