@@ -313,24 +313,6 @@ def report(call: Call) -> None:
 
 @verb(
     app,
-    settings=("SyncSettings",),
-    positional=("folder",),
-    plans=False,
-    example="Example:  comir-hpc sync run --mlflow http://tracking.example.org:5000",
-)
-def sync(call: Call) -> None:
-    """Send to MLflow what it does not have of a training run: after its server was away, or to another one."""
-    from comir_hpc.config.pages import SyncSettings
-
-    settings = call.settings(SyncSettings)
-    from comir_hpc.runs.tracking import sync as run
-
-    sent = run(settings.folder, settings.mlflow)
-    call.say(f"{sent.points} points and {sent.files} files of run {sent.run_id} sent to {sent.uri}")
-
-
-@verb(
-    app,
     settings=("DoctorSettings",),
     plans=False,
     example="Example:  comir-hpc doctor --folder /scratch",

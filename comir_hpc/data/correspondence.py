@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.space.grid import FloatArray, Grid
-from comir_hpc.transforms import Transform, array_and_grid
+from comir_hpc.transforms.affine import Affine as Transform
 from comir_hpc.transforms.files import load_transform
-from comir_hpc.transforms.itk import silent_itk
+from comir_hpc.transforms.itk import array_and_grid, silent_itk
 from comir_hpc.volumes.points import read_point_table
 
 _FEWEST = 4  # points that determine a transform in space, and tell when it is wrong

@@ -32,7 +32,7 @@ from comir_hpc.data.embedded import embedded_volume, write_nifti
 from comir_hpc.data.registry import data_set
 from comir_hpc.errors import ConfigError
 from comir_hpc.space.grid import FloatArray, Grid
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 DISPLACEMENTS = {"small": (10.0, 0.05), "medium": (30.0, 0.10), "large": (90.0, 0.13), "any": (180.0, 0.13)}
 """Largest rotation in degrees and largest shift as a share of the specimen's mean side, by level."""

@@ -28,7 +28,7 @@ from comir_hpc.register.checks.account import account_of, without_answer
 from comir_hpc.register.checks.calibration import own_calibration
 from comir_hpc.register.checks.evidence import gather
 from comir_hpc.register.global_search import rotations_to_try
-from comir_hpc.register.initial import Initial, as_before, find_starts, search_voxels
+from comir_hpc.register.initial import as_before, find_starts, search_voxels
 from comir_hpc.register.inputs import Inputs, open_inputs
 from comir_hpc.register.outputs import (
     RegisterResult,
@@ -43,6 +43,7 @@ from comir_hpc.register.pair import Pair
 from comir_hpc.register.pictures import make_panels
 from comir_hpc.register.ranking import COARSE, FINE, rank
 from comir_hpc.register.slices import SlicePlane
+from comir_hpc.register.starts import Initial
 from comir_hpc.register.unfinished import forget, keep, kept, stoppable
 from comir_hpc.runs.folder import require_room
 from comir_hpc.transforms.affine import Affine as Transform

@@ -19,8 +19,7 @@ from comir_hpc.host.files import written_whole
 from comir_hpc.host.progress import Progress
 from comir_hpc.host.signals import stop_signals
 from comir_hpc.register.global_search import Search
-from comir_hpc.register.initial import Initial
-from comir_hpc.register.starts import Start
+from comir_hpc.register.starts import Initial, Start
 from comir_hpc.transforms.affine import Affine as Transform
 
 KEPT_FILE = "unfinished.npz"

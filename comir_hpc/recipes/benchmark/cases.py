@@ -17,7 +17,7 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.recipes.benchmark.methods import Task, given, method
 from comir_hpc.recipes.benchmark.process import run_apart
 from comir_hpc.recipes.benchmark.table import FAILED, SKIPPED
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 
 @dataclass(frozen=True)
