@@ -1,7 +1,7 @@
 """Other registration programs as they ship, with what their manuals recommend for rigid, multimodal pairs.
 
-None is tuned here, and none is a dependency: each is imported in the process of its case. All of them map fixed to
-moving points. Only the world differs: greedy's is RAS.
+None but SimpleITK is tuned here. Each is imported in the process of its case, and only SimpleITK is a dependency. All of
+them map fixed to moving points; only the world differs: greedy's is RAS.
 
 =================  ==========================================================================================
 `elastix`          AdvancedMattesMutualInformation, adaptive stochastic gradient descent, 4 resolutions, centres of
@@ -10,7 +10,7 @@ moving points. Only the world differs: greedy's is RAS.
 `ants-multistart`  ``antsAffineInitializer`` over all directions on voxels of 4 mm, then the same
 `greedy`           NMI, 6 degrees of freedom, 100 x 50 x 10 iterations, image centres first
 `greedy-search`    a random search of 1000 rotations (any) before it
-`simpleitk`        Mattes, 1 % of the voxels, gradient descent at 3 scales, centres of the grids first (its notebooks)
+`simpleitk`        Mattes, a tenth of the voxels, regular steps at 3 scales, centres of mass first (two tuning seeds)
 =================  ==========================================================================================
 """
 
@@ -150,20 +150,22 @@ def _greedy(task: Task, more: str) -> Found:
 
 
 def simpleitk(task: Task) -> Found:
-    """Register with SimpleITK's mutual information, as its notebooks do."""
+    """Register with SimpleITK's mutual information.
+
+    The settings of its introductory notebook (1 % of the voxels, plain gradient descent, centres of the grids) ended
+    further off than they began on seeds 500 and 501 of the embedded pair. These were found there (docs/log.md).
+    """
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(task.threads)
     fixed, moving = (sitk.ReadImage(str(path), sitk.sitkFloat32) for path in (task.fixed, task.moving))
     start = sitk.CenteredTransformInitializer(
-        fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.GEOMETRY
+        fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS
     )
     way = sitk.ImageRegistrationMethod()
     way.SetMetricAsMattesMutualInformation(numberOfHistogramBins=50)
     way.SetMetricSamplingStrategy(way.RANDOM)
-    way.SetMetricSamplingPercentage(0.01, task.seed + 1)
+    way.SetMetricSamplingPercentage(0.1, task.seed + 1)
     way.SetInterpolator(sitk.sitkLinear)
-    way.SetOptimizerAsGradientDescent(
-        learningRate=1.0, numberOfIterations=100, convergenceMinimumValue=1e-6, convergenceWindowSize=10
-    )
+    way.SetOptimizerAsRegularStepGradientDescent(learningRate=1.0, minStep=1e-3, numberOfIterations=200)
     way.SetOptimizerScalesFromPhysicalShift()
     way.SetShrinkFactorsPerLevel([4, 2, 1])
     way.SetSmoothingSigmasPerLevel([2, 1, 0])
@@ -226,7 +228,7 @@ _ALL = (
     Method(
         "simpleitk",
         simpleitk,
-        "Mattes 50 bins, 1 % random samples, gradient descent, grid centres",
+        "Mattes 50 bins, 10 % random samples, regular steps at 3 scales, centres of mass",
         typical_s=15.0,
     ),
 )
