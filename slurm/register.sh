@@ -6,6 +6,7 @@
 #SBATCH --time=02:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
+#SBATCH --signal=USR2@120
 #SBATCH --output=%x-%j.log
 # Find the transform between two volumes, and put the moving one on the fixed grid if the verdict is PASS
 # (COMIR_REQUIRE=warn: if it is PASS or WARN):

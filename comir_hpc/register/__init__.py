@@ -122,7 +122,7 @@ def _registered(
                 progress=part_of(progress, "refine"),
             )
         with clock.time("check"):
-            evidence = gather(pair, ranking, inputs, frame, settings, progress)
+            evidence = gather(pair, ranking, inputs, frame, settings, (fixed_image, moving_image), progress)
     except RegistrationError as error:
         answer, account = None, without_answer(pair, begun.starts, frame, error)
     else:

@@ -23,7 +23,12 @@ from comir_hpc.register.inputs import Inputs
 from comir_hpc.register.pair import Pair
 from comir_hpc.register.ranking import FINE, SAME_SHARE, Ranking
 from comir_hpc.register.slices import SlicePlane
+from comir_hpc.representations.criteria import Array32
+from comir_hpc.representations.features import Features
 from comir_hpc.transforms.affine import Affine as Transform
+
+Compared = tuple[Features, Features, tuple[Array32, Array32]]
+"""Features of the fixed and the moving volume, and their intensities on the same grids."""
 
 _SHARE_OF_ROTATIONS = 6  # a search that is repeated tries this part of the rotations
 _FEWEST_ROTATIONS = 80
@@ -110,6 +115,7 @@ def gather(
     inputs: Inputs,
     frame: SlicePlane,
     settings: RegisterSettings,
+    images: tuple[Array32, Array32],
     progress: Progress | None = None,
 ) -> Evidence:
     """Measure the best answer of a ranking.
@@ -126,6 +132,8 @@ def gather(
         Place of comparison.
     settings : RegisterSettings
         How thorough the checks are, and how wide the first search was.
+    images : two of (z, y, x)
+        Intensities on the grids of the features that are compared.
     progress : callable, optional
         Function that is called with what is being done, how much of it is done, and how much there is.
     """
@@ -133,7 +141,14 @@ def gather(
     seen = inputs.fixed.representation
     apart = halves_distance_mm(pair.refiner, pair.fixed, best.transform, FINE[:1], pair.points_mm)
     try:
-        checked = _check(probe_of(inputs, frame), pair, ranking, inputs, settings, progress)
+        checked = _check(
+            probe_of(inputs, frame, (pair.fixed, pair.moving, images)),
+            pair,
+            ranking,
+            inputs,
+            settings,
+            progress,
+        )
     except RegistrationError as error:
         checked = _Checked(unchecked=(f"the answer cannot be checked: {error}",))
     return Evidence(
@@ -158,22 +173,40 @@ def gather(
     )
 
 
-def probe_of(inputs: Inputs, frame: SlicePlane) -> Probe:
+def probe_of(inputs: Inputs, frame: SlicePlane, compared: Compared | None = None) -> Probe:
     """Make the probe of a pair, from maps that were made at the scale of the checks where the representation can.
+
+    Parameters
+    ----------
+    inputs : Inputs
+        Both volumes as they are represented.
+    frame : SlicePlane
+        Place of comparison.
+    compared : two Features and two intensities, optional
+        What is compared at the inputs' own level, at that place. It is made again if it is not given.
 
     Raises
     ------
     RegistrationError
         If a specimen is too small or does not vary.
     """
-    sides, searched = (inputs.fixed, inputs.moving), inputs.scales_of_checks
-    coarse = [side.representation.features(side.level if searched is None else searched[0]) for side in sides]
-    finer = None
-    if searched is not None and searched[1] != searched[0]:
-        finer = frame.flattened(*(side.representation.features(searched[1])[0] for side in sides))
-    fixed, moving = frame.flattened(coarse[0][0], coarse[1][0])
-    images = coarse[0][1], coarse[1][1]
-    return Probe.of(fixed, moving, images, correlates=inputs.measure.correlates, finer=finer)
+    levels, correlates = inputs.scales_of_checks, inputs.measure.correlates
+    if levels is None:
+        fixed, moving, images = compared or _features_at(inputs, frame, None)
+        return Probe.of(fixed, moving, images, correlates=correlates)
+    fixed, moving, images = _features_at(inputs, frame, levels[0])
+    finer = None if levels[1] == levels[0] else _features_at(inputs, frame, levels[1])[:2]
+    return Probe.of(fixed, moving, images, correlates=correlates, finer=finer)
+
+
+def _features_at(inputs: Inputs, frame: SlicePlane, level: int | None) -> Compared:
+    """Make the features and intensities of a level, or of the inputs' own, at the place of comparison."""
+    made = [
+        side.representation.features(side.level if level is None else level)
+        for side in (inputs.fixed, inputs.moving)
+    ]
+    fixed, moving = frame.flattened(made[0][0], made[1][0])
+    return fixed, moving, (made[0][1], made[1][1])
 
 
 def _check(
@@ -201,7 +234,7 @@ def _check(
         again = turned[0]
         others += turned[1:]
         if _is_mirror_blind(inputs):
-            mirror, axis = _mirrored(probe, repeat, own)
+            mirror, axis = search_mirrored(probe, repeat, own)
         else:
             unchecked.append(
                 "whether the axis of a header is flipped was not checked: these encoders are not blind to mirrors, so "
@@ -244,12 +277,25 @@ def _rivals(probe: Probe, answer: Transform, others: list[Transform]) -> list[tu
     return found
 
 
-def _mirrored(probe: Probe, repeat: SearchAgain, own: float) -> tuple[float, str | None]:
-    """Search the mirrored moving volume: its best evidence, and the axis that is flipped if that is better."""
+def search_mirrored(probe: Probe, repeat: SearchAgain, own: float) -> tuple[float, str | None]:
+    """Search the mirrored moving volume.
+
+    Parameters
+    ----------
+    own : float
+        Evidence of the answer that is checked.
+
+    Returns
+    -------
+    float
+        Evidence of the mirrored volume's best answer.
+    str or None
+        Axis of the moving volume (x, y, z) that is probably flipped, if that is better.
+    """
     fixed, moving = probe.sides
     flipped = mirrored(moving)
     coarse = Alignment(probe.fixed, coarsen(flipped, probe.spacing_mm, finer=2))
-    finer = probe.judging_with(mirrored(probe.finer[1]))
+    finer = probe.judging_with(flipped if probe.finer[1] is moving else mirrored(probe.finer[1]))
     improved = [
         finer.improve(coarse.improve(one.about(coarse.centre_mm)).transform)
         for one in repeat.answers(fixed, flipped)[:_RIVALS]
