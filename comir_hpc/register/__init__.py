@@ -8,11 +8,13 @@ the best distinct answers are refined, and then the verdict is made. What is com
 * `initial` chooses where the refinement starts, as the settings ask for;
 * `global_search` tries all rotations on `coarse` maps; `starts` improves the best answers by `alignment` and chooses;
 * `refine` optimises on samples, `gauss_newton` on all voxels; `ranking` ranks;
-* `similarity` measures how alike the two are, `checks` judges the answer, `pictures` draws, and `outputs` writes.
+* `similarity` measures how alike the two are, `checks` judges the answer, `pictures` draws, and `outputs` writes;
+* `unfinished` keeps what a registration that is stopped has found.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,10 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
 from comir_hpc.host.progress import Clock, Progress, part_of
 from comir_hpc.register.checks.account import account_of, without_answer
+from comir_hpc.register.checks.calibration import own_calibration
 from comir_hpc.register.checks.evidence import gather
 from comir_hpc.register.global_search import rotations_to_try
-from comir_hpc.register.initial import Initial, as_before, find_starts, search_voxels
+from comir_hpc.register.initial import as_before, find_starts, search_voxels
 from comir_hpc.register.inputs import Inputs, open_inputs
 from comir_hpc.register.outputs import (
     RegisterResult,
@@ -40,6 +43,8 @@ from comir_hpc.register.pair import Pair
 from comir_hpc.register.pictures import make_panels
 from comir_hpc.register.ranking import COARSE, FINE, rank
 from comir_hpc.register.slices import SlicePlane
+from comir_hpc.register.starts import Initial
+from comir_hpc.register.unfinished import forget, keep, kept, stoppable
 from comir_hpc.runs.folder import require_room
 from comir_hpc.transforms.affine import Affine as Transform
 
@@ -69,14 +74,27 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         is no error, and no answer is no error: both get the verdict FAIL.
     UnsavedResult
         If the result cannot be written at the end; the error holds it.
+    StopRequested
+        After SIGTERM or SIGUSR2. What the search has found is kept, and the same call goes on from there.
     """
     clock = Clock()
+    own_calibration()  # a damaged one is refused before the work, not after it
     with clock.time("open"):
         inputs = open_inputs(settings)
     before = finished(settings.out, inputs.fingerprint, settings.overwrite)
     if before is not None:
         return before
     require_room(settings.out, output_bytes(inputs, settings), RegistrationError)
+    with stoppable(settings.out, progress) as told:
+        result = _registered(settings, inputs, clock, told)
+    forget(settings.out)
+    return result
+
+
+def _registered(
+    settings: RegisterSettings, inputs: Inputs, clock: Clock, progress: Progress
+) -> RegisterResult:
+    """Search, refine, check and write."""
     with clock.time("features"):
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
@@ -84,7 +102,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     carried = settings.finds_starts and bool(inputs.searched_levels[0])
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     with clock.time("search"):
-        begun = find_starts(pair, settings, inputs, frame, progress)
+        begun = _searched(pair, settings, inputs, frame, progress)
     if begun.left is not None:
         inputs = inputs.at(begun.left)
         fixed, fixed_image = inputs.fixed.features()
@@ -104,7 +122,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
                 progress=part_of(progress, "refine"),
             )
         with clock.time("check"):
-            evidence = gather(pair, ranking, inputs)
+            evidence = gather(pair, ranking, inputs, frame, settings, (fixed_image, moving_image), progress)
     except RegistrationError as error:
         answer, account = None, without_answer(pair, begun.starts, frame, error)
     else:
@@ -124,6 +142,20 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     }
     transform = None if answer is None else frame.world(answer)
     return write_result(settings.out, transform, record, panels, landscape(begun.search, frame))
+
+
+def _searched(
+    pair: Pair, settings: RegisterSettings, inputs: Inputs, frame: SlicePlane, progress: Progress
+) -> Initial:
+    """Find where the refinement starts, or find it again if an earlier call was stopped after its search."""
+    before = kept(settings.out, inputs.fingerprint)
+    if before is not None:
+        return before
+    found = find_starts(pair, settings, inputs, frame, progress)
+    with contextlib.suppress(OSError):  # a full disk is said when the result is written
+        keep(settings.out, inputs.fingerprint, found)
+    progress("refine", 0, 1)  # a request to stop that came meanwhile
+    return found
 
 
 def _panels(
@@ -184,6 +216,8 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
 
 def _notes(frame: SlicePlane, inputs: Inputs, begun: Initial) -> dict[str, list[str]]:
     notes = list(dict.fromkeys(inputs.fixed.notes + inputs.moving.notes))  # some are said of the pair
+    if inputs.start is not None:
+        notes += inputs.start.notes
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "

@@ -5,62 +5,23 @@ There are four ways: as the grids say, at equal centres, by a search of all rota
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.progress import Progress
-from comir_hpc.register.global_search import Search, rotations_to_try, search_spacing_mm
+from comir_hpc.register.global_search import rotations_to_try, search_spacing_mm
 from comir_hpc.register.inputs import Inputs
-from comir_hpc.register.keypoints import KeypointFinder
 from comir_hpc.register.long_specimens import axial_rotations
 from comir_hpc.register.pair import Pair
 from comir_hpc.register.slices import SlicePlane
-from comir_hpc.register.starts import Scale, Start, StartFinder
+from comir_hpc.register.starts import Initial, Scale, StartFinder
 from comir_hpc.representations import Measure
 from comir_hpc.transforms.affine import Affine as Transform
 
 # A slice has about a thirtieth of a volume's voxels. So its coarse grid is finer along each axis, to give enough
 # evidence.
 _SLICE_GRID = 2
-
-
-@dataclass(frozen=True, eq=False)
-class Initial:
-    """Where the refinement starts.
-
-    Attributes
-    ----------
-    starts : list of (transform, score)
-        Rough answers, the most promising first.
-    search : Search or None
-        Landscape of the search that they come from; None without one.
-    left : int or None
-        Level that the answers were left at, because finer ones show too little; None if it is the compared one.
-    notes : tuple of str
-        What the user should know, in sentences.
-    failure : str or None
-        Why there is no start; None if there is one.
-    """
-
-    starts: list[Start]
-    search: Search | None = None
-    left: int | None = None
-    notes: tuple[str, ...] = ()
-    failure: str | None = None
-
-    def require_any(self) -> None:
-        """Refuse to go on without a start.
-
-        Raises
-        ------
-        RegistrationError
-            If there is none.
-        """
-        if self.failure is not None:
-            raise RegistrationError(self.failure)
 
 
 def find_starts(
@@ -73,6 +34,14 @@ def find_starts(
     RegistrationError
         If the volumes do not overlap where the refinement is asked to start, or nothing varies in one of them.
     """
+    if inputs.start is not None:
+        start = frame.compared(inputs.start.transform).about(pair.fixed.centroid_mm)
+        if pair.similarity.at(start).overlap == 0:
+            raise RegistrationError(
+                f"{settings.initial} puts the two specimens beside each other, so there is nothing to refine; expected "
+                "a transform from fixed to moving points (LPS, mm): is it the inverse, or of another pair?"
+            )
+        return Initial([(start, None)])
     if settings.initial == "identity":
         if pair.similarity.at(Transform.identity()).overlap == 0:
             raise RegistrationError(
@@ -117,6 +86,9 @@ def _by_keypoints(
     compared = Scale(pair.fixed, pair.moving)
     searched, finer = inputs.searched_levels
     scales = {level: scale_at(inputs, frame, level) for level in (*searched, *finer)}
+    # Keypoints stand on search and alignment: imported where they are used, the chain of imports stays short.
+    from comir_hpc.register.keypoints import KeypointFinder
+
     keypoints = KeypointFinder(settings, pair.measure, pair.points_mm, inputs.fixed.representation.noun)
     spacing = search_spacing_mm(pair.fixed, finder.voxels)
     found = keypoints.find([*scales.values(), compared], spacing, progress)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from comir_hpc.errors import RegistrationError
 from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.alignment import Aligned, Alignment
 from comir_hpc.register.coarse import coarsen
@@ -73,6 +74,42 @@ class Scale:
     def spacing_mm(self) -> float:
         """Finest spacing of both grids."""
         return min(self.fixed.grid.finest_mm, self.moving.grid.finest_mm)
+
+
+@dataclass(frozen=True, eq=False)
+class Initial:
+    """Where the refinement starts.
+
+    Attributes
+    ----------
+    starts : list of (transform, score)
+        Rough answers, the most promising first.
+    search : Search or None
+        Landscape of the search that they come from; None without one.
+    left : int or None
+        Level that the answers were left at, because finer ones show too little; None if it is the compared one.
+    notes : tuple of str
+        What the user should know, in sentences.
+    failure : str or None
+        Why there is no start; None if there is one.
+    """
+
+    starts: list[Start]
+    search: Search | None = None
+    left: int | None = None
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
+
+    def require_any(self) -> None:
+        """Refuse to go on without a start.
+
+        Raises
+        ------
+        RegistrationError
+            If there is none.
+        """
+        if self.failure is not None:
+            raise RegistrationError(self.failure)
 
 
 @dataclass(frozen=True, eq=False)
