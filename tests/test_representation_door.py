@@ -25,7 +25,7 @@ TRUTH = Transform.rigid(turn(100), (2.0, -1.5, 1.0), GRID.centre_mm)
 
 
 @dataclass(frozen=True, eq=False)
-class Gradient(Representation):
+class Edges(Representation):
     """Edges: they are where they are, whichever side is the brighter one."""
 
     measure: ClassVar[Measure] = CORRELATION
@@ -35,7 +35,7 @@ class Gradient(Representation):
 
 
 @dataclass(frozen=True, eq=False)
-class Twice(Gradient):
+class Twice(Edges):
     """Edges at two scales; only the first level of the pyramid, an algorithm with a version, and notes."""
 
     noun: ClassVar[str] = "edges"
@@ -60,7 +60,7 @@ class Twice(Gradient):
 @pytest.fixture
 def pair(tmp_path, monkeypatch):
     """Settings for a specimen and the same displaced and inverted: what was bright is dark."""
-    monkeypatch.setitem(REPRESENTATIONS, "gradient", Offered(f"{__name__}:Gradient"))
+    monkeypatch.setitem(REPRESENTATIONS, "edges", Offered(f"{__name__}:Edges"))
     monkeypatch.setitem(REPRESENTATIONS, "twice", Offered(f"{__name__}:Twice"))
     values, _ = specimen(brightness=4.0)
     moved = seen(values, GRID, GRID, TRUTH)
@@ -78,7 +78,7 @@ def error(result):
 
 
 def test_a_new_representation_registers_a_known_displacement(pair):
-    result = register(RegisterSettings(**pair, representation="gradient"))
+    result = register(RegisterSettings(**pair, representation="edges"))
     assert error(result) < 0.5
     assert result.agreement > 0.6
     assert (
@@ -90,7 +90,7 @@ def test_a_new_representation_registers_a_known_displacement(pair):
     assert (result.record["model"], result.record["run"]) == (None, None)
     with np.load(pair["out"] / "panels.npz") as panels:
         assert "axial_after_representation" in panels
-    assert register(RegisterSettings(**pair, representation="gradient")).skipped
+    assert register(RegisterSettings(**pair, representation="edges")).skipped
 
 
 def test_what_a_representation_says_reaches_the_search_the_verdict_and_the_fingerprint(pair):
@@ -98,7 +98,7 @@ def test_what_a_representation_says_reaches_the_search_the_verdict_and_the_finge
     plan = plan_register(settings)
     assert plan["fixed"].endswith("edges, made here")
     assert "18 voxels a side" in plan["search"]  # mutual information searches on three quarters of the voxels
-    plain = plan_register(RegisterSettings(**pair, representation="gradient"))
+    plain = plan_register(RegisterSettings(**pair, representation="edges"))
     assert "24 voxels a side" in plain["search"]
     result = register(settings)
     assert result.record["metric"]["name"] == "normalised mutual information, times the root of the overlap"
@@ -110,7 +110,8 @@ def test_what_a_representation_says_reaches_the_search_the_verdict_and_the_finge
 def test_a_representation_that_is_not_offered_is_refused_with_the_words(tmp_path):
     record = {"fixed": "a", "moving": "b", "out": str(tmp_path), "representation": "gradients"}
     with pytest.raises(
-        ConfigError, match="representation is 'gradients': Input should be 'comir', 'intensity' or 'mind'"
+        ConfigError,
+        match="representation is 'gradients': Input should be 'comir', 'gradient', 'intensity' or 'mind'",
     ):
         validate(RegisterSettings, record)
 

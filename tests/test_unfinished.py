@@ -44,7 +44,7 @@ def test_a_stop_keeps_the_search_and_the_same_call_goes_on(
     (chosen.out / KEPT_FILE).write_bytes(content)
     found = kept(chosen.out, fingerprint)
     assert found is not None
-    assert len(found[0]) == chosen.candidates
+    assert len(found.starts) == chosen.candidates
 
     monkeypatch.setattr("comir_hpc.register.find_starts", lambda *_: pytest.fail("it was searched again"))
     result = register(chosen)

@@ -14,7 +14,9 @@ import typer
 
 from comir_hpc import __version__
 from comir_hpc.commands.call import Call, refuse_failed
+from comir_hpc.commands.elsewhere import add_tools
 from comir_hpc.commands.failure import EXIT_REFUSED, EXIT_USAGE
+from comir_hpc.commands.measuring import add_measuring_verbs
 from comir_hpc.commands.verb import verb
 from comir_hpc.errors import ConfigError
 
@@ -261,7 +263,9 @@ def evaluate(call: Call) -> None:
                 "out": str(settings.out or "printed"),
             }
         )
-    table = run(list(settings.result), settings.truth, points=settings.points, out=settings.out)
+    table = run(
+        list(settings.result), settings.truth, points=settings.points, out=settings.out, form=settings.form
+    )
     call.note(*table.notes)
     return call.say(table.text)
 
@@ -280,6 +284,9 @@ def _diagnose(call: Call) -> None:
     if found.report is not None:
         call.say(f"report: {found.report}")
     call.note(*found.notes)
+
+
+add_measuring_verbs(app)
 
 
 @verb(
@@ -306,24 +313,6 @@ def report(call: Call) -> None:
 
 @verb(
     app,
-    settings=("SyncSettings",),
-    positional=("folder",),
-    plans=False,
-    example="Example:  comir-hpc sync run --mlflow http://tracking.example.org:5000",
-)
-def sync(call: Call) -> None:
-    """Send to MLflow what it does not have of a training run: after its server was away, or to another one."""
-    from comir_hpc.config.pages import SyncSettings
-
-    settings = call.settings(SyncSettings)
-    from comir_hpc.runs.tracking import sync as run
-
-    sent = run(settings.folder, settings.mlflow)
-    call.say(f"{sent.points} points and {sent.files} files of run {sent.run_id} sent to {sent.uri}")
-
-
-@verb(
-    app,
     settings=("DoctorSettings",),
     plans=False,
     example="Example:  comir-hpc doctor --folder /scratch",
@@ -339,3 +328,6 @@ def doctor(call: Call) -> None:
     call.say(checks.json() if settings.as_json else checks.text())
     if checks.failed:
         raise typer.Exit(EXIT_REFUSED)
+
+
+add_tools(app)

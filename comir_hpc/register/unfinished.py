@@ -19,12 +19,10 @@ from comir_hpc.host.files import written_whole
 from comir_hpc.host.progress import Progress
 from comir_hpc.host.signals import stop_signals
 from comir_hpc.register.global_search import Search
-from comir_hpc.register.starts import Start
+from comir_hpc.register.starts import Initial, Start
 from comir_hpc.transforms.affine import Affine as Transform
 
 KEPT_FILE = "unfinished.npz"
-Found = tuple[list[Start], Search | None, int | None]
-"""Starts of the refinement, the search that they come from, and the level at which they were left."""
 _ARRAYS = ("rotations_xyz", "pivots_mm", "scores", "overlaps", "moving_centre_mm")
 
 
@@ -52,7 +50,7 @@ def stoppable(folder: Path, progress: Progress | None) -> Iterator[Progress]:
         yield told
 
 
-def keep(folder: Path, fingerprint: str, found: Found) -> None:
+def keep(folder: Path, fingerprint: str, found: Initial) -> None:
     """Write what the search has found. Without a search there is nothing to keep.
 
     Raises
@@ -60,7 +58,7 @@ def keep(folder: Path, fingerprint: str, found: Found) -> None:
     OSError
         If the file system refuses, e.g. because the disk is full.
     """
-    starts, search, left = found
+    search = found.search
     if search is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,16 +67,17 @@ def keep(folder: Path, fingerprint: str, found: Found) -> None:
         np.savez(
             file,
             fingerprint=fingerprint,
-            start_matrices=np.stack([start.matrix_mm for start, _ in starts]),
-            start_centres=np.stack([start.centre_mm for start, _ in starts]),
-            start_scores=np.asarray([np.nan if score is None else score for _, score in starts]),
-            left=-1 if left is None else left,
+            start_matrices=np.stack([start.matrix_mm for start, _ in found.starts]),
+            start_centres=np.stack([start.centre_mm for start, _ in found.starts]),
+            start_scores=np.asarray([np.nan if score is None else score for _, score in found.starts]),
+            left=-1 if found.left is None else found.left,
+            notes=np.asarray(found.notes, dtype=np.str_),
             spacing_mm=search.spacing_mm,
             **arrays,
         )
 
 
-def kept(folder: Path, fingerprint: str) -> Found | None:
+def kept(folder: Path, fingerprint: str) -> Initial | None:
     """Read what an earlier call has found; None if there is nothing of these inputs and settings.
 
     A damaged file counts as none: the search is done again.
@@ -95,10 +94,10 @@ def kept(folder: Path, fingerprint: str) -> Found | None:
             )
         ]
         search = Search(**{n: arrays[n] for n in _ARRAYS}, spacing_mm=float(arrays["spacing_mm"]))
-        left = int(arrays["left"])
+        left, notes = int(arrays["left"]), tuple(str(note) for note in arrays["notes"])
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-    return starts, search, None if left < 0 else left
+    return Initial(starts, search, None if left < 0 else left, notes)
 
 
 def forget(folder: Path) -> None:

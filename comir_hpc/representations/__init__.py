@@ -13,6 +13,7 @@ pyramid. A representation also says how alike two of them are (`Measure`), and w
 `trained`      what those two have in common
 `intensity`    intensities, by mutual information
 `mind`         self-similarities (MIND-SSC), by correlation
+`gradient`     normalised gradient magnitudes, by correlation
 `isotropic`    thick slices on nearly cubic voxels
 `criteria`     two maps compared at all shifts by FFT
 `encoding`     an encoder slid over a volume in windows
@@ -25,15 +26,15 @@ Adding one
 A new representation is one file with one class, and one line in ``REPRESENTATIONS`` of `comir_hpc.config.words`:
 
 >>> @dataclass(frozen=True, eq=False)
-... class Gradient(Representation):
+... class Edges(Representation):
 ...     measure: ClassVar[Measure] = CORRELATION
 ...
 ...     def values(self, level, image):
 ...         return gaussian_gradient_magnitude(image, 1.0)[None]
 
->>> REPRESENTATIONS["gradient"] = Offered("comir_hpc.representations.gradient:Gradient")
+>>> REPRESENTATIONS["edges"] = Offered("comir_hpc.representations.edges:Edges")
 
-``comir-hpc register --representation gradient`` then does everything that it does with the others.
+``comir-hpc register --representation edges`` then does everything that it does with the others.
 ``tests/test_representation_door.py`` registers a pair with such a class. What else a class may say has a default in
 `Representation`:
 
