@@ -154,7 +154,6 @@ def _searched(
     found = find_starts(pair, settings, inputs, frame, progress)
     with contextlib.suppress(OSError):  # a full disk is said when the result is written
         keep(settings.out, inputs.fingerprint, found)
-    progress("refine", 0, 1)  # a request to stop that came meanwhile
     return found
 
 
