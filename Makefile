@@ -25,7 +25,7 @@ test-container: $(VENV)/installed-dev
 
 # In a folder of their own: they ask for an older numpy.
 test-peers: $(VENV)/installed-dev $(VENV)/peers
-	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers tests/test_transforms.py tests/test_peers.py
+	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers tests/test_transforms.py tests/test_conventions_peers.py tests/test_peers.py
 
 $(VENV)/peers: | $(VENV)/bin/python
 	$(BIN)/pip install -q --target $@ 'itk-elastix>=0.23' 'antspyx>=0.5' 'picsl-greedy>=0.0.6'

@@ -36,6 +36,8 @@ VERBS = (
     "doctor",
     "benchmark",
     "datasets",
+    "export",
+    "view",
 )
 NAMED = [getattr(config, name) for name in config.__all__]
 KINDS = [k for k in NAMED if isinstance(k, type) and issubclass(k, Settings) and k is not Settings]

@@ -122,9 +122,9 @@ class Verb(TyperCommand):
         except UsageError as error:
             error.ctx = ctx
             raise
-        terminal.output = next(
-            (Path(given[n]) for n in ("run", "out", "folder", "model") if n in given), None
-        )
+        places = (given[n] for n in ("run", "out", "folder", "model") if n in given)
+        # Of several folders the first stands for all: it is where the traceback of an unexpected error goes.
+        terminal.output = next((Path(p[0] if isinstance(p, list) else p) for p in places), None)
         try:
             type(self).run(Call(str(ctx.info_name), given, bool(ctx.params.get("dry_run")), terminal))
         except (BrokenPipeError, EOFError) as error:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from comir_hpc.config.datasets import DatasetsSettings
     from comir_hpc.config.demo import DemoSettings
     from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
+    from comir_hpc.config.export import ExportSettings
     from comir_hpc.config.files import dump, load
     from comir_hpc.config.infer import OVERLAP, WINDOW, InferSettings
     from comir_hpc.config.ingest import IngestSettings
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         TrackingSettings,
         TrainSettings,
     )
+    from comir_hpc.config.view import ViewSettings
     from comir_hpc.config.warp import WarpSettings
     from comir_hpc.config.words import GroupName, Precision
 
@@ -51,6 +53,7 @@ __all__ = [
     "DoctorSettings",
     "EngineSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "GroupName",
     "InferSettings",
     "IngestSettings",
@@ -68,6 +71,7 @@ __all__ = [
     "SyncSettings",
     "TrackingSettings",
     "TrainSettings",
+    "ViewSettings",
     "WarpSettings",
     "dump",
     "load",
@@ -81,6 +85,7 @@ _PLACES = {
     "datasets": ("DatasetsSettings",),
     "demo": ("DemoSettings",),
     "evaluate": ("CompareSettings", "EvaluateSettings"),
+    "export": ("ExportSettings",),
     "files": ("dump", "load"),
     "infer": ("OVERLAP", "WINDOW", "InferSettings"),
     "ingest": ("IngestSettings",),
@@ -97,6 +102,7 @@ _PLACES = {
         "TrackingSettings",
         "TrainSettings",
     ),
+    "view": ("ViewSettings",),
     "warp": ("WarpSettings",),
     "words": ("GroupName", "Precision"),
 }

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from comir_hpc.config.base import Input, OnCommandLine, Output, Positive, Settings
-from comir_hpc.config.shared import Encoding
+from comir_hpc.config.base import Input, OnCommandLine, Output, Positive
+from comir_hpc.config.shared import Encoding, InForm
 from comir_hpc.config.words import Precision
 
 
@@ -27,13 +27,13 @@ def _named_paths(volumes: Any) -> Any:
     return found
 
 
-class CompareSettings(Settings):
+class CompareSettings(InForm):
     """`comir-hpc evaluate --result`: registrations held against a known transform, side by side."""
 
     result: Annotated[Input[tuple[Path, ...]], Field(min_length=1), OnCommandLine(metavar="DIR")]
     """Folder that register wrote; repeat the option to compare methods."""
     truth: Input[Path]
-    """True transform, from fixed to moving points (.tfm or .json)."""
+    """True transform, from fixed to moving points: of register, or of another tool (docs/transforms.md)."""
     points: Input[Path | None] = None
     """CSV file of fixed points where the error is measured; points of the specimen when not given."""
     out: Output[Path | None] = None

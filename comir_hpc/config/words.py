@@ -68,11 +68,17 @@ REPRESENTATIONS: dict[str, Offered] = {
     "mind": Offered("comir_hpc.representations.mind:Mind"),
 }
 """What a registration compares, by the word for it (`comir_hpc.representations` says how to add one)."""
-Initial = Literal["identity", "moments", "global"]
+Initial = Literal["identity", "moments", "global", "features"]
 """Where a registration starts."""
 TransformKind = Literal["rigid", "affine"]
 """What a registration finds."""
+Checks = Literal["full", "quick"]
+"""How thoroughly the answer of a registration is checked."""
+Require = Literal["warn", "pass"]
+"""Poorest verdict of a registration that ends with exit code 0."""
 
+TransformForm = Literal["itk", "ants", "elastix", "fsl", "lta", "matrix-ras", "matrix-lps", "ngff"]
+"""Forms in which tools keep a transform."""
 Direction = Literal["fixed-to-moving", "moving-to-fixed"]
 """Which way points are carried."""
 Interpolation = Literal["linear", "nearest", "cubic"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from comir_hpc.config.words import TransformForm
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.host.files import write_text
 from comir_hpc.runs.record import brief
@@ -19,6 +20,7 @@ from comir_hpc.runs.result import RESULT_FILE, Errors, Result, read_result, writ
 from comir_hpc.space.grid import FloatArray, Grid
 from comir_hpc.space.rotations import angle_deg
 from comir_hpc.transforms import Transform
+from comir_hpc.transforms.conventions.grids import GridPair
 from comir_hpc.transforms.files import load_transform
 from comir_hpc.volumes.padding import Unpadded
 from comir_hpc.volumes.points import read_point_table
@@ -137,7 +139,12 @@ def specimen_points(volume: Volume, count: int = _NUM_POINTS) -> FloatArray:
 
 
 def evaluate(
-    results: Sequence[Path], truth: Path, *, points: Path | None = None, out: Path | None = None
+    results: Sequence[Path],
+    truth: Path,
+    *,
+    points: Path | None = None,
+    out: Path | None = None,
+    form: TransformForm | None = None,
 ) -> Table:
     """Measure folders that `register` wrote against one true transform.
 
@@ -153,18 +160,21 @@ def evaluate(
         Table of fixed points (`read_point_table`). Without it, points of the fixed volume's foreground are used.
     out : Path, optional
         CSV file to write.
+    form : str, optional
+        Form of `truth`, where the file does not say it itself.
 
     Raises
     ------
     RegistrationError
         If a folder has no result, the result names no fixed volume, or a file cannot be written.
     """
-    true = load_transform(truth)
     given = read_point_table(points) if points else None
     rows = []
     for folder in results:
         result = read_result(folder)
         grid, fixed = _fixed_volume(folder, result)
+        moving = result.inputs.get("moving")
+        true = load_transform(truth, form, GridPair(grid, None if moving is None else moving.space))
         targets = given.points_mm if given else specimen_points(Volume.open(fixed))
         row = _evaluation(folder, result, true, targets, grid)
         rows.append(row)

@@ -44,8 +44,9 @@ A new representation is one file with one class, and one line in ``REPRESENTATIO
   the result itself.
 * `levels` and `place`, if only some levels can be used, or if the volume is seen on another grid than its own.
   `features` is called for any of `levels`, so a map can be made at its own scale instead of being averaged down.
-* `learned` and `reference`, if a right answer is known to reach a certain agreement. Without them the verdict is at
-  best WARN.
+* `learned` and `reference`, if a right answer is known to reach a certain agreement. The verdict is at best WARN until
+  its calibration has rows of the representation (``benchmarks/verdict``).
+* `mirror_blind`, if a mirrored volume has other values than the mirrored ones.
 * `searched_levels`, if the global search shall look at features that were made at coarser levels.
 * ``Features.describe``, if the channels look along the axes of the grid, so that a volume has to be turned before it is
   described (`mind`).
