@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -23,8 +23,10 @@ from comir_hpc.host.files import flush
 from comir_hpc.space.grid import Box, Grid, Triple
 from comir_hpc.volumes.chunks import as_zyx
 from comir_hpc.volumes.inventory import LOOKED_AT_ONCE, Inventory, shard_path, shards_of
-from comir_hpc.volumes.region import Region
 from comir_hpc.volumes.shards import Shards
+
+if TYPE_CHECKING:
+    from comir_hpc.volumes.region import Region
 
 # Entries of the metadata that say nothing about the voxels.
 _ABOUT_THE_RUN = ("predicted", "needed", "measured", "command")

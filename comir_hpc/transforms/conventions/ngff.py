@@ -20,7 +20,6 @@ from comir_hpc.space.grid import MM_PER_UNIT, FloatArray, unit_name
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.composite import Composite
 from comir_hpc.transforms.conventions.grids import inverted
-from comir_hpc.transforms.conventions.ngff_fields import read_displacements, write_displacements
 from comir_hpc.transforms.itk import ItkTransform
 from comir_hpc.transforms.protocol import PointMap
 
@@ -86,6 +85,9 @@ def write_scene(parts: Sequence[PointMap], folder: Path) -> None:
     RegistrationError
         If a part is of another kind; the message has its number and kind.
     """
+    # Here, since zarr takes a while to load, and few transforms are fields.
+    from comir_hpc.transforms.conventions.ngff_fields import write_displacements
+
     steps: list[dict[str, Any]] = []
     for number, part in enumerate(parts):
         if isinstance(part, Affine):
@@ -237,6 +239,8 @@ def _steps(path: Path, entry: dict[str, Any], folder: Path) -> list[PointMap]:
     if kind == "bijection":
         return _steps(path, entry["forward"], folder)
     if kind == "displacements":
+        from comir_hpc.transforms.conventions.ngff_fields import read_displacements
+
         return [read_displacements(folder / entry["path"], entry.get("interpolation", "linear"))]
     matrix = np.eye(4)
     if kind == "affine" and "affine" in entry:
