@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from registration_cases import OBLIQUE, seen, specimen, store, turn
 from test_register import CENTRE, PLAIN, error, only_volumes, pair, settings
 
@@ -15,7 +16,7 @@ from comir_hpc.errors import ComirError, ConfigError, RegistrationError, VolumeE
 from comir_hpc.register import register
 from comir_hpc.register.given_start import given_start
 from comir_hpc.space.grid import Grid
-from comir_hpc.transforms import Affine, GridPair
+from comir_hpc.transforms import Affine, GridPair, itk_image
 from comir_hpc.transforms.conventions.exported import export_transform
 from comir_hpc.volumes.region import Region
 
