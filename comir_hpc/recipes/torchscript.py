@@ -78,7 +78,7 @@ def write_encoder(run: Path, modality: str | None, out: Path) -> tuple[str, tupl
         for weight in network.parameters():
             weight.requires_grad_(False)
         # What it warns of is compared below: the same file at another size.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace(network, small, check_trace=False)  # type: ignore[no-untyped-call]
         script = torch.jit.script(FeatureExtractor(traced))
         expected = network(other)
@@ -110,7 +110,7 @@ def write_encoder(run: Path, modality: str | None, out: Path) -> tuple[str, tupl
     stride = max(network.total_stride_zyx)
     spacing = " x ".join(f"{s:.3g}" for s in encoder.spacing_mm)
     return (
-        f"encoder of {encoder.modality} (channels in: {encoder.in_channels}, out: {encoder.latent_channels}), as TorchScript",
+        f"encoder of {encoder.modality} (channels in: {encoder.in_channels}, out: {encoder.latent_channels}): TorchScript",
         (
             f"{out.name}: for voxels of {spacing} mm (z, y, x) and patches whose sides are multiples of {stride}; "
             "forward takes (image, number of layers, statistics, direction), as IMPACT gives them",
