@@ -70,6 +70,15 @@ def test_what_is_trained_on_and_what_is_held_out_are_apart(
     assert all(side <= b - a for side, a, b in zip(stores.patch, start, stop, strict=True))
 
 
+def test_nothing_is_held_out_at_the_end(
+    pair: WorkingPair, case: tuple[Path, Path, Transform], tmp_path: Path
+) -> None:
+    stores = pair.aligned(case[2], tmp_path, None)
+    assert stores is not None
+    assert not stores.held_out.any()
+    assert stores.within == ((0, 0, 0), stores.held_out.shape)
+
+
 def test_held_out_cells_tell_right_from_wrong(
     pair: WorkingPair, case: tuple[Path, Path, Transform], tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Verbs that take a result to where it is used: to other tools, and to the eye."""
+"""Verbs that take a result to where it is used: to other tools, to the eye, to a tracking server."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def add_tools(app: typer.Typer) -> None:
         positional=("shown",),
         example="Examples:  comir-hpc view result   |   comir-hpc view fixed.nii.gz moving_on_fixed.nii.gz",
     )(view)
+    verb(
+        app,
+        settings=("SyncSettings",),
+        positional=("folder",),
+        plans=False,
+        example="Example:  comir-hpc sync run --mlflow http://tracking.example.org:5000",
+    )(sync)
 
 
 def export(call: Call) -> None:
@@ -62,6 +69,17 @@ def view(call: Call) -> None:
     call.say(f"page: {result.path}")
     if settings.open_page and not _opened(result.path):
         call.note("there is no display here: open the page in a browser")
+
+
+def sync(call: Call) -> None:
+    """Send to MLflow what it does not have of a training run: after its server was away, or to another one."""
+    from comir_hpc.config.pages import SyncSettings
+
+    settings = call.settings(SyncSettings)
+    from comir_hpc.runs.tracking import sync as run
+
+    sent = run(settings.folder, settings.mlflow)
+    call.say(f"{sent.points} points and {sent.files} files of run {sent.run_id} sent to {sent.uri}")
 
 
 def _opened(page: Path) -> bool:

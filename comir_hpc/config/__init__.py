@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from comir_hpc.config.adapt import AdaptSettings
     from comir_hpc.config.base import OnCommandLine, Settings, validate
+    from comir_hpc.config.benchmark import BenchmarkRunSettings, BenchmarkSettings
+    from comir_hpc.config.datasets import DatasetsSettings
     from comir_hpc.config.demo import DemoSettings
     from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
     from comir_hpc.config.export import ExportSettings
@@ -42,8 +44,11 @@ __all__ = [
     "OVERLAP",
     "WINDOW",
     "AdaptSettings",
+    "BenchmarkRunSettings",
+    "BenchmarkSettings",
     "CheckpointSettings",
     "CompareSettings",
+    "DatasetsSettings",
     "DemoSettings",
     "DoctorSettings",
     "EngineSettings",
@@ -76,6 +81,8 @@ __all__ = [
 _PLACES = {
     "adapt": ("AdaptSettings",),
     "base": ("OnCommandLine", "Settings", "validate"),
+    "benchmark": ("BenchmarkRunSettings", "BenchmarkSettings"),
+    "datasets": ("DatasetsSettings",),
     "demo": ("DemoSettings",),
     "evaluate": ("CompareSettings", "EvaluateSettings"),
     "export": ("ExportSettings",),

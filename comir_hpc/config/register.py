@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import InForm, MemoryLimit, Replacing, Symmetrised
-from comir_hpc.config.words import REPRESENTATIONS, Initial, TransformKind
+from comir_hpc.config.words import REPRESENTATIONS, Checks, Initial, Require, TransformKind
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FORMATS = (
@@ -81,8 +81,8 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     out: Output[Path] = Field(default_factory=_named_after)
     """Folder for the transform, the result and the report."""
     representation: RepresentationName = "comir"
-    """What is compared: learned representations (comir), intensities by mutual information (intensity), or
-    self-similarities of intensities (mind)."""
+    """What is compared: learned representations (comir), intensities by mutual information (intensity),
+    self-similarities of intensities (mind), or their gradient magnitudes (gradient)."""
     model: Input[Path | None] = None
     """Run folder that train wrote; the general model, which knows every contrast, when not given (comir)."""
     fixed_modality: Input[str | None] = None
@@ -96,17 +96,26 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     """Representation of the moving volume that infer wrote; computed in memory when not given (comir)."""
     initial: InitialOrFile = "global"
     """Where the refinement starts: where the two grids put the volumes (identity), at equal centres and main axes of
-    the specimens (moments), at the best answers of a search over all rotations and shifts (global), or at a file: a
-    transform (docs/transforms.md), or a table of landmarks (.csv) with x, y, z and moving_x, moving_y, moving_z."""
+    the specimens (moments), at the best answers of a search over all rotations and shifts (global), where matching
+    keypoints agree (features: quick, for volumes with distinct structures), or at a file: a transform
+    (docs/transforms.md), or a table of landmarks (.csv) with x, y, z and moving_x, moving_y, moving_z."""
     transform: TransformKind = "rigid"
     """Kind of transform to find: rigid turns and shifts, affine also scales and shears."""
     rotations: Positive = 4000
     """Number of rotations in the global search, spread evenly over SO(3); of single slices up to 360 turns in their
     plane."""
     candidates: Positive = 8
-    """Number of distinct answers of the global search that are refined."""
+    """Number of distinct answers, of the global search or of keypoints, that are refined."""
     search_voxels: Positive = 32
     """Voxels along the longest side of the fixed specimen in the global search; twice as many for single slices."""
+    keypoints: Annotated[int, Field(ge=12)] = 600
+    """Largest number of keypoints in each volume, the strongest ones (--initial features)."""
+    match_ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """How much nearer the best match of a keypoint has to be than the next best one elsewhere: its distance is at most
+    this share of the other's. 1 keeps all that are each other's nearest (--initial features)."""
+    checks: Checks = "full"
+    """How thoroughly the answer is checked: full searches twice more, for the mirrored moving volume and from another
+    position; quick leaves that out, and is never more than WARN."""
     seed: Seed = 0
     """Seed of the metric's sampling."""
     max_memory_gib: Annotated[Resource[Length], OnCommandLine(names=("--max-memory-gib", "--max-memory"))] = (
@@ -123,6 +132,11 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     def representation_of(self, role: Literal["fixed", "moving"]) -> Path | None:
         """Representation that is given of one of the two volumes."""
         return self.fixed_representation if role == "fixed" else self.moving_representation
+
+    @property
+    def finds_starts(self) -> bool:
+        """Whether the starts are found in the volumes, several of them, and not only one taken as it is."""
+        return self.initial in ("global", "features")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -150,6 +164,8 @@ class RegisterPairSettings(RegisterSettings):
     warped: Output[Path | None] = None
     """Moving volume on the fixed grid, to write unless the verdict is FAIL: an OME-Zarr store (any size), .nii,
     .nii.gz, .nrrd, .mha, .tif or .ome.tif."""
+    require: Output[Require] = "warn"
+    """Poorest verdict that ends with exit code 0; pass makes WARN end with 1. What was found is written in any case."""
     report: Output[bool] = True
     """Write report.html, one self-contained page, into the folder of the result."""
 

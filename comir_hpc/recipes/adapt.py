@@ -4,7 +4,7 @@ The general model and MIND each search for the alignment, and mutual information
 answers are candidates. Encoders are trained on each candidate, as if it were right, on two thirds of the specimen. The
 last third judges: only on a right alignment do the encoders learn what holds there too. The best ones search again from
 nothing, are trained on what they find, and so on, until nothing moves. A round that judges worse than the one before is
-taken back.
+taken back. At last the encoders are trained on the held-out part as well.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def plan_adapt(settings: AdaptSettings) -> dict[str, Any]:
         "working_grid": f"{pair.fixed_grid} (fixed), {pair.moving_grid} (moving)",
         "search": f"{settings.rotations} rotations, by each of {', '.join(METHODS)}",
         "train": f"{settings.steps} steps on each of at most {settings.candidates} candidates, then in at most "
-        f"{settings.rounds} rounds",
+        f"{settings.rounds} rounds, and half as many at the end on all of the specimen",
         "held_out": f"{settings.held_out:.0%} of the specimen",
         "files": f"model.json, {WEIGHTS_FOLDER}/, registration/, {RECORD}, and what was done on the way",
     }

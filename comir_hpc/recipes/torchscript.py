@@ -110,7 +110,7 @@ def write_encoder(run: Path, modality: str | None, out: Path) -> tuple[str, tupl
     stride = max(network.total_stride_zyx)
     spacing = " x ".join(f"{s:.3g}" for s in encoder.spacing_mm)
     return (
-        f"encoder of {encoder.modality} (channels in: {encoder.in_channels}, out: {encoder.latent_channels}): TorchScript",
+        f"TorchScript of the encoder of {encoder.modality} (channels: {encoder.in_channels} to {encoder.latent_channels})",
         (
             f"{out.name}: for voxels of {spacing} mm (z, y, x) and patches whose sides are multiples of {stride}; "
             "forward takes (image, number of layers, statistics, direction), as IMPACT gives them",

@@ -14,7 +14,6 @@ from comir_hpc.space.grid import FloatArray, Grid
 from comir_hpc.transforms.affine import Affine as Transform
 from comir_hpc.transforms.composite import notes_on
 from comir_hpc.transforms.conventions.grids import GridPair
-from comir_hpc.transforms.files import load_transform
 from comir_hpc.volumes.points import AXES, PointTable, read_point_table
 
 _TABLES = (".csv", ".tsv", ".fcsv")
@@ -54,6 +53,8 @@ def given_start(settings: RegisterSettings, fixed: Grid, moving: Grid) -> GivenS
     path = settings.initial
     if path.suffix.lower() in _TABLES:
         return _from_landmarks(path, affine=settings.transform != "rigid", planar=fixed.planar)
+    from comir_hpc.transforms.files import load_transform
+
     transform = load_transform(path, settings.form, GridPair(fixed, moving))
     return GivenStart(transform, notes_on(transform, path.name))
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from comir_hpc.register.given_start import GivenStart
 
 _LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
+KEYPOINT_BYTES = 160 << 20  # of the keypoints of both volumes and their matches, or of a slice's scale space
 _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
 
 # Gauss-Newton steps on two heads: bytes of each thread for each fixed voxel, and of the moving maps on twice as fine a
@@ -126,6 +127,16 @@ class Inputs:
             return (), ()
         return searched, tuple(range(min(searched) - 1, finest, -1))
 
+    @property
+    def scales_of_checks(self) -> tuple[int, int] | None:
+        """Levels on which an answer is checked, the coarser and the finer one; None for the compared level alone."""
+        finest = max(self.fixed.level, self.moving.level)
+        levels = [
+            [max(n, finest) for n in side.representation.searched_levels]
+            for side in (self.fixed, self.moving)
+        ]
+        return (levels[0][0], levels[0][-1]) if levels[0] and levels[0] == levels[1] else None
+
 
 def open_inputs(settings: RegisterSettings) -> Inputs:
     """Open and check what the settings name, and choose the levels.
@@ -178,7 +189,9 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
 
 
 def _search_bytes(settings: RegisterSettings) -> int:
-    """Predict the bytes of the global search's spectra; its maps are padded to twice their sides."""
+    """Predict the bytes of the global search's spectra, whose maps are padded to twice their sides, or of keypoints."""
+    if settings.initial == "features":
+        return KEYPOINT_BYTES
     if settings.initial != "global":
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
@@ -187,7 +200,7 @@ def _search_bytes(settings: RegisterSettings) -> int:
 
 def _steps_bytes(fixed: Input, moving: Input, settings: RegisterSettings) -> int:
     """Predict the bytes of the Gauss-Newton steps through the scales: on the finest one each thread has a grid."""
-    if settings.initial != "global" or not fixed.representation.searched_levels:
+    if not settings.finds_starts or not fixed.representation.searched_levels:
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
     fixed_voxels, moving_voxels = (
@@ -250,9 +263,12 @@ def _fingerprint(settings: RegisterSettings, sides: list[Input], start: GivenSta
     """Make a digest of the inputs' content, the encoders and the settings that matter, but not of paths or threads."""
     places = {"fixed", "moving", "out", "model", "fixed_representation", "moving_representation"}
     places |= {"fixed_mask", "moving_mask", "form"} | ({"initial"} if start is not None else set())
+    # Results keep the fingerprint that they had before there were these settings.
+    unused = set() if settings.initial == "features" else {"keypoints", "match_ratio"}
+    unused |= {"checks"} if settings.checks == "full" else set()
     record: dict[str, Any] = {
         "version": __version__,
-        "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"}),
+        "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"} | unused),
         "sides": [{"volume": side.volume.fingerprint(), **side.representation.identity()} for side in sides],
     }
     if any(side.volume.region for side in sides):

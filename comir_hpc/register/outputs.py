@@ -17,13 +17,12 @@ from comir_hpc import __version__
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError, UnsavedResult
 from comir_hpc.host.files import written_whole
-from comir_hpc.register.checks.verdict import Verdict
 from comir_hpc.register.global_search import Search
 from comir_hpc.register.inputs import Input, Inputs
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.runs import result as results
 from comir_hpc.runs.record import as_json, brief, make_record
-from comir_hpc.runs.result import RESULT_FILE, Result
+from comir_hpc.runs.result import RESULT_FILE, Result, Verdict
 from comir_hpc.runs.result_html import PANELS_FILE, result_html
 from comir_hpc.space.rotations import angle_deg
 from comir_hpc.transforms.affine import Affine as Transform
@@ -99,8 +98,10 @@ class RegisterResult:
             return f"{self.verdict}: no transform was found; {self.folder / RESULT_FILE}{done}"
         shift = float(np.linalg.norm(self.transform.translation_mm))
         agreement = "undefined" if self.agreement is None else f"{self.agreement:.2f}"
+        bound = self.result.bound_mm
+        within = f"probably within {bound:.2g} mm (90 %); " if self.verdict == "PASS" and bound else ""
         return (
-            f"{self.verdict}: turned by {self.transform.rotation_deg:.2f} degrees, shifted by {shift:.2f} mm; "
+            f"{self.verdict}: {within}turned by {self.transform.rotation_deg:.2f} degrees, shifted by {shift:.2f} mm; "
             f"agreement {agreement}; {self.folder / TRANSFORM_FILES[0]}{done}"
         )
 

@@ -16,6 +16,7 @@ from comir_hpc.config.words import REPRESENTATIONS
 from comir_hpc.host.memory import in_words
 from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents, file_sums
+from comir_hpc.report.evidence import evidence_rows
 from comir_hpc.report.panels import plane_pictures
 from comir_hpc.report.snippets import make_snippets
 from comir_hpc.report.training import describe_run
@@ -77,6 +78,8 @@ def _registration(contents: Contents, result: Result) -> dict[str, Any]:
         "notes": result.notes,
         "numbers": _numbers(result, centre),
         "errors": _errors(result),
+        "evidence": evidence_rows(result),
+        "probability": "" if result.probability is None else f"{100 * min(result.probability, 0.99):.0f} %",
         "planes": [] if contents.panels is None else plane_pictures(contents.panels, direction),
         "landscape": _landscape(contents, found, candidates, fixed_grid),
         "candidates": candidates,
@@ -100,6 +103,8 @@ def _advice(result: Result) -> list[Markup]:
             Markup("Apply the transform with the commands under <a href='#transform'>Transform</a>."),
         ]
     wider = "raise <code>--rotations</code> and <code>--candidates</code>, and register again."
+    if result.settings.get("initial", "global") != "global":
+        wider = "use <code>--initial global</code>, and register again."
     if result.verdict == "WARN":
         steps = [
             Markup("Go through the pictures plane by plane, above all those of the representations."),

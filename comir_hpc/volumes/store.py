@@ -25,7 +25,7 @@ from comir_hpc.volumes.chunks import as_zyx
 from comir_hpc.volumes.inventory import LOOKED_AT_ONCE, Inventory, shard_path, shards_of
 from comir_hpc.volumes.shards import Shards
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a type only: the chain of imports stays short
     from comir_hpc.volumes.region import Region
 
 # Entries of the metadata that say nothing about the voxels.
@@ -225,8 +225,11 @@ class Store:
         said = {key: value for key, value in self.metadata.items() if key not in _ABOUT_THE_RUN}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         for file in sorted(self.path.rglob("*")):
+            # Metadata are in already, without what they say of the run that made the volume.
             if file.is_file() and file.name != "zarr.json":
                 stat = file.stat()
+                # Size and time, not content: reading a terabyte to see whether it changed would cost as much as using
+                # it.
                 digest.update(f"{file.relative_to(self.path)} {stat.st_size} {stat.st_mtime_ns}".encode())
         return digest.hexdigest()[:16]
 
