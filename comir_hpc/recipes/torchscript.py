@@ -107,10 +107,10 @@ def write_encoder(run: Path, modality: str | None, out: Path) -> tuple[str, tupl
                 f"{run}: TorchScript cannot keep this network ({str(error).splitlines()[0][:100]}); use it through "
                 "comir-hpc infer"
             ) from error
-    stride = max(network.total_stride_zyx)
+    stride, channels = max(network.total_stride_zyx), f"{encoder.in_channels} to {encoder.latent_channels}"
     spacing = " x ".join(f"{s:.3g}" for s in encoder.spacing_mm)
     return (
-        f"TorchScript of the encoder of {encoder.modality} (channels: {encoder.in_channels} to {encoder.latent_channels})",
+        f"TorchScript of the encoder of {encoder.modality} (channels: {channels})",
         (
             f"{out.name}: for voxels of {spacing} mm (z, y, x) and patches whose sides are multiples of {stride}; "
             "forward takes (image, number of layers, statistics, direction), as IMPACT gives them",
