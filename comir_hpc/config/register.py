@@ -67,7 +67,7 @@ RepresentationName = Annotated[str, AfterValidator(_offered), OnCommandLine(word
 class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     """`comir-hpc register`: two volumes in, a transform and a verdict out."""
 
-    volume_fields: ClassVar[tuple[str, ...]] = ("fixed", "moving", "fixed_mask", "moving_mask")
+    volume_fields: ClassVar[tuple[str, ...]] = ("fixed", "moving")
 
     fixed: Input[Path]
     """Volume whose space the result lives in: a store, or any file that ingest reads."""

@@ -8,7 +8,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,12 @@ from comir_hpc import __version__
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import available_bytes, expected_peak, in_words, resident_bytes
-from comir_hpc.register.given_start import GivenStart, given_start
 from comir_hpc.representations import Features, Measure, Representation, Role, open_representation
 from comir_hpc.volumes.region import Region
 from comir_hpc.volumes.volume import Volume
+
+if TYPE_CHECKING:
+    from comir_hpc.register.given_start import GivenStart
 
 _LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
 KEYPOINT_BYTES = 160 << 20  # of the keypoints of both volumes and their matches, or of a slice's scale space
@@ -149,6 +151,9 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
     """
     fixed = _open_volume(settings.fixed, settings.fixed_mask)
     moving = _open_volume(settings.moving, settings.moving_mask)
+    # Here, since most registrations find their start themselves, and name no file of another tool.
+    from comir_hpc.register.given_start import given_start
+
     start = given_start(settings, fixed.grid, moving.grid)
     sides = [
         Input("fixed", open_representation(fixed, settings, "fixed", moving)),
@@ -220,7 +225,7 @@ def _open_volume(path: Path, mask: Path | None) -> Volume:
     volume = Volume.open(path)
     volume.intensity()  # refuses a volume without statistics before anything is done
     if mask is not None:
-        volume.region = Region(Volume.open(mask))
+        volume.region = Region.open(mask)
     return volume
 
 
@@ -268,7 +273,7 @@ def _fingerprint(settings: RegisterSettings, sides: list[Input], start: GivenSta
     }
     if any(side.volume.region for side in sides):
         regions = [side.volume.region for side in sides]
-        record["masks"] = [None if one is None else one.mask.fingerprint() for one in regions]
+        record["masks"] = [None if one is None else one.fingerprint for one in regions]
     if start is not None:
         record["start"] = start.transform.matrix_mm.tolist()
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

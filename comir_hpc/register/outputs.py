@@ -227,7 +227,7 @@ def input_record(side: Input) -> dict[str, Any]:
         "path": str(side.volume.path.absolute()),
         "fingerprint": side.volume.fingerprint(),
         "grid": side.volume.grid.as_dict(),
-        **({"mask": str(side.volume.region.mask.path.absolute())} if side.volume.region else {}),
+        **({"mask": str(side.volume.region.path.absolute())} if side.volume.region else {}),
         "compared": {
             "path": str(side.compared.path.absolute()),
             "level": side.level,
