@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import MemoryLimit, Replacing, Symmetrised
-from comir_hpc.config.words import REPRESENTATIONS, Initial, TransformKind
+from comir_hpc.config.words import BENDING, REPRESENTATIONS, Initial, TransformKind
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FORMATS = (
@@ -74,7 +74,11 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     """Where the refinement starts: where the two grids put the volumes (identity), at equal centres and main axes of
     the specimens (moments), or at the best answers of a search over all rotations and shifts (global)."""
     transform: TransformKind = "rigid"
-    """Kind of transform to find: rigid turns and shifts, affine also scales and shears."""
+    """Kind of transform to find: rigid turns and shifts, affine also scales and shears, field and bspline then bend: a
+    smooth field without folds, or a B-spline."""
+    smoothness_mm: Length | None = None
+    """Smoothness length of a bend in mm: the deviation of the window that moves as one (field), or the distance of the
+    control points (bspline); 6 percent of the specimen's mean side when not given."""
     rotations: Positive = 4000
     """Number of rotations in the global search, spread evenly over SO(3); of single slices up to 360 turns in their
     plane."""
@@ -101,6 +105,11 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.smoothness_mm is not None and self.transform not in BENDING:
+            raise ValueError(
+                f"--smoothness-mm says how smoothly a transform bends, and --transform {self.transform} does not bend; "
+                f"leave it out, or give --transform {' or '.join(BENDING)}"
+            )
         given = self.fixed_representation is not None, self.moving_representation is not None
         trained = REPRESENTATIONS[self.representation].trained
         if trained and any(given) and not all(given) and self.model is None:

@@ -65,8 +65,10 @@ REPRESENTATIONS: dict[str, Offered] = {
 """What a registration compares, by the word for it (`comir_hpc.representations` says how to add one)."""
 Initial = Literal["identity", "moments", "global"]
 """Where a registration starts."""
-TransformKind = Literal["rigid", "affine"]
+TransformKind = Literal["rigid", "affine", "bspline", "field"]
 """What a registration finds."""
+BENDING: tuple[TransformKind, ...] = ("bspline", "field")
+"""Kinds of transform that bend space after an affine one."""
 
 Direction = Literal["fixed-to-moving", "moving-to-fixed"]
 """Which way points are carried."""

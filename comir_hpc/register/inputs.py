@@ -233,6 +233,10 @@ def _too_large(sides: list[Input], levels: list[int], needed: float, limit: floa
 def _fingerprint(settings: RegisterSettings, sides: list[Input]) -> str:
     """Make a digest of the inputs' content, the encoders and the settings that matter, but not of paths or threads."""
     places = {"fixed", "moving", "out", "model", "fixed_representation", "moving_representation"}
+    if (
+        settings.smoothness_mm is None
+    ):  # a result from before there was such a setting is still the one asked for
+        places.add("smoothness_mm")
     record = {
         "version": __version__,
         "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"}),

@@ -1,7 +1,7 @@
 """By how much a displacement field stretches space: the determinant of its Jacobian, and where it folds.
 
-Between the points of its lattice a displacement field is trilinear. At a corner of a cell its derivatives are exactly the
-differences along the three edges that meet there. A lattice point is a corner of eight cells, each with its own
+Between the points of its lattice a displacement field is trilinear. At a corner of a cell its derivatives are exactly
+the differences along the three edges that meet there. A lattice point is a corner of eight cells, each with its own
 determinant. The least of the eight is what counts: a central difference can be positive where a cell is turned inside
 out (Liu et al., "On finite difference Jacobian computation in deformable image registration", IJCV 2024).
 """
@@ -30,7 +30,9 @@ def least_determinant(moved_mm: FloatArray, grid: Grid) -> FloatArray:
     edges = [np.diff(index, axis=axis + 1) for axis in range(3)]
     least = np.full(grid.shape_zyx, np.inf)
     for sides in itertools.product((0, 1), repeat=3):
-        columns = [_edge(edge, axis, side) for axis, (edge, side) in enumerate(zip(edges, sides, strict=True))]
+        columns = [
+            _edge(edge, axis, side) for axis, (edge, side) in enumerate(zip(edges, sides, strict=True))
+        ]
         a, b, c = columns
         volume = (
             a[0] * (b[1] * c[2] - b[2] * c[1])

@@ -1,7 +1,7 @@
 """A B-spline that SimpleITK optimises on the maps, in units of voxels, after the coarse answer.
 
-The distance between the control points is the smoothness length. Coarse to fine, the mesh is refined together with the
-images. The metric is the measure's own: correlation of maps, mutual information of intensities. SimpleITK's metrics
+The distance between the control points is the smoothness length. A spline with twice that distance is found first, on
+coarser images, and then the fine one before it. The metric is the measure's own: correlation of maps, mutual information of intensities. SimpleITK's metrics
 compare one channel, so several channels are mixed into one (`one_channel`).
 
 Nothing keeps a B-spline from folding but the distance of its control points. Folds are counted afterwards.
@@ -22,8 +22,8 @@ from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.itk import itk_image, itk_transform
 
-_SHRINK, _SIGMA_VOX = (4, 2), (2.0, 1.0)  # of each level
-_MESH = (1, 2)  # times that the mesh of a level is finer than the first one's
+# Shrink factor, smoothing in voxels, and distance of the control points over the finest one, of each level.
+_LEVELS = ((4, 2.0, 2), (2, 1.0, 1))
 _ITERATIONS = 40  # of each level
 _MOST_SAMPLES = 100_000
 _ORDER = 3
@@ -40,7 +40,7 @@ def find_bspline(
     seed: int,
     threads: int,
 ) -> sitk.Transform:
-    """Find the B-spline, in the fixed world, that is applied before the coarse answer.
+    """Find the B-splines, in the fixed world, that are applied before the coarse answer, as one transform.
 
     Parameters
     ----------
@@ -64,35 +64,49 @@ def find_bspline(
     RegistrationError
         If the optimiser cannot go on.
     """
+    inside = itk_image(within, fixed.grid)
+    # ITK applies the transform first that was added last.
+    so_far = sitk.CompositeTransform([itk_transform(affine)])
+    splines = []
+    for shrink, sigma_vox, coarser in _LEVELS:
+        method = _method(fixed, moving, measure, shrink, sigma_vox, seed, threads)
+        method.SetMetricFixedMask(inside)
+        method.SetMovingInitialTransform(so_far)
+        image = itk_image(fixed.values[0], fixed.grid)
+        mesh = [max(1, round(e / (spacing_mm * coarser))) for e in fixed.grid.extent_mm[::-1]]
+        spline = sitk.BSplineTransformInitializer(image, mesh, _ORDER)
+        method.SetInitialTransform(spline, inPlace=True)
+        try:
+            method.Execute(image, itk_image(moving.values[0], moving.grid))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise RegistrationError(f"the optimiser of the B-spline stopped: {reason}") from error
+        splines.append(spline)
+        so_far = sitk.CompositeTransform([itk_transform(affine), *splines])
+    return sitk.CompositeTransform(splines)
+
+
+def _method(
+    fixed: Features,
+    moving: Features,
+    measure: Measure,
+    shrink: int,
+    sigma_vox: float,
+    seed: int,
+    threads: int,
+) -> sitk.ImageRegistrationMethod:
     grid = fixed.grid
-    first = [max(1, round(extent / (spacing_mm * _MESH[-1]))) for extent in grid.extent_mm[::-1]]
-    image = itk_image(fixed.values[0], grid)
-    spline = sitk.BSplineTransformInitializer(image, first, _ORDER)
     method = sitk.ImageRegistrationMethod()
     measure.choose_metric(method)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    shares = [min(1.0, _MOST_SAMPLES / (math.prod(grid.shape_zyx) / shrink**3)) for shrink in _SHRINK]
-    method.SetMetricSamplingPercentagePerLevel(shares, seed=seed % 2**31 + 1)
-    method.SetShrinkFactorsPerLevel(list(_SHRINK))
-    method.SetSmoothingSigmasPerLevel([sigma * grid.finest_mm for sigma in _SIGMA_VOX])
+    share = min(1.0, _MOST_SAMPLES / (math.prod(grid.shape_zyx) / shrink**3))
+    method.SetMetricSamplingPercentage(share, seed=seed % 2**31 + 1)
+    method.SetShrinkFactorsPerLevel([shrink])
+    method.SetSmoothingSigmasPerLevel([sigma_vox * grid.finest_mm])
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
     method.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-7, numberOfIterations=_ITERATIONS)
-    method.SetMetricFixedMask(itk_image(within, grid))
+    method.SetNumberOfThreads(threads)
     if moving.known is not None:
         method.SetMetricMovingMask(itk_image(moving.known, moving.grid))
-    # ITK applies the transform that it optimises first, and then the moving initial one.
-    method.SetMovingInitialTransform(itk_transform(affine))
-    method.SetInitialTransformAsBSpline(spline, inPlace=True, scaleFactors=list(_MESH))
-    method.SetNumberOfThreads(threads)
-    try:
-        method.Execute(image, itk_image(moving.values[0], moving.grid))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise RegistrationError(f"the optimiser of the B-spline stopped: {reason}") from error
-    return spline
-
-
-def control_points(grid: Grid, spacing_mm: float) -> int:
-    """Count the control points of the finest mesh over a grid."""
-    return math.prod(max(1, round(e / spacing_mm)) + _ORDER for e in grid.extent_mm)
+    return method

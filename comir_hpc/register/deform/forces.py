@@ -3,8 +3,8 @@
 The fixed map is explained by the moving one, locally: about every voxel, in a window, ``fixed = a * moving + b`` is
 fitted. What remains is the residual, and its square, averaged over the window, is ``variance * (1 - correlation^2)``.
 So the sum of the squared residuals, each divided by the fixed map's local deviation, is one less the squared local
-correlation. Its derivative is ``a`` times the slope of the moving map. Where the two have nothing to do with each other,
-``a`` is near zero, and nothing pulls.
+correlation. Its derivative is ``a`` times the slope of the moving map. Where the two have nothing to do with each
+other, ``a`` is near zero, and nothing pulls.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ class Comparison:
         Product of slope and residual, summed over channels.
     stiffness : (6, z, y, x) float32
         Products of two slopes, summed over channels: zz, yy, xx, zy, zx, yx.
+    weights : (z, y, x) float32
+        Weights of the voxels.
     """
 
     cost: Array
     pull: Array
     stiffness: Array
+    weights: Array
 
 
 class LocalCorrelation:
@@ -74,7 +77,7 @@ class LocalCorrelation:
                     pull[axis] += weights * gradient * residual
                 for number, (i, j) in enumerate(((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))):
                     stiffness[number] += weights * ahead[i] * ahead[j]
-        return Comparison(cost / np.float32(len(self._fixed)), pull, stiffness)
+        return Comparison(cost / np.float32(len(self._fixed)), pull, stiffness, weights)
 
     def _explained(
         self, fixed: Array, moving: Array, weights: Array, inverse: Array
