@@ -1,8 +1,9 @@
-"""A B-spline that SimpleITK optimises on the maps, in units of voxels, after the coarse answer.
+"""B-splines that SimpleITK optimises on the maps, before the coarse answer.
 
 The distance between the control points is the smoothness length. A spline with twice that distance is found first, on
-coarser images, and then the fine one before it. The metric is the measure's own: correlation of maps, mutual information of intensities. SimpleITK's metrics
-compare one channel, so several channels are mixed into one (`one_channel`).
+coarser images, and then the fine one, which is applied before it. The metric is the measure's own: correlation of maps,
+mutual information of intensities. SimpleITK's metrics compare one channel, so several channels are mixed into one
+(`one_channel`).
 
 Nothing keeps a B-spline from folding but the distance of its control points. Folds are counted afterwards.
 """
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from comir_hpc.errors import RegistrationError
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.measures import Measure
-from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.itk import itk_image, itk_transform
 
