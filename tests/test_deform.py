@@ -54,7 +54,7 @@ def test_velocity_finds_a_known_deformation_on_oblique_and_flipped_grids(directi
     field = smooth()
     grid = Grid(SHAPE, (2.0, 2.0, 2.0), (5.0, -8.0, 20.0), direction)
     fixed, moving = bent_pair(field, grid)
-    found = from_velocity(find_velocity([make_maps(fixed, moving, Affine.identity(), signed=True)], 8.0))
+    found = from_velocity(find_velocity([make_maps(fixed, moving, Affine.identity(), alike=True)], 8.0))
     there = carried(found.displacement_mm, found.grid, grid) / 2.0
     before = error_vox(0 * field, field, fixed.mask)
     after = error_vox(there, field, fixed.mask)
@@ -68,15 +68,17 @@ def test_velocity_finds_a_known_deformation_on_oblique_and_flipped_grids(directi
     assert np.linalg.norm(moved - true, axis=1).mean() < 2.0 * 0.35
 
 
-def test_velocity_ignores_the_sign_where_it_means_nothing():
+def test_values_that_run_the_other_way_are_brought_to_run_the_same():
     field = smooth()
     fixed, moving = bent_pair(field, Grid(SHAPE, (1.0, 1.0, 1.0)))
-    against = Features(-moving.values, moving.mask, moving.grid)
-    both = [
-        find_velocity([make_maps(fixed, side, Affine.identity(), signed=signed)], 6.0).values_mm
-        for side, signed in ((moving, True), (against, False))
+    against = Features(1.5 - 2 * moving.values, moving.mask, moving.grid)
+    found = [
+        find_velocity([make_maps(fixed, side, Affine.identity(), alike=alike)], 6.0)
+        for side, alike in ((moving, True), (against, False))
     ]
-    np.testing.assert_allclose(*both, atol=0.05)
+    errors = [error_vox(carried(f.displacement_mm(), f.grid, fixed.grid), field, fixed.mask) for f in found]
+    assert errors[1] < 0.4
+    assert errors[1] < errors[0] + 0.1
 
 
 def test_flow_of_a_velocity_and_of_its_negative_undo_each_other():

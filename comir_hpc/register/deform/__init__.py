@@ -161,13 +161,13 @@ def deform(
     RegistrationError
         If the optimiser of the B-spline cannot go on.
     """
-    grid, signed = pair.fixed.grid, pair.measure.correlates
+    grid, alike = pair.fixed.grid, pair.measure.correlates
     length = settings.smoothness_mm or max(grid.finest_mm, _SMOOTHNESS_SHARE * pair.side_mm)
     held = HeldOut(pair.fixed.mask, length / grid.finest_mm, settings.seed)
-    finest = make_maps(pair.fixed, pair.moving, affine, signed=signed)
+    finest = make_maps(pair.fixed, pair.moving, affine, alike=alike)
     itk = None
     if settings.transform == "field":
-        coarse = [make_maps(*sides, affine, signed=signed) for sides in _coarser(inputs)]
+        coarse = [make_maps(*sides, affine, alike=alike) for sides in _coarser(inputs)]
         compared = [_compared(held, maps, grid) for maps in (*coarse, finest)]
         lattice = from_velocity(find_velocity(compared, length, progress))
     else:
@@ -182,11 +182,11 @@ def deform(
         )
         lattice = sampled(ItkTransform(itk), grid)
     after = carried(lattice.displacement_mm, lattice.grid, grid)
-    gain = held.gain(finest.fixed, finest.seen(), finest.seen(after), signed)
+    gain = held.gain(finest.fixed, finest.seen(), finest.seen(after), alike)
     return _judged(lattice, itk, gain, pair.fixed, affine, settings.transform, length)
 
 
-def make_maps(fixed: Features, moving: Features, affine: Affine, *, signed: bool) -> Maps:
+def make_maps(fixed: Features, moving: Features, affine: Affine, *, alike: bool) -> Maps:
     """Put two volumes together as they are compared, with the coarse answer between their voxels.
 
     Channels that look along the axes of a grid cannot be turned like a picture: the moving volume is then turned onto
@@ -201,7 +201,7 @@ def make_maps(fixed: Features, moving: Features, affine: Affine, *, signed: bool
         None if moving.known is None else moving.known.astype(np.float32),
         between[:3, :3].astype(np.float32),
         between[:3, 3].astype(np.float32),
-        signed,
+        alike,
     )
     if fixed.describe is None or moving.describe is None:
         return maps

@@ -1,9 +1,8 @@
-"""B-splines that SimpleITK optimises on the maps, before the coarse answer.
+"""A B-spline that SimpleITK optimises on the maps, before the coarse answer.
 
-The distance between the control points is the smoothness length. A spline with twice that distance is found first, on
-coarser images, and then the fine one, which is applied before it. The metric is the measure's own: correlation of maps,
-mutual information of intensities. SimpleITK's metrics compare one channel, so several channels are mixed into one
-(`one_channel`).
+The distance between the control points is the smoothness length. Coarse to fine, the mesh is refined together with the
+images. The metric is the measure's own: correlation of maps, mutual information of intensities. SimpleITK's metrics
+compare one channel, so several channels are mixed into one (`one_channel`).
 
 Nothing keeps a B-spline from folding but the distance of its control points. Folds are counted afterwards.
 """
@@ -22,8 +21,9 @@ from comir_hpc.representations.measures import Measure
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.itk import itk_image, itk_transform
 
-# Shrink factor, smoothing in voxels, and distance of the control points over the finest one, of each level.
-_LEVELS = ((4, 2.0, 2), (2, 1.0, 1))
+_SHRINK, _SIGMA_VOX = (4, 2), (2.0, 1.0)  # of each level
+_MESH = (1, 2)  # times that the mesh of a level is finer than the first one's
+_FEWEST_VOXELS = 32  # along the shortest side of a level
 _ITERATIONS = 40  # of each level
 _MOST_SAMPLES = 100_000
 _ORDER = 3
@@ -40,7 +40,7 @@ def find_bspline(
     seed: int,
     threads: int,
 ) -> sitk.Transform:
-    """Find the B-splines, in the fixed world, that are applied before the coarse answer, as one transform.
+    """Find the B-spline, in the fixed world, that is applied before the coarse answer.
 
     Parameters
     ----------
@@ -64,48 +64,40 @@ def find_bspline(
     RegistrationError
         If the optimiser cannot go on.
     """
-    inside = itk_image(within, fixed.grid)
-    # ITK applies the transform first that was added last.
-    so_far = sitk.CompositeTransform([itk_transform(affine)])
-    splines = []
-    for shrink, sigma_vox, coarser in _LEVELS:
-        method = _method(fixed, moving, measure, shrink, sigma_vox, seed, threads)
-        method.SetMetricFixedMask(inside)
-        method.SetMovingInitialTransform(so_far)
-        image = itk_image(fixed.values[0], fixed.grid)
-        mesh = [max(1, round(e / (spacing_mm * coarser))) for e in fixed.grid.extent_mm[::-1]]
-        spline = sitk.BSplineTransformInitializer(image, mesh, _ORDER)
-        method.SetInitialTransform(spline, inPlace=True)
-        try:
-            method.Execute(image, itk_image(moving.values[0], moving.grid))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise RegistrationError(f"the optimiser of the B-spline stopped: {reason}") from error
-        splines.append(spline)
-        so_far = sitk.CompositeTransform([itk_transform(affine), *splines])
-    return sitk.CompositeTransform(splines)
+    image = itk_image(fixed.values[0], fixed.grid)
+    coarsest = spacing_mm * _MESH[-1]
+    mesh = [max(1, round(extent / coarsest)) for extent in fixed.grid.extent_mm[::-1]]
+    spline = sitk.BSplineTransformInitializer(image, mesh, _ORDER)
+    method = _method(fixed, moving, measure, seed, threads)
+    method.SetMetricFixedMask(itk_image(within, fixed.grid))
+    # ITK applies the transform that it optimises first, and then the moving initial one.
+    method.SetMovingInitialTransform(itk_transform(affine))
+    method.SetInitialTransformAsBSpline(spline, inPlace=True, scaleFactors=list(_MESH))
+    try:
+        method.Execute(image, itk_image(moving.values[0], moving.grid))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RegistrationError(f"the optimiser of the B-spline stopped: {reason}") from error
+    return spline
 
 
 def _method(
-    fixed: Features,
-    moving: Features,
-    measure: Measure,
-    shrink: int,
-    sigma_vox: float,
-    seed: int,
-    threads: int,
+    fixed: Features, moving: Features, measure: Measure, seed: int, threads: int
 ) -> sitk.ImageRegistrationMethod:
     grid = fixed.grid
     method = sitk.ImageRegistrationMethod()
     measure.choose_metric(method)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    share = min(1.0, _MOST_SAMPLES / (math.prod(grid.shape_zyx) / shrink**3))
-    method.SetMetricSamplingPercentage(share, seed=seed % 2**31 + 1)
-    method.SetShrinkFactorsPerLevel([shrink])
-    method.SetSmoothingSigmasPerLevel([sigma_vox * grid.finest_mm])
+    # On a small volume every level is finer: an optimiser of a thousand control points needs more voxels than that.
+    shrinks = [min(shrink, max(1, min(grid.shape_zyx) // _FEWEST_VOXELS)) for shrink in _SHRINK]
+    shares = [min(1.0, _MOST_SAMPLES * shrink**3 / math.prod(grid.shape_zyx)) for shrink in shrinks]
+    method.SetMetricSamplingPercentagePerLevel(shares, seed=seed % 2**31 + 1)
+    method.SetShrinkFactorsPerLevel(shrinks)
+    method.SetSmoothingSigmasPerLevel([sigma * grid.finest_mm for sigma in _SIGMA_VOX])
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
-    method.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-7, numberOfIterations=_ITERATIONS)
+    # LBFGSB, the other one, cannot go on after the mesh was refined: it keeps the first one's scales (SimpleITK 2.5).
+    method.SetOptimizerAsLBFGS2(solutionAccuracy=1e-6, numberOfIterations=_ITERATIONS)
     method.SetNumberOfThreads(threads)
     if moving.known is not None:
         method.SetMetricMovingMask(itk_image(moving.known, moving.grid))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from comir_hpc.register.deform.forces import Comparison, LocalCorrelation
+from comir_hpc.register.deform.forces import Comparison, LocalCorrelation, as_fixed
 from comir_hpc.register.deform.warping import Array, carried, exponential, indices, pooled, sample
 from comir_hpc.space.grid import Grid
 
@@ -50,8 +50,9 @@ class Maps:
         1 where the moving volume was measured; None if that is everywhere.
     matrix, offset : (3, 3), (3,)
         Map of fixed voxel indices to moving ones (z, y, x), by the coarse answer.
-    signed : bool
-        Whether only a positive correlation counts.
+    alike : bool
+        Whether equal values mean the same in both, as in learned maps. Otherwise moving values are first given those of
+        the fixed volume that they mostly lie on (`as_fixed`).
     """
 
     fixed: Array
@@ -61,7 +62,7 @@ class Maps:
     known: Array | None
     matrix: Array
     offset: Array
-    signed: bool
+    alike: bool
 
     def seen(self, displacement_mm: Array | None = None) -> tuple[Array, Array]:
         """Look the moving maps up on the fixed grid, displaced along its axes by (3, z, y, x) mm; and the weights."""
@@ -129,10 +130,12 @@ def find_velocity(
         if found is not None:
             start = _still_at_border(carried(found.values_mm, found.grid, lattice))
         found = Velocity(start, lattice)
-        compared = LocalCorrelation(level.fixed, _WINDOW_VOX, signed=level.signed)
+        compared = LocalCorrelation(level.fixed, _WINDOW_VOX)
         for step in range(_STEPS):
-            seen = level.seen(carried(found.displacement_mm(), lattice, level.grid))
-            found, moved_vox = _stepped(found, compared.at(*seen), level.grid, ratio, sigma_mm)
+            seen, weights = level.seen(carried(found.displacement_mm(), lattice, level.grid))
+            if not level.alike:
+                seen = as_fixed(level.fixed, seen, weights)
+            found, moved_vox = _stepped(found, compared.at(seen, weights), level.grid, ratio, sigma_mm)
             if progress is not None:
                 progress(number * _STEPS + step + 1, len(levels) * _STEPS)
             if moved_vox < _ENOUGH_VOX:
