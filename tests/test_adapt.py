@@ -70,6 +70,15 @@ def test_what_is_trained_on_and_what_is_held_out_are_apart(
     assert all(side <= b - a for side, a, b in zip(stores.patch, start, stop, strict=True))
 
 
+def test_nothing_is_held_out_at_the_end(
+    pair: WorkingPair, case: tuple[Path, Path, Transform], tmp_path: Path
+) -> None:
+    stores = pair.aligned(case[2], tmp_path, None)
+    assert stores is not None
+    assert not stores.held_out.any()
+    assert stores.within == ((0, 0, 0), stores.held_out.shape)
+
+
 def test_held_out_cells_tell_right_from_wrong(
     pair: WorkingPair, case: tuple[Path, Path, Transform], tmp_path: Path
 ) -> None:
@@ -108,15 +117,16 @@ def test_methods_that_agree_save_the_other_trainings(
         "intensity": [(Alignment(wrong, "intensity, answer 1"), 0)],
         "mind": [(Alignment(truth, "mind, answer 1"), 0)],
     }
-    monkeypatch.setattr(work, "_search", answers.__getitem__)
-    found = work.search_all()
-    assert [(one.methods, one.origin) for one in found] == [
-        (2, "comir, answer 1; mind, answer 1"),
-        (1, "intensity, answer 1"),
-    ]
-    for share, tried in ((0.8, 1), (0.1, 2)):
+    searched: list[str] = []
+    monkeypatch.setattr(work, "_search", lambda method: searched.append(method) or answers[method])
+    for share, tried, methods in ((0.8, 1, ["comir", "mind"]), (0.1, 2, ["comir", "mind", "intensity"])):
+        searched.clear()
         monkeypatch.setattr(work, "try_out", lambda one, _, share=share: replace(one, held_out=share))
-        assert len(work.try_all(found)) == tried
+        found = work.candidates()
+        assert searched == methods
+        assert len(found) == tried
+        assert found[0].origin == "comir, answer 1; mind, answer 1"
+        assert found[0].methods == 2
 
 
 @pytest.mark.slow
@@ -130,7 +140,7 @@ def test_a_candidate_is_found_and_tried_out(
     )
     assert "held_out" in plan_adapt(settings)
     work = Adaptation(settings, None)
-    (found,) = work.search_all()
+    (found,) = work.distinct(work._search("comir"))
     points = np.argwhere(np.ones((4, 4, 4))) * 12.0
     assert found.transform.distance_mm(truth, points).mean() < 1.0
     tried = work.try_out(found, "candidates/0")

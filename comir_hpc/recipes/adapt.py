@@ -1,9 +1,10 @@
 """`comir-hpc adapt`: make encoders for the pair at hand, without an aligned pair.
 
-The general model, mutual information and MIND each search for the alignment. Their different answers are candidates.
-Encoders are trained on each candidate, as if it were right, on two thirds of the specimen. The last third judges: only
-on a right alignment do the encoders learn what holds there too. The best ones search again from nothing, are trained on
-what they find, and so on, until nothing moves. A round that judges worse than the one before is taken back.
+The general model and MIND each search for the alignment, and mutual information where they do not agree. The different
+answers are candidates. Encoders are trained on each candidate, as if it were right, on two thirds of the specimen. The
+last third judges: only on a right alignment do the encoders learn what holds there too. The best ones search again from
+nothing, are trained on what they find, and so on, until nothing moves. A round that judges worse than the one before is
+taken back. At last the encoders are trained on the held-out part as well.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def adapt(settings: AdaptSettings, *, progress: Progress | None = None) -> Adapt
         If a volume or the model to start from cannot be used.
     """
     work = Adaptation(settings, progress)
-    trained = work.try_all(work.search_all())
+    trained = work.candidates()
     doubt = _doubt(trained)
     if doubt:
         result = AdaptResult(settings.run, "FAIL", (doubt,), tuple(trained), (), None)
@@ -115,7 +116,7 @@ def plan_adapt(settings: AdaptSettings) -> dict[str, Any]:
         "working_grid": f"{pair.fixed_grid} (fixed), {pair.moving_grid} (moving)",
         "search": f"{settings.rotations} rotations, by each of {', '.join(METHODS)}",
         "train": f"{settings.steps} steps on each of at most {settings.candidates} candidates, then in at most "
-        f"{settings.rounds} rounds",
+        f"{settings.rounds} rounds, and half as many at the end on all of the specimen",
         "held_out": f"{settings.held_out:.0%} of the specimen",
         "files": f"model.json, {WEIGHTS_FOLDER}/, registration/, {RECORD}, and what was done on the way",
     }

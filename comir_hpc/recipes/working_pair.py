@@ -122,7 +122,7 @@ class WorkingPair:
         """Measure how far two alignments send points of the fixed specimen from each other, on average, in mm."""
         return float(one.distance_mm(other, self.points_mm).mean())
 
-    def aligned(self, transform: Transform, folder: Path, held_out: float) -> AlignedStores | None:
+    def aligned(self, transform: Transform, folder: Path, held_out: float | None) -> AlignedStores | None:
         """Write both volumes on the fixed grid, cut to what both show, and choose what is held out.
 
         Parameters
@@ -131,8 +131,8 @@ class WorkingPair:
             From fixed to moving.
         folder : Path
             Where the two stores go.
-        held_out : float
-            Share of the specimen that is held out, at the far end of the longest axis.
+        held_out : float or None
+            Share of the specimen that is held out, at the far end of the longest axis; None trains on all of it.
 
         Returns
         -------
@@ -176,18 +176,20 @@ class WorkingPair:
         return on_fixed(self.moving, 1, outside), shown > 0.5, specimen > 0.5
 
 
-def _divided(specimen: Mask, held_out: float) -> tuple[tuple[Triple, Triple], Triple, Mask] | None:
+def _divided(specimen: Mask, held_out: float | None) -> tuple[tuple[Triple, Triple], Triple, Mask] | None:
     """Divide a specimen across its longest axis: the box to train in, the patch for it, and the mask of the rest."""
     shape = specimen.shape
-    axis = int(np.argmax([np.ptp(np.flatnonzero(specimen.any(axis=_others(a)))) for a in range(3)]))
-    share = specimen.sum(axis=_others(axis)).cumsum() / specimen.sum()
-    end = int(np.searchsorted(share, 1 - held_out))
-    stop = [end - _GAP // 2 if a == axis else n for a, n in enumerate(shape)]
+    stop = list(shape)
+    rest = np.zeros(shape, dtype=np.bool_)
+    if held_out is not None:
+        axis = int(np.argmax([np.ptp(np.flatnonzero(specimen.any(axis=_others(a)))) for a in range(3)]))
+        share = specimen.sum(axis=_others(axis)).cumsum() / specimen.sum()
+        end = int(np.searchsorted(share, 1 - held_out))
+        stop[axis] = end - _GAP // 2
+        rest[tuple(slice(end + _GAP // 2, None) if a == axis else slice(None) for a in range(3))] = True
     patch = next((side for side in _PATCHES if min(stop) >= side), None)
     if patch is None:
         return None
-    rest = np.zeros(shape, dtype=np.bool_)
-    rest[tuple(slice(end + _GAP // 2, None) if a == axis else slice(None) for a in range(3))] = True
     z, y, x = stop
     return ((0, 0, 0), (z, y, x)), (patch, patch, patch), rest
 
