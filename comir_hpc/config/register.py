@@ -78,7 +78,7 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     smooth field without folds, or a B-spline."""
     smoothness_mm: Length | None = None
     """Smoothness length of a bend in mm: the deviation of the window that moves as one (field), or the distance of the
-    control points (bspline); 6 percent of the specimen's mean side when not given."""
+    control points (bspline); 8 percent of the specimen's mean side when not given."""
     rotations: Positive = 4000
     """Number of rotations in the global search, spread evenly over SO(3); of single slices up to 360 turns in their
     plane."""

@@ -47,7 +47,7 @@ from comir_hpc.transforms.itk import ItkTransform
 
 __all__ = ["Deformation", "bend", "deform", "require_deformable"]
 
-_SMOOTHNESS_SHARE = 0.06  # smoothness length, as a share of the specimen's mean side, where none is given
+_SMOOTHNESS_SHARE = 0.08  # smoothness length, as a share of the specimen's mean side, where none is given
 _MOST_COARSE = 3  # levels beside the one that is compared
 _FEWEST_VOXELS = 28  # of a coarse level, along the shortest side of a volume
 _FOLDED_SHARE = 1e-4  # share of the specimen's points that may fold before the verdict is WARN

@@ -27,7 +27,7 @@ _EXPECTED_VOX = (
 )
 _ALIKE_VOXELS = 27.0  # voxels whose residuals are one observation: neighbours have nearly the same
 _LEAST = 1e-4  # what is expected even where nothing is left unexplained, so that flat places can be solved
-_LEAST_SIGMA_VOX = 2.0  # smallest deviation of the window of a step, in voxels of the level
+_LEAST_SIGMA_VOX = 3.0  # smallest deviation of the window of a step, in voxels of the level
 _PER_LENGTH = (
     3  # lattice points along a smoothness length: a trilinear field then bends as smoothly as its velocity
 )
