@@ -214,7 +214,8 @@ def evaluate(
         row = _evaluation(folder, result, places, targets, grid, as_affine(true) if true else None)
         found = whole_transform(folder, result)
         if found is not None:
-            row = replace(row, **_of_space(folder, result, found, targets, back))
+            least, folds, inverse = _of_space(folder, result, found, targets, back)
+            row = replace(row, determinant_least=least, folded_share=folds, inverse_mm=inverse)
         if labels is not None and found is not None:
             overlaps.append(label_overlaps(*labels, found))
             dice, distance = means(overlaps[-1])
@@ -266,21 +267,21 @@ def _corresponding(
 
 def _of_space(
     folder: Path, result: Result, found: PointMap, targets_mm: FloatArray, back: Path | None
-) -> dict[str, float]:
-    """Measure what a transform does to space: its determinant, its folds, and the way back."""
+) -> tuple[float, float, float]:
+    """Measure what a transform does to space: its least determinant, the share of folds, and the way back in mm."""
     linear = 1.0 if result.transform is None else result.transform.determinant
     bent = result.deformation if result.bends else None
     least = linear if bent is None else linear * bent.determinant.get("least", math.nan)
-    measured = {"determinant_least": least, "folded_share": 0.0 if bent is None else bent.folded_share}
+    folds = 0.0 if bent is None else bent.folded_share
     inverse: PointMap | None
     if back is not None:
         inverse = whole_transform(back, read_result(back))
     else:
         inverse = read_transform(folder / INVERSE_FILE) if bent is not None else found.inverse()
     if inverse is None:
-        return measured
+        return least, folds, math.nan
     returned = inverse.apply(found.apply(targets_mm))
-    return {**measured, "inverse_mm": float(np.linalg.norm(returned - targets_mm, axis=1).mean())}
+    return least, folds, float(np.linalg.norm(returned - targets_mm, axis=1).mean())
 
 
 def _write(folder: Path, result: Result) -> None:

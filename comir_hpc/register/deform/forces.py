@@ -124,7 +124,8 @@ class LocalCorrelation:
             mean = self._mean(weights * values) * self._inverse
             variance = np.maximum(self._mean(weights * values * values) * self._inverse - mean**2, 0)
             quiet = np.float32(_QUIET * np.average(variance, weights=weights) + 1e-12)
-            self._centred.append(_Centred(values, mean, 1 / np.sqrt(variance + quiet)))
+            scale = np.asarray(1 / np.sqrt(variance + quiet), dtype=np.float32)
+            self._centred.append(_Centred(values, mean, scale))
 
     def _explained(self, fixed: _Centred, moving: Array, weights: Array) -> tuple[Array, Array]:
         """Fit the fixed map: the factor of the moving one, and what remains over the deviation."""

@@ -131,8 +131,8 @@ class HeldOut:
         f, m = fixed[self.mask].astype(np.float64), moving[self.mask].astype(np.float64)
 
         def total(values: FloatArray) -> FloatArray:
-            sums: FloatArray = np.bincount(labels, weights=values * shown, minlength=self.num_cubes + 1)[1:]
-            return sums
+            sums = np.bincount(labels, weights=values * shown, minlength=self.num_cubes + 1)
+            return np.asarray(sums[1:], dtype=np.float64)
 
         with np.errstate(invalid="ignore", divide="ignore"):
             count, size = total(np.ones(len(f))), np.bincount(labels, minlength=self.num_cubes + 1)[1:]
