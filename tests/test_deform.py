@@ -181,10 +181,10 @@ def settings(folder, out, **given):
     return RegisterSettings(fixed=folder / "fixed.zarr", moving=folder / "moving.zarr", out=out, **given)
 
 
-@pytest.mark.parametrize("kind", ["field", "bspline"])
-def test_register_bends_and_its_files_are_read_again(bent_stores, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "length"), [("field", 8.0), ("bspline", 16.0)])
+def test_register_bends_and_its_files_are_read_again(bent_stores, tmp_path, kind, length):
     folder, grid, mask, field = bent_stores
-    done = register(settings(folder, tmp_path / kind, transform=kind, smoothness_mm=8.0))
+    done = register(settings(folder, tmp_path / kind, transform=kind, smoothness_mm=length))
     result = done.result
     assert result.bends, result.deformation.reason
     assert result.transform_file == "transform.h5"
@@ -202,7 +202,7 @@ def test_register_bends_and_its_files_are_read_again(bent_stores, tmp_path, kind
     returned = np.array([back.TransformPoint(p) for p in whole.apply(points).tolist()])
     assert np.linalg.norm(returned - points, axis=1).mean() < 0.1
     assert result.deformation.folded_points == 0
-    assert register(settings(folder, tmp_path / kind, transform=kind, smoothness_mm=8.0)).skipped
+    assert register(settings(folder, tmp_path / kind, transform=kind, smoothness_mm=length)).skipped
 
 
 def test_identity_stays_identity(bent_stores, tmp_path):

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from comir_hpc.report.panels import PlanePictures
 from comir_hpc.report.wording import Number, figure
-from comir_hpc.runs.pictures import PLANES, Arrays, Picture, Plane, isotropic, png_uri, spacing_mm, upright
+from comir_hpc.runs.pictures import PLANES, Arrays, Picture, Plane, png_uri, spacing_mm, upright
 from comir_hpc.runs.result import DeformationRecord
 
 _KINDS = ("rows", "columns", "magnitude", "determinant")
@@ -75,8 +76,8 @@ def _plane(
     spacing = spacing_mm(panels, name)
     fixed = np.asarray(panels[f"{name}_fixed"], dtype=np.float32)
     # The grid's lines are drawn on the pixels of the page, so that they are thin.
-    small = {kind: isotropic(deformation[f"{name}_{kind}"], spacing, _LONGEST) for kind in _KINDS}
-    grey = isotropic(_between(fixed), spacing, _LONGEST)
+    small = {kind: _on_page(deformation[f"{name}_{kind}"], spacing) for kind in _KINDS}
+    grey = _on_page(_between(fixed), spacing)
     drawn = {
         "grid": (
             _grid(grey, small, fixed.shape),
@@ -93,6 +94,14 @@ def _plane(
         for kind, (values, alt) in drawn.items()
     }
     return PlanePictures(name, PLANES[name], _ACROSS[name], float(fixed.shape[1] * spacing[1]), pictures)
+
+
+def _on_page(plane: Plane, spacing: tuple[float, float]) -> Plane:
+    """Resample to the square pixels of the page; small slices are drawn larger, so that lines stay thin."""
+    extent = [n * s for n, s in zip(plane.shape, spacing, strict=True)]
+    rows, columns = (max(1, round(_LONGEST * e / max(extent))) for e in extent)
+    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
 def _grid(grey: Plane, small: Mapping[str, Plane], shape: tuple[int, ...]) -> NDArray[Any]:

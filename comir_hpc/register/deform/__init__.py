@@ -48,6 +48,7 @@ from comir_hpc.transforms.itk import ItkTransform
 __all__ = ["Deformation", "bend", "deform", "require_deformable"]
 
 _SMOOTHNESS_SHARE = 0.08  # smoothness length, as a share of the specimen's mean side, where none is given
+_HELD_SHARE = 0.5  # side of a cube that is held out, in smoothness lengths: its surroundings reach into it
 _MOST_COARSE = 3  # levels beside the one that is compared
 _FEWEST_VOXELS = 28  # of a coarse level, along the shortest side of a volume
 _FOLDED_SHARE = 1e-4  # share of the specimen's points that may fold before the verdict is WARN
@@ -163,7 +164,7 @@ def deform(
     """
     grid, alike = pair.fixed.grid, pair.measure.correlates
     length = settings.smoothness_mm or max(grid.finest_mm, _SMOOTHNESS_SHARE * pair.side_mm)
-    held = HeldOut(pair.fixed.mask, length / grid.finest_mm, settings.seed)
+    held = HeldOut(pair.fixed.mask, _HELD_SHARE * length / grid.finest_mm, settings.seed)
     finest = make_maps(pair.fixed, pair.moving, affine, alike=alike)
     itk = None
     if settings.transform == "field":

@@ -23,9 +23,10 @@ from comir_hpc.transforms.itk import itk_image, itk_transform
 
 _SHRINK, _SIGMA_VOX = (4, 2), (2.0, 1.0)  # of each level
 _MESH = (1, 2)  # times that the mesh of a level is finer than the first one's
-_FEWEST_VOXELS = 32  # along the shortest side of a level
-_ITERATIONS = 40  # of each level
-_MOST_SAMPLES = 100_000
+_FEWEST_VOXELS = 18  # along the shortest side of a level
+_TRIALS = 8  # lengths that are tried for one step
+_ITERATIONS = 25  # of each level
+_MOST_SAMPLES = 40_000
 _ORDER = 3
 
 
@@ -97,7 +98,9 @@ def _method(
     method.SetSmoothingSigmasPerLevel([sigma * grid.finest_mm for sigma in _SIGMA_VOX])
     method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
     # LBFGSB, the other one, cannot go on after the mesh was refined: it keeps the first one's scales (SimpleITK 2.5).
-    method.SetOptimizerAsLBFGS2(solutionAccuracy=1e-6, numberOfIterations=_ITERATIONS)
+    method.SetOptimizerAsLBFGS2(
+        solutionAccuracy=1e-6, numberOfIterations=_ITERATIONS, lineSearchMaximumEvaluations=_TRIALS
+    )
     method.SetNumberOfThreads(threads)
     if moving.known is not None:
         method.SetMetricMovingMask(itk_image(moving.known, moving.grid))
