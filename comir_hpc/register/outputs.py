@@ -160,7 +160,7 @@ def output_bytes(inputs: Inputs, settings: RegisterSettings) -> int:
     kinds = 6 if side.representation.pictured else 3
     field = (
         2 * 24 * math.prod(shape) if settings.transform in BENDING else 0
-    )  # both ways, in double precision
+    )  # both ways, in double precision, with margins
     per_rotation = 8 * (9 + 1 + 1 + 1 + 3)  # rotation, score, angle, overlap and pivot in search.npz
     return 4 * pixels * kinds + per_rotation * (settings.rotations + 1) + field + _PAGE_BYTES
 

@@ -69,7 +69,8 @@ class Lattice:
 
     def figures(self, fixed: Features) -> dict[str, Any]:
         """Measure the deformation over the specimen, as keys of result.json."""
-        inside = carried(fixed.mask.astype(np.float32)[None], fixed.grid, self.grid)[0] > 0.5
+        mask = fixed.mask.astype(np.float32)[None]
+        inside = carried(mask, fixed.grid, self.grid, outside="zeros")[0] > 0.5
         if not inside.any():  # a specimen thinner than the lattice
             inside = np.ones_like(inside)
         determinant = self.determinant[inside]

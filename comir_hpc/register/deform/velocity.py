@@ -117,7 +117,7 @@ def find_velocity(
     levels : sequence of Maps
         What is compared at each level, the coarsest first; their grids have the same axes.
     smoothness_mm : float
-        Smoothness length in mm. On coarse levels it is at least two voxels.
+        Smoothness length in mm. On coarse levels it is at least three voxels.
     progress : callable, optional
         Function that is called as ``progress(done, total)``.
     """
@@ -125,17 +125,23 @@ def find_velocity(
     for number, level in enumerate(levels):
         sigma_mm = max(smoothness_mm, _LEAST_SIGMA_VOX * level.grid.finest_mm)
         ratio = max(1, int(sigma_mm / level.grid.finest_mm / _PER_LENGTH))
-        lattice = level.grid.downsampled((ratio,) * 3)
+        # The lattice goes on beyond the volume, by a smoothness length, in which the motion ends. A specimen that
+        # reaches the faces of its volume moves there, too.
+        margin = math.ceil(sigma_mm / (ratio * level.grid.finest_mm))
+        inner = level.grid.downsampled((ratio,) * 3)
+        lattice = inner.crop(inner.box.grown((margin,) * 3))
         start = np.zeros((3, *lattice.shape_zyx), np.float32)
         if found is not None:
-            start = _still_at_border(carried(found.values_mm, found.grid, lattice))
+            start = _ending(carried(found.values_mm, found.grid, lattice), margin)
         found = Velocity(start, lattice)
         compared = LocalCorrelation(level.fixed, _WINDOW_VOX)
         for step in range(_STEPS):
             seen, weights = level.seen(carried(found.displacement_mm(), lattice, level.grid))
             if not level.alike:
                 seen = as_fixed(level.fixed, seen, weights)
-            found, moved_vox = _stepped(found, compared.at(seen, weights), level.grid, ratio, sigma_mm)
+            found, moved_vox = _stepped(
+                found, compared.at(seen, weights), level.grid, ratio, margin, sigma_mm
+            )
             if progress is not None:
                 progress(number * _STEPS + step + 1, len(levels) * _STEPS)
             if moved_vox < _ENOUGH_VOX:
@@ -145,13 +151,13 @@ def find_velocity(
 
 
 def _stepped(
-    velocity: Velocity, seen: Comparison, grid: Grid, ratio: int, sigma_mm: float
+    velocity: Velocity, seen: Comparison, grid: Grid, ratio: int, margin: int, sigma_mm: float
 ) -> tuple[Velocity, float]:
     """Take one step; return the new velocity and the mean step in voxels of the level."""
     sigma = [sigma_mm / s for s in velocity.grid.spacing_mm]
     voxel = spacings(grid)
     every = np.concatenate([seen.pull, seen.stiffness, seen.cost[None], seen.weights[None]])
-    shown = _smooth(pooled(every, ratio), sigma)
+    shown = _smooth(np.pad(pooled(every, ratio), ((0, 0), *((margin, margin),) * 3)), sigma)
     pull, stiffness, cost, share = shown[:3], shown[3:9], shown[9], shown[10]
     # What is left unexplained is noise for a step: the more there is, the more voxels it takes to move a place.
     noise = np.minimum(cost / np.maximum(share, 1e-3), 1)
@@ -164,7 +170,7 @@ def _stepped(
     length = np.sqrt((step**2).sum(axis=0))
     step *= np.minimum(1, _LONGEST_VOX / np.maximum(length, 1e-9))
     values = velocity.values_mm + _smooth(step, [0.5 * s for s in sigma]) * voxel
-    return Velocity(_still_at_border(values), velocity.grid), float(np.minimum(length, _LONGEST_VOX).mean())
+    return Velocity(_ending(values, margin), velocity.grid), float(np.minimum(length, _LONGEST_VOX).mean())
 
 
 def _solved(stiffness: Array, added: Array, right: Array) -> Array:
@@ -183,10 +189,11 @@ def _smooth(values: Array, sigma: Sequence[float]) -> Array:
     return np.stack([ndimage.gaussian_filter(v, sigma, mode="nearest", truncate=3.0) for v in values])
 
 
-def _still_at_border(values: Array) -> Array:
-    """Let nothing move at the faces of the lattice, so that what lies outside goes on from there."""
+def _ending(values: Array, margin: int) -> Array:
+    """Let the motion end within the margin of the lattice: nothing moves at its faces, or beyond."""
     for axis in range(1, 4):
         n = values.shape[axis]
-        ramp = np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1]) / 2).astype(np.float32)
+        away = np.minimum(np.arange(n), np.arange(n)[::-1])
+        ramp = np.minimum(1, away / max(1, margin)).astype(np.float32)
         values = values * ramp.reshape([-1 if a == axis else 1 for a in range(4)])
     return values

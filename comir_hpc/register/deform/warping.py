@@ -58,12 +58,12 @@ def exponential(velocity: Array) -> Array:
     return moved
 
 
-def carried(field: Array, source: Grid, target: Grid) -> Array:
-    """Interpolate a field (c, z, y, x) of one grid on another one with the same axes; beyond its faces it goes on."""
+def carried(field: Array, source: Grid, target: Grid, *, outside: str = "border") -> Array:
+    """Interpolate a field (c, z, y, x) of one grid on another one with the same axes; for `outside` see `sample`."""
     linear = np.linalg.inv(source.matrix_mm) @ target.matrix_mm
     scale, offset = np.diag(linear)[:3], linear[:3, 3]
     axes = [o + s * np.arange(n) for s, o, n in zip(scale, offset, target.shape_zyx, strict=True)]
-    return sample(field, np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32))
+    return sample(field, np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32), outside=outside)
 
 
 def pooled(values: Array, factor: int) -> Array:
