@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: demo test test-slurm test-container test-peers lint types layers check docs lock mlflow clean
+.PHONY: demo bench bench-page test test-slurm test-container test-peers lint types layers check docs lock mlflow clean
 
 demo: $(VENV)/installed
 	$(BIN)/comir-hpc demo --out $(OUT) --seed $(SEED)
@@ -24,9 +24,20 @@ test-container: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/test_container.py
 
 # In a folder of their own: they ask for an older numpy.
-test-peers: $(VENV)/installed-dev
-	$(BIN)/pip install -q --target $(VENV)/peers 'itk-elastix>=0.23' 'antspyx>=0.5'
-	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers tests/test_transforms.py
+test-peers: $(VENV)/installed-dev $(VENV)/peers
+	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers tests/test_transforms.py tests/test_conventions_peers.py tests/test_peers.py
+
+$(VENV)/peers: | $(VENV)/bin/python
+	$(BIN)/pip install -q --target $@ 'itk-elastix>=0.23' 'antspyx>=0.5' 'picsl-greedy>=0.0.6'
+
+# Ten minutes on two quiet cores, nothing to fetch: the embedded pair, and the peers that are there (make .venv/peers).
+bench: $(VENV)/installed
+	$(BIN)/comir-hpc benchmark configs/benchmark_quick.yaml --out bench/table.csv --workers 2 \
+	  $(if $(wildcard $(VENV)/peers),--peers $(VENV)/peers)
+
+# docs/benchmarks.md out of the committed tables.
+bench-page: $(VENV)/installed
+	$(BIN)/python benchmarks/field/page.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -10,3 +10,4 @@
 : "${COMIR_GPU_FLAG=--nv}"             # how Apptainer gets at the GPUs; empty where there are none
 : "${COMIR_EXEC_FLAGS:=}"              # further flags of `apptainer exec`, e.g. --userns
 : "${COMIR_MAX_REQUEUES:=100}"         # a job that stopped and was requeued more often than this fails
+: "${COMIR_REQUIRE:=pass}"             # poorest verdict of register.sh that is no failure: pass or warn

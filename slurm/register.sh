@@ -6,8 +6,10 @@
 #SBATCH --time=02:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
+#SBATCH --signal=USR2@120
 #SBATCH --output=%x-%j.log
-# Find the transform between two volumes, and put the moving one on the fixed grid:
+# Find the transform between two volumes, and put the moving one on the fixed grid if the verdict is PASS
+# (COMIR_REQUIRE=warn: if it is PASS or WARN):
 #
 #   slurm/register.sh FIXED.zarr FIXED_MODALITY MOVING.zarr MOVING_MODALITY RUN_DIR OUT_DIR [options]
 set -euo pipefail
@@ -28,5 +30,5 @@ check_tools
 submit_unless_in_job "$COMIR_CPU_PARTITION" "$@"
 fixed=$1 fixed_modality=$2 moving=$3 moving_modality=$4 run=$5 out=$6; shift 6
 comir register --fixed "$fixed" --moving "$moving" --model "$run" --fixed-modality "$fixed_modality" \
-  --moving-modality "$moving_modality" --out "$out" "$@"
+  --moving-modality "$moving_modality" --out "$out" --require "$COMIR_REQUIRE" "$@"
 comir warp --zarr "$moving" --transform "$out/transform.tfm" --like "$fixed" --out "$out/moving_on_fixed.zarr"

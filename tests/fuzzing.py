@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 from file_mutations import MAKERS
-from references import agrees, answers, points
+from references import agrees, answers, points, same_values
 
 from comir_hpc.errors import ComirError
 from comir_hpc.space.grid import Box
@@ -133,19 +133,11 @@ def _volume(kind: str, path: Path, meter: _Meter) -> tuple[Verdict, str]:
     meter.stop()
     if any(agrees(grid, ours, answer) for answer in answers(kind, path)):
         return "alike", ""
-    if not placed and any(_same_values(ours, answer) for answer in answers(kind, path)):
+    if not placed and any(same_values(ours, source.spacing_zyx, answer) for answer in answers(kind, path)):
         return "alike", ""
     said = f"{source.kind} {source.shape} {source.dtype} {grid}"
     return (
         ("noted", "; ".join(source.notes)) if source.notes else ("failed", f"read otherwise, no note: {said}")
-    )
-
-
-def _same_values(ours: np.ndarray, answer: list) -> bool:
-    """Whether the values are those of a reference reader, in the same order, wherever they lie."""
-    values = np.concatenate([np.moveaxis(piece.values, -1, 0) for piece in answer], axis=1)
-    return values.shape == ours.shape and np.allclose(
-        values.astype(float), ours.astype(float), equal_nan=True
     )
 
 

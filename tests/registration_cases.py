@@ -48,6 +48,17 @@ def features_pair(truth, grid=None, onto=None, seed=0):
     return Features(values[None], mask, grid), Features(moved[None], moved_mask, onto)
 
 
+def stretched_pair(centre):
+    """A truth that stretches and shears a little, both sides of it, and the rigid start that is nearest to it."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn(20) @ np.array([[1.06, 0.02, 0], [0, 0.95, 0], [0, 0.03, 1.0]])
+    truth = Transform(matrix).compose(Transform.rigid(np.eye(3), (1.0, 0, 0), centre))
+    grid = Grid((44, 48, 40), (1.0, 1.0, 1.0), tuple((truth.apply(centre) - np.array([20, 24, 22])).tolist()))
+    fixed, moving = features_pair(truth, onto=grid)
+    start = Transform.rigid(truth.rotation_xyz, truth.apply(centre) - np.asarray(centre), centre)
+    return truth, fixed, moving, start
+
+
 def store(path, values, grid, *, kind="image", foreground_above=1.0, **metadata):
     """A finished volume of (z, y, x) or (c, z, y, x) values, with the statistics that `ingest` writes."""
     values = values if values.ndim == 4 else values[None]

@@ -21,10 +21,18 @@ from comir_hpc.host.locks import writer
 from comir_hpc.volumes.volume import Volume
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Path:
-    ramped(tmp_path / "whole" / "out.zarr")
-    return tmp_path / "whole" / "out.zarr"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished output, to compare with and to copy; no test writes to it."""
+    place = tmp_path_factory.mktemp("whole") / "out.zarr"
+    ramped(place)
+    return place
+
+
+def copied(whole: Path, path: Path) -> None:
+    """A finished output with its ledger, as the same job leaves it."""
+    shutil.copytree(whole, path)
+    shutil.copytree(whole.with_name("out.zarr.ledger"), path.with_name("out.zarr.ledger"))
 
 
 @pytest.fixture
@@ -41,7 +49,9 @@ def says_complete(path: Path) -> bool:
 class Running:
     """The job in a process of its own; it stays for long in one block, so that something can happen meanwhile."""
 
-    def __init__(self, path: Path, pause: float = 0.0, stay: int | None = None, **how: object) -> None:
+    def __init__(
+        self, path: Path, pause: float = 0.0, stay: int | None = None, name: str = "running", **how: object
+    ) -> None:
         code = f"""
             import sys, time
             from pathlib import Path
@@ -52,7 +62,7 @@ class Running:
                 carry_out(job, begun=time.perf_counter(),
                           progress=lambda what, done, total: print(done, total, flush=True))
         """
-        self.script = path.with_name("running.py")
+        self.script = path.with_name(f"{name}.py")
         self.script.write_text(textwrap.dedent(code), encoding="utf-8")
         self.process = subprocess.Popen(
             [sys.executable, str(self.script)], stdout=subprocess.PIPE, text=True, encoding="utf-8"
@@ -90,8 +100,7 @@ def test_the_second_process_is_refused_and_takes_over_when_the_first_is_killed(
 
 def test_never_complete_while_blocks_are_done_again_even_when_that_is_killed(path: Path, whole: Path) -> None:
     """A completes; B verifies, does blocks again and is killed: nobody may read the volume until they are done."""
-    shutil.copytree(whole, path)
-    shutil.copytree(whole.with_name("out.zarr.ledger"), path.with_name("out.zarr.ledger"))
+    copied(whole, path)
     volume = Volume.open(path)
     for index in (3, 20, 30, 40):
         flip(next(volume.shard_files(Ramped(path).plan(volume)[index].write)))
@@ -128,16 +137,10 @@ def test_a_part_that_ends_does_not_complete_what_another_part_does_again(path: P
 
 
 def test_parts_at_the_same_moment_make_the_same_and_one_of_them_completes_it(path: Path, whole: Path) -> None:
-    folder = path.parent
-    running = []
-    for number in (1, 2, 3):
-        (folder / str(number)).mkdir()
-        script = Running(folder / str(number) / "x", pause=0.005, part=(number, 3))
-        script.kill()
-        text = script.script.read_text(encoding="utf-8").replace(str(folder / str(number) / "x"), str(path))
-        script.script.write_text(text, encoding="utf-8")
-        running.append(subprocess.Popen([sys.executable, str(script.script)], stdout=subprocess.DEVNULL))
-    assert [process.wait() for process in running] == [0, 0, 0]
+    running = [Running(path, pause=0.005, name=f"part{n}", part=(n, 3)) for n in (1, 2, 3)]
+    for one in running:
+        one.process.communicate()  # a pipe that nobody reads would fill
+    assert [one.process.returncode for one in running] == [0, 0, 0]
     assert says_complete(path)
     assert _bytes(path) == _bytes(whole)
 
@@ -167,7 +170,7 @@ def test_a_run_after_a_kill_waits_for_the_workers_that_are_left(path: Path, whol
 def test_whatever_is_deleted_is_made_again_by_the_same_command(
     path: Path, whole: Path, lost: str, verify: bool
 ) -> None:
-    ramped(path)
+    copied(whole, path)
     target = path / lost
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(VolumeError, match=r"out\.zarr.* (ramp|comir-hpc)"):
@@ -197,7 +200,7 @@ def test_verify_finds_and_mends_a_flipped_bit_in_the_pyramid_and_touches_nothing
 
 
 def test_the_arrays_own_metadata_need_overwrite(path: Path, whole: Path) -> None:
-    ramped(path)
+    copied(whole, path)
     (path / "0" / "zarr.json").unlink()
     with pytest.raises(
         VolumeError, match=r"is missing \(0/zarr.json\).*again with --overwrite: comir-hpc ramp"
@@ -245,7 +248,7 @@ def test_a_line_about_a_block_that_does_not_exist_completes_nothing(path: Path) 
 def test_what_an_older_version_finished_is_left_as_it_is_and_verify_gives_it_a_list(
     path: Path, whole: Path
 ) -> None:
-    ramped(path)
+    copied(whole, path)
     record = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
     del record["attributes"]["comir_files"]
     (path / "zarr.json").write_text(json.dumps(record), encoding="utf-8")

@@ -21,11 +21,13 @@ from comir_hpc.commands.app import app
 from comir_hpc.config.register import volume_name
 from comir_hpc.data.embedded import write_nifti
 from comir_hpc.errors import ComirError, ConfigError
+from comir_hpc.register.checks.verdict import Judgement
 from comir_hpc.runs.result import read_result
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Affine
 from comir_hpc.volumes.volume import Volume
 
+JUDGE = "comir_hpc.register.checks.account.judge"
 VALUES = (20 * specimen(brightness=5)[0]).clip(0).astype(np.float32)
 GRID = Grid(VALUES.shape, (1.0, 1.0, 1.0), (5.0, -8.0, 20.0))
 ONTO = Grid((30, 44, 36), (1.5, 1.0, 1.0), (5.0, -8.0, 18.0))
@@ -78,7 +80,8 @@ def test_two_files_of_different_spacing_give_a_transform_a_page_and_the_next_com
     out = here / "fixed-moving"  # named after the two
     assert "fixed-moving" in said["note"] or (out / "result.json").is_file()
     assert "fixed-moving/transform.tfm" in said["WARN"]
-    assert said["why"].startswith("intensities were compared")
+    assert "the refinement started at one place (--initial moments)" in said["why"]
+    assert "not been calibrated for --representation intensity" in said["why"]
     assert Path(said["report"]) == out / "report.html"
     assert (out / "report.html").stat().st_size > 10_000
     found = read_result(out).transform
@@ -154,8 +157,27 @@ def test_warped_is_what_warp_writes(name: str, here: Path) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+def test_what_is_required_decides_the_exit_code_and_whether_it_is_warped(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for verdict, require, code in (("WARN", "warn", 0), ("WARN", "pass", 1), ("PASS", "pass", 0)):
+        found = Judgement(verdict, ("so it is",))  # type: ignore[arg-type]
+        monkeypatch.setattr(JUDGE, lambda evidence, found=found: found)
+        words = (*QUICK, "--warped", f"{verdict}-{require}.nii.gz", "--out", f"{verdict}-{require}")
+        done = command("register", "fixed.nii.gz", "moving.nii.gz", *words, "--require", require)
+        assert done.exit_code == code, done.output
+        assert (here / f"{verdict}-{require}.nii.gz").is_file() == (code == 0)
+        assert (here / f"{verdict}-{require}" / "transform.tfm").is_file()  # found it was, and it is kept
+        if code:
+            assert str(done.exception) == (
+                "the verdict is WARN and --require pass asks for PASS, so WARN-pass.nii.gz was not written: so it is"
+            )
+        elif verdict == "WARN":
+            assert "why: so it is" in done.output
+
+
 def test_a_failed_registration_warps_nothing_and_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comir_hpc.register.judge", lambda evidence: ("FAIL", ["they share nothing"]))
+    monkeypatch.setattr(JUDGE, lambda evidence: Judgement("FAIL", ("they share nothing",)))
     done = command("register", "fixed.nii.gz", "moving.nii.gz", *QUICK, "--warped", "w.nii.gz")
     assert done.exit_code == 1
     assert str(done.exception) == "registration FAILED, so w.nii.gz was not written: they share nothing"
@@ -167,7 +189,7 @@ def test_a_failed_registration_warps_nothing_and_says_so(here: Path, monkeypatch
 def test_where_the_general_model_fails_the_next_command_is_adapt(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comir_hpc.register.judge", lambda evidence: ("FAIL", ["they share nothing"]))
+    monkeypatch.setattr(JUDGE, lambda evidence: Judgement("FAIL", ("they share nothing",)))
     done = command("register", "fixed.nii.gz", "moving.nii.gz", *QUICK[2:])
     assert str(done.exception) == "registration FAILED: they share nothing"
     assert lines(done.output)["next"] == "comir-hpc adapt fixed.nii.gz moving.nii.gz --run fixed-moving-run"
@@ -288,7 +310,7 @@ def test_python_writes_the_warped_volume_and_not_a_wrong_one(
     quick: dict[str, Any] = {"representation": "intensity", "initial": "moments", "threads": 1}
     api.register("fixed.nii.gz", "moving.nii.gz", warped="w.mha", out="r", **quick)
     assert correlation(sitk.GetArrayFromImage(sitk.ReadImage("w.mha"))) > 0.95
-    monkeypatch.setattr("comir_hpc.register.judge", lambda evidence: ("FAIL", ["they share nothing"]))
+    monkeypatch.setattr(JUDGE, lambda evidence: Judgement("FAIL", ("they share nothing",)))
     failed = api.register("fixed.nii.gz", "moving.nii.gz", warped="f.mha", out="failed", **quick)
     assert failed.verdict == "FAIL"
     assert "f.mha was not written" in caplog.text

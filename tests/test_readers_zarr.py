@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from zarr_images import ARRAY, SHAPE, reads, scale, space, write
+from zarr_images import ARRAY, SHAPE, reads, scale, shift, space, write
 
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.ingest import ingest
-from comir_hpc.space.grid import Grid
+from comir_hpc.space.grid import Box, Grid
 from comir_hpc.volumes.readers import open_source
 from comir_hpc.volumes.volume import Volume
 
@@ -202,6 +202,78 @@ def test_a_sparse_volume_is_believed(tmp_path: Path) -> None:
     )
     array[:2, :2, :2] = 7
     assert open_source(tmp_path / "s.zarr").shape == (1, 1024, 1024, 1024)
+
+
+FORMS = {
+    "v2 dots": {"zarr_format": 2},
+    "v2 folders": {"zarr_format": 2, "chunk_key_encoding": {"name": "v2", "separator": "/"}},
+    "v2 without a fill value": {"zarr_format": 2, "fill_value": None},
+    "v3": {"fill_value": 9},
+    "v3 with keys of v2": {"chunk_key_encoding": {"name": "v2", "separator": "."}, "fill_value": 3},
+    "v3 with dots": {"chunk_key_encoding": {"name": "default", "separator": "."}},
+    "shards": {"shards": (4, 6, 8), "fill_value": 5},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("many", [False, True])
+def test_chunks_that_are_not_stored_are_the_fill_value(tmp_path: Path, form: str, many: bool) -> None:
+    """What zarr-python reads, whether a few chunks are there or all but a few; and a note."""
+    path = tmp_path / "s.zarr"
+    array = zarr.create_array(
+        store=str(path), shape=(31, 20, 25), chunks=(2, 3, 4), dtype="u2", **FORMS[form]
+    )
+    rng = np.random.default_rng(0)
+    for z, y, x in rng.integers(0, (30, 19, 24), (4, 3)):
+        array[z : z + 3, y : y + 2, x : x + 5] = 1000
+    if many:
+        array[:28] = rng.integers(100, 999, (28, 20, 25))
+    source = open_source(path)
+    truth = zarr.open_array(path, mode="r")
+    np.testing.assert_array_equal(source.read()[0], truth[...])
+    for box in (Box((3, 4, 5), (4, 20, 6)), Box((0, 0, 0), (1, 1, 1)), Box((28, 17, 20), (31, 20, 25))):
+        np.testing.assert_array_equal(source.read(box)[0], truth[box.slices])
+    marks = (".zarray", ".zattrs", "zarr.json")
+    files = sum(file.is_file() and file.name not in marks for file in path.rglob("*"))
+    claimed = 8 * 4 * 4 if form == "shards" else 16 * 7 * 7
+    assert 0 < files < claimed
+    fill = FORMS[form].get("fill_value") or 0
+    (note,) = (note for note in source.notes if "are stored" in note)
+    assert f"s.zarr: {files} of its {claimed} chunks are stored; the others are read as {fill}, the" in note
+
+
+def test_an_array_that_is_all_there_has_no_such_note(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", ARRAY, space("z", "y", "x"), [scale(2, 1, 1)])
+    assert not any("are stored" in note for note in open_source(path).notes)
+
+
+@pytest.mark.parametrize("axes", ["zyx", "czyx", "tczyx"])
+def test_hardly_any_chunks_of_many_are_read_at_once(tmp_path: Path, axes: str) -> None:
+    """A header that says 20,000 slices, of which three are there: zarr-python would ask for 90,000 chunks."""
+    sizes = dict(zip("tczyx", (1, 2, 6, 5, 4), strict=True))
+    data = np.arange(1, 1 + np.prod([sizes[a] for a in axes]), dtype="u2").reshape([sizes[a] for a in axes])
+    zarr.create_array(
+        store=str(tmp_path / "l.zarr"), data=data, chunks=(2,) * len(axes), dimension_names=list(axes)
+    )
+    claimed = {**sizes, "z": 20_000}
+    claim(tmp_path / "l.zarr", tuple(claimed[a] for a in axes))
+    begin = time.process_time()
+    source = open_source(tmp_path / "l.zarr")
+    values = source.read()
+    assert time.process_time() - begin < 2
+    np.testing.assert_array_equal(values[:, :6], data.reshape(-1, 6, 5, 4))
+    assert not values[:, 6:].any()
+    count = 3 * 3 * 2
+    assert any(f"{count} of its 60000 chunks are stored" in note for note in source.notes)
+
+
+def test_coordinates_that_double_precision_does_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    axes = space("z", "y", "x")
+    far = write(tmp_path / "far.zarr", ARRAY, axes, [scale(2, 1, 1), shift(1e9, 0, 0)])
+    assert open_source(far).grid().origin_xyz == (0, 0, 1e9)
+    absurd = write(tmp_path / "absurd.zarr", ARRAY, axes, [scale(2, 1, 1), shift(1e30, 0, 0)])
+    with pytest.raises(VolumeError, match=r"absurd\.zarr: its coordinates reach 1e\+30 micrometer"):
+        open_source(absurd).grid()
 
 
 def test_an_own_store_that_claims_too_much_is_one_line(own: Path) -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from registration_cases import OBLIQUE, errors_vox, features_pair, seen, specimen, turn
+from registration_cases import OBLIQUE, errors_vox, features_pair, seen, specimen, stretched_pair, turn
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.register.checks.cross_check import halves_distance_mm
@@ -63,12 +63,7 @@ def test_information_refines_an_inverted_volume():
 
 
 def test_affine_finds_a_stretch():
-    matrix = np.eye(4)
-    matrix[:3, :3] = turn(20) @ np.array([[1.06, 0.02, 0], [0, 0.95, 0], [0, 0.03, 1.0]])
-    truth = Transform(matrix).compose(Transform.rigid(np.eye(3), (1.0, 0, 0), CENTRE))
-    grid = Grid((44, 48, 40), (1.0, 1.0, 1.0), tuple((truth.apply(CENTRE) - np.array([20, 24, 22])).tolist()))
-    fixed, moving = features_pair(truth, onto=grid)
-    start = Transform.rigid(truth.rotation_xyz, truth.apply(CENTRE) - np.asarray(CENTRE), CENTRE)
+    truth, fixed, moving, start = stretched_pair(CENTRE)
     refiner = Refiner(fixed, moving, measure=CORRELATION)
     rigid, affine = (refiner.refine(start, COARSE + FINE, kind).transform for kind in ("rigid", "affine"))
     assert errors_vox(affine, truth, fixed) < 0.1 < errors_vox(rigid, truth, fixed)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from registration_cases import errors_vox, features_pair, seen, specimen, turn
+from registration_cases import errors_vox, features_pair, seen, specimen, stretched_pair, turn
 from scipy import ndimage
 
 from comir_hpc.register.alignment import Alignment
@@ -58,12 +58,7 @@ def test_a_rough_answer_is_improved(kind):
 
 
 def test_an_affine_answer_is_improved():
-    matrix = np.eye(4)
-    matrix[:3, :3] = turn(20) @ np.array([[1.06, 0.02, 0], [0, 0.95, 0], [0, 0.03, 1.0]])
-    truth = Transform(matrix).compose(Transform.rigid(np.eye(3), (1.0, 0, 0), CENTRE))
-    grid = Grid((44, 48, 40), (1.0, 1.0, 1.0), tuple((truth.apply(CENTRE) - np.array([20, 24, 22])).tolist()))
-    fixed, moving = features_pair(truth, onto=grid)
-    start = Transform.rigid(truth.rotation_xyz, truth.apply(CENTRE) - np.asarray(CENTRE), CENTRE)
+    truth, fixed, moving, start = stretched_pair(CENTRE)
     alignment = Alignment(coarsen(fixed, 1.5), coarsen(moving, 1.5, finer=2))
     rigid, affine = (alignment.improve(start, 25, kind).transform for kind in ("rigid", "affine"))
     assert errors_vox(affine, truth, fixed) < 0.15 < errors_vox(rigid, truth, fixed)

@@ -2,65 +2,150 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
-from comir_hpc.register.checks.verdict import Evidence, judge
-
-RIGHT = Evidence(
-    agreement=0.78,
-    reference=0.8,
-    margin=0.86,
-    disagreement=0.003,
-    overlap=0.97,
-    consensus=3,
-    starts=8,
-    drift=0.05,
-    learned=True,
+from comir_hpc.errors import RegistrationError
+from comir_hpc.register.checks.calibration import (
+    MEASURES_VERSION,
+    Calibration,
+    own_calibration,
+    read_calibration,
 )
+from comir_hpc.register.checks.causes import Cause
+from comir_hpc.register.checks.evidence import Evidence
+from comir_hpc.register.checks.measured import Measured
+from comir_hpc.register.checks.verdict import judge
+
+GOOD = Measured(
+    agreement=0.8,
+    chance=40.0,
+    information=150.0,
+    margin=0.8,
+    overlap=0.98,
+    settled=0.05,
+    halves=0.1,
+    undone=0.02,
+    swapped=0.02,
+    second=0.03,
+    loosest=0.4,
+    loosest_words="turning about the long axis",
+    mirror=0.4,
+    again=0.1,
+)
+POOR = replace(
+    GOOD, agreement=0.1, chance=3.0, information=10.0, margin=0.02, halves=8.0, undone=3.0, swapped=3.0, second=2.0,
+    loosest=0.01, mirror=0.0,
+)  # fmt: skip
+RIGHT = Evidence(
+    measured=GOOD, agreement=0.78, margin=0.86, halves_mm=0.3, overlap=0.97, consensus=3, starts=8, drift_mm=5.0,
+    side_mm=170.0, voxel_mm=5.0, compared="representations",
+)  # fmt: skip
 
 
-def test_a_right_answer_passes_and_says_why() -> None:
-    verdict, reasons = judge(RIGHT)
-    assert verdict == "PASS"
-    assert any("0.78, 98 % of what they reach" in reason for reason in reasons)
+def measured(**changes: float | None) -> Evidence:
+    return replace(RIGHT, measured=replace(GOOD, **changes))
+
+
+def test_a_right_answer_passes_with_millimetres_and_a_probability() -> None:
+    found = judge(RIGHT)
+    assert found.verdict == "PASS"
+    assert found.probability is not None
+    assert found.probability > 0.9
+    assert found.bound_mm is not None
+    assert found.reasons[0] == f"probably within {found.bound_mm:.2g} mm (90 %)"
+    assert {piece.name for piece in found.pieces} >= {
+        "margin",
+        "halves",
+        "undone",
+        "swapped",
+        "second",
+        "again",
+    }
+    assert all(piece.sentence for piece in found.pieces)
+
+
+def test_poor_evidence_fails_and_names_what_is_poor() -> None:
+    found = judge(replace(RIGHT, measured=POOR))
+    assert found.verdict == "FAIL"
+    assert "right with a probability of" in " ".join(found.reasons)
+    assert len(found.reasons) > 2
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict", "word"),
+    ("evidence", "verdict", "words"),
     [
-        ({"agreement": 0.05}, "FAIL", "6 % of what they reach"),  # noise, shuffled blocks
-        ({"agreement": 0.54}, "WARN", "75 % is safe"),  # the mirrored head
-        ({"agreement": -0.5}, "FAIL", "-0.50"),
-        ({"margin": 0.02}, "FAIL", "leads the best other answer"),  # a symmetric specimen
-        ({"margin": -0.1}, "FAIL", "leads the best other answer"),
-        ({"margin": 0.2}, "WARN", "30 % is safe"),
-        ({"margin": None}, "WARN", "no other answer"),
-        ({"disagreement": 0.2}, "FAIL", "two halves"),
-        ({"disagreement": 0.03}, "WARN", "1.5 % is safe"),
-        ({"disagreement": float("inf")}, "WARN", "cannot be registered"),
-        ({"overlap": 0.42}, "WARN", "42 % of the smaller specimen"),
-        ({"drift": 0.5}, "WARN", "50 % of the specimen's side"),
-        ({"reference": None}, "WARN", "no reference"),
-        ({"reference": None, "agreement": -0.1}, "FAIL", "no reference"),
-        ({"learned": False}, "WARN", "no scale"),
-        ({"learned": False, "disagreement": 0.1}, "FAIL", "two halves"),
+        (measured(mirror=-0.3), "FAIL", "mirrored moving volume agrees better, by 30 %"),
+        (measured(mirror=0.0), "WARN", "a flipped axis in a header would not be seen"),
+        (measured(margin=-0.1), "FAIL", "another answer agrees better"),
+        (measured(again=9.0), "WARN", "did not find it again: it ends 45 mm away"),
+        (replace(RIGHT, measured=None, unchecked=("it is too small",)), "WARN", "it is too small"),
+        (replace(RIGHT, unchecked=("not checked",)), "WARN", "not checked"),
+        (replace(RIGHT, thorough=False), "WARN", "the checks were quick"),
+        (replace(RIGHT, drift_mm=80.0), "WARN", "47 % of the specimen's side"),
+        (replace(RIGHT, deviation=0.1), "WARN", "0.1 times as much as in training"),
+        (measured(agreement=-0.1), "FAIL", "do not agree"),
+        (replace(RIGHT, causes=(Cause("sliver", "only 40 % overlaps"),)), "WARN", "only 40 % overlaps"),
+        (replace(RIGHT, causes=(Cause("unrelated", "nothing agrees"),)), "FAIL", "nothing agrees"),
     ],
-)
-def test_each_defect_lowers_it_and_is_named_first(change: dict, verdict: str, word: str) -> None:
-    found, reasons = judge(replace(RIGHT, **change))
-    assert found == verdict
-    assert word in reasons[0]
+)  # fmt: skip
+def test_each_rule_lowers_it_and_is_named_first(evidence: Evidence, verdict: str, words: str) -> None:
+    found = judge(evidence)
+    assert found.verdict == verdict
+    assert words in found.reasons[0]
 
 
-def test_intensities_never_pass() -> None:
-    for margin in (0.1, 0.5, 0.99):
-        evidence = replace(RIGHT, learned=False, margin=margin, agreement=1.0, disagreement=0.0, overlap=1.0)
-        assert judge(evidence)[0] != "PASS"
+def test_the_flipped_axis_is_named() -> None:
+    found = judge(replace(measured(mirror=-0.3), mirror_axis="x"))
+    assert "header of one of the two files has a flipped axis, probably the x axis" in found.reasons[0]
 
 
 def test_two_defects_are_both_named() -> None:
-    verdict, reasons = judge(replace(RIGHT, agreement=0.05, overlap=0.42))
-    assert verdict == "FAIL"
-    assert any("42 %" in reason for reason in reasons)
+    found = judge(replace(measured(mirror=-0.3), thorough=False))
+    assert found.verdict == "FAIL"
+    assert any("quick" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize("base", [GOOD, POOR])
+def test_better_evidence_never_lowers_the_probability(base: Measured) -> None:
+    model = own_calibration()
+    for term in model.terms:
+        value = getattr(base, term.name)
+        worse_first = [0.5 * value, value, 2 * value + 0.01]
+        if term.form.startswith("less"):
+            worse_first = worse_first[::-1]
+        found = [model.probability(replace(base, **{term.name: v})) for v in worse_first]
+        assert found == sorted(found), term.name
+
+
+def test_what_was_not_measured_counts_as_poor() -> None:
+    model, whole = own_calibration(), own_calibration().probability(GOOD)
+    for field in fields(Measured):
+        if field.name in {term.name for term in model.terms}:
+            assert model.probability(replace(GOOD, **{field.name: None})) <= whole, field.name
+
+
+def test_the_bound_grows_with_the_distances() -> None:
+    model = own_calibration()
+    assert model.bound_vox(POOR) > model.bound_vox(GOOD) > 0
+
+
+def test_a_calibration_of_another_version_is_refused(tmp_path: Path) -> None:
+    record = own_calibration().as_dict()
+    path = tmp_path / "verdict.json"
+    path.write_text(json.dumps(record | {"measures": MEASURES_VERSION + 1}), encoding="utf-8")
+    with pytest.raises(RegistrationError, match=f"version {MEASURES_VERSION + 1} of the checks"):
+        read_calibration(path)
+    path.write_text(json.dumps(record | {"terms": [record["terms"][0] | {"weight": -1.0}]}), encoding="utf-8")
+    with pytest.raises(RegistrationError, match="weight"):
+        read_calibration(path)
+
+
+def test_the_calibration_says_what_it_was_made_from() -> None:
+    model: Calibration = own_calibration()
+    assert model.made_from["rows"].endswith("rows.csv")
+    assert {"right", "wrong"} <= set(model.made_from["answers"])
+    assert 0 < model.fail_below < model.pass_from < 1

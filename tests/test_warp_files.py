@@ -101,6 +101,35 @@ def test_channels_of_itk_files(tmp_path: Path, name: str) -> None:
     assert grid.agrees_with(FIXED)
 
 
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
+)
+@pytest.mark.parametrize(("name", "channels"), [("w.ome.tif", 1), ("w.OME.tiff", 2)])
+def test_ome_tiff_keeps_values_spacing_and_unit(tmp_path: Path, name: str, channels: int, dtype: str) -> None:
+    values = ramp(dtype, MICRO, channels)
+    notes = write_file(tmp_path / name, values, MICRO)
+    assert "neither origin nor direction" in notes[0]
+    with tifffile.TiffFile(tmp_path / name) as file:
+        assert file.is_ome
+        assert not file.is_imagej
+        assert file.series[0].axes == ("CZYX" if channels > 1 else "ZYX")
+        found = file.series[0].asarray()
+        assert found.dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(found.reshape(values.shape), values)
+        assert 'PhysicalSizeZ="2.0"' in file.ome_metadata
+        assert 'PhysicalSizeXUnit="\u00b5m"' in file.ome_metadata
+    source = open_source(tmp_path / name)
+    np.testing.assert_array_equal(source.read(), values)
+    assert (source.grid().spacing_zyx, source.grid().unit) == (MICRO.spacing_zyx, "micrometer")
+
+
+def test_what_ome_tiff_lacks_is_refused_and_where_tiff_of_imagej_ends_it_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match=r"OME-TIFF holds .* is int64; write \.nii\.gz"):
+        write_file(tmp_path / "w.ome.tif", ramp("int64"), FIXED)
+    with pytest.raises(VolumeError, match=r"is int16; write \.ome\.tif, \.nii\.gz"):
+        write_file(tmp_path / "w.tif", ramp("int16"), FIXED)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("name", ["w.tif", "w.tiff"])

@@ -1,4 +1,4 @@
-"""Pairs with a known bend: the families of ``benchmarks/general/cases.py``, with a smooth deformation made onto each.
+"""Pairs with a known bend: the families of `comir_hpc.data.families`, with a smooth deformation made onto each.
 
 The moving volume is bent, turned a little and shifted, and before that laid onto the fixed one by the known transform
 between the two files, in its header: what is measured here is the bend, and not the search. The known answer maps fixed
@@ -9,7 +9,6 @@ errors of the package.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +17,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "general"))
-
-from cases import Family, specimen
-
 from comir_hpc.data.embedded import write_nifti
+from comir_hpc.data.families import Pair, specimen
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
 
@@ -69,7 +65,7 @@ class BentCase:
         return self.bend.apply(self.linear.apply(self.points_mm))
 
 
-def bent(family: Family, level: str, seed: int, folder: Path) -> BentCase:
+def bent(family: Pair, level: str, seed: int, folder: Path) -> BentCase:
     """Write the moving volume of a family as a second scanner sees it, moved and bent."""
     values, grid = family.moving
     grid = _laid(grid, family.truth)

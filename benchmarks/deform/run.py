@@ -24,9 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 
 import numpy as np
-from made import LARGEST_VOX, BentCase, Family, bent
+from made import LARGEST_VOX, BentCase, bent
 
 from comir_hpc.config import IngestSettings, RegisterSettings
+from comir_hpc.data.families import Pair, family
 from comir_hpc.errors import ComirError
 from comir_hpc.ingest import ingest
 from comir_hpc.register import register
@@ -120,20 +121,20 @@ def main() -> None:
             for seed in asked.seeds:
                 todo = [m for m in methods if (name, level, str(seed), m) not in done]
                 if todo:
-                    run_case(Family(name, asked.data), level, seed, todo, asked.work, asked.out)
+                    run_case(family(name, asked.data), level, seed, todo, asked.work, asked.out)
 
 
-def run_case(family: Family, level: str, seed: int, methods: list[str], work: Path, out: Path) -> None:
+def run_case(pair: Pair, level: str, seed: int, methods: list[str], work: Path, out: Path) -> None:
     """Make one pair and register it by several methods."""
-    folder = work / f"{family.name}-{level}-{seed}"
+    folder = work / f"{pair.name}-{level}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    case = bent(family, level, seed, folder)
+    case = bent(pair, level, seed, folder)
     known = known_of(case, level)
     if any(method in OURS for method in methods):
         for name, source in (("fixed", case.fixed), ("moving", case.moving)):
             ingest(IngestSettings(source=source, out=folder / f"{name}.zarr", overwrite=True))
     for method in methods:
-        row = {"family": family.name, "level": level, "seed": seed, "method": method, **known}
+        row = {"family": pair.name, "level": level, "seed": seed, "method": method, **known}
         start, processor = time.perf_counter(), time.process_time()
         try:
             if method in OURS:

@@ -11,16 +11,10 @@ import statistics
 import sys
 from pathlib import Path
 
+from comir_hpc.recipes.benchmark.scores import wilson
+
 KNOWN = {"embedded", "embedded_1mm", "avg152_t2", "avg152_pd"}
 """Families whose anatomy, or a close kin of it, lent its shape to the training."""
-
-
-def wilson(found: int, total: int) -> tuple[float, float]:
-    """Give the 95 % interval of a rate."""
-    z, rate = 1.96, found / total
-    middle = rate + z * z / (2 * total)
-    spread = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
-    return tuple((middle + sign * spread) / (1 + z * z / total) for sign in (-1, 1))
 
 
 def main(path: Path) -> None:

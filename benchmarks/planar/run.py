@@ -7,6 +7,10 @@ One specimen. Test slices are z = 24, 36, 48, 60, 72 (voxels of 2 mm); training 
 are at least four slices (8 mm) from every test slice. T1w is fixed; T2w is turned by up to 30 degrees either way (or
 up to --largest-deg), shifted by up to 10 % of the side, resampled, given a bias field and noise, and only then encoded.
 Beside the representations: mutual information with the same global search. Row by row, so that a stopped run continues.
+
+`--methods comir_sift mutual_information_sift` start from SIFT keypoints, on the representations as in the CoMIR paper,
+and on the gradients of the intensities; the refinement is the same as after the search. A registration without an
+answer is a row without an error.
 """
 
 import argparse
@@ -32,6 +36,13 @@ TRAIN = tuple(z for z in range(20, 77) if min(abs(z - t) for t in TEST) >= 4)
 LARGEST_SHIFT = 0.10  # of the mean side
 SIDE = 144  # pixels of the second scanner: a turned and shifted head is not cut off
 SUCCESS = 0.02  # of the mean side
+METHODS = {
+    "comir": ("comir", "global"),
+    "mutual_information": ("intensity", "global"),
+    "comir_sift": ("comir", "features"),
+    "mutual_information_sift": ("intensity", "features"),
+}
+"""What is compared, and where the refinement starts."""
 COLUMNS = (
     "method", "largest_deg", "z", "seed", "rotation_deg", "shift_vox", "verdict", "tre_mm", "tre_share", "corner_share",
     "success", "agreement", "margin", "seconds",
@@ -104,24 +115,28 @@ def row_of(work: Path, run: Path, method: str, z: int, case: Case) -> dict:
         "out": work / "results" / f"{method}_{case.moving.stem}",
         "threads": 1,
     }
-    chosen = (
-        {"model": run, "fixed_modality": "t1w", "moving_modality": "t2w"}
-        if method == "comir"
-        else {"representation": "intensity"}
-    )
+    representation, initial = METHODS[method]
+    chosen = {"representation": representation, "initial": initial}
+    if representation == "comir":
+        chosen |= {"model": run, "fixed_modality": "t1w", "moving_modality": "t2w"}
     start = time.perf_counter()
     found = register(RegisterSettings(**common, **chosen, overwrite=True))
+    seconds = time.perf_counter() - start
+    row = {
+        "method": method, "z": z, "rotation_deg": case.rotation_deg, "shift_vox": case.shift_vox,
+        "verdict": found.verdict, "success": False, "seconds": seconds,
+    }  # fmt: skip
+    if found.transform is None:
+        return row
     volume = Volume.open(fixed)
     side = volume.grid.mean_side_mm
     points = volume.grid.world_mm(np.argwhere(specimen_mask(volume, 0)))
     tre = float(found.transform.distance_mm(case.truth, points).mean())
     corner = float(found.transform.distance_mm(case.truth, volume.grid.corners_mm()).mean())
-    return {
-        "method": method, "z": z, "rotation_deg": case.rotation_deg, "shift_vox": case.shift_vox,
-        "verdict": found.verdict, "tre_mm": tre, "tre_share": tre / side, "corner_share": corner / side,
+    return row | {
+        "tre_mm": tre, "tre_share": tre / side, "corner_share": corner / side,
         "success": tre <= SUCCESS * side and corner <= SUCCESS * side,
-        "agreement": found.agreement, "margin": "" if found.margin is None else found.margin,
-        "seconds": time.perf_counter() - start,
+        "agreement": found.agreement, "margin": found.margin,
     }  # fmt: skip
 
 
@@ -141,12 +156,13 @@ def summarise(out: Path) -> None:
         mine = [row for row in rows if (row["method"], row["largest_deg"]) == (method, largest)]
         hits = [row for row in mine if row["success"] == "True"]
         low, high = wilson(len(hits), len(mine))
-        tre = np.array([float(row["tre_mm"]) for row in mine])
+        corners = sum(float(row["corner_share"] or "inf") <= SUCCESS for row in mine)
+        tre = np.array([float(row["tre_mm"]) for row in mine if row["tre_mm"]] or [np.nan])
         verdicts = {v: sum(row["verdict"] == v for row in mine) for v in ("PASS", "WARN", "FAIL")}
         wrong = sum(row["verdict"] == "PASS" and row["success"] != "True" for row in mine)
         print(
             f"{method}, up to {largest} degrees: {len(hits)} of {len(mine)} within {SUCCESS:.0%} of the side "
-            f"({low:.1%} to {high:.1%}); TRE mm "
+            f"({low:.1%} to {high:.1%}), {corners} by the corners alone; TRE mm "
             f"median {np.median(tre):.3f}, 95th percentile {np.percentile(tre, 95):.3f}; {verdicts}, {wrong} wrong PASS"
         )
 
@@ -160,6 +176,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10, help="displacements of each test slice")
     parser.add_argument("--first-seed", type=int, default=0, help="tuning used 100 and more")
+    parser.add_argument(
+        "--methods", nargs="+", choices=tuple(METHODS), default=["comir", "mutual_information"]
+    )
     parser.add_argument("--largest-deg", type=int, default=30, help="turns, either way")
     parser.add_argument("--config", type=Path, default=Path(__file__).parents[2] / "configs" / "planar.yaml")
     parser.add_argument("--set", action="append", default=[], help="setting of the training, KEY=VALUE")
@@ -178,18 +197,18 @@ def main() -> None:
         options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for z in TEST:
-            for method in ("comir", "mutual_information"):
+            for method in options.methods:
                 key = {"method": method, "largest_deg": options.largest_deg, "z": z, "seed": seed}
                 if tuple(key.values()) in done:
                     continue
                 case = displaced(options.work, pair["t2w"], options.largest_deg, z, seed)
                 row = {**row_of(options.work, run, method, z, case), **key}
                 with options.out.open("a", newline="", encoding="utf-8") as file:
-                    values = [f"{row[c]:.4g}" if isinstance(row[c], float) else row[c] for c in COLUMNS]
+                    values = [row.get(column) for column in COLUMNS]
+                    values = [f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values]
                     csv.writer(file, lineterminator="\n").writerow(values)
-                print(
-                    {k: row[k] for k in ("method", "z", "seed", "verdict", "tre_mm", "success")}, flush=True
-                )
+                shown = ("method", "z", "seed", "verdict", "tre_mm", "success")
+                print({name: row.get(name) for name in shown}, flush=True)
     summarise(options.out)
 
 

@@ -113,8 +113,10 @@ class Carrier:
         def write() -> None:
             note = dict(result.note or {})
             turn = self.permit.turn(index) if self.permit else nullcontext()
+            # The lock of the piece first: a worker whose run was killed may still be at this block.
             with turn, self.ledger.writing(index, self.volume.shard_files(block.write), note):
                 self.volume.write(block.write, np.ascontiguousarray(result.values))
+                # Before the block is recorded as done: whoever finds it done finds its coarse voxels, too.
                 self.coarse.keep(block, result.values)
                 note["peak_mib"] = -(-peak_bytes() // 2**20)
 

@@ -43,6 +43,7 @@ def build_pyramid(volume: Volume, plan: BlockPlan, ledger: Ledger, *, verify: bo
         if there and not damaged and level in whole:
             continue
         shards = {box: set(volume.shard_files(box, level=level)) for box in volume.level_shards(level)}
+        # An array that was made anew has lost all its files, whatever the ledger says of them.
         todo = [box for box, paths in shards.items() if not there or paths & damaged]
         every = set().union(*shards.values())
         with ledger.writing(-level, sorted(every), keep=every.difference(*map(shards.__getitem__, todo))):
@@ -77,6 +78,7 @@ class CoarseBlocks:
         if self.step is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        # A run that is killed here must not leave half a file, which `read` would take for a block.
         with written_whole(self.folder / f"{block.index}.npy") as spare, spare.open("wb") as file:
             np.save(file, downsample(values, self.step, labels=self.labels), allow_pickle=False)
 
@@ -92,6 +94,7 @@ class CoarseBlocks:
             file = self.folder / f"{int(np.ravel_multi_index(where, self.plan.counts_zyx))}.npy"
             if not file.is_file():
                 return None
+            # Mapped: a box may need a corner of a block only.
             coarse = np.load(file, mmap_mode="r", allow_pickle=False)
             start = [w * c for w, c in zip(where, core, strict=True)]
             stop = [a + n for a, n in zip(start, coarse.shape[1:], strict=True)]

@@ -105,6 +105,7 @@ def _flush_seconds(out: Path) -> float:
         with tempfile.TemporaryFile(dir=folder) as file:
             start = time.perf_counter()
             for _ in range(_FLUSHES):
+                # A page, flushed like a line of the ledger: what counts is the flush, not the bytes.
                 file.write(bytes(4096))
                 file.flush()
                 os.fsync(file.fileno())

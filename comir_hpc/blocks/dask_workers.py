@@ -73,6 +73,7 @@ _opened = threading.local()
 
 def _carry_out(payload: bytes, index: int, attempts: int) -> str | None:
     """Do one block on a worker; each of its threads keeps what it opened from one block to the next."""
+    # A worker outlives a run: what it opened for another one must not serve this one.
     if getattr(_opened, "payload", None) != payload:
         _opened.carrier = Carrier.unpack(payload)
         _opened.payload = payload

@@ -283,6 +283,7 @@ def _fill(call: _Call, output: Output, permit: Permit) -> tuple[BlockRun, Figure
             workers=how.workers, cluster=how.cluster, permit=permit,
             progress=call.progress, what=f"{job.verb} {job.out.name}",
         )  # fmt: skip
+        # Asked after the last block, so that the whole time of reading is covered.
         job.require_unchanged()
     elif output.volume.complete:
         volume = output.volume
@@ -314,6 +315,7 @@ def _complete(call: _Call, output: Output, ran: BlockRun, predicted: Figures) ->
     job, ledger = call.job, call.ledger
     missing = output.missing()
     volume = Volume.open(output.volume.path, writable=True)  # as the last writer left it
+    # Another part may have completed it between our last look and this lock.
     if missing or volume.complete:
         return missing
     entries = dict(job.finish(Output(volume, output.plan, ledger, output.verify)))

@@ -56,6 +56,7 @@ def fingerprint(**parts: Any) -> str:
     **parts
         JSON-ready values, or ones whose text says what they are (paths, tuples).
     """
+    # Another version may compute other values: its blocks do not count as done.
     record = json.dumps({**parts, "version": __version__}, sort_keys=True, default=str)
     return hashlib.sha256(record.encode()).hexdigest()[:16]
 
@@ -276,6 +277,8 @@ class Ledger:
     def _append(self, record: dict[str, Any]) -> None:
         if self._journal is None:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # A number of a process comes again, on other nodes and after a restart: the random part keeps the files
+            # apart.
             self._journal = self.folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
         line = json.dumps({**record, "fingerprint": self.fingerprint}, separators=(",", ":"))
         fresh = not self._journal.exists()
@@ -328,6 +331,7 @@ def _flushed(path: Path, store: Path) -> ShardFile:
     try:
         flush(path)
     except FileNotFoundError:
+        # Nothing but zeros was written: then there is no file, and it must not appear later.
         return ShardFile(name, None, None)
     return ShardFile(name, path.stat().st_size, _checksum(path))
 

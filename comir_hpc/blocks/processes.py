@@ -48,6 +48,7 @@ class _Queue:
         if not runs:
             return None
         for run in runs:
+            # Neighbours share windows and chunks, so a worker goes on where it was.
             if run[-1] - 1 == last:
                 return run.pop()
         longest = max(runs, key=len)

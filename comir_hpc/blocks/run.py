@@ -141,6 +141,7 @@ def _run_here(carrier: Carrier, todo: Sequence[int], stop: threading.Event, sett
         for index in todo:
             if stop.is_set():
                 break
+            # Two blocks are in memory at the most: this one, and the one before it, which is being written.
             result = carrier.compute(index)
             if writing is not None:
                 settle(writing[0], writing[1].result())
@@ -155,6 +156,7 @@ def _run_here(carrier: Carrier, todo: Sequence[int], stop: threading.Event, sett
 
 
 def _report(plan: BlockPlan, outcome: _Outcome, total: int, stop: threading.Event) -> None:
+    # A stop comes before failures: the same command tries the failed blocks again anyway.
     if stop.is_set() and outcome.done + len(outcome.failed) < total:
         raise StopRequested(
             f"stopped on request with {outcome.done} of {total} blocks done; the same command goes on"

@@ -14,7 +14,9 @@ import typer
 
 from comir_hpc import __version__
 from comir_hpc.commands.call import Call, refuse_failed
+from comir_hpc.commands.elsewhere import add_tools
 from comir_hpc.commands.failure import EXIT_REFUSED, EXIT_USAGE
+from comir_hpc.commands.measuring import add_measuring_verbs
 from comir_hpc.commands.verb import verb
 from comir_hpc.errors import ConfigError
 
@@ -195,7 +197,7 @@ def register(call: Call) -> None:
     done = call.run(register_pair, plan_pair, settings)
     call.note(*done.notes)
     call.say(done.result.summary)
-    if done.result.verdict == "WARN":
+    if done.result.verdict == "WARN" and asked.require == "warn":
         call.say(f"why: {'; '.join(done.result.reasons)}")
     if done.report is not None:
         call.say(f"report: {done.report}")
@@ -203,7 +205,7 @@ def register(call: Call) -> None:
         call.say(f"warped: {done.warped}")
     elif command := next_command(asked, settings, done.result):
         call.say(f"next: {command}")
-    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped)
+    refuse_failed(done.result.verdict, done.result.reasons, unwritten=asked.warped, require=asked.require)
 
 
 @verb(
@@ -272,6 +274,7 @@ def evaluate(call: Call) -> None:
         labels=settings.labels,
         back=settings.back,
         out=settings.out,
+        form=settings.form,
     )
     call.note(*table.notes)
     return call.say(table.text)
@@ -293,39 +296,29 @@ def _diagnose(call: Call) -> None:
     call.note(*found.notes)
 
 
+add_measuring_verbs(app)
+
+
 @verb(
     app,
     settings=("ReportSettings",),
     positional=("folder",),
     plans=False,
-    example="Example:  comir-hpc report result",
+    example="Examples:  comir-hpc report result   |   comir-hpc report results/*",
 )
 def report(call: Call) -> None:
-    """Write report.html, one self-contained page, from the folder of a registration or a training run."""
+    """Write report.html, one self-contained page, from the folder of a registration or a training run.
+
+    From several folders of registrations, cohort.html is written beside them: a table, the worst first.
+    """
     from comir_hpc.config.pages import ReportSettings
 
     settings = call.settings(ReportSettings)
+    from comir_hpc.report import cohort
     from comir_hpc.report import report as run
 
-    call.say(f"report: {run(settings.folder)}")
-
-
-@verb(
-    app,
-    settings=("SyncSettings",),
-    positional=("folder",),
-    plans=False,
-    example="Example:  comir-hpc sync run --mlflow http://tracking.example.org:5000",
-)
-def sync(call: Call) -> None:
-    """Send to MLflow what it does not have of a training run: after its server was away, or to another one."""
-    from comir_hpc.config.pages import SyncSettings
-
-    settings = call.settings(SyncSettings)
-    from comir_hpc.runs.tracking import sync as run
-
-    sent = run(settings.folder, settings.mlflow)
-    call.say(f"{sent.points} points and {sent.files} files of run {sent.run_id} sent to {sent.uri}")
+    folders = settings.folder
+    call.say(f"report: {run(folders[0]) if len(folders) == 1 else cohort(folders)}")
 
 
 @verb(
@@ -345,3 +338,6 @@ def doctor(call: Call) -> None:
     call.say(checks.json() if settings.as_json else checks.text())
     if checks.failed:
         raise typer.Exit(EXIT_REFUSED)
+
+
+add_tools(app)

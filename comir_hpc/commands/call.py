@@ -140,19 +140,27 @@ class Call:
             raise ConfigError(f"{', '.join(others)} mean nothing {where}; leave them out")
 
 
-def refuse_failed(verdict: str, reasons: list[str], *, unwritten: Path | None = None) -> None:
+def refuse_failed(
+    verdict: str, reasons: list[str], *, unwritten: Path | None = None, require: str = "warn"
+) -> None:
     """End a registration that failed with exit code 1.
 
     Parameters
     ----------
     unwritten : Path, optional
         Output that was asked for, and is not made of a wrong answer.
+    require : str
+        Poorest verdict that is no failure, ``warn`` or ``pass``.
 
     Raises
     ------
     ComirError
-        If the verdict is FAIL; the message has the reasons.
+        If the verdict is FAIL, or WARN where PASS is required; the message has the reasons.
     """
+    outcome = "" if unwritten is None else f", so {unwritten} was not written"
     if verdict == "FAIL":
-        outcome = "" if unwritten is None else f", so {unwritten} was not written"
         raise ComirError(f"registration FAILED{outcome}: {'; '.join(reasons)}")
+    if require == "pass" and verdict != "PASS":
+        raise ComirError(
+            f"the verdict is {verdict} and --require pass asks for PASS{outcome}: {'; '.join(reasons)}"
+        )

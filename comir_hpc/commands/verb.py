@@ -60,7 +60,7 @@ class Interface:
         kinds = _classes(self.settings)
         must = {name for kind in kinds for name, field in kind.model_fields.items() if field.is_required()}
         by_name = {choice.name: choice for choice in self.choices}
-        placed = [by_name[name].parameter(positional=True, required=True) for name in self.positional]
+        placed = [by_name[name].parameter(positional=True, required=name in must) for name in self.positional]
         options = [
             choice.parameter(
                 positional=False, required=choice.name in must and choice.name not in self.either
@@ -122,9 +122,9 @@ class Verb(TyperCommand):
         except UsageError as error:
             error.ctx = ctx
             raise
-        terminal.output = next(
-            (Path(given[n]) for n in ("run", "out", "folder", "model") if n in given), None
-        )
+        places = (given[n] for n in ("run", "out", "folder", "model") if n in given)
+        # Of several folders the first stands for all: it is where the traceback of an unexpected error goes.
+        terminal.output = next((Path(p[0] if isinstance(p, list) else p) for p in places), None)
         try:
             type(self).run(Call(str(ctx.info_name), given, bool(ctx.params.get("dry_run")), terminal))
         except (BrokenPipeError, EOFError) as error:

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from comir_hpc.config.adapt import AdaptSettings
     from comir_hpc.config.base import OnCommandLine, Settings, validate
+    from comir_hpc.config.benchmark import BenchmarkRunSettings, BenchmarkSettings
+    from comir_hpc.config.datasets import DatasetsSettings
     from comir_hpc.config.demo import DemoSettings
     from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
+    from comir_hpc.config.export import ExportSettings
     from comir_hpc.config.files import dump, load
     from comir_hpc.config.infer import OVERLAP, WINDOW, InferSettings
     from comir_hpc.config.ingest import IngestSettings
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
         TrackingSettings,
         TrainSettings,
     )
+    from comir_hpc.config.view import ViewSettings
     from comir_hpc.config.warp import WarpSettings
     from comir_hpc.config.words import GroupName, Precision
 
@@ -40,12 +44,16 @@ __all__ = [
     "OVERLAP",
     "WINDOW",
     "AdaptSettings",
+    "BenchmarkRunSettings",
+    "BenchmarkSettings",
     "CheckpointSettings",
     "CompareSettings",
+    "DatasetsSettings",
     "DemoSettings",
     "DoctorSettings",
     "EngineSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "GroupName",
     "InferSettings",
     "IngestSettings",
@@ -63,6 +71,7 @@ __all__ = [
     "SyncSettings",
     "TrackingSettings",
     "TrainSettings",
+    "ViewSettings",
     "WarpSettings",
     "dump",
     "load",
@@ -72,8 +81,11 @@ __all__ = [
 _PLACES = {
     "adapt": ("AdaptSettings",),
     "base": ("OnCommandLine", "Settings", "validate"),
+    "benchmark": ("BenchmarkRunSettings", "BenchmarkSettings"),
+    "datasets": ("DatasetsSettings",),
     "demo": ("DemoSettings",),
     "evaluate": ("CompareSettings", "EvaluateSettings"),
+    "export": ("ExportSettings",),
     "files": ("dump", "load"),
     "infer": ("OVERLAP", "WINDOW", "InferSettings"),
     "ingest": ("IngestSettings",),
@@ -90,6 +102,7 @@ _PLACES = {
         "TrackingSettings",
         "TrainSettings",
     ),
+    "view": ("ViewSettings",),
     "warp": ("WarpSettings",),
     "words": ("GroupName", "Precision"),
 }

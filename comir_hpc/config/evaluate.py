@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from comir_hpc.config.base import Input, OnCommandLine, Output, Positive, Settings
-from comir_hpc.config.shared import Encoding
+from comir_hpc.config.base import Input, OnCommandLine, Output, Positive
+from comir_hpc.config.shared import Encoding, InForm
 from comir_hpc.config.words import Precision
 
 
@@ -27,7 +27,7 @@ def _named_paths(volumes: Any) -> Any:
     return found
 
 
-class CompareSettings(Settings):
+class CompareSettings(InForm):
     """`comir-hpc evaluate --result`: registrations held against what is known, side by side."""
 
     volume_fields: ClassVar[tuple[str, ...]] = ("fixed_labels", "moving_labels")
@@ -35,7 +35,7 @@ class CompareSettings(Settings):
     result: Annotated[Input[tuple[Path, ...]], Field(min_length=1), OnCommandLine(metavar="DIR")]
     """Folder that register wrote; repeat the option to compare methods."""
     truth: Input[Path | None] = None
-    """True transform, from fixed to moving points, in any form that warp reads."""
+    """True transform, from fixed to moving points: of register, or of another tool (docs/transforms.md)."""
     points: Input[Path | None] = None
     """CSV file of fixed points where the error is measured; points of the specimen when not given."""
     moving_points: Input[Path | None] = None

@@ -9,10 +9,10 @@ from comir_hpc.config.base import Input, OnCommandLine, Output, Settings
 
 
 class ReportSettings(Settings):
-    """`comir-hpc report`: a folder in, a page out."""
+    """`comir-hpc report`: a folder in, a page out; of several registrations one table."""
 
-    folder: Annotated[Input[Path], OnCommandLine(metavar="DIR")]
-    """Folder that register or train wrote."""
+    folder: Annotated[Input[tuple[Path, ...]], OnCommandLine(metavar="DIR...")]
+    """Folder that register or train wrote. Of several that register wrote, a table is made, the worst first."""
 
 
 class SyncSettings(Settings):

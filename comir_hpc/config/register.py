@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
-from comir_hpc.config.shared import MemoryLimit, Replacing, Symmetrised
-from comir_hpc.config.words import BENDING, REPRESENTATIONS, Initial, TransformKind
+from comir_hpc.config.shared import InForm, MemoryLimit, Replacing, Symmetrised
+from comir_hpc.config.words import BENDING, REPRESENTATIONS, Checks, Initial, Require, TransformKind
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FORMATS = (
@@ -42,23 +42,47 @@ def volume_name(path: Path) -> str:
     return name
 
 
+def _way_or_file(given: Any) -> Any:
+    """Take a word, or the path of a file; refuse what is neither, in pydantic's words for such an error."""
+    words = get_args(Initial)
+    if str(given) in words:
+        return str(given)
+    if isinstance(given, str | Path) and (Path(given).suffix or Path(given).exists()):
+        return Path(given)
+    raise PydanticCustomError(
+        "literal_error",
+        "Input should be {expected}",
+        {"expected": f"{', '.join(map(repr, words))} or a file"},
+    )
+
+
+InitialOrFile = Annotated[
+    Initial | Path,
+    BeforeValidator(_way_or_file),
+    OnCommandLine(words=get_args(Initial), metavar=f"{'|'.join(get_args(Initial))}|FILE"),
+]
 RepresentationName = Annotated[str, AfterValidator(_offered), OnCommandLine(words=tuple(REPRESENTATIONS))]
 
 
-class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
+class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     """`comir-hpc register`: two volumes in, a transform and a verdict out."""
 
-    volume_fields: ClassVar[tuple[str, ...]] = ("fixed", "moving")
+    volume_fields: ClassVar[tuple[str, ...]] = ("fixed", "moving", "fixed_mask", "moving_mask")
 
     fixed: Input[Path]
     """Volume whose space the result lives in: a store, or any file that ingest reads."""
     moving: Input[Path]
     """Volume to be aligned with the fixed one: a store, or any file that ingest reads."""
+    fixed_mask: Input[Path | None] = None
+    """Mask of the fixed volume, on any grid: only where it is not zero, the specimen is compared. A store, or any file
+    that ingest reads."""
+    moving_mask: Input[Path | None] = None
+    """Mask of the moving volume, on any grid, in the same way."""
     out: Output[Path] = Field(default_factory=_named_after)
     """Folder for the transform, the result and the report."""
     representation: RepresentationName = "comir"
-    """What is compared: learned representations (comir), intensities by mutual information (intensity), or
-    self-similarities of intensities (mind)."""
+    """What is compared: learned representations (comir), intensities by mutual information (intensity),
+    self-similarities of intensities (mind), or their gradient magnitudes (gradient)."""
     model: Input[Path | None] = None
     """Run folder that train wrote; the general model, which knows every contrast, when not given (comir)."""
     fixed_modality: Input[str | None] = None
@@ -70,9 +94,11 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     """Representation of the fixed volume that infer wrote; computed in memory when not given (comir)."""
     moving_representation: Input[Path | None] = None
     """Representation of the moving volume that infer wrote; computed in memory when not given (comir)."""
-    initial: Initial = "global"
+    initial: InitialOrFile = "global"
     """Where the refinement starts: where the two grids put the volumes (identity), at equal centres and main axes of
-    the specimens (moments), or at the best answers of a search over all rotations and shifts (global)."""
+    the specimens (moments), at the best answers of a search over all rotations and shifts (global), where matching
+    keypoints agree (features: quick, for volumes with distinct structures), or at a file: a transform
+    (docs/transforms.md), or a table of landmarks (.csv) with x, y, z and moving_x, moving_y, moving_z."""
     transform: TransformKind = "rigid"
     """Kind of transform to find: rigid turns and shifts, affine also scales and shears, field and bspline then bend: a
     smooth field without folds, or a B-spline."""
@@ -83,9 +109,17 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
     """Number of rotations in the global search, spread evenly over SO(3); of single slices up to 360 turns in their
     plane."""
     candidates: Positive = 8
-    """Number of distinct answers of the global search that are refined."""
+    """Number of distinct answers, of the global search or of keypoints, that are refined."""
     search_voxels: Positive = 32
     """Voxels along the longest side of the fixed specimen in the global search; twice as many for single slices."""
+    keypoints: Annotated[int, Field(ge=8)] = 600
+    """Largest number of keypoints in each volume, the strongest ones (--initial features)."""
+    match_ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """How much nearer the best match of a keypoint has to be than the next best one elsewhere: its distance is at most
+    this share of the other's. 1 keeps all that are each other's nearest (--initial features)."""
+    checks: Checks = "full"
+    """How thoroughly the answer is checked: full searches twice more, for the mirrored moving volume and from another
+    position; quick leaves that out, and is never more than WARN."""
     seed: Seed = 0
     """Seed of the metric's sampling."""
     max_memory_gib: Annotated[Resource[Length], OnCommandLine(names=("--max-memory-gib", "--max-memory"))] = (
@@ -103,6 +137,11 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
         """Representation that is given of one of the two volumes."""
         return self.fixed_representation if role == "fixed" else self.moving_representation
 
+    @property
+    def finds_starts(self) -> bool:
+        """Whether the starts are found in the volumes, several of them, and not only one taken as it is."""
+        return self.initial in ("global", "features")
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.smoothness_mm is not None and self.transform not in BENDING:
@@ -110,6 +149,8 @@ class RegisterSettings(Replacing, MemoryLimit, Symmetrised):
                 f"--smoothness-mm says how smoothly a transform bends, and --transform {self.transform} does not bend; "
                 f"leave it out, or give --transform {' or '.join(BENDING)}"
             )
+        if self.form is not None and not isinstance(self.initial, Path):
+            raise ValueError("--from says how the file of --initial is read; give it with --initial FILE")
         given = self.fixed_representation is not None, self.moving_representation is not None
         trained = REPRESENTATIONS[self.representation].trained
         if trained and any(given) and not all(given) and self.model is None:
@@ -131,7 +172,9 @@ class RegisterPairSettings(RegisterSettings):
 
     warped: Output[Path | None] = None
     """Moving volume on the fixed grid, to write unless the verdict is FAIL: an OME-Zarr store (any size), .nii,
-    .nii.gz, .nrrd, .mha or .tif."""
+    .nii.gz, .nrrd, .mha, .tif or .ome.tif."""
+    require: Output[Require] = "warn"
+    """Poorest verdict that ends with exit code 0; pass makes WARN end with 1. What was found is written in any case."""
     report: Output[bool] = True
     """Write report.html, one self-contained page, into the folder of the result."""
 

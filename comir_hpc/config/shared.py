@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from comir_hpc.config.base import Length, OnCommandLine, Output, Positive, Resource, Settings
-from comir_hpc.config.words import Device, Precision, Symmetry
+from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Settings
+from comir_hpc.config.words import Device, Precision, Symmetry, TransformForm
 
 
 def _part_of_text(part: Any) -> Any:
@@ -41,6 +41,13 @@ class Replacing(Settings):
 
     overwrite: Output[bool] = False
     """Replace a result that was made from other inputs or with other settings."""
+
+
+class InForm(Settings):
+    """How the file of a transform is read."""
+
+    form: Annotated[Input[TransformForm | None], OnCommandLine(names=("--from",))] = None
+    """Form of the transform's file, where the file does not say it itself, as a matrix in text."""
 
 
 class Blocks(Replacing):

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from comir_hpc.config.base import Input, Output
-from comir_hpc.config.shared import Blocks, Stored
+from comir_hpc.config.shared import Blocks, InForm, Stored
 from comir_hpc.config.words import Direction, Interpolation
 
 
-class WarpSettings(Blocks, Stored):
+class WarpSettings(InForm, Blocks, Stored):
     """`comir-hpc warp`: a volume onto another grid, or points through a transform."""
 
     volume_fields: ClassVar[tuple[str, ...]] = ("zarr", "like")
 
     transform: Input[Path]
-    """Transform of register, or another that ITK reads: it maps fixed points to moving points."""
+    """Transform of register, or of another tool (docs/transforms.md): it maps fixed points to moving points."""
     zarr: Input[Path | None] = None
     """Moving volume: a store, or any file that ingest reads."""
     like: Input[Path | None] = None
@@ -28,4 +28,5 @@ class WarpSettings(Blocks, Stored):
     interpolation: Literal["auto", Interpolation] = "auto"
     """How values between voxels are found; auto is linear for images and nearest for labels."""
     out: Output[Path]
-    """What to write: an OME-Zarr store (any size), .nii, .nii.gz, .nrrd, .mha or .tif; a CSV file for `points`."""
+    """What to write: an OME-Zarr store (any size), .nii, .nii.gz, .nrrd, .mha, .tif or
+    .ome.tif; a CSV file for `points`."""

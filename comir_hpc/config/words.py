@@ -3,6 +3,10 @@
 This module imports nothing of ours, so that `comir-hpc --help` may read it.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,17 +63,24 @@ class Offered:
 
 REPRESENTATIONS: dict[str, Offered] = {
     "comir": Offered("comir_hpc.representations.learned:Learned", trained=True),
+    "gradient": Offered("comir_hpc.representations.gradient:Gradient"),
     "intensity": Offered("comir_hpc.representations.intensity:Intensity"),
     "mind": Offered("comir_hpc.representations.mind:Mind"),
 }
 """What a registration compares, by the word for it (`comir_hpc.representations` says how to add one)."""
-Initial = Literal["identity", "moments", "global"]
+Initial = Literal["identity", "moments", "global", "features"]
 """Where a registration starts."""
 TransformKind = Literal["rigid", "affine", "bspline", "field"]
 """What a registration finds."""
 BENDING: tuple[TransformKind, ...] = ("bspline", "field")
 """Kinds of transform that bend space after an affine one."""
+Checks = Literal["full", "quick"]
+"""How thoroughly the answer of a registration is checked."""
+Require = Literal["warn", "pass"]
+"""Poorest verdict of a registration that ends with exit code 0."""
 
+TransformForm = Literal["itk", "ants", "elastix", "fsl", "lta", "matrix-ras", "matrix-lps", "ngff"]
+"""Forms in which tools keep a transform."""
 Direction = Literal["fixed-to-moving", "moving-to-fixed"]
 """Which way points are carried."""
 Interpolation = Literal["linear", "nearest", "cubic"]
@@ -77,3 +88,21 @@ Interpolation = Literal["linear", "nearest", "cubic"]
 
 Displacement = Literal["so3", "none"]
 """How the demo moves its second volume."""
+
+DATA_SETS = ("embedded", "embedded_1mm", "avg152", "templates", "t1_epi", "concrete")
+"""Sets of volumes with a known answer (`comir_hpc.data.registry`)."""
+FAMILIES = (
+    "embedded", "embedded_1mm", "avg152_t2", "avg152_pd", "template_epi", "template_pet", "t1_epi", "concrete",
+)  # fmt: skip
+"""Pairs of a benchmark, made of these sets (`comir_hpc.data.families`)."""
+LEVELS = ("none", "small", "medium", "large", "any")
+"""How far a benchmark displaces the moving volume: not at all, or up to 10, 30, 90 and 180 degrees."""
+DEGRADATIONS = ("none", "noise", "bias", "thick", "cropped", "padded")
+"""How a benchmark spoils the moving volume (`comir_hpc.data.degradations`)."""
+PEERS = ("elastix", "ants", "ants-multistart", "greedy", "greedy-search", "simpleitk")
+"""Other registration programs that a benchmark runs as they ship (`comir_hpc.recipes.benchmark.peers`)."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word that is most like a given one."""
+    return max(known, key=lambda one: difflib.SequenceMatcher(None, word.lower(), one.lower()).ratio())

@@ -16,7 +16,7 @@ from scipy import ndimage
 from comir_hpc.errors import ConfigError
 from comir_hpc.space.grid import MM_PER_UNIT, Grid, Triple
 from comir_hpc.space.rotations import random_rotation, rotation_by
-from comir_hpc.transforms import Transform
+from comir_hpc.transforms.affine import Affine as Transform
 
 EMBEDDED = ("t1w", "t2w")
 

@@ -19,7 +19,7 @@ from comir_hpc import __version__
 from comir_hpc.config.evaluate import EvaluateSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.evaluate.checkpoint import Subject, open_subject
-from comir_hpc.evaluate.cubes import place_cubes, read_cubes
+from comir_hpc.evaluate.cubes import Places, place_cubes, read_cubes
 from comir_hpc.evaluate.measures import (
     as_triple,
     core_mask,
@@ -37,6 +37,7 @@ from comir_hpc.evaluate.measures import (
 from comir_hpc.evaluate.plots import draw_diagnosis
 from comir_hpc.evaluate.registration import specimen_points
 from comir_hpc.host.progress import Progress, part_of
+from comir_hpc.learning.specimens import Specimen
 from comir_hpc.representations.quality import effective_rank, foreground_agreement
 from comir_hpc.runs.checkpoints import write_file
 from comir_hpc.runs.result import read_result
@@ -159,22 +160,7 @@ def diagnose(
     stride = next(iter(subject.encoders.values())).network.total_stride_zyx
     specimen = specimen_of(subject, core)
     places = place_cubes(specimen, settings.cubes, side, trim, stride)
-    modalities, maps, masks = {}, [], []
-    for number, (name, encoder) in enumerate(subject.encoders.items()):
-        images, mask = read_cubes(specimen, number, places, side)
-        encode = encode_singly(encoder)
-        maps.append(encode(torch.from_numpy(images)))
-        masks.append(mask & core_mask(side, trim))
-        modalities[name] = {
-            "equivariance": error_over_group(encode, images, masks[-1], subject),
-            "so3": error_over_angles(
-                encode, number, specimen, places, settings, part_of(progress, f"rotations, {name}")
-            ),
-            "effective_rank": effective_rank(maps[-1], torch.from_numpy(masks[-1])[:, None]),
-            "border": error_at_border(encode, number, specimen, places, stride),
-        }
-    # Where one modality shows nothing, its representation has nothing to agree with.
-    both = torch.from_numpy(masks[0] & masks[1])[:, None]
+    measured = _measure_cubes(settings, subject, specimen, places, progress)
     patches = metrics_on_patches(subject)
     bias = None
     if aligned is not None:
@@ -194,8 +180,7 @@ def diagnose(
         "trained_group": subject.trained_group.name,
         "elements": describe_elements(subject),
         "cubes": asdict(places),
-        "modalities": modalities,
-        "agreement": foreground_agreement(maps[0], maps[1], both) if both.any() else None,
+        **measured,
         "patches": patches,
         "bias": None if bias is None else asdict(bias),
         "bias_missing": None if bias else bias_missing,
@@ -204,6 +189,35 @@ def diagnose(
     record["metrics"] = flat_metrics(record)
     _write(subject.out, record)
     return Diagnosis(subject.out, record)
+
+
+def _measure_cubes(
+    settings: EvaluateSettings,
+    subject: Subject,
+    specimen: Specimen,
+    places: Places,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Measure each modality on the cubes, and how alike the representations of both are there."""
+    side, trim = places.side_zyx, places.trim_zyx
+    modalities, maps, masks = {}, [], []
+    for number, (name, encoder) in enumerate(subject.encoders.items()):
+        images, mask = read_cubes(specimen, number, places, side)
+        encode = encode_singly(encoder)
+        maps.append(encode(torch.from_numpy(images)))
+        masks.append(mask & core_mask(side, trim))
+        modalities[name] = {
+            "equivariance": error_over_group(encode, images, masks[-1], subject),
+            "so3": error_over_angles(
+                encode, number, specimen, places, settings, part_of(progress, f"rotations, {name}")
+            ),
+            "effective_rank": effective_rank(maps[-1], torch.from_numpy(masks[-1])[:, None]),
+            "border": error_at_border(encode, number, specimen, places, encoder.network.total_stride_zyx),
+        }
+    # Where one modality shows nothing, its representation has nothing to agree with.
+    both = torch.from_numpy(masks[0] & masks[1])[:, None]
+    agreement = foreground_agreement(maps[0], maps[1], both) if both.any() else None
+    return {"modalities": modalities, "agreement": agreement}
 
 
 def registration_bias(folder: Path) -> Bias:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from comir_hpc.config.words import TransformForm
 from comir_hpc.errors import RegistrationError, VolumeError
 from comir_hpc.evaluate.labels import Overlap, label_overlaps, means
 from comir_hpc.host.files import write_text
@@ -24,6 +25,7 @@ from comir_hpc.space.grid import FloatArray, Grid
 from comir_hpc.space.rotations import angle_deg
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.composite import as_affine
+from comir_hpc.transforms.conventions.grids import GridPair
 from comir_hpc.transforms.files import read_transform
 from comir_hpc.transforms.protocol import PointMap
 from comir_hpc.volumes.padding import Unpadded
@@ -171,6 +173,7 @@ def evaluate(
     labels: tuple[Path, Path] | None = None,
     back: Path | None = None,
     out: Path | None = None,
+    form: TransformForm | None = None,
 ) -> Table:
     """Measure folders that `register` wrote.
 
@@ -193,6 +196,8 @@ def evaluate(
         Folder of a registration of the same pair in the opposite direction.
     out : Path, optional
         CSV file to write.
+    form : str, optional
+        Form of `truth`, where the file does not say it itself.
 
     Raises
     ------
@@ -202,13 +207,15 @@ def evaluate(
     VolumeError
         If the labels cannot be compared.
     """
-    true = None if truth is None else read_transform(truth)
     given = read_point_table(points) if points else None
     belong = _corresponding(given, points, moving_points)
     rows, overlaps = [], []
     for folder in results:
         result = read_result(folder)
         grid, fixed = _fixed_volume(folder, result)
+        moving = result.inputs.get("moving")
+        grids = GridPair(grid, None if moving is None else moving.space)
+        true = None if truth is None else read_transform(truth, form, grids)
         targets = given.points_mm if given else specimen_points(Volume.open(fixed))
         places = true.apply(targets) if true is not None else belong
         row = _evaluation(folder, result, places, targets, grid, as_affine(true) if true else None)

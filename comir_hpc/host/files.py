@@ -69,6 +69,7 @@ def flush(path: Path) -> None:
     OSError
         If the file system reports that it could not write.
     """
+    # Reading is enough to flush, and the only way that works for a folder.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

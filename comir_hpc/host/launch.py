@@ -162,5 +162,6 @@ def _cpu_has_bf16() -> bool:
     if not path.is_file():
         return False
     lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    # "flags" is the line's name on x86, "Features" on ARM.
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return bool(_BF16_FLAGS & set(flags.split()))

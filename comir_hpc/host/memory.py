@@ -134,6 +134,7 @@ def _cgroup_bytes() -> int | None:
                 break
             limit, used = (_number(level / name) for name in names)
             if limit is not None and used is not None and limit < _UNLIMITED:
+                # Page cache counts as used there, but the kernel gives it back before it kills anybody.
                 left.append(limit - used + _reclaimable(level))
     return min(left, default=None)
 
@@ -162,5 +163,6 @@ def _process_bytes() -> int | None:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY:
         return None
+    # The limit is on addresses, not on memory in use: the first number of statm, in pages.
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     return soft - pages * resource.getpagesize()

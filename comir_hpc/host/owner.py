@@ -57,6 +57,8 @@ class Owner:
         try:
             found: Any = json.loads(path.read_bytes())
             owner = cls(**found)
+            # Types, too: a record that another program wrote, or that a full disk cut, must not be taken for an
+            # owner.
             same = {name: type(value) for name, value in asdict(owner).items()} == cls.__types()
         except (OSError, ValueError, TypeError):
             return None

@@ -80,6 +80,7 @@ def _identity(path: Path) -> Identity | None:
 
 
 def _same(one: Path, two: Path) -> bool:
+    # Paths first: an output that is not there yet has no inode to compare.
     if os.path.realpath(one) == os.path.realpath(two):
         return True
     identity = _identity(one)
@@ -88,6 +89,7 @@ def _same(one: Path, two: Path) -> bool:
 
 def _inside(inner: Path, outer: Path) -> bool:
     """Return whether a folder above `inner`, links followed, is `outer`."""
+    # The real path: `..` behind a link leads elsewhere than its text says.
     above = Path(os.path.realpath(inner)).parents
     identity = _identity(outer)
     if identity is None:

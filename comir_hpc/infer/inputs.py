@@ -93,6 +93,7 @@ def core_of(settings: InferSettings, windows: WindowGrid, shard: Triple) -> Trip
     counts = [-(-n // s) for n, s in zip(windows.shape_zyx, shard, strict=True)]
 
     def cost(shards: tuple[int, ...]) -> tuple[float, int]:
+        # Along x nothing is evaluated twice, whatever the size: a sweep hands windows on.
         z, y, _ = (windows.positions(axis, k * shard[axis]) for axis, k in enumerate(shards))
         blocks = math.prod(-(-n // k) for n, k in zip(counts, shards, strict=True))
         return z * y * math.ceil(blocks / processes) / blocks, blocks

@@ -189,6 +189,7 @@ class Work:
         """The windows of this process, in its own copy of the network."""
         job = self._job or Job.from_settings(self.settings)
         background = job.reader.background if self.settings.skip_background else None
+        # One sweep for all blocks of a process: neighbours hand on the windows that they share.
         return Sweep(job.encoder, job.reader, job.windows, background=background, batch=self.settings.batch)
 
     def __call__(self, block: Block) -> BlockResult:
@@ -209,6 +210,7 @@ class Work:
 
 
 def _stored(encoded: NDArray[np.float32], settings: InferSettings, box: Box) -> NDArray[Any]:
+    # An overflow is no surprise here. It is counted below, and said with its box.
     with np.errstate(over="ignore"):
         values = encoded.astype(settings.dtype, copy=False)
     bad = int(np.count_nonzero(~np.isfinite(values)))
@@ -230,8 +232,10 @@ def _quantised(
             f"values of the representation are not finite in box {box} of {settings.zarr}; use --precision fp32"
         )
     largest = np.iinfo(settings.dtype).max
+    # Rounded and not cut off: cutting would pull every value towards zero by half a step on average.
     steps = np.rint(encoded / scale)
     beyond = int(np.count_nonzero(np.abs(steps) > largest))
+    # The range is symmetric, without the one negative number more that integers have: a sign must not change a size.
     return np.clip(steps, -largest, largest).astype(settings.dtype), beyond
 
 
@@ -263,6 +267,8 @@ def _sampled(job: Job) -> list[Box]:
     middles = (found[:: max(1, len(found) // _SAMPLED)][:_SAMPLED] + 0.5) * shape / mask.shape
     starts = np.clip(np.rint(middles - window / 2), 0, np.maximum(shape - window, 0)).astype(int)
     stride = np.asarray(job.encoder.network.total_stride_zyx)
+    # On the stride, as the real windows are, so that the same voxels are pooled together. A dict keeps the order and
+    # drops equal corners.
     corners = dict.fromkeys(map(tuple, (starts // stride * stride).tolist()))
     boxes = [Box(corner, tuple(np.add(corner, window).tolist())) for corner in corners]
     return [box.intersect(Box((0, 0, 0), job.windows.shape_zyx)) for box in boxes]

@@ -83,6 +83,7 @@ class Work:
         if self.every == 1:
             return values
         z, y, _ = (np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True))
+        # By place in the volume and not in the block, so that the counts do not depend on how the work is cut.
         rows: NDArray[Any] = values[(z[:, None] + y) % self.every == 0]
         return rows
 
@@ -92,6 +93,7 @@ class Work:
     def _store(self, index: int, histograms: list[Histogram]) -> None:
         self.histograms.mkdir(parents=True, exist_ok=True)
         parts = {f"{name}{c}": a for c, h in enumerate(histograms) for name, a in h.record().items()}
+        # Whole or not at all: a block with half a count would not be counted again.
         with written_whole(self._file(index)) as spare, spare.open("wb") as file:
             np.savez(file, allow_pickle=False, **parts)
 
@@ -124,6 +126,7 @@ def _finite(values: NDArray[Any], box: Box, path: Path, replacement: float | Non
     if not count:
         return values
     if replacement is None:
+        # The first axis is the channel, which a box does not have.
         first = np.argwhere(bad)[0][1:] + box.start
         raise VolumeError(
             f"{path}: {count} voxels of box {box} are NaN or infinite, the first at z, y, x = "
@@ -156,6 +159,8 @@ def typical_value(source: Source) -> float:
             middle = [int(n * s) for n, s in zip(source.shape_zyx, (share, across, 0.5), strict=True)]
             start = tuple(max(0, m - _PROBE // 2) for m in middle)
             stop = tuple(min(n, a + _PROBE) for n, a in zip(source.shape_zyx, start, strict=True))
+            # NaN and infinity are refused or replaced later, with their number. Here they would only spoil the
+            # median.
             values = source.read(Box(start, stop)).astype(np.float64)  # type: ignore[arg-type]
             pieces.append(values[np.isfinite(values)])
     found = np.concatenate(pieces)

@@ -79,6 +79,7 @@ def _view(maps: Tensor, start: Sequence[int], margin: Sequence[int], pieces: int
         size = (side - 2 * m) // parts
         axis = 2 + 2 * number  # each space axis before this one has become two
         maps = maps.narrow(axis, first, parts * size).unflatten(axis, (parts, size))  # type: ignore[no-untyped-call]
+    # Samples and pieces first, then channels, then voxels: what follows may flatten each group into one axis.
     return maps.permute(0, 2, 4, 6, 1, 3, 5, 7)
 
 

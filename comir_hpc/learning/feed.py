@@ -60,6 +60,7 @@ def _readers(
     return DataLoader(
         _Boxes(sampler),
         sampler=((step, index) for step in steps for index in indices),
+        # One sample a message: a batch is made on the device, from draws that this process knows anyway.
         batch_size=None,
         num_workers=workers,
         # Two steps are read ahead, spread over the workers.

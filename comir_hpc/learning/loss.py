@@ -203,6 +203,16 @@ def contrastive_loss(
     """
     require_known("bound", settings.bound, BOUNDS)
     require_shapes(maps, masks)
+    rows = _rows_of(maps, rows)
+    # Scores divided by a small temperature need all digits: half precision would round neighbours to one number.
+    with torch.autocast(maps[0].device.type, enabled=False):
+        scores = score_pairs(maps, settings, masks, ignore, shifts_zyx, rows)
+        decay = activation_decay(maps, settings, masks=masks, rows=rows)
+        return _parts(scores, settings, decay)
+
+
+def _rows_of(maps: Sequence[Tensor], rows: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the range of samples that is scored, once the maps are found to be of as many samples each."""
     if len(maps) < 2 or any(len(one) != len(maps[0]) for one in maps):
         raise ConfigError(
             f"maps of shapes {[tuple(one.shape) for one in maps]}; expected two or more modalities of one shape"
@@ -210,10 +220,7 @@ def contrastive_loss(
     rows = rows or (0, len(maps[0]))
     if not 0 <= rows[0] < rows[1] <= len(maps[0]):
         raise ConfigError(f"rows {rows} of {len(maps[0])} samples; expected start < stop within them")
-    with torch.autocast(maps[0].device.type, enabled=False):
-        scores = score_pairs(maps, settings, masks, ignore, shifts_zyx, rows)
-        decay = activation_decay(maps, settings, masks=masks, rows=rows)
-        return _parts(scores, settings, decay)
+    return rows
 
 
 def activation_decay(
@@ -281,6 +288,7 @@ def _anchor_loss(scores: PairScores, settings: LossSettings) -> Tensor:
     negative = (scores.negative / settings.temperature).masked_fill(~eligible, -math.inf)
     count = eligible.sum(dim=-1).to(positive.dtype)
     if settings.bound == "infonce":
+        # Over the positive as well: the bound is then at most ln(1 + negatives), and the loss is never negative.
         return torch.logsumexp(torch.cat([positive[..., None], negative], dim=-1), dim=-1) - positive
     if settings.bound == "jsd":
         return F.softplus(-positive) + F.softplus(negative).sum(dim=-1) / count

@@ -67,6 +67,7 @@ class MixedSampler:
 
     def ignore(self, draws: Sequence[Draw | MadeDraw]) -> NDArray[np.bool_]:
         """Find which samples are no negatives of each other: real ones that are near each other."""
+        # Made-up samples have no place in any specimen, so they are near nobody but themselves.
         near = np.eye(len(draws), dtype=np.bool_)
         real = [n for n, draw in enumerate(draws) if isinstance(draw, Draw)]
         if real:
@@ -94,6 +95,7 @@ class MixedSampler:
         if made:
             made_draws = [draw for draw in draws if isinstance(draw, MadeDraw)]
             parts.append(self.made.resample(made_draws, [sources[n] for n in made], device))
+        # Where each sample stands among the real ones followed by the made-up ones.
         back = torch.from_numpy(np.argsort(real + made)).to(device)
         return PatchBatch(
             images=tuple(torch.cat(some)[back] for some in zip(*(p.images for p in parts), strict=True)),

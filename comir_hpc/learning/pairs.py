@@ -135,6 +135,7 @@ def _rivals(
 def _sort(value: Tensor, eligible: Tensor, local: slice) -> tuple[Tensor, Tensor, Tensor]:
     """Pick from the table (M, n, M, N), for each ordered pair, the positives (P, n) and candidates (P, n, 2N)."""
     pairs = list(itertools.permutations(range(len(value)), 2))
+    # A local anchor's number among all samples is its own plus the first one's.
     partner = value.diagonal(offset=local.start, dim1=1, dim2=3)
     positive = torch.stack([partner[a, b] for a, b in pairs])
     negative, allowed = (

@@ -121,6 +121,7 @@ def specimen_share(volumes: Sequence[Volume], level: int, patch_zyx: Triple) -> 
         )
     step = ratios[coarse] * block
     window = np.maximum(1, np.rint(np.asarray(patch_zyx) / step)).astype(int)
+    # The constant is 0: what lies outside the volume is no specimen.
     share = uniform_filter(mask.astype(np.float64), size=window.tolist(), mode="constant")
     # The middle of an even number of blocks is the corner between two of them.
     first = (window % 2) * step / 2 - 0.5
@@ -133,6 +134,7 @@ def _specimen_slabs(
     """Measure the share of specimen in every block of voxels, (z, y, x) float32, a slab of blocks at a time."""
     depth, height, width = volumes[0].level_grid(level).shape_zyx
     chunk = max(volumes[0].chunk_zyx[0], int(block_zyx[0]))
+    # At least a chunk thick, so that few chunks are decompressed twice; and whole blocks, so that none is cut.
     thickness = int(-(-chunk // block_zyx[0]) * block_zyx[0])
     views = [View.of(volume, volumes[0], level) for volume in volumes]
     for start in range(0, depth, thickness):
@@ -143,6 +145,7 @@ def _specimen_slabs(
             above, inside = view.foreground(box)
             mask |= above
             known &= inside
+        # Where one volume ends, there is nothing to compare with, whatever the others show there.
         mask &= known
         pad = [(0, -n % int(b)) for n, b in zip(mask.shape, block_zyx, strict=True)]
         z, y, x = (int(b) for b in block_zyx)

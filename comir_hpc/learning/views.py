@@ -52,6 +52,7 @@ class View:
         specimen = first.level_grid(level)
         own = nearest_level(volume, specimen)
         grid = volume.level_grid(own)
+        # By way of the world: index of the specimen, millimetres, index of this level.
         to_own = np.linalg.inv(grid.matrix_mm) @ specimen.matrix_mm
         return cls(volume, own, grid, to_own[:3, :3], to_own[:3, 3])
 

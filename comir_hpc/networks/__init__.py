@@ -104,6 +104,7 @@ def network_options(
     ConfigError
         If a setting was changed that has no effect on this network.
     """
+    # The functions' own parameters say what a network heeds, so that nothing is listed twice.
     known = inspect.signature(NETWORKS[settings.name]).parameters
     options = settings.model_dump(mode="json", exclude={"name", "latent_channels", "shared"})
     # A setting at its default may be one that this network does not know: it is dropped. A changed one would be

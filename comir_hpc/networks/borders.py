@@ -38,6 +38,7 @@ def pad_border(parts_BCZYX: Sequence[Tensor], kernel_zyx: Triple, padding: Paddi
         If a side is too short to be mirrored.
     """
     radii = (kernel_zyx[0] // 2, kernel_zyx[1] // 2, kernel_zyx[2] // 2)
+    # Under autocast the skip and the map from below may have two types. Joining them first makes them one.
     if padding == "replicate" and len({part.dtype for part in parts_BCZYX}) == 1:
         padded: Tensor = _Replicated.apply(radii, *parts_BCZYX)  # type: ignore[no-untyped-call]
         return padded

@@ -41,6 +41,7 @@ class FoldedConv(nn.Module):
         self.kernel_size: Triple = (kz, ky, kx)
         self.padding: Padding = padding
         self.joins = True
+        # Buffers move to the device with the network, and no optimiser sees them.
         self.register_buffer("filters", filters.contiguous(memory_format=torch.channels_last_3d))
         self.register_buffer("bias", bias)
 

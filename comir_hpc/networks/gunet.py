@@ -92,10 +92,13 @@ class GroupConv(nn.Module):
         self.padding = padding
         self.order = len(group)
         self.weight = nn.Parameter(torch.empty(out_fields, in_fields, self.order, *kernel_zyx))
+        # Seen as (O, C, G * taps): all taps of all elements add up in one output, so all count in the fan-in.
         nn.init.kaiming_normal_(self.weight.flatten(2), nonlinearity="relu")
         taps = tap_permutations(group, kernel_zyx)
+        # The number of g^-1 h for every g and h: which of the filter's elements stands there in orientation g.
         relative = torch.from_numpy(group.table[group.inverses])
         sources_GGT = relative[:, :, None] * taps.shape[1] + taps[:, None, :]
+        # Not in the state: it follows from group and kernel, and weights of before stay readable.
         self.register_buffer("sources", sources_GGT, persistent=False)
 
     def filters(self) -> Tensor:

@@ -64,6 +64,7 @@ class Network(nn.Module):
             )
         z, y, x = x_BCZYX.shape[2:]
         self.require_shape((z, y, x))
+        # Float32 under autocast, too: critics and windows add up many of these values.
         return self._encode(x_BCZYX.contiguous(memory_format=torch.channels_last_3d)).float()
 
     def _encode(self, x_BCZYX: Tensor) -> Tensor:
@@ -184,6 +185,7 @@ class Hourglass(Network):
         )
         self.receptive_halo_zyx = (z, y, x)
         # The head works at full resolution, so that it forgets with the finest level.
+        # The deepest level is not in the loop: its maps are the smallest, and recomputing them saves next to nothing.
         for level, blocks in enumerate(zip(encoders, downs, decoders, strict=False)):
             self._forget([*blocks, head] if level == 0 else blocks, level < checkpoint_levels)
         # torch's stub lacks this overload.
@@ -255,34 +257,16 @@ def conv_hourglass(
     ConfigError
         If widths and pooling do not fit each other.
     """
-    if len(widths) < 2 or len(pooling) != len(widths) - 1 or min(widths) < 1:
-        raise ConfigError(
-            f"widths {tuple(widths)} need 2 levels or more, positive numbers and {len(widths) - 1} pooling steps "
-            f"between them; got {len(pooling)}"
-        )
-    given = [convs_per_level] if isinstance(convs_per_level, int) else list(convs_per_level)
-    if not 1 <= len(given) <= len(widths):
-        raise ConfigError(f"convs_per_level {tuple(given)} does not match the {len(widths)} levels of widths")
-    counts = given + [given[-1]] * (len(widths) - len(given))
+    counts = _convs_of_levels(widths, pooling, convs_per_level)
 
-    def block(
-        channels: int, level: int, entry: ConvMaker | None = None, grow: nn.Module | None = None
-    ) -> ConvBlock:
+    def block(channels: int, level: int, **more: Any) -> ConvBlock:
         return ConvBlock(
-            channels,
-            widths[level],
-            kernel_zyx,
-            counts[level],
-            conv=conv,
-            norm=norm,
-            first=entry,
-            residual=residual,
-            copies=copies,
-            grow=grow,
-        )
+            channels, widths[level], kernel_zyx, counts[level],
+            conv=conv, norm=norm, residual=residual, copies=copies, **more,
+        )  # fmt: skip
 
     # Only the first convolution is made by `first`: it reads an image, all others read feature maps.
-    encoders = [block(in_channels, 0, first)]
+    encoders = [block(in_channels, 0, first=first)]
     encoders.extend(block(widths[level], level + 1) for level in range(len(pooling)))
     decoders = []
     for level, factors in enumerate(pooling):
@@ -299,3 +283,18 @@ def conv_hourglass(
         pooling=pooling,
         checkpoint_levels=checkpoint_levels,
     )
+
+
+def _convs_of_levels(
+    widths: Sequence[int], pooling: Sequence[Triple], convs_per_level: int | Sequence[int]
+) -> list[int]:
+    """Return the number of convolutions of each level, once widths, pooling and numbers are found to fit."""
+    if len(widths) < 2 or len(pooling) != len(widths) - 1 or min(widths) < 1:
+        raise ConfigError(
+            f"widths {tuple(widths)} need 2 levels or more, positive numbers and {len(widths) - 1} pooling steps "
+            f"between them; got {len(pooling)}"
+        )
+    given = [convs_per_level] if isinstance(convs_per_level, int) else list(convs_per_level)
+    if not 1 <= len(given) <= len(widths):
+        raise ConfigError(f"convs_per_level {tuple(given)} does not match the {len(widths)} levels of widths")
+    return given + [given[-1]] * (len(widths) - len(given))

@@ -53,6 +53,7 @@ def plan_pooling(
         raise ConfigError(f"{num_levels} resolution level(s) asked for; a U-shaped network needs 2 or more")
     spacing = [float(step) for step in spacing_zyx]
     if planar:
+        # An endlessly thick slice never comes within reach of the finest spacing.
         spacing[0] = math.inf
     plan = []
     for _ in range(num_levels - 1):
@@ -110,6 +111,7 @@ def receptive_halo(
         if level == 0:
             return first, last
         factor = factors[level - 1]
+        # A pooled voxel stands for `factor` finer ones, the last of which is at its end.
         return below(level - 1, first * factor, last * factor + factor - 1)
 
     def coarse(level: int, first: int, last: int) -> tuple[int, int]:
@@ -129,6 +131,7 @@ def receptive_halo(
         return min(skip[0], deep[0]), max(skip[1], deep[1])
 
     halo = 0
+    # The pattern of windows and weights repeats after one total stride.
     for position in range(math.prod(factors)):
         first, last = needed(0, position, position)
         halo = max(halo, position - first, last - position)

@@ -33,6 +33,7 @@ def _double(x: Tensor, dim: int) -> Tensor:
     lower, upper = x.narrow(dim, 0, size - 1), x.narrow(dim, 1, size - 1)
     torch.lerp(upper, lower, 0.25, out=even.narrow(dim, 1, size - 1))
     torch.lerp(lower, upper, 0.25, out=odd.narrow(dim, 0, size - 1))
+    # The first and the last quarter point lie beyond the outermost centres.
     even.select(dim, 0).copy_(x.select(dim, 0))
     odd.select(dim, size - 1).copy_(x.select(dim, size - 1))
     return y.flatten(dim, dim + 1)

@@ -75,25 +75,20 @@ def unet(
     shared = kernels == "symmetric" and len(turns) > 1
     pooling = plan_pooling(spacing_zyx, len(widths), planar=planar)
     if shared:
+        # An axis that is halved and one that is not look alike to the kernels, but not to what comes after them.
         for factors in pooling:
             turns.require_invariant(factors, f"the pooling for voxels of {tuple(spacing_zyx)}")
 
     def conv(inputs: int, outputs: int, kernel_zyx: Triple) -> nn.Module:
+        # A kernel of one voxel is the same in every orientation: there is nothing to share.
         if shared and max(kernel_zyx) > 1:
             return SymmetricConv(inputs, outputs, kernel_zyx, turns, padding)
         return same_conv(inputs, outputs, kernel_zyx, padding)
 
+    # Linear and without a norm: the representation may have any sign and scale, which the critic then judges.
+    head = Stage(same_conv(widths[0], latent_channels, (1, 1, 1), nonlinearity="linear"))
     return conv_hourglass(
-        in_channels=in_channels,
-        latent_channels=latent_channels,
-        widths=widths,
-        kernel_zyx=plan_kernel(planar),
-        pooling=pooling,
-        convs_per_level=convs_per_level,
-        residual=residual,
-        checkpoint_levels=checkpoint_levels,
-        first=conv,
-        conv=conv,
-        norm=norm_maker(norm),
-        head=Stage(same_conv(widths[0], latent_channels, (1, 1, 1), nonlinearity="linear")),
-    )
+        in_channels=in_channels, latent_channels=latent_channels, widths=widths, kernel_zyx=plan_kernel(planar),
+        pooling=pooling, convs_per_level=convs_per_level, residual=residual, checkpoint_levels=checkpoint_levels,
+        first=conv, conv=conv, norm=norm_maker(norm), head=head,
+    )  # fmt: skip

@@ -60,7 +60,7 @@ class RegisteredPair:
     report : Path or None
         Page that shows it; None if none was asked for.
     warped : Path or None
-        Moving volume on the fixed grid; None if it was not asked for, or the verdict is FAIL.
+        Moving volume on the fixed grid; None if it was not asked for, or the verdict is poorer than required.
     notes : tuple of str
         Sentences on what was assumed of the inputs, and on what the warped volume's format cannot keep.
     """
@@ -127,9 +127,14 @@ def register_pair(settings: RegisterPairSettings, *, progress: Progress | None =
     if page is None and not result.skipped:
         result.report.unlink(missing_ok=True)  # an earlier one shows another result
     notes = tuple(result.result.notes)
-    if settings.warped is None or result.verdict == "FAIL":
+    if settings.warped is None or not is_enough(result, settings):
         return RegisteredPair(result, page, None, notes)
     return RegisteredPair(result, page, settings.warped, notes + _warp(settings, result, progress))
+
+
+def is_enough(result: RegisterResult, settings: RegisterPairSettings) -> bool:
+    """Say whether a verdict is as good as the settings require; FAIL never is."""
+    return result.verdict == "PASS" or (result.verdict == "WARN" and settings.require == "warn")
 
 
 def plan_pair(settings: RegisterPairSettings) -> dict[str, Any]:
@@ -147,7 +152,8 @@ def plan_pair(settings: RegisterPairSettings) -> dict[str, Any]:
     if settings.report:
         plan["report"] = str(settings.out / "report.html")
     if settings.warped is not None:
-        plan["warped"] = f"{settings.warped}, unless the verdict is FAIL"
+        unless = "FAIL" if settings.require == "warn" else "FAIL or WARN"
+        plan["warped"] = f"{settings.warped}, unless the verdict is {unless}"
     return plan
 
 

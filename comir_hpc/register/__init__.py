@@ -9,11 +9,13 @@ the best distinct answers are refined, and then the verdict is made. What is com
 * `global_search` tries all rotations on `coarse` maps; `starts` improves the best answers by `alignment` and chooses;
 * `refine` optimises on samples, `gauss_newton` on all voxels; `ranking` ranks;
 * `similarity` measures how alike the two are, `checks` judges the answer, `pictures` draws, and `outputs` writes;
-* `deform` bends space after an affine answer, if that is asked for.
+* `deform` bends space after an affine answer, if that is asked for;
+* `unfinished` keeps what a registration that is stopped has found.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
 from comir_hpc.host.progress import Clock, Progress, part_of
 from comir_hpc.register.checks.account import account_of, without_answer
+from comir_hpc.register.checks.calibration import own_calibration
 from comir_hpc.register.checks.evidence import gather
 from comir_hpc.register.deform import bend, require_deformable
 from comir_hpc.register.global_search import rotations_to_try
@@ -43,6 +46,8 @@ from comir_hpc.register.pair import Pair
 from comir_hpc.register.pictures import make_panels
 from comir_hpc.register.ranking import COARSE, FINE, rank
 from comir_hpc.register.slices import SlicePlane
+from comir_hpc.register.starts import Initial
+from comir_hpc.register.unfinished import forget, keep, kept, stoppable
 from comir_hpc.runs.folder import require_room
 from comir_hpc.transforms.protocol import PointMap
 
@@ -72,8 +77,11 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         is no error, and no answer is no error: both get the verdict FAIL.
     UnsavedResult
         If the result cannot be written at the end; the error holds it.
+    StopRequested
+        After SIGTERM or SIGUSR2. What the search has found is kept, and the same call goes on from there.
     """
     clock = Clock()
+    own_calibration()  # a damaged one is refused before the work, not after it
     with clock.time("open"):
         inputs = open_inputs(settings)
         require_deformable(settings, inputs)
@@ -81,25 +89,36 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     if before is not None:
         return before
     require_room(settings.out, output_bytes(inputs, settings), RegistrationError)
+    with stoppable(settings.out, progress) as told:
+        result = _registered(settings, inputs, clock, told)
+    forget(settings.out)
+    return result
+
+
+def _registered(
+    settings: RegisterSettings, inputs: Inputs, clock: Clock, progress: Progress
+) -> RegisterResult:
+    """Search, refine, check and write."""
     with clock.time("features"):
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
     frame = SlicePlane.from_grids(fixed.grid, moving.grid)
-    carried = settings.initial == "global" and bool(inputs.searched_levels[0])
+    carried = settings.finds_starts and bool(inputs.searched_levels[0])
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     with clock.time("search"):
-        starts, found, left = find_starts(pair, settings, inputs, frame, progress)
-    if left is not None:
-        inputs = inputs.at(left)
+        begun = _searched(pair, settings, inputs, frame, progress)
+    if begun.left is not None:
+        inputs = inputs.at(begun.left)
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
         pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     try:
+        begun.require_any()
         with clock.time("refine"):
             ranking = rank(
                 pair.refiner,
                 pair.similarity,
-                starts,
+                begun.starts,
                 measure=pair.measure,
                 kind="rigid" if settings.transform == "rigid" else "affine",
                 coarse=() if carried else COARSE,
@@ -107,9 +126,9 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
                 progress=part_of(progress, "refine"),
             )
         with clock.time("check"):
-            evidence = gather(pair, ranking, inputs)
+            evidence = gather(pair, ranking, inputs, frame, settings, (fixed_image, moving_image), progress)
     except RegistrationError as error:
-        answer, account, bent = None, without_answer(pair, starts, frame, error), None
+        answer, account, bent = None, without_answer(pair, begun.starts, frame, error), None
     else:
         answer, account = ranking.best.transform, account_of(pair, ranking, evidence, frame)
         with clock.time("deform"):
@@ -128,10 +147,24 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
         "model": model,
         "run": None if model is None else model["run"],
         "fingerprint": inputs.fingerprint,
-        **_notes(frame, inputs, left),
+        **_notes(frame, inputs, begun),
     }
     transform = None if answer is None else frame.world(answer)
-    return write_result(settings.out, transform, record, panels, landscape(found, frame), bent)
+    return write_result(settings.out, transform, record, panels, landscape(begun.search, frame), bent)
+
+
+def _searched(
+    pair: Pair, settings: RegisterSettings, inputs: Inputs, frame: SlicePlane, progress: Progress
+) -> Initial:
+    """Find where the refinement starts, or find it again if an earlier call was stopped after its search."""
+    before = kept(settings.out, inputs.fingerprint)
+    if before is not None:
+        return before
+    found = find_starts(pair, settings, inputs, frame, progress)
+    with contextlib.suppress(OSError):  # a full disk is said when the result is written
+        keep(settings.out, inputs.fingerprint, found)
+    progress("refine", 0, 1)  # a request to stop that came meanwhile
+    return found
 
 
 def _panels(
@@ -180,9 +213,9 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         if searched := inputs.searched_levels[0]:
             spacings = [inputs.fixed.representation.spacings_mm[level] for level in searched]
             plan["search"] += ", at most; on maps of " + " and ".join(f"{s:.3g} mm" for s in spacings)
-    plan["refine"] = (
-        f"{settings.candidates if settings.initial == 'global' else 1} starts, {settings.transform}"
-    )
+    if settings.initial == "features":
+        plan["search"] = f"up to {settings.keypoints} keypoints a side, matched"
+    plan["refine"] = f"{settings.candidates if settings.finds_starts else 1} starts, {settings.transform}"
     plan["memory"] = in_words(inputs.predicted_bytes)
     plan["disk"] = in_words(output_bytes(inputs, settings))
     files = ["transform.tfm", "transform.json", "result.json", "panels.npz"]
@@ -192,15 +225,18 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     return plan
 
 
-def _notes(frame: SlicePlane, inputs: Inputs, left: int | None) -> dict[str, list[str]]:
+def _notes(frame: SlicePlane, inputs: Inputs, begun: Initial) -> dict[str, list[str]]:
     notes = list(dict.fromkeys(inputs.fixed.notes + inputs.moving.notes))  # some are said of the pair
+    if inputs.start is not None:
+        notes += inputs.start.notes
     if frame.tilt_deg >= _TILTED_DEG:
         notes.append(
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "
             "transform turns one into the other, and only motion inside the plane was searched"
         )
-    if left is not None:
-        spacing = inputs.fixed.representation.spacings_mm[left]
+    notes.extend(begun.notes)
+    if begun.left is not None:
+        spacing = inputs.fixed.representation.spacings_mm[begun.left]
         notes.append(
             f"the volumes are compared on a grid of {spacing:.3g} mm: on finer ones less of what both show agrees"
         )

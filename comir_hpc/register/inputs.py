@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,13 @@ from comir_hpc import __version__
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import available_bytes, expected_peak, in_words, resident_bytes
+from comir_hpc.register.given_start import GivenStart, given_start
 from comir_hpc.representations import Features, Measure, Representation, Role, open_representation
+from comir_hpc.volumes.region import Region
 from comir_hpc.volumes.volume import Volume
 
 _LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
+KEYPOINT_BYTES = 160 << 20  # of the keypoints of both volumes and their matches, or of a slice's scale space
 _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
 
 # Gauss-Newton steps on two heads: bytes of each thread for each fixed voxel, and of the moving maps on twice as fine a
@@ -86,12 +90,15 @@ class Inputs:
         Memory that the whole process will need, in bytes.
     fingerprint : str
         Digest of everything that the result depends on.
+    start : GivenStart or None
+        Start that the user gives; None where one is to be found.
     """
 
     fixed: Input
     moving: Input
     predicted_bytes: float
     fingerprint: str
+    start: GivenStart | None = None
 
     @property
     def measure(self) -> Measure:
@@ -118,6 +125,16 @@ class Inputs:
             return (), ()
         return searched, tuple(range(min(searched) - 1, finest, -1))
 
+    @property
+    def scales_of_checks(self) -> tuple[int, int] | None:
+        """Levels on which an answer is checked, the coarser and the finer one; None for the compared level alone."""
+        finest = max(self.fixed.level, self.moving.level)
+        levels = [
+            [max(n, finest) for n in side.representation.searched_levels]
+            for side in (self.fixed, self.moving)
+        ]
+        return (levels[0][0], levels[0][-1]) if levels[0] and levels[0] == levels[1] else None
+
 
 def open_inputs(settings: RegisterSettings) -> Inputs:
     """Open and check what the settings name, and choose the levels.
@@ -130,7 +147,9 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         If one is a single slice and the other a volume, a representation was made from another volume, or the
         memory does not suffice.
     """
-    fixed, moving = _open_volume(settings.fixed), _open_volume(settings.moving)
+    fixed = _open_volume(settings.fixed, settings.fixed_mask)
+    moving = _open_volume(settings.moving, settings.moving_mask)
+    start = given_start(settings, fixed.grid, moving.grid)
     sides = [
         Input("fixed", open_representation(fixed, settings, "fixed", moving)),
         Input("moving", open_representation(moving, settings, "moving", fixed)),
@@ -159,12 +178,15 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         fixed=chosen[0],
         moving=chosen[1],
         predicted_bytes=needed,
-        fingerprint=_fingerprint(settings, chosen),
+        fingerprint=_fingerprint(settings, chosen, start),
+        start=start,
     )
 
 
 def _search_bytes(settings: RegisterSettings) -> int:
-    """Predict the bytes of the global search's spectra; its maps are padded to twice their sides."""
+    """Predict the bytes of the global search's spectra, whose maps are padded to twice their sides, or of keypoints."""
+    if settings.initial == "features":
+        return KEYPOINT_BYTES
     if settings.initial != "global":
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
@@ -173,7 +195,7 @@ def _search_bytes(settings: RegisterSettings) -> int:
 
 def _steps_bytes(fixed: Input, moving: Input, settings: RegisterSettings) -> int:
     """Predict the bytes of the Gauss-Newton steps through the scales: on the finest one each thread has a grid."""
-    if settings.initial != "global" or not fixed.representation.searched_levels:
+    if not settings.finds_starts or not fixed.representation.searched_levels:
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
     fixed_voxels, moving_voxels = (
@@ -194,9 +216,11 @@ def _require_one_kind(fixed: Input, moving: Input) -> None:
     )
 
 
-def _open_volume(path: Path) -> Volume:
+def _open_volume(path: Path, mask: Path | None) -> Volume:
     volume = Volume.open(path)
     volume.intensity()  # refuses a volume without statistics before anything is done
+    if mask is not None:
+        volume.region = Region(Volume.open(mask))
     return volume
 
 
@@ -230,16 +254,22 @@ def _too_large(sides: list[Input], levels: list[int], needed: float, limit: floa
     return f"comparing {grids} needs {in_words(needed)}, {in_words(limit)} are allowed; {remedy}"
 
 
-def _fingerprint(settings: RegisterSettings, sides: list[Input]) -> str:
+def _fingerprint(settings: RegisterSettings, sides: list[Input], start: GivenStart | None) -> str:
     """Make a digest of the inputs' content, the encoders and the settings that matter, but not of paths or threads."""
     places = {"fixed", "moving", "out", "model", "fixed_representation", "moving_representation"}
-    if (
-        settings.smoothness_mm is None
-    ):  # a result from before there was such a setting is still the one asked for
-        places.add("smoothness_mm")
-    record = {
+    places |= {"fixed_mask", "moving_mask", "form"} | ({"initial"} if start is not None else set())
+    # Results keep the fingerprint that they had before there were these settings.
+    unused = set() if settings.initial == "features" else {"keypoints", "match_ratio"}
+    unused |= {"checks"} if settings.checks == "full" else set()
+    unused |= {"smoothness_mm"} if settings.smoothness_mm is None else set()
+    record: dict[str, Any] = {
         "version": __version__,
-        "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"}),
+        "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"} | unused),
         "sides": [{"volume": side.volume.fingerprint(), **side.representation.identity()} for side in sides],
     }
+    if any(side.volume.region for side in sides):
+        regions = [side.volume.region for side in sides]
+        record["masks"] = [None if one is None else one.mask.fingerprint() for one in regions]
+    if start is not None:
+        record["start"] = start.transform.matrix_mm.tolist()
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

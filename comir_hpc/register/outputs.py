@@ -18,13 +18,12 @@ from comir_hpc.config.register import RegisterSettings
 from comir_hpc.config.words import BENDING
 from comir_hpc.errors import RegistrationError, UnsavedResult
 from comir_hpc.host.files import write_text, written_whole
-from comir_hpc.register.checks.verdict import Verdict
 from comir_hpc.register.global_search import Search
 from comir_hpc.register.inputs import Input, Inputs
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.runs import result as results
 from comir_hpc.runs.record import as_json, brief, make_record
-from comir_hpc.runs.result import AFFINE_FILE, BENT_FILE, INVERSE_FILE, RESULT_FILE, Result
+from comir_hpc.runs.result import AFFINE_FILE, BENT_FILE, INVERSE_FILE, RESULT_FILE, Result, Verdict
 from comir_hpc.runs.result_html import PANELS_FILE, result_html
 from comir_hpc.space.rotations import angle_deg
 from comir_hpc.transforms.affine import Affine as Transform
@@ -103,8 +102,14 @@ class RegisterResult:
             return f"{self.verdict}: no transform was found; {self.folder / RESULT_FILE}{done}"
         shift = float(np.linalg.norm(self.transform.translation_mm))
         agreement = "undefined" if self.agreement is None else f"{self.agreement:.2f}"
+        bound = self.result.bound_mm
+        within = (
+            f"probably within {bound:.2g} mm (90 %); "
+            if self.verdict == "PASS" and bound and not self.result.bends
+            else ""
+        )
         return (
-            f"{self.verdict}: turned by {self.transform.rotation_deg:.2f} degrees, shifted by {shift:.2f} mm; "
+            f"{self.verdict}: {within}turned by {self.transform.rotation_deg:.2f} degrees, shifted by {shift:.2f} mm; "
             f"agreement {agreement}; {self._bent}{self.folder / self.result.transform_file}{done}"
         )
 
@@ -159,7 +164,7 @@ def output_bytes(inputs: Inputs, settings: RegisterSettings) -> int:
     pixels = sum(math.prod(shape) // n for n in shape)
     kinds = 6 if side.representation.pictured else 3
     field = (
-        2 * 24 * math.prod(shape) if settings.transform in BENDING else 0
+        4 * 24 * math.prod(shape) if settings.transform in BENDING else 0
     )  # both ways, in double precision, with margins
     per_rotation = 8 * (9 + 1 + 1 + 1 + 3)  # rotation, score, angle, overlap and pivot in search.npz
     return 4 * pixels * kinds + per_rotation * (settings.rotations + 1) + field + _PAGE_BYTES
@@ -260,6 +265,7 @@ def input_record(side: Input) -> dict[str, Any]:
         "path": str(side.volume.path.absolute()),
         "fingerprint": side.volume.fingerprint(),
         "grid": side.volume.grid.as_dict(),
+        **({"mask": str(side.volume.region.mask.path.absolute())} if side.volume.region else {}),
         "compared": {
             "path": str(side.compared.path.absolute()),
             "level": side.level,

@@ -11,9 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from comir_hpc.errors import RegistrationError
 from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import FloatArray, Grid, Matrix
 from comir_hpc.transforms.affine import Affine as Transform
+
+_MOST_TILT_DEG = (
+    1.0  # angle by which a start may leave the plane of a slice: more is meant, and cannot be followed
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +31,13 @@ class SlicePlane:
         Map of world points of each volume to that place. It is the identity for volumes. For slices, a point of the
         slice comes to lie at z = 0. If the two planes are parallel, points that lie on top of each other in the world
         also do so there.
+    planar : bool
+        Whether they are maps of slices.
     """
 
     fixed: Transform
     moving: Transform
+    planar: bool = False
 
     @classmethod
     def from_grids(cls, fixed: Grid, moving: Grid) -> SlicePlane:
@@ -46,7 +54,9 @@ class SlicePlane:
         nearest = middle + turned[:, 2] * (turned[:, 2] @ (np.asarray(moving.origin_mm) - middle))
         flat_middle = axes.T @ (middle - np.asarray(fixed.origin_mm))
         return cls(
-            _rigid(axes.T, np.asarray(fixed.origin_mm), np.zeros(3)), _rigid(turned.T, nearest, flat_middle)
+            _rigid(axes.T, np.asarray(fixed.origin_mm), np.zeros(3)),
+            _rigid(turned.T, nearest, flat_middle),
+            planar=True,
         )
 
     @property
@@ -62,6 +72,23 @@ class SlicePlane:
         """Convert a transform between the places of comparison into one between world points, fixed to moving."""
         back = self.moving.inverse().compose(transform).compose(self.fixed)
         return back.about(self.fixed.inverse().apply(transform.centre_mm))
+
+    def compared(self, transform: Transform) -> Transform:
+        """Convert a transform between world points, fixed to moving, into one between the places of comparison.
+
+        Raises
+        ------
+        RegistrationError
+            If it carries one slice out of the plane of the other.
+        """
+        inner = self.moving.compose(transform).compose(self.fixed.inverse())
+        tilt = float(np.degrees(np.arcsin(min(1.0, float(np.linalg.norm(inner.rotation_xyz[2, :2]))))))
+        if self.planar and tilt > _MOST_TILT_DEG:
+            raise RegistrationError(
+                f"the start carries one slice out of the plane of the other, by {tilt:.1f} degrees; expected a "
+                "transform that keeps the plane"
+            )
+        return inner.about(self.fixed.apply(transform.centre_mm))
 
     def world_rotations(self, rotations_xyz: FloatArray) -> FloatArray:
         """Convert rotations (K, 3, 3) between the places of comparison into world rotations, fixed to moving."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from comir_hpc.errors import RegistrationError
 from comir_hpc.host.progress import Progress, part_of
 from comir_hpc.register.alignment import Aligned, Alignment
 from comir_hpc.register.coarse import coarsen
@@ -73,6 +74,42 @@ class Scale:
     def spacing_mm(self) -> float:
         """Finest spacing of both grids."""
         return min(self.fixed.grid.finest_mm, self.moving.grid.finest_mm)
+
+
+@dataclass(frozen=True, eq=False)
+class Initial:
+    """Where the refinement starts.
+
+    Attributes
+    ----------
+    starts : list of (transform, score)
+        Rough answers, the most promising first.
+    search : Search or None
+        Landscape of the search that they come from; None without one.
+    left : int or None
+        Level that the answers were left at, because finer ones show too little; None if it is the compared one.
+    notes : tuple of str
+        What the user should know, in sentences.
+    failure : str or None
+        Why there is no start; None if there is one.
+    """
+
+    starts: list[Start]
+    search: Search | None = None
+    left: int | None = None
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
+
+    def require_any(self) -> None:
+        """Refuse to go on without a start.
+
+        Raises
+        ------
+        RegistrationError
+            If there is none.
+        """
+        if self.failure is not None:
+            raise RegistrationError(self.failure)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,18 +200,58 @@ class StartFinder:
             if before is not None and _is_lost(pool, before[0]):
                 return self._chosen(before[0], far_mm), first, before[1]
         assert first is not None
+        starts, left = self._followed(pool, searched[-1], finer, far_mm)
+        return starts, first, left
+
+    def from_answers(
+        self,
+        answers: Sequence[Transform],
+        searched: Sequence[Scale],
+        finer: Sequence[Scale],
+        spacing_mm: float,
+    ) -> tuple[list[Start], Scale | None]:
+        """Improve answers that come from elsewhere, and carry them through the finer scales.
+
+        Parameters
+        ----------
+        answers : sequence of Transform
+            Rough answers, the most promising first.
+        searched, finer : sequence of Scale
+            Coarse scales, and the finer ones down to the compared one; without coarse ones, only the latter.
+        spacing_mm : float
+            Side of a voxel on which answers are improved if there are no coarse scales, in mm.
+
+        Returns
+        -------
+        starts
+            The most promising ones, the best first.
+        scale : Scale or None
+            Scale at which they were left, as in `through_scales`.
+        """
+        if not self.measure.correlates:
+            return [(answer, None) for answer in answers[: self.count]], None
+        if not searched:
+            improved = self._improved(finer[-1], _FINER * spacing_mm, answers)
+            return self._chosen(improved, self._far_mm(spacing_mm)), None
         last = searched[-1]
+        pool = self._improved(last, last.spacing_mm, answers, _MORE_STEPS)
+        return self._followed(pool, last, finer, self._far_mm(_OWN_SCALE * last.spacing_mm))
+
+    # ------------------------------------------------------------------ parts
+
+    def _followed(
+        self, pool: Sequence[Aligned], last: Scale, finer: Sequence[Scale], far_mm: float
+    ) -> tuple[list[Start], Scale | None]:
+        """Carry answers through finer scales, as long as these show the same."""
         for number, scale in enumerate(finer):
             is_finest = number == len(finer) - 1
             carried = self._carried(
                 scale, pool, far_mm, max(_FINEST, self.count // 2) if is_finest else self.count
             )
             if _is_lost(carried, pool):
-                return self._chosen(pool, far_mm), first, last
+                return self._chosen(pool, far_mm), last
             pool, last = carried, scale
-        return self._chosen(pool, far_mm), first, None
-
-    # ------------------------------------------------------------------ parts
+        return self._chosen(pool, far_mm), None
 
     def _far_mm(self, spacing_mm: float) -> float:
         """Choose the distance from which answers are rivals."""

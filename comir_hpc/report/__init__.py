@@ -2,7 +2,7 @@
 
 `contents` reads what the folder holds, `panels` makes pictures of volumes, `charts` draws curves, `snippets` writes
 what can be copied, `page` puts them into ``report.html.j2``. What a folder lacks is said on the page; a folder without
-anything is refused.
+anything is refused. `evidence` draws what a verdict rests on, `cohort` puts several registrations into one table.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from comir_hpc.errors import ComirError
 from comir_hpc.host.files import write_text
+from comir_hpc.report.cohort import cohort
 from comir_hpc.report.contents import Contents, read_contents
 from comir_hpc.report.page import render
 from comir_hpc.runs.record import brief
 from comir_hpc.runs.result import RESULT_FILE
 
-__all__ = ["report"]
+__all__ = ["cohort", "report"]
 
 PAGE_FILE = "report.html"
 

@@ -18,6 +18,7 @@ from comir_hpc.host.memory import in_words
 from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents, file_sums
 from comir_hpc.report.deformation import deformation_numbers, deformation_pictures
+from comir_hpc.report.evidence import evidence_rows
 from comir_hpc.report.panels import plane_pictures
 from comir_hpc.report.snippets import make_snippets
 from comir_hpc.report.training import describe_run
@@ -79,6 +80,8 @@ def _registration(contents: Contents, result: Result) -> dict[str, Any]:
         "notes": result.notes,
         "numbers": _numbers(result, centre),
         "errors": _errors(result),
+        "evidence": evidence_rows(result),
+        "probability": "" if result.probability is None else f"{100 * min(result.probability, 0.99):.0f} %",
         "planes": [] if contents.panels is None else plane_pictures(contents.panels, direction),
         "deformation": _deformation(contents, result, direction),
         "landscape": _landscape(contents, found, candidates, fixed_grid),

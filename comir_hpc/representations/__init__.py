@@ -13,6 +13,7 @@ pyramid. A representation also says how alike two of them are (`Measure`), and w
 `trained`      what those two have in common
 `intensity`    intensities, by mutual information
 `mind`         self-similarities (MIND-SSC), by correlation
+`gradient`     normalised gradient magnitudes, by correlation
 `isotropic`    thick slices on nearly cubic voxels
 `criteria`     two maps compared at all shifts by FFT
 `encoding`     an encoder slid over a volume in windows
@@ -25,15 +26,15 @@ Adding one
 A new representation is one file with one class, and one line in ``REPRESENTATIONS`` of `comir_hpc.config.words`:
 
 >>> @dataclass(frozen=True, eq=False)
-... class Gradient(Representation):
+... class Edges(Representation):
 ...     measure: ClassVar[Measure] = CORRELATION
 ...
 ...     def values(self, level, image):
 ...         return gaussian_gradient_magnitude(image, 1.0)[None]
 
->>> REPRESENTATIONS["gradient"] = Offered("comir_hpc.representations.gradient:Gradient")
+>>> REPRESENTATIONS["edges"] = Offered("comir_hpc.representations.edges:Edges")
 
-``comir-hpc register --representation gradient`` then does everything that it does with the others.
+``comir-hpc register --representation edges`` then does everything that it does with the others.
 ``tests/test_representation_door.py`` registers a pair with such a class. What else a class may say has a default in
 `Representation`:
 
@@ -43,8 +44,9 @@ A new representation is one file with one class, and one line in ``REPRESENTATIO
   the result itself.
 * `levels` and `place`, if only some levels can be used, or if the volume is seen on another grid than its own.
   `features` is called for any of `levels`, so a map can be made at its own scale instead of being averaged down.
-* `learned` and `reference`, if a right answer is known to reach a certain agreement. Without them the verdict is at
-  best WARN.
+* `learned` and `reference`, if a right answer is known to reach a certain agreement. The verdict is at best WARN until
+  its calibration has rows of the representation (``benchmarks/verdict``).
+* `mirror_blind`, if a mirrored volume has other values than the mirrored ones.
 * `searched_levels`, if the global search shall look at features that were made at coarser levels.
 * ``Features.describe``, if the channels look along the axes of the grid, so that a volume has to be turned before it is
   described (`mind`).

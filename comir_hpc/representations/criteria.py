@@ -72,6 +72,8 @@ class Correlator:
         shape, first, counts = [], [], []
         for axis, (length, side) in enumerate(zip(weights.shape, sides, strict=True)):
             profile = weights.sum(axis=tuple({0, 1, 2} - {axis}), dtype=np.float64)
+            # The moving map can reach a slab at either end of this axis; shifts at which that holds too little are
+            # never looked at.
             enough_below = int(np.argmax(np.cumsum(profile) >= needed))
             enough_above = length - 1 - int(np.argmax(np.cumsum(profile[::-1]) >= needed))
             lowest, highest = enough_below - (side - 1), enough_above
@@ -232,6 +234,7 @@ class MutualInformation:
         overlap = counts.sum(axis=(0, 1))
         enough = overlap >= correlator.needed
         joint = np.maximum(counts[:, :, enough], 0)  # rounding of the FFT leaves counts a little below zero
+        # The overlap differs from shift to shift, and counts of different sums cannot be compared.
         joint /= np.maximum(joint.sum(axis=(0, 1)), np.float32(1e-3))
         both = _entropy(joint, (0, 1))
         alone = _entropy(joint.sum(axis=1), (0,)) + _entropy(joint.sum(axis=0), (0,))
@@ -263,4 +266,6 @@ def _classes(values: Array32, weights: Array32, edges: FloatArray) -> Array32:
 
 def _quantiles(side: Weighted, classes: int) -> FloatArray:
     inside = side.values[0][side.weights > 0.5]
+    # Unique: in an image with much of one value, several quantiles are that value, and a class between them would be
+    # empty.
     return np.unique(np.quantile(inside, np.arange(1, classes) / classes))

@@ -58,6 +58,8 @@ class Features:
 def specimen_mask(volume: Volume, place: int | Grid) -> NDArray[np.bool_]:
     """Mark the specimen, (z, y, x): above the foreground threshold of `ingest`, without specks, holes and padding.
 
+    Where the volume has a `region`, nothing outside of it belongs to the specimen.
+
     `place` is the number of a level, or the grid to see the volume on.
 
     A voxel belongs to it if most of its 5 x 5 x 5 neighbours are above the threshold. Otherwise noise in the air would
@@ -66,7 +68,7 @@ def specimen_mask(volume: Volume, place: int | Grid) -> NDArray[np.bool_]:
     Raises
     ------
     VolumeError
-        If the volume has no intensity statistics.
+        If the volume has no intensity statistics, or its region is empty or elsewhere.
     RegistrationError
         If nothing is left.
     """
@@ -79,6 +81,13 @@ def specimen_mask(volume: Volume, place: int | Grid) -> NDArray[np.bool_]:
     # In a single slice every voxel touches the border along z, so that no hole is closed in 3D: fill holes in 2D.
     filled = ndimage.binary_fill_holes(most[0])[None] if len(most) == 1 else ndimage.binary_fill_holes(most)
     mask: NDArray[np.bool_] = filled & seen.known() if seen.padded else filled
+    if volume.region is not None and mask.any():
+        mask = mask & volume.region.on(seen.grid)
+        if not mask.any():
+            raise RegistrationError(
+                f"{volume.region.mask.path} covers no voxel of the specimen in {volume.path}; expected a mask of it: "
+                "are the two masks exchanged, or the mask turned round?"
+            )
     if not mask.any():
         raise RegistrationError(
             f"{volume.path} has no foreground: {int(above.sum())} of {above.size} voxels are above the threshold "

@@ -44,8 +44,8 @@ class Representation(ABC):
     noun : str
         What is compared, in the plural, for the reasons of a verdict.
     learned : bool
-        Whether a model was trained so that two representations correlate. The verdict then compares their agreement
-        with `reference`. Otherwise their agreement has no scale, and the verdict is at best WARN.
+        Whether a model was trained so that two representations correlate, so that their agreement may be held against
+        `reference`.
     one_scale : bool
         Whether a level has the same spacing for both volumes of a pair, and they are comparable only if it is the same.
     pictured : bool
@@ -190,6 +190,16 @@ class Representation(ABC):
     @property
     def reference(self) -> float | None:
         """Agreement that a right registration should come near; None if nothing is known about that."""
+        return None
+
+    @property
+    def mirror_blind(self) -> bool:
+        """Say whether the values of a mirrored volume are the mirrored values; true of all that sees no handedness."""
+        return True
+
+    @property
+    def expected_deviation(self) -> float | None:
+        """Give the standard deviation that the values had in training; None where nothing is known about that."""
         return None
 
     @property

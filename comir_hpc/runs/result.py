@@ -18,6 +18,9 @@ AFFINE_FILE, BENT_FILE = "transform.tfm", "transform.h5"
 INVERSE_FILE = "inverse.h5"
 """Map from moving to fixed points of a transform that bends."""
 
+Verdict = Literal["PASS", "WARN", "FAIL"]
+"""What is said of an answer."""
+
 _REMEDY = "run the registration again"
 Figure = float | None
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -83,6 +86,35 @@ class CandidateRecord(Record):
     def transform(self) -> Affine:
         """Map from fixed to moving points in LPS, in mm."""
         return Affine(self.matrix_lps_mm)  # type: ignore[arg-type]  # which makes an array of it
+
+
+class PieceRecord(Record):
+    """One piece of the evidence that a verdict rests on.
+
+    Attributes
+    ----------
+    name : str
+        Name of what was measured.
+    value : float or None
+        The number in `unit`; None if it could not be measured.
+    unit : str
+        Unit of the value.
+    sentence : str
+        What it says, without a full stop.
+    title : str
+        What it is, in a few words.
+    right, wrong : tuple of float
+        What right and wrong answers of the calibration had, in `unit`: five percentiles, 5 to 95; empty where that is
+        not known.
+    """
+
+    name: str
+    value: Figure = None
+    unit: str = ""
+    sentence: str = ""
+    title: str = ""
+    right: tuple[Finite, ...] = ()
+    wrong: tuple[Finite, ...] = ()
 
 
 class InputRecord(Record):
@@ -203,8 +235,20 @@ class Result(Record):
         PASS, WARN or FAIL; None where no verdict was given.
     reasons, notes : tuple of str
         Sentences on what the verdict rests on, and on what the user has to know besides.
+    probability : float or None
+        Probability that the answer is right, by the calibration; None in results from before there was one.
+    bound_mm : float or None
+        Mean error in mm that 90 % of right answers with such evidence keep.
+    evidence : tuple of PieceRecord
+        What was measured of the answer on the grids of the checks.
+    causes : tuple of str
+        Names of what is probably wrong with the pair.
+    mirrored_axis : str or None
+        Axis of the moving volume (x, y, z) that is probably flipped in a header.
     agreement, reference_agreement, margin, overlap : float or None
-        Figures that the verdict was made from; None where one could not be measured.
+        Figures of the finest level that was compared; None where one could not be measured.
+    deviation : float or None
+        Spread of the maps over that of the model's training.
     candidates : tuple of CandidateRecord
         Candidates that were refined, the best first.
     timings_s : dict
@@ -228,8 +272,13 @@ class Result(Record):
     """
 
     format: int = 0
-    verdict: Literal["PASS", "WARN", "FAIL"] | None = None
+    verdict: Verdict | None = None
     reasons: tuple[str, ...] = ()
+    probability: Figure = None
+    bound_mm: Figure = None
+    evidence: tuple[PieceRecord, ...] = ()
+    causes: tuple[str, ...] = ()
+    mirrored_axis: str | None = None
     metric: Metric | None = None
     agreement: Figure = None
     reference_agreement: Figure = None
@@ -238,6 +287,7 @@ class Result(Record):
     halves_distance_mm: Figure = None
     consensus: str | None = None
     drift_mm: Figure = None
+    deviation: Figure = None
     candidates: tuple[CandidateRecord, ...] = ()
     timings_s: dict[str, Finite] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)

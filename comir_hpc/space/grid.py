@@ -31,6 +31,7 @@ MM_PER_UNIT = {
     "centimeter": 10.0,
     "meter": 1e3,
 }
+_SHARPNESS = 1e-3  # of a voxel, at least: what `Grid.agrees_with` takes for the same place
 _UNIT_ALIASES = {
     "nm": "nanometer",
     "um": "micrometer",
@@ -88,7 +89,8 @@ class Grid:
     Raises
     ------
     VolumeError
-        If a number is not finite, a spacing is not positive or the direction is not orthonormal.
+        If a number is not finite or so large that neighbouring voxels get the same coordinates, a spacing is not
+        positive, or the direction is not orthonormal.
     """
 
     shape_zyx: Triple
@@ -121,6 +123,7 @@ class Grid:
             )
         if not all(math.isfinite(o) for o in self.origin_xyz):
             raise VolumeError(f"origin {self.origin_xyz} {self.unit} (x, y, z) is not finite")
+        self._require_distinct_voxels()
         columns = np.asarray(self.direction)
         # The tolerance is 1e-3: NIfTI keeps its orientation in single precision, and scanners round theirs to four
         # digits.
@@ -128,6 +131,19 @@ class Grid:
             raise VolumeError(
                 f"direction {np.round(columns, 4).tolist()} is not orthonormal (sheared axes); "
                 "resample the volume on a grid with perpendicular axes first"
+            )
+
+    def _require_distinct_voxels(self) -> None:
+        """Refuse coordinates so large that double precision cannot tell neighbouring voxels apart."""
+        # An axis of one voxel has no neighbours: its spacing is a thickness and may be any number.
+        steps = [(n - 1, s) for n, s in zip(self.shape_zyx, self.spacing_zyx, strict=True) if n > 1]
+        farthest = max(map(abs, self.origin_xyz)) + sum(n * s for n, s in steps)
+        finest = min((s for _, s in steps), default=math.inf)
+        if math.ulp(farthest) > _SHARPNESS * finest:
+            raise VolumeError(
+                f"its coordinates reach {farthest:.3g} {self.unit} (origin {self.origin_xyz}, x, y, z), where double "
+                f"precision does not tell voxels {finest:.3g} {self.unit} apart from each other; correct the origin or "
+                "the spacing in its metadata, or export it again"
             )
 
     @property

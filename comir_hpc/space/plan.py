@@ -46,6 +46,7 @@ class BlockPlan(Sequence[Block]):
         start = as_triple([int(p) * c for p, c in zip(place, self.core_zyx, strict=True)], int)
         core = Box(start, as_triple([s + c for s, c in zip(start, self.core_zyx, strict=True)], int))
         write = core.intersect(whole)
+        # The halo ends with the volume and is not padded: whoever reads decides what lies beyond.
         return Block(index, write, write.grown(self.halo_zyx).intersect(whole))
 
     def __iter__(self) -> Iterator[Block]:
@@ -58,6 +59,8 @@ class BlockPlan(Sequence[Block]):
         """
         if not 1 <= number <= parts:
             raise ConfigError(f"part {number}/{parts} does not exist; expected 1/{parts} to {parts}/{parts}")
+        # Cuts of one line in whole numbers: neighbours meet exactly for any `parts`. A part is one run of blocks, so
+        # that a sweep through it can use again what neighbouring blocks share.
         return range(len(self) * (number - 1) // parts, len(self) * number // parts)
 
 
@@ -90,6 +93,7 @@ def plan_blocks(
     shape, shard = as_triple(shape_zyx, int), as_triple(shard_zyx, int)
     core = shard if core_zyx is None else as_triple(core_zyx, int)
     for axis, size, one, whole in zip("zyx", core, shard, shape, strict=True):
+        # A single block along an axis meets no other one there, so it may end anywhere.
         if size < 1 or (size % one and size < whole):
             raise ConfigError(
                 f"core of {size} voxels along {axis} is not a multiple of the shard ({one}): two blocks would "

@@ -74,6 +74,7 @@ def check_settings(settings: TrainSettings) -> None:
     check_engine(settings.engine, recomputing=settings.network.checkpoint_levels != 0)
     parts = read_launch(os.environ).world_size * settings.engine.accumulation
     pairs = settings.sampling.pairs_per_step
+    # Every micro-batch has to be of one size: the mean of the parts is otherwise not the mean of all.
     if pairs % parts:
         near = sorted({max(1, pairs // parts) * parts, (pairs // parts + 1) * parts})
         raise ConfigError(
@@ -213,6 +214,7 @@ def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not _FREE.fullmatch(key)
     ]
+    # Fewer steps than are done would call a run finished that was trained for longer.
     if settings.optimiser.steps >= steps_done:
         changed = [key for key in changed if key != "optimiser.steps"]
     if changed:

@@ -9,7 +9,8 @@ Points are ITK's world, LPS (x, y, z) in millimetres.
 `affine`       `Affine`: a matrix
 `composite`    `Composite`: several transforms, one after the other
 `itk`          `ItkTransform`: any transform of ITK; images and transforms to SimpleITK and back
-`files`        read and write transform files
+`files`        read and write transform files; `itk_files`: those of ITK
+`conventions`  the forms of other tools: elastix, FSL, FreeSurfer, OME-NGFF, matrices in text
 `fields`       displacement fields in NIfTI files
 `foreign`      what a file is that is no transform of ours, and what to do with it
 =============  ============================================================================
@@ -36,10 +37,10 @@ writes it so that other tools can read it too. `itk_on_grid` makes a displacemen
 
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.composite import Composite, as_affine, notes_on
+from comir_hpc.transforms.conventions.grids import GridPair
+from comir_hpc.transforms.conventions.ngff import FIXED_WORLD, MOVING_WORLD
 from comir_hpc.transforms.files import (
     DIRECTION,
-    FIXED_WORLD,
-    MOVING_WORLD,
     itk_text,
     load_transform,
     ngff_record,
@@ -68,6 +69,7 @@ __all__ = [
     "MOVING_WORLD",
     "Affine",
     "Composite",
+    "GridPair",
     "ItkTransform",
     "PointMap",
     "Transform",

@@ -112,3 +112,24 @@ def _loaded_field(path: Path, shape: tuple[int, ...]) -> ItkTransform:
         raise RegistrationError(
             f"{path} is a displacement field that is damaged or cut off; copy it again"
         ) from error
+
+
+def displacement_image(path: Path) -> ItkTransform:
+    """Read a displacement field that ITK keeps as an image of three channels (.mha, .nrrd): LPS vectors in mm.
+
+    Raises
+    ------
+    RegistrationError
+        If the file is damaged, holds no vectors of three, or a vector is not finite.
+    """
+    try:
+        with silent_itk():
+            image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise RegistrationError(f"{path} cannot be read by ITK; copy or export it again") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+        found = f"{image.GetNumberOfComponentsPerPixel()} channels in {image.GetDimension()} dimensions"
+        raise RegistrationError(
+            f"{path} is an image of {found}; expected a field of displacements: vectors of three in a volume"
+        )
+    return ItkTransform(sitk.DisplacementFieldTransform(sitk.Cast(image, sitk.sitkVectorFloat64)))

@@ -5,31 +5,42 @@ A file is recognised by its content where that is possible. What is none of thes
 
 from __future__ import annotations
 
+import hashlib
 import json
-import struct
+import re
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import SimpleITK as sitk
 
+from comir_hpc.config.words import TransformForm
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.files import write_json, write_text, written_whole
+from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.composite import as_affine
-from comir_hpc.transforms.fields import displacement_field
+from comir_hpc.transforms.conventions.elastix import read_elastix
+from comir_hpc.transforms.conventions.grids import GridPair
+from comir_hpc.transforms.conventions.lta import read_lta
+from comir_hpc.transforms.conventions.matrices import read_matrix, said_world
+from comir_hpc.transforms.conventions.ngff import (
+    affine_entry,
+    is_scene,
+    read_scene,
+    scene,
+)
+from comir_hpc.transforms.fields import displacement_field, displacement_image
 from comir_hpc.transforms.foreign import what_it_is
-from comir_hpc.transforms.itk import ItkTransform, itk_form, itk_transform, silent_itk
+from comir_hpc.transforms.itk import ItkTransform, itk_form, itk_transform
+from comir_hpc.transforms.itk_files import is_itk_file, read_itk_file
 from comir_hpc.transforms.protocol import PointMap
 
 DIRECTION = (
     "maps a point of the fixed volume to the corresponding point of the moving volume "
     "(ITK's resampling direction); world points are LPS (x, y, z) in mm"
 )
-FIXED_WORLD, MOVING_WORLD = "fixed_lps_mm", "moving_lps_mm"
-_NGFF_VERSION = "0.6"
-_ITK_TEXT = "#Insight Transform File"
+_SNIFFED = 1 << 16  # bytes of a text by which its form is recognised
 
 
 def save_transform(
@@ -114,34 +125,29 @@ def ngff_record(transform: Affine) -> dict[str, Any]:
     NGFF's direction is the one of ours: from `input` (fixed) to `output` (moving) coordinates. Its coordinate
     systems are given the axes x, y, z in that order, so the numbers are those of the matrix.
     """
-    axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "xyz"]
     return {
         "direction": DIRECTION,
         "matrix_lps_mm": transform.matrix_mm.tolist(),
         "centre_lps_mm": transform.centre_mm.tolist(),
-        "ome": {
-            "version": _NGFF_VERSION,
-            "scene": {
-                "coordinateSystems": [{"name": name, "axes": axes} for name in (FIXED_WORLD, MOVING_WORLD)],
-                "coordinateTransformations": [
-                    {
-                        "type": "affine",
-                        "name": "fixed to moving",
-                        "input": {"name": FIXED_WORLD},
-                        "output": {"name": MOVING_WORLD},
-                        "affine": transform.matrix_mm[:3].tolist(),
-                    }
-                ],
-            },
-        },
+        "ome": scene(affine_entry(transform.matrix_mm)),
     }
 
 
-def read_transform(path: str | Path) -> PointMap:
+def read_transform(
+    path: str | Path, form: TransformForm | None = None, grids: GridPair | None = None
+) -> PointMap:
     """Read any transform, linear or not.
 
-    ``.json`` of ours, any file that ITK reads (``.tfm``, ``.txt``, ``.h5``, ``.mat``), or a displacement field of ANTs
-    (``1Warp.nii.gz``).
+    ``.json`` of ours, any file that ITK reads (``.tfm``, ``.txt``, ``.h5``, ``.mat``), a displacement field of ANTs
+    (``1Warp.nii.gz``), and the forms of `comir_hpc.transforms.conventions`.
+
+    Parameters
+    ----------
+    form : str, optional
+        Form of the file, where it does not say it itself: a matrix in text needs one. What the form leaves open is
+        then taken as the form's own tools take it.
+    grids : GridPair, optional
+        Grids of both volumes, which a matrix of FSL needs.
 
     Raises
     ------
@@ -155,7 +161,7 @@ def read_transform(path: str | Path) -> PointMap:
             raise RegistrationError(
                 f"{path} does not exist; expected transform.tfm or .json made by register"
             )
-        return _read(path)
+        return _read(path) if form is None else _read_as(path, form, grids or GridPair())
     except OSError as error:
         raise RegistrationError(
             f"{path} cannot be read ({error.strerror or error}); get access to it"
@@ -166,7 +172,28 @@ def read_transform(path: str | Path) -> PointMap:
         raise RegistrationError(f"{path}: {error}") from error
 
 
-def load_transform(path: str | Path) -> Affine:
+def content_digest(path: Path, transform: PointMap, grid: Grid) -> str:
+    """Return a digest of all that a transform read from `path` depends on.
+
+    Parameters
+    ----------
+    transform : PointMap
+        What was read.
+    grid : Grid
+        Fixed grid: where its corners go to stands for files that `path` only names.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    if path.is_dir() or (len(transform.parts) > 1 and path.suffix.lower() == ".txt"):
+        digest.update(np.round(transform.apply(grid.corners_mm()), 6).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_transform(
+    path: str | Path, form: TransformForm | None = None, grids: GridPair | None = None
+) -> Affine:
     """Read a transform that is linear, as `read_transform` does.
 
     Raises
@@ -174,7 +201,7 @@ def load_transform(path: str | Path) -> Affine:
     RegistrationError
         For the same reasons as `read_transform`, and if the transform is not linear.
     """
-    found = as_affine(transform := read_transform(path))
+    found = as_affine(transform := read_transform(path, form, grids))
     if found is None:
         kind = transform.itk.GetName() if isinstance(transform, ItkTransform) else type(transform).__name__
         raise RegistrationError(
@@ -184,6 +211,7 @@ def load_transform(path: str | Path) -> Affine:
 
 
 def _read(path: Path) -> PointMap:
+    """Read a file that says itself what it is."""
     name = path.name.lower()
     if path.is_file():
         if name.endswith(".json"):
@@ -191,106 +219,63 @@ def _read(path: Path) -> PointMap:
         if name.endswith((".nii", ".nii.gz")) and (field := displacement_field(path)):
             return field
         with path.open("rb") as file:
-            head = file.read(1 << 10)
-        if _is_itk(path, head):
-            return _from_itk_file(path)
+            head = file.read(_SNIFFED)
+        if is_itk_file(path, head):
+            return read_itk_file(path)
+        if (form := _form_of_text(head)) is not None:
+            return _read_as(path, form, GridPair())
+    elif _is_scene_store(path):
+        return read_scene(path, assume_lps=False)
     kind, remedy = what_it_is(path)
     raise RegistrationError(f"{path} is {kind}; {remedy}")
 
 
-def _is_itk(path: Path, head: bytes) -> bool:
-    if head.lstrip().startswith(_ITK_TEXT.encode()):
-        _check_itk_text(path)
-        return True
-    if h5py.is_hdf5(path):
-        return _check_itk_hdf5(path)
-    return path.suffix.lower() == ".mat" and _is_matlab_4(path.read_bytes())
+def _read_as(path: Path, form: TransformForm, grids: GridPair) -> PointMap:
+    """Read a file of a form that the user, or the file itself, has named."""
+    if form == "ngff":
+        return read_scene(path, assume_lps=True)
+    if path.is_dir():
+        raise RegistrationError(f"{path} is a folder; expected a file for --from {form}")
+    if form in ("itk", "ants"):
+        name = path.name.lower()
+        if name.endswith((".mha", ".mhd", ".nrrd", ".nhdr")):
+            return displacement_image(path)
+        return _read(path)
+    if form == "elastix":
+        return read_elastix(path, _read)
+    return read_lta(path) if form == "lta" else read_matrix(path, form, grids)
 
 
-def _is_matlab_4(content: bytes) -> bool:
-    """Return whether a file is what ITK writes as .mat.
-
-    Such a file holds arrays, each with a header of five integers, a name, and numbers.
-    """
-    place, kinds = 0, set()
-    while place + 20 <= len(content):
-        kind, rows, columns, _, length = struct.unpack_from("<5i", content, place)
-        kinds.add(kind)
-        if kinds not in ({0}, {10}) or min(rows, columns) < 0 or not 0 < length < 80:
-            return False
-        place += 20 + length + rows * columns * (8 if kind == 0 else 4)
-    return 0 < place == len(content)
+def _form_of_text(head: bytes) -> TransformForm | None:
+    """Return the form that a text names by its content."""
+    text = head.decode("utf-8-sig", errors="replace")
+    if "\0" in text:
+        return None
+    if re.search(r"^\(Transform\s+\"", text, re.MULTILINE):
+        return "elastix"
+    if re.search(r"^nxforms\s*=", text, re.MULTILINE):
+        return "lta"
+    said = said_world(text)
+    return None if said is None else ("matrix-ras" if said == "matrix-ras" else "matrix-lps")
 
 
-def _check_itk_text(path: Path) -> None:
-    """Refuse what SimpleITK reads wrongly or complains of in the words of its parser."""
-    if path.suffix.lower() not in (".tfm", ".txt"):
-        raise RegistrationError(f"{path} is a transform of ITK; rename it to end in .tfm, as ITK expects")
-    kinds: list[str] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "Transform":
-            kinds.append(value.strip())
-        if key.strip() not in ("Parameters", "FixedParameters"):
-            continue
-        for number in value.split():
-            try:
-                finite = bool(np.isfinite(float(number)))
-            except ValueError:
-                finite = False
-            if not finite:
-                raise RegistrationError(
-                    f"{path} is a transform of ITK in which {number[:30]!r} stands where a finite number is expected; "
-                    "write it again"
-                )
-    _refuse_a_list(path, kinds)
-
-
-def _check_itk_hdf5(path: Path) -> bool:
+def _is_scene_store(path: Path) -> bool:
     try:
-        with h5py.File(path) as file:
-            group = file.get("TransformGroup")
-            if not isinstance(group, h5py.Group):
-                return False
-            members = [group[name] for name in sorted(group, key=lambda name: (len(name), name))]
-            kinds = [np.ravel(member["TransformType"][()])[0].decode() for member in members]
-            # Every array is opened here, because ITK's own HDF5 prints what it stumbles over.
-            file.visititems(lambda name, item: None)
-    except (OSError, RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise RegistrationError(
-            f"{path} is an HDF5 file that is damaged or cut off; copy it again"
-        ) from error
-    _refuse_a_list(path, kinds)
-    return True
+        return is_scene(json.loads((path / "zarr.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
-def _refuse_a_list(path: Path, kinds: list[str]) -> None:
-    if len(kinds) > 1 and not kinds[0].startswith("CompositeTransform"):
-        raise RegistrationError(
-            f"{path} is a list of {len(kinds)} transforms that does not say in which order they are applied; write "
-            "them as one CompositeTransform of ITK"
-        )
-
-
-def _from_itk_file(path: Path) -> ItkTransform:
-    try:
-        with silent_itk():
-            return ItkTransform(sitk.ReadTransform(str(path)))
-    # ITK quotes the file in its message: of a damaged one that may be no text.
-    except (RuntimeError, UnicodeDecodeError) as error:
-        if isinstance(error, RegistrationError):
-            raise
-        raise RegistrationError(
-            f"{path} is a transform of ITK that is damaged, cut off or of a kind that is not known here; write it again"
-        ) from error
-
-
-def _from_json(path: Path) -> Affine:
+def _from_json(path: Path) -> PointMap:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if "matrix_lps_mm" not in record and is_scene(record):
+            return read_scene(path, assume_lps=False)
         matrix = np.asarray(record["matrix_lps_mm"], dtype=np.float64)
         centre = np.asarray(record.get("centre_lps_mm", (0.0, 0.0, 0.0)), dtype=np.float64)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, RegistrationError):
+            raise
         raise RegistrationError(
             f"{path} holds no matrix_lps_mm ({repr(error)[:100]}); expected transform.json made by register"
         ) from error

@@ -11,35 +11,22 @@ import re
 from pathlib import Path
 
 KNOWN = (
-    "ITK's .tfm, .txt, .mat and .h5, transform.json of register, and displacement fields of ANTs (.nii.gz)"
+    "ITK's .tfm, .txt, .mat and .h5, transform.json of register, displacement fields of ANTs (.nii.gz), parameter "
+    "files of elastix, .lta of FreeSurfer, scenes of OME-NGFF, or a matrix with --from"
 )
 _SNIFFED = 1 << 16  # bytes from the beginning of a file by which it is recognised
 _IMAGES = (
     ".nii", ".nii.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".tiff", ".png", ".jpg", ".jpeg",
     ".dcm", ".mgz", ".mgh", ".ims", ".czi",
 )  # fmt: skip
-_AS_JSON = (
-    'if it maps fixed to moving points in LPS mm, write it as transform.json: {"matrix_lps_mm": [[...], ...]}'
-)
-_FROM_FSL = (
-    "if it is FSL's: c3d_affine_tool -ref FIXED.nii.gz -src MOVING.nii.gz {name} -fsl2ras -oitk transform.tfm"
+_SAY_FORM = (
+    "say which with --from: matrix-lps or matrix-ras (fixed to moving points in mm), or fsl (flirt -omat)"
 )
 _CONVERT = "convert it to a transform of ITK (.tfm), from fixed to moving points in LPS mm"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|nan|[-+]?inf", re.IGNORECASE)
 
 # What the text of a file begins with or holds, what the file is then, and what to do.
 _TEXTS: tuple[tuple[str, str, str], ...] = (
-    (
-        r"^\(Transform\s+\"",
-        "a parameter file of elastix",
-        'run elastix again with (ITKTransformOutputFileNameExtension "h5") and (WriteITKCompositeTransform "true") in '
-        "its parameters, and give the .h5 that it writes",
-    ),
-    (
-        r"^nxforms\s*=",
-        "an LTA file of FreeSurfer",
-        "convert it: lta_convert --inlta {name} --outitk transform.txt (moving is the LTA's source)",
-    ),
     (r"^MNI Transform File", "an .xfm file of MINC", _CONVERT),
     (r"^DOF", "a .dof file of IRTK or MIRTK", _CONVERT),
     (
@@ -83,7 +70,7 @@ def what_it_is(path: Path) -> tuple[str, str]:
         )
     if name.endswith(_IMAGES):
         return "an image, no transform", (
-            "give it with --zarr or --like; a field of displacements has to be written as an ITK transform (.h5) first"
+            "give it with --zarr or --like; if it is a field of displacements (LPS, mm), say --from itk"
         )
     if head.startswith((b"\x89HDF", b"MATLAB 5", b"\x93NUMPY", b"PK")):
         kind = {b"\x89": "an HDF5", b"M": "a MATLAB 5", b"\x93": "a numpy", b"P": "a zip"}[head[:1]]
@@ -119,6 +106,5 @@ def _numbers(path: Path, fields: list[list[str]]) -> tuple[str, str]:
     count = sum(map(len, fields))
     if count in (12, 16):
         rows = f"{len(fields)} x {len(fields[0])}" if len(fields) > 1 else f"one row of {count}"
-        remedy = f"{_FROM_FSL.format(name=path.name)}; {_AS_JSON}" if count == 16 else _AS_JSON
-        return f"a matrix in text ({rows} numbers) that does not say of which world and direction", remedy
+        return f"a matrix in text ({rows} numbers) that does not say of which world and direction", _SAY_FORM
     return f"a text of numbers ({len(fields)} rows), no transform", f"expected {KNOWN}"

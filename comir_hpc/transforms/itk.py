@@ -216,9 +216,14 @@ def itk_on_grid(transform: PointMap, grid: Grid) -> sitk.Transform:
         return itk_transform(transform)
     if isinstance(transform, ItkTransform):
         return transform.itk
+    return sitk.DisplacementFieldTransform(itk_displacements(transform, grid))
+
+
+def itk_displacements(transform: PointMap, grid: Grid) -> sitk.Image:
+    """Return the displacements in mm, LPS (x, y, z), of all voxels of a fixed grid: a vector image of float64."""
     voxels = np.stack(np.meshgrid(*map(np.arange, grid.shape_zyx), indexing="ij"), axis=-1)
     shifts = np.moveaxis(transform.apply_to_grid(grid) - grid.world_mm(voxels), -1, 0)
-    return sitk.DisplacementFieldTransform(itk_image(shifts, grid))
+    return itk_image(shifts, grid)
 
 
 def itk_form(transform: PointMap) -> sitk.Transform:

@@ -51,6 +51,8 @@ def chunk_and_shard(
                 f"a shard of {large} voxels along {axis} is not a whole number of chunks of {small}; "
                 f"use --shard {max(1, large // max(small, 1)) * max(small, 1)}"
             )
+    # The last chunk of a shard may reach beyond the volume: zarr wants whole chunks in a shard, and stores nothing
+    # there.
     clipped = [min(c, n) for c, n in zip(chunks, shape_zyx, strict=True)]
     whole = [c * -(-min(s, n) // c) for c, s, n in zip(clipped, shards, shape_zyx, strict=True)]
     return as_zyx(clipped), as_zyx(whole)
@@ -106,9 +108,11 @@ def create_level(
         str(level),
         shape=shape,
         dtype=dtype,
+        # One channel a chunk: whoever wants one of many decompresses no other.
         chunks=(1, *chunks),
         shards=(1, *shards),
         compressors=[*codecs, Crc32cCodec()] if checksums else codecs,
+        # Chunks of nothing but this value are not stored: the air around a specimen takes no disk.
         fill_value=0,
         dimension_names=AXES,
     )

@@ -51,6 +51,8 @@ class PointTable:
         Numbers of the columns that hold the coordinates, from 0.
     notes : tuple of str
         What was taken from the file's comments, or left out, for the user to see.
+    factors : three float
+        What the file's own coordinates were multiplied by, along x, y, z.
     """
 
     columns: tuple[str, ...]
@@ -58,6 +60,7 @@ class PointTable:
     points_mm: FloatArray
     axes: tuple[int, int, int]
     notes: tuple[str, ...] = ()
+    factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass
@@ -100,7 +103,10 @@ def read_point_table(path: Path) -> PointTable:
     if not draft.points:
         raise VolumeError(f"{path} has a header and no points; expected a row for each point")
     factors, notes = _conversion(draft)
-    return PointTable(draft.columns, tuple(draft.rows), np.array(draft.points) * factors, draft.axes, notes)
+    x, y, z = factors.tolist()
+    return PointTable(
+        draft.columns, tuple(draft.rows), np.array(draft.points) * factors, draft.axes, notes, (x, y, z)
+    )
 
 
 def _text(path: Path) -> str:

@@ -101,6 +101,7 @@ def _context(threads: int) -> Any:
     return tensorstore.Context(
         {
             "data_copy_concurrency": {"limit": threads},
+            # No cache: every block is read once, and its memory would not be in any prediction.
             "cache_pool": {"total_bytes_limit": 0},
             "file_io_sync": False,
             # A shard has one writer at any time (the ledger), and not every cluster's file system has locks.

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -24,6 +24,9 @@ from comir_hpc.space.grid import Box, Grid, Triple
 from comir_hpc.volumes.chunks import as_zyx
 from comir_hpc.volumes.inventory import LOOKED_AT_ONCE, Inventory, shard_path, shards_of
 from comir_hpc.volumes.shards import Shards
+
+if TYPE_CHECKING:  # a type only: the chain of imports stays short
+    from comir_hpc.volumes.region import Region
 
 # Entries of the metadata that say nothing about the voxels.
 _ABOUT_THE_RUN = ("predicted", "needed", "measured", "command")
@@ -42,6 +45,9 @@ class Store:
     lenient : bool
         Accept that levels of the pyramid are missing, to make them again.
     """
+
+    region: Region | None = None
+    """Mask that restricts where the specimen counts, set by who opens the volume; None for everywhere."""
 
     def __init__(self, path: Path, group: zarr.Group, *, lenient: bool = False) -> None:
         self.path = path
@@ -219,8 +225,11 @@ class Store:
         said = {key: value for key, value in self.metadata.items() if key not in _ABOUT_THE_RUN}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
         for file in sorted(self.path.rglob("*")):
+            # Metadata are in already, without what they say of the run that made the volume.
             if file.is_file() and file.name != "zarr.json":
                 stat = file.stat()
+                # Size and time, not content: reading a terabyte to see whether it changed would cost as much as using
+                # it.
                 digest.update(f"{file.relative_to(self.path)} {stat.st_size} {stat.st_mtime_ns}".encode())
         return digest.hexdigest()[:16]
 

@@ -252,6 +252,7 @@ class Volume(Store):
             raise VolumeError(
                 f"{self.path}: values are {values.dtype}, the volume is {self.stored_dtype}; convert them first"
             )
+        # Before the first byte changes: a crash then leaves a volume that says that it is incomplete.
         if self._complete:
             self.withdraw()
         self._shards[level].write((slice(0, self.num_channels), *box.slices), values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from functools import cached_property
@@ -30,7 +29,8 @@ from comir_hpc.runs.html import table
 from comir_hpc.space.grid import Box, Grid
 from comir_hpc.space.plan import Block, BlockPlan, plan_blocks
 from comir_hpc.transforms.composite import notes_on
-from comir_hpc.transforms.files import read_transform
+from comir_hpc.transforms.conventions.grids import GridPair
+from comir_hpc.transforms.files import content_digest, read_transform
 from comir_hpc.volumes.volume import Volume, chunk_and_shard, planned_levels
 from comir_hpc.warp.files import file_format
 from comir_hpc.warp.one_file import LIBRARY_BYTES, make_file, plan_file
@@ -73,7 +73,7 @@ def warp(settings: WarpSettings, *, progress: Progress | None = None) -> WarpRes
     start = time.perf_counter()
     if _wants_points(settings):
         assert settings.points is not None
-        transform = read_transform(settings.transform)
+        transform = read_transform(settings.transform, settings.form)
         carried = carry_points(settings.points, transform, settings.direction)
         write_text(settings.out, carried.text, overwrite=settings.overwrite)
         notes = (*carried.notes, *notes_on(transform, settings.transform.name))
@@ -96,7 +96,9 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
     """
     if _wants_points(settings):
         assert settings.points is not None
-        carried = carry_points(settings.points, read_transform(settings.transform), settings.direction)
+        carried = carry_points(
+            settings.points, read_transform(settings.transform, settings.form), settings.direction
+        )
         return {"points": carried.count, "direction": settings.direction, "disk": in_words(len(carried.text))}
     job = _Job(settings)
     about = {
@@ -208,7 +210,9 @@ class _Job:
         self.moving = Volume.open(settings.zarr)
         # Of the fixed volume only the grid counts; none of its voxels is read.
         self.fixed = Volume.open(settings.like).grid
-        self.transform = read_transform(settings.transform)
+        self.transform = read_transform(
+            settings.transform, settings.form, GridPair(self.fixed, self.moving.grid)
+        )
         self.inside = share_inside(self.transform, self.fixed, self.moving.grid)
         if self.inside == 0:
             raise RegistrationError(
@@ -255,7 +259,12 @@ class _Job:
         assert settings.zarr is not None
         assert settings.like is not None
         given = {"--zarr": settings.zarr, "--transform": settings.transform, "--like": settings.like}
-        return (*(word for name, path in given.items() for word in (name, str(path.resolve()))), "--out")
+        form = ("--from", settings.form) if settings.form else ()
+        return (
+            *(word for name, path in given.items() for word in (name, str(path.resolve()))),
+            *form,
+            "--out",
+        )
 
     def ledger(self) -> Ledger:
         return Ledger(self.out, fingerprint(**self.record))
@@ -284,11 +293,12 @@ class _Job:
         return {
             "source_fingerprint": self.source_fingerprint,
             # The content and not the path: `register` may have written another transform to the same place since.
-            "transform": hashlib.sha256(self.settings.transform.read_bytes()).hexdigest()[:16],
+            "transform": content_digest(self.settings.transform, self.transform, self.fixed),
             "grid": self.fixed.as_dict(),
             "interpolation": self.interpolation,
             **self.settings.model_dump(mode="json", include={"chunk", "shard"}),
             **({"checksums": True} if self.settings.checksums else {}),
+            **({"form": self.settings.form} if self.settings.form else {}),
         }
 
     def create(self, path: Path) -> Volume:

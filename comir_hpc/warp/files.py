@@ -20,21 +20,18 @@ from typing import Any, BinaryIO
 import nibabel
 import numpy as np
 import SimpleITK as sitk
-import tifffile
 from numpy.typing import NDArray
 
 from comir_hpc.errors import ConfigError, VolumeError
 from comir_hpc.host.files import written_whole
 from comir_hpc.host.memory import available_bytes, in_words
-from comir_hpc.space.grid import FloatArray, Grid
+from comir_hpc.space.grid import Grid
+from comir_hpc.transforms.conventions.grids import ras_from_index as nifti_matrix
 from comir_hpc.transforms.itk import itk_image
+from comir_hpc.warp.tiff import IMAGEJ_TYPES, OME_TYPES, write_imagej, write_ome
 
 _LONGEST_NIFTI = 32767  # voxels along an axis: its header counts in 16 bits
 _LARGEST_TIFF = (1 << 32) - (1 << 20)  # bytes: its offsets have 32 bits, and ImageJ reads no BigTIFF
-_TIFF_TYPES = ("uint8", "uint16", "float32")
-_IMAGEJ_UNITS = {
-    "nanometer": "nm", "micrometer": "um", "millimeter": "mm", "centimeter": "cm", "meter": "m",
-}  # fmt: skip
 _LARGEST_HEADER = 1 << 12  # bytes: more than the header of any format that is written
 _NIFTI_OFFSET = 352  # bytes from the beginning of a file to its voxels
 _GZIP_LEVEL = 3  # on a scale of 1 to 9: 6, the usual one, takes twice as long for a few per cent
@@ -107,7 +104,7 @@ def require_fitting(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     if kept.dtypes and dtype.name not in kept.dtypes:
         raise VolumeError(
             f"{path}: {kept.name} holds {', '.join(kept.dtypes)}, and the moving volume is {dtype}; write "
-            ".nii.gz, .nrrd, .mha or .zarr, which hold it"
+            f"{'.ome.tif, ' if dtype.name in OME_TYPES else ''}.nii.gz, .nrrd, .mha or .zarr, which hold it"
         )
     if kept.write is _write_nifti and max(shape) > _LONGEST_NIFTI:
         raise VolumeError(
@@ -115,10 +112,10 @@ def require_fitting(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
             ".nrrd, .mha or .zarr"
         )
     size = math.prod(shape) * dtype.itemsize
-    if kept.write is _write_tiff and size > _LARGEST_TIFF:
+    if kept.write is write_imagej and size > _LARGEST_TIFF:
         raise VolumeError(
-            f"{path}: a TIFF that ImageJ reads ends at 4 GiB, and the result has {in_words(size)}; write .nrrd, .mha "
-            "or .zarr"
+            f"{path}: a TIFF that ImageJ reads ends at 4 GiB, and the result has {in_words(size)}; write "
+            ".ome.tif, .nrrd, .mha or .zarr"
         )
 
 
@@ -272,13 +269,6 @@ def _maybe_packed(raw: BinaryIO, packed: bool) -> Iterator[Any]:
         yield file
 
 
-def nifti_matrix(grid: Grid) -> FloatArray:
-    """Return the 4 x 4 matrix from voxel index (x, y, z, 1) to NIfTI's world, RAS in mm."""
-    matrix = grid.matrix_mm[:, [2, 1, 0, 3]]
-    matrix[:2] *= -1
-    return matrix
-
-
 def _write_itk(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
     """Write NRRD or MetaImage in mm and LPS, not compressed, so that a box can be read alone."""
     try:
@@ -291,25 +281,13 @@ def _write_itk(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
     return ()
 
 
-def _write_tiff(path: Path, values: NDArray[Any], grid: Grid) -> tuple[str, ...]:
-    """Write a hyperstack of ImageJ (z, c, y, x) with spacing and unit."""
-    z, y, x = grid.spacing_zyx
-    tifffile.imwrite(
-        path,
-        np.moveaxis(values, 0, 1),
-        imagej=True,
-        resolution=(1 / x, 1 / y),
-        metadata={"axes": "ZCYX", "spacing": z, "unit": _IMAGEJ_UNITS[grid.unit]},
-    )
-    return (
-        f"{path.name}: TIFF keeps voxel size and unit, but neither origin nor direction: where it lies is lost",
-    )
-
-
 _NIFTI = FileFormat("NIfTI", _write_nifti, copies=1, copies_of_channels=1)
 _ITK = FileFormat("this format", _write_itk, copies=2, copies_of_channels=3)
-_TIFF = FileFormat("a TIFF of ImageJ", _write_tiff, copies=1, copies_of_channels=2, dtypes=_TIFF_TYPES)
+_TIFF = FileFormat("a TIFF of ImageJ", write_imagej, copies=1, copies_of_channels=2, dtypes=IMAGEJ_TYPES)
+_OME = FileFormat("OME-TIFF", write_ome, copies=1, copies_of_channels=1, dtypes=OME_TYPES)
 FORMATS = {
-    ".nii": _NIFTI, ".nii.gz": _NIFTI, ".nrrd": _ITK, ".mha": _ITK, ".tif": _TIFF, ".tiff": _TIFF,
+    ".nii": _NIFTI, ".nii.gz": _NIFTI, ".nrrd": _ITK, ".mha": _ITK,
+    ".ome.tif": _OME, ".ome.tiff": _OME,  # before .tif, in which they end, too
+    ".tif": _TIFF, ".tiff": _TIFF,
 }  # fmt: skip
 """Format of each suffix."""

@@ -53,6 +53,7 @@ def spoiled(rng: np.random.Generator, image: Floats, points: Floats) -> Floats:
     if rng.random() < _MISSING:
         image = _without_part(rng, image, points)
     if rng.random() < _VOID:
+        # Noise of deviation 1: about a fifteenth of the voxels are above this.
         gone = smooth_noise(rng, points, 1, cell=rng.uniform(5, 10))[0] > 1.5
         image = np.where(gone, np.float32(0), image)
     sigma = np.full(3, rng.uniform(*_BLUR))
@@ -83,6 +84,8 @@ def _without_part(rng: np.random.Generator, image: Floats, points: Floats) -> Fl
 def _sliced(rng: np.random.Generator, image: Floats) -> Floats:
     """Average over slices of several voxels along one axis, and interpolate between them again."""
     axis, thick = int(rng.integers(3)), float(rng.uniform(1.5, 3.0))
+    # A slice is about a box of this thickness, whose blur a Gaussian of 0.42 times its full width at half maximum
+    # has.
     image = ndimage.gaussian_filter1d(image, 0.42 * thick, axis=axis, mode="nearest")
     length = image.shape[axis]
     places = np.arange(rng.uniform(0, thick), length, thick)
@@ -99,6 +102,7 @@ def _sliced(rng: np.random.Generator, image: Floats) -> Floats:
 
 def normalised(rng: np.random.Generator, image: Floats) -> Floats:
     """Bring values to mean 0 and deviation 1, then vary both, as volumes' statistics differ from patches' ones."""
+    # A patch may show one material only, and nothing may be divided by zero.
     deviation = max(float(image.std()), 1e-3)
     gain, shift = np.exp(rng.normal(0, 0.25)), rng.normal(0, 0.35)
     return np.asarray((image - image.mean()) * np.float32(gain / deviation) + np.float32(shift))

@@ -43,6 +43,7 @@ class Texture:
         scaled = np.clip(values / np.maximum(top, 1e-6), 0, 1).astype(np.float32)
         maps = []
         for size in _BLURRED:
+            # What is missing between the blur of voxels of size 1 and that of voxels of this size: variances add up.
             sigma = 0.5 * np.sqrt(size**2 - 1)
             maps.append(np.stack([ndimage.gaussian_filter(one, sigma) if sigma else one for one in scaled]))
         places = np.argwhere((scaled > _SPECIMEN).any(axis=0)).astype(np.float32)

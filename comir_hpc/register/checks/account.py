@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.register.checks.verdict import Evidence, judge
+from comir_hpc.register.checks.verdict import judge
 from comir_hpc.register.outputs import FAILED_START, candidate_record
 from comir_hpc.register.pair import Pair
 from comir_hpc.register.ranking import Candidate, Ranking
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.register.starts import Start
 
+if TYPE_CHECKING:
+    from comir_hpc.register.checks.evidence import Evidence
+
 
 def account_of(pair: Pair, ranking: Ranking, evidence: Evidence, frame: SlicePlane) -> dict[str, Any]:
     """Describe the answer and the numbers that the verdict is made from, as keys of result.json."""
-    verdict, reasons = judge(evidence)
+    found = judge(evidence)
     return {
-        "verdict": verdict,
-        "reasons": reasons,
+        "verdict": found.verdict,
+        "reasons": list(found.reasons),
+        "probability": found.probability,
+        "bound_mm": found.bound_mm,
+        "evidence": [asdict(piece) for piece in found.pieces],
+        "causes": [cause.name for cause in evidence.causes],
+        "mirrored_axis": evidence.mirror_axis,
         "metric": {"name": pair.measure.name, "value": ranking.best.score},
-        **_numbers(evidence, pair),
+        **_numbers(evidence),
         "candidates": [candidate_record(rank + 1, c, frame) for rank, c in enumerate(ranking.candidates)],
     }
 
@@ -48,14 +57,15 @@ def without_answer(
     }
 
 
-def _numbers(evidence: Evidence, pair: Pair) -> dict[str, Any]:
-    apart = evidence.disagreement * pair.side_mm
+def _numbers(evidence: Evidence) -> dict[str, Any]:
+    """Give the numbers that a registration has without the grid of the checks."""
     return {
         "agreement": evidence.agreement,
         "reference_agreement": evidence.reference,
         "margin": evidence.margin,
         "overlap": evidence.overlap,
-        "halves_distance_mm": apart if np.isfinite(apart) else None,
+        "halves_distance_mm": evidence.halves_mm if np.isfinite(evidence.halves_mm) else None,
         "consensus": f"{evidence.consensus} of {evidence.starts} starts",
-        "drift_mm": evidence.drift * pair.side_mm,
+        "drift_mm": evidence.drift_mm,
+        "deviation": evidence.deviation,
     }

@@ -1,134 +1,192 @@
-"""Judge a registration by its numbers: PASS, WARN or FAIL. Every threshold is here, with its reason.
+"""Judge a registration by its evidence: PASS, WARN or FAIL, the probability that it is right, and a bound in mm.
 
-A verdict is never made from one number. The worst outcome is a wrong answer that is reported as PASS. So a number that
-is missing (no rival to compare with, no reference) can only lower the verdict.
+PASS, WARN and FAIL are cuts of the probability that the calibration gives (`calibration`). What it does not know can
+only lower a verdict: a mirrored volume that agrees better, a search that does not repeat itself, evidence that is
+missing. The worst outcome is a wrong answer that is reported as PASS.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
-Verdict = Literal["PASS", "WARN", "FAIL"]
+from comir_hpc.register.checks.calibration import Calibration, own_calibration
+from comir_hpc.register.checks.sentences import Piece, pieces_of
+from comir_hpc.runs.result import Verdict
+
+if TYPE_CHECKING:
+    from comir_hpc.register.checks.evidence import Evidence
+
+_ORDER: tuple[Verdict, ...] = ("PASS", "WARN", "FAIL")
+
+# Rules beside the calibration. They are no rates: nothing was fitted, and each can only lower a verdict.
+_MIRROR_FAILS, _MIRROR_DOUBT = -0.03, 0.02
+"""Lead over the mirrored volume below which the answer is refused, and below which it is in doubt."""
+_FOUND_AGAIN_VOX = 3.0
+"""Distance in voxels of the checks within which a repeated search has found the same answer."""
+_DRIFT_SHARE = 0.3
+"""Share of the mean side by which refinement may move an answer; it moved right ones by up to 0.19. If it moves one
+further, it has left the place that the search proposed."""
+_OTHER_SPREAD = 4.0
+"""Times that maps may vary more, or less, than in training."""
+_FEWEST_ROWS = 20
+"""Rows of a representation from which the calibration speaks for it."""
+_SHOWN = 4  # measures that are named when the probability is low
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Numbers from which a verdict is made.
+class Judgement:
+    """What follows from the evidence.
 
     Attributes
     ----------
-    agreement : float
-        Correlation of the compared values over the common specimen.
-    reference : float or None
-        Agreement on the model's aligned training pair; None where nothing is learned or nothing is known.
-    margin : float or None
-        Relative lead of the score over the best other answer, 0 to 1 (above 1 if that one's is negative); None if
-        there is no other.
-    disagreement : float
-        Distance between the answers of two halves of the specimen, registered separately, as a share of its mean side.
-    overlap : float
-        Share of the smaller specimen that the other one covers, 0 to 1.
-    consensus, starts : int
-        How many starts led to this answer, and how many there were.
-    drift : float
-        Distance that refinement moved the answer from its start, as a share of the specimen's mean side.
-    learned : bool
-        Whether what was compared was trained to correlate, so that the agreement has a scale.
-    compared : str
-        What was compared, in the plural.
-    reference_of : str
-        What `reference` was measured on, in words.
+    verdict : str
+        PASS, WARN or FAIL.
+    reasons : tuple of str
+        Sentences, the most serious first. For PASS they say what was found.
+    probability : float or None
+        Probability that the answer is right, as the calibration knows it; None if nothing could be measured.
+    bound_mm : float or None
+        Mean error that 90 % of right answers with such evidence keep, in mm.
+    pieces : tuple of Piece
+        Every piece of evidence.
     """
 
-    agreement: float
-    reference: float | None
-    margin: float | None
-    disagreement: float
-    overlap: float
-    consensus: int
-    starts: int
-    drift: float
-    learned: bool
-    compared: str = "intensities"
-    reference_of: str = "the training pair"
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    probability: float | None = None
+    bound_mm: float | None = None
+    pieces: tuple[Piece, ...] = ()
 
 
-# The thresholds come from registrations of the brain pair with a known answer. Agreement as a share of the reference:
-# right answers had 0.94 to 1.0, and 0.81 with half of the specimen cut off. A mirrored head, which no rotation brings
-# back, had 0.67. Other wrong answers, noise and shuffled blocks had less than 0.25.
-_PASS_AGREEMENT, _FAIL_AGREEMENT = 0.75, 0.4
-# Lead over the best other answer: right ones had 0.82 and more. If two answers explain the pair nearly as well as each
-# other, the choice is open.
-_PASS_MARGIN, _FAIL_MARGIN = 0.3, 0.05
-# Distance between two halves registered separately, as a share of the specimen's mean side, on representations of the
-# 2 mm brain: right answers had 0.2 and 0.3 %, and 0.9 % with half of the specimen cut off. The best wrong ones had 2.3
-# to 3.1 %.
-_PASS_HALVES, _FAIL_HALVES = 0.015, 0.05
-# With less overlap, the agreement is that of less than half of the smaller specimen.
-_PASS_OVERLAP = 0.5
-# Refinement moved right answers by up to 0.19 of the mean side from their start. If it moves one further, it has left
-# the place that the search proposed.
-_PASS_DRIFT = 0.3
+def judge(evidence: Evidence, calibration: Calibration | None = None) -> Judgement:
+    """Judge the evidence; without a calibration, by the one of the package.
 
-
-def judge(evidence: Evidence) -> tuple[Verdict, list[str]]:
-    """Judge the evidence: the verdict and its reasons, the most serious first. For PASS they say what was found.
-
-    What was not trained to correlate never gets PASS, intensities above all. Mutual information has no scale: nothing
-    says how much of it a right answer has. So a wrong answer without a rival looks like a right one.
+    Raises
+    ------
+    RegistrationError
+        If the package's calibration is damaged or of another version.
     """
-    failures: list[str] = []
-    doubts: list[str] = []
-    found: list[str] = []
-    for text, failed, doubtful in _findings(evidence):
-        (failures if failed else doubts if doubtful else found).append(text)
-    if failures:
-        return "FAIL", failures + doubts
-    if doubts:
-        return "WARN", doubts + found
-    return "PASS", found
-
-
-def _findings(evidence: Evidence) -> list[tuple[str, bool, bool]]:
-    """Put each finding into words, and say whether it refutes the answer, and whether it leaves it in doubt."""
-    findings = [_agreement(evidence)]
-    if evidence.margin is None:
-        findings.append(("no other answer was there to compare this one with", False, True))
+    model = own_calibration() if calibration is None else calibration
+    rules = [*_rules(evidence), *_uncalibrated(evidence, model)]
+    failures = [text for text, verdict in rules if verdict == "FAIL"]
+    doubts = [text for text, verdict in rules if verdict == "WARN"]
+    if evidence.measured is None:
+        return Judgement("FAIL" if failures else "WARN", tuple(failures + doubts))
+    probability = model.probability(evidence.measured)
+    bound_mm = model.bound_vox(evidence.measured) * evidence.voxel_mm
+    pieces = pieces_of(evidence.measured, evidence.voxel_mm, evidence.compared, model.spreads)
+    verdict: Verdict = "PASS" if probability >= model.pass_from else "WARN"
+    if probability < model.fail_below:
+        verdict = "FAIL"
+    lowered = _lowest(verdict, *("FAIL" for _ in failures), *("WARN" for _ in doubts))
+    odds = f"right with a probability of {_percent(probability)}"
+    within = f"then within {bound_mm:.2g} mm ({100 * model.bound.share:.0f} %)"
+    found = [] if verdict == "PASS" else _poorest(evidence, model, pieces)
+    if lowered == "PASS":
+        reasons = [
+            f"probably within {bound_mm:.2g} mm ({100 * model.bound.share:.0f} %)",
+            odds,
+            *_best(pieces),
+        ]
     else:
-        lead = f"its score leads the best other answer's by {100 * evidence.margin:.0f} %"
-        wanted = "" if evidence.margin >= _PASS_MARGIN else f"; {100 * _PASS_MARGIN:.0f} % is safe"
-        findings.append((lead + wanted, evidence.margin < _FAIL_MARGIN, evidence.margin < _PASS_MARGIN))
-    apart = evidence.disagreement
-    if not math.isfinite(apart):
-        findings.append(("a half of the specimen alone cannot be registered", False, True))
-    else:
-        limit = "" if apart <= _PASS_HALVES else f"; {100 * _PASS_HALVES:g} % is safe"
-        halves = f"two halves registered apart end {100 * apart:.2g} % of the specimen's side from each other{limit}"
-        findings.append((halves, apart > _FAIL_HALVES, apart > _PASS_HALVES))
-    overlap = f"{100 * evidence.overlap:.0f} % of the smaller specimen overlaps"
-    findings.append((overlap, False, evidence.overlap < _PASS_OVERLAP))
-    moved = (
-        f"{evidence.consensus} of {evidence.starts} starts led here; refinement moved the best of them by "
-        f"{100 * evidence.drift:.0f} % of the specimen's side"
-    )
-    findings.append((moved, False, evidence.drift > _PASS_DRIFT))
-    return findings
+        reasons = [*failures, *doubts, f"{odds}, {within}", *found]
+    return Judgement(lowered, tuple(reasons), probability, bound_mm, tuple(pieces))
 
 
-def _agreement(evidence: Evidence) -> tuple[str, bool, bool]:
-    if not evidence.learned:
-        return (
-            f"{evidence.compared} were compared, whose agreement has no scale: look at the pictures",
-            False,
-            True,
+def _rules(evidence: Evidence) -> list[tuple[str, Verdict]]:
+    """Apply what no calibration knows: each rule has a sentence, and the best verdict that it leaves."""
+    found: list[tuple[str, Verdict]] = []
+    measured = evidence.measured
+    if measured is not None and measured.mirror is not None:
+        found += _mirror_rule(measured.mirror, evidence.mirror_axis)
+    if measured is not None and measured.margin is not None and measured.margin < 0:
+        found.append((f"another answer agrees better, by {-100 * measured.margin:.0f} %", "FAIL"))
+    found += [(cause.sentence, "FAIL" if cause.name == "unrelated" else "WARN") for cause in evidence.causes]
+    found += [(text, "WARN") for text in evidence.unchecked]
+    if not evidence.thorough:
+        text = (
+            "the checks were quick: neither the mirrored moving volume was searched nor the search repeated"
         )
-    text = f"the representations correlate at {evidence.agreement:.2f}"
-    if evidence.reference is None or evidence.reference <= 0:
-        return f"{text}; the model has no reference to hold that against", evidence.agreement <= 0, True
-    share = evidence.agreement / evidence.reference
-    text += f", {100 * share:.0f} % of what they reach on {evidence.reference_of}"
-    if share < _PASS_AGREEMENT:
-        text += f"; {100 * _PASS_AGREEMENT:.0f} % is safe"
-    return text, share < _FAIL_AGREEMENT, share < _PASS_AGREEMENT
+        found.append((text, "WARN"))
+    if measured is not None and measured.again is not None and measured.again > _FOUND_AGAIN_VOX:
+        away = measured.again * evidence.voxel_mm
+        found.append(
+            (f"a search from another position did not find it again: it ends {away:.2g} mm away", "WARN")
+        )
+    if evidence.drift_mm > _DRIFT_SHARE * evidence.side_mm:
+        share = 100 * evidence.drift_mm / evidence.side_mm
+        found.append((f"refinement moved it by {share:.0f} % of the specimen's side from its start", "WARN"))
+    spread = evidence.deviation
+    if spread is not None and max(spread, 1 / max(spread, 1e-9)) > _OTHER_SPREAD:
+        text = (
+            f"the maps vary {spread:.2g} times as much as in training: the encoders do not know such images"
+        )
+        found.append((text, "WARN"))
+    if measured is not None and measured.agreement <= 0:
+        found.append((f"the {evidence.compared} do not agree ({measured.agreement:.2f})", "FAIL"))
+    return found
+
+
+def _uncalibrated(evidence: Evidence, model: Calibration) -> list[tuple[str, Verdict]]:
+    """Keep what no calibration has seen from PASS: the probability would be that of something else."""
+    if model.rows_of(evidence.representation) >= _FEWEST_ROWS:
+        return []
+    text = (
+        f"the verdict has not been calibrated for --representation {evidence.representation}: the probability is that "
+        "of other representations with such evidence; look at the pictures"
+    )
+    return [(text, "WARN")]
+
+
+def _mirror_rule(lead: float, axis: str | None) -> list[tuple[str, Verdict]]:
+    if lead < _MIRROR_FAILS:
+        named = "" if axis is None else f", probably the {axis} axis of the moving volume or of the fixed one"
+        text = (
+            f"the mirrored moving volume agrees better, by {-100 * lead:.0f} %: the header of one of the two files has "
+            f"a flipped axis{named}"
+        )
+        return [(text, "FAIL")]
+    if lead < _MIRROR_DOUBT:
+        text = (
+            "the mirrored moving volume agrees as well: the specimen looks like its mirror at this scale, and a "
+            "flipped axis in a header would not be seen"
+        )
+        return [(text, "WARN")]
+    return []
+
+
+def _lowest(*verdicts: str) -> Verdict:
+    return max((v for v in _ORDER if v in verdicts), key=_ORDER.index)
+
+
+def _poorest(evidence: Evidence, model: Calibration, pieces: list[Piece]) -> list[str]:
+    """Name the measures that cost most, with what right answers have."""
+    assert evidence.measured is not None
+    by_name = {piece.name: piece for piece in pieces}
+    found = [
+        by_name[name].sentence + _usual(by_name[name]) for name in model.poorest(evidence.measured)[:_SHOWN]
+    ]
+    return found
+
+
+def _usual(piece: Piece) -> str:
+    if not piece.right:
+        return ""
+    scale = 100.0 if piece.unit == "share" else 1.0
+    unit = {"mm": " mm", "share": " %"}.get(piece.unit, "")
+    return f" (right answers: {piece.right[0] * scale:.2g} to {piece.right[-1] * scale:.2g}{unit})"
+
+
+def _best(pieces: list[Piece]) -> list[str]:
+    shown = ("margin", "chance", "second", "halves")
+    return [piece.sentence for piece in pieces if piece.name in shown and piece.value is not None]
+
+
+def _percent(probability: float) -> str:
+    """Write a probability; never 100 %, which no calibration can show."""
+    percent = 100 * probability
+    if percent > 99.5:
+        return "more than 99 %"
+    return "less than 1 %" if percent < 0.5 else f"{math.floor(percent + 0.5)} %"

@@ -90,6 +90,7 @@ class Encoder:
             "step": self.step,
             "precision": self.precision,
             "symmetrise": self.symmetry.name if self.symmetry else "none",
+            # CPU and GPU round differently: blocks of both must not end in one output.
             "device": self.device.type,
         }
 
@@ -218,6 +219,8 @@ class Encoder:
         return result
 
     def _averaged(self, x: Tensor, group: Group) -> Tensor:
+        # The order is the group's, always: sums of floats depend on it, and blocks of one volume must agree to the
+        # bit.
         total: Tensor | None = None
         for g in group.matrices:
             # The input is turned by g, and the output turned back, so that all outputs lie in the input's frame.

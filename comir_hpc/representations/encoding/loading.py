@@ -95,13 +95,7 @@ def load_encoder(
         If the network cannot be turned by `symmetrise`.
     """
     model = read_model(run)
-    name = model.encoder_name(modality)
-    if name is None:
-        raise CheckpointError(
-            f"{run} has encoders of {', '.join(model.modalities)}; "
-            + ("no modality is given" if modality is None else f"there is none of {modality!r}")
-            + ": give one of them as the modality"
-        )
+    name = _encoder_name(run, model, modality)
     chosen = choose_device(device)
     if chosen.type == "cpu":
         keep_freed_memory()
@@ -128,6 +122,18 @@ def load_encoder(
         symmetry=group,
         reference=model.reference.as_dict(),
     )
+
+
+def _encoder_name(run: Path, model: Model, modality: str | None) -> str:
+    """Return the name of the encoder that serves a modality."""
+    name = model.encoder_name(modality)
+    if name is None:
+        raise CheckpointError(
+            f"{run} has encoders of {', '.join(model.modalities)}; "
+            + ("no modality is given" if modality is None else f"there is none of {modality!r}")
+            + ": give one of them as the modality"
+        )
+    return name
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

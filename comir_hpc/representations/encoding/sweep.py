@@ -103,6 +103,7 @@ class Sweep:
         behind = np.zeros((channels, *face.shape), dtype=np.float32)
         first_x = None
         if self._left is not None:
+            # Taken off `self`, so that `del` below frees the memory before windows are evaluated.
             (before, left), self._left = self._left, None
             if before.start == core.start and before.stop[:2] == core.stop[:2]:
                 first_x = core.start[2]
@@ -140,6 +141,7 @@ class Sweep:
         counts = self.windows.weights(window)[1][beyond.slices_in(window.box)[1]].any()
         part = values[(slice(None), *beyond.slices_in(box))]
         if counts and part.nbytes + sum(kept.values.nbytes for kept in self._kept.values()) <= _KEPT_BYTES:
+            # The part is copied below: a view of it would keep the whole window in memory.
             row = core.start[0], core.stop[0], core.stop[1]
             self._kept[window.place_zyx] = _Kept(row, beyond, part.copy())
 
@@ -149,6 +151,7 @@ class Sweep:
 
     def _encoded(self, todo: list[Window], core: Box) -> Iterator[tuple[Window, Box, Array]]:
         """Give the windows that hold specimen, with their values (l, z, y, x) in a box of them, in the order given."""
+        # These come in the order of `todo`, but windows without specimen are missing among them.
         fresh = self._evaluated([window for window in todo if not self._is_kept(window, core)])
         ahead = next(fresh, None)
         for window in todo:
@@ -189,6 +192,7 @@ class Sweep:
             Box((z[0], y[0], w.box.start[2]), (z[1], y[1], w.box.stop[2])).intersect(whole) for w, *_ in steps
         ]
         stops = [regions[0].start[2], *(region.stop[2] for region in regions)]
+        # Windows overlap, and so do the slabs of neighbouring steps: each voxel is read once.
         fresh = [
             Box((*r.start[:2], max(r.start[2], seen)), r.stop)
             for r, seen in zip(regions, stops, strict=False)

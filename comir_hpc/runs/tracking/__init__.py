@@ -74,6 +74,7 @@ class Tracker:
         self.run_dir = run_dir
         self._failure = failure or FirstFailure()
         self._mirror, self._monitor, self._checkpoint_mib = mirror, monitor, checkpoint_mib
+        # Appended to: what a resumed run did before stays. `drop_after` has taken off what will come again.
         self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -100,6 +101,7 @@ class Tracker:
         row = {"step": int(step), "time": round(time.time(), 3), **values}
         try:
             self._file.write(json.dumps(row) + "\n")
+            # A job may be killed at any moment; whoever looks at the run meanwhile sees each line at once.
             self._file.flush()
         except OSError as error:
             raise CheckpointError(
@@ -203,6 +205,7 @@ def _open_tracker(
         write_state(run_dir, state)
         mirror = Mirror(Target.from_run(run_dir, settings.mlflow, state), failure)
         mirror.start()
+        # MLflow may have missed some before the stop. It knows which points it has, so that all are offered again.
         for row in (*read_metrics(run_dir), *read_system(run_dir)):
             mirror.add_row(row)
     monitor = _watch_system(settings, run_dir, state["started"], mirror, failure)
@@ -337,6 +340,7 @@ def _files(run_dir: Path, state: Mapping[str, Any], measured: Measured) -> list[
     files = [(run_dir / name, "") for name in ("config.yaml", MODEL_FILE, WEIGHTS_FOLDER)]
     files += [(path, "pictures") for path in sorted((run_dir / "pictures").glob("*.png"))]
     newest = sorted((run_dir / "checkpoints").glob("step-*"))[-1:]
+    # Only the newest: a run goes on from it, and the others are pruned anyway.
     files += [(p, "checkpoints") for p in newest if _mib(p) <= state.get("checkpoint_mib", 0)]
     return files + _diagnostic_files(measured)
 

@@ -70,6 +70,7 @@ def _analyze(path: Path, header: Path, voxels: Path, block: bytes) -> Source:
         LoggingOutputSuppressor(),
         np.errstate(all="ignore"),
     ):
+        # SPM's form of Analyze: it knows the scaling and the .mat file, and is the plain one where they are missing.
         image: Any = nibabel.Spm2AnalyzeImage.from_file_map(  # type: ignore[no-untyped-call]
             {
                 "header": FileHolder(fileobj=BytesIO(size)),

@@ -47,6 +47,7 @@ def require_credible(
     claimed = math.prod(shape) * dtype.itemsize
     chunk_bytes = math.prod(max(1, c) for c in chunk) * dtype.itemsize
     allowed = available_bytes()
+    # A chunk is decoded as a whole, however small the box is that is read.
     if chunk_bytes > max(allowed, BELIEVED_BYTES):
         raise VolumeError(
             f"{path} says that it holds {sides} voxels in chunks of {_size(chunk_bytes)}, and {in_words(allowed)} "

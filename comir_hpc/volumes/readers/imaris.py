@@ -54,6 +54,7 @@ def imaris(path: Path, file: Any, dataset: str | None = None) -> Source:
             f"{path} holds {len(level)} time points; extract one of them as a volume of its own"
         )
     (time,) = level.values()
+    # By number: as words, "Channel 10" comes before "Channel 2".
     names = sorted(time, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
     channels = [time[name] for name in names]
     shape = _shape(path, channels[0])

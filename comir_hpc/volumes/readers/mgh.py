@@ -33,6 +33,7 @@ def mgh(path: Path) -> Source:
     with reading(path, kind, HeaderDataError, MGHError), np.errstate(all="ignore"):
         with opened(path) as file:
             block = file.read(DATA_OFFSET)
+        # MGH is big-endian, always.
         if len(block) < DATA_OFFSET or int.from_bytes(block[:4], "big") != 1:
             raise MGHError(f"{len(block)} bytes beginning with {block[:4]!r}, expected a header of version 1")
         header: Any = MGHHeader(block)  # type: ignore[no-untyped-call]

@@ -174,6 +174,7 @@ def _matrix(
         steps += list(multiscale.get("coordinateTransformations") or ())
     matrix, scaled = np.eye(num_axes + 1), False
     for step in _flat(steps):
+        # Each step acts on the result of the one before, so it stands on the left.
         matrix = _one_step(path, step, num_axes) @ matrix
         scaled |= step["type"] not in ("identity", "translation")
     return matrix[:-1], scaled

@@ -57,6 +57,7 @@ def header_block(path: Path) -> bytes:
 
 def magic_of(block: bytes) -> bytes:
     """Return the four letters that tell which NIfTI this is; empty where it is none."""
+    # NIfTI-1 has its mark at the end of the header, NIfTI-2 right behind the header's size.
     for place in (block[344:348], block[4:8]):
         if place in _MAGIC:
             return place
@@ -114,9 +115,11 @@ def _header(block: bytes, magic: bytes) -> Any:
     if magic not in _MAGIC:
         raise HeaderDataError(f"magic {block[344:348]!r}, expected n+1 or n+2")
     size = _MAGIC[magic]
+    # The size of the header is the only number whose value is known before the byte order is.
     for order, endianness in (("little", "<"), ("big", ">")):
         if int.from_bytes(block[:4], order) == size:  # type: ignore[arg-type]
             kind: Any = nibabel.Nifti1Header if size == 348 else nibabel.Nifti2Header
+            # Unchecked: nibabel would mend numbers, and a reader that says what it found needs them as they stand.
             return kind(block[:size].ljust(size, b"\0"), endianness=endianness, check=False)
     raise HeaderDataError(f"header size {int.from_bytes(block[:4], 'little')}, expected {size}")
 
@@ -199,6 +202,7 @@ def rescaled(
     floating = np.dtype(np.float64 if wide else np.float32)
 
     def rescaled(box: Box) -> NDArray[Any]:
+        # In double precision first: an intercept of -1024 after a slope of 1e-4 would lose digits otherwise.
         values: NDArray[Any] = read(box).astype(np.float64) * slope + intercept
         return values.astype(floating)
 

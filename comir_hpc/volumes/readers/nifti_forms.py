@@ -176,6 +176,7 @@ def _qform(header: Any, pixdim: NDArray[np.float64]) -> _Form | None:
     if int(header["qform_code"]) <= 0:
         return None
     clean = header.copy()
+    # Signs and zeros are gone from these, as every reader takes them; the note on them is made elsewhere.
     clean["pixdim"][1:4] = pixdim
     # Every reader takes -1 for a left-handed file and any other number for a right-handed one.
     clean["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1

@@ -21,7 +21,7 @@ def picture_folder(path: Path, found: NumberedFiles) -> Source:
     Parameters
     ----------
     found : NumberedFiles
-        The slices in their order, and what was left out.
+        What `numbered_files` made of the folder.
 
     Raises
     ------

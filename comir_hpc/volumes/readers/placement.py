@@ -75,6 +75,7 @@ def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], p
     _require_axes(columns, start, path)
     lengths = np.linalg.norm(columns, axis=0)
     unit_columns = columns / lengths
+    # Of unit columns, not of the columns: large spacings would weigh more than small ones.
     left, _, right = np.linalg.svd(unit_columns)
     direction = left @ right
     middle = (np.asarray(shape_zyx[::-1], dtype=np.float64) - 1) / 2
@@ -96,6 +97,7 @@ def placement(columns: ArrayLike, origin: ArrayLike, shape_zyx: Sequence[int], p
             f"perpendicular ones are taken, which moves voxels by up to {moved:.2g} voxels",
         )
     rows = [(float(a), float(b), float(c)) for a, b, c in direction]
+    # Plus 0.0 makes a plain zero of a negative one, which would be another text in metadata and fingerprints.
     x, y, z = (float(o) + 0.0 for o in start)
     return Placement(
         (float(lengths[2]), float(lengths[1]), float(lengths[0])),

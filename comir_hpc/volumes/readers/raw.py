@@ -102,6 +102,7 @@ class RawLayout:
         if "z" not in self.axes:
             return replace(self, shape=(1, *self.shape), axes="z" + self.axes).read(box)
         if "yx" not in self.axes:
+            # Rows do not lie side by side here. The copy lets go of the map, and so of the file.
             return cut(self._mapped(), self.axes, box).copy()
         split = self.axes.index("y")
         ranges = [
@@ -109,6 +110,7 @@ class RawLayout:
             for a, n in zip(self.axes, self.shape, strict=True)
         ]
         leading, counts = ranges[:split], self.shape[:split]
+        # Whole rows, whose columns are cut afterwards: one call for all rows of a plane, instead of one for each row.
         rows = np.empty((box.shape[1], *self.shape[split + 1 :]), dtype=self.dtype)
         out = np.empty((*map(len, leading), *box.shape[1:], *self.shape[split + 2 :]), dtype=self.dtype)
         plane = math.prod(self.shape[split:]) * self.dtype.itemsize

@@ -77,6 +77,7 @@ def _by_place(path: Path, sources: Sequence[Source], strangers: Sequence[Path]) 
             "write the spacing into the files"
         )
     starts = _starts(path, sources, np.asarray(first.spacing_zyx))
+    # Sorted by place, so that names and notes do not depend on how the files are called.
     order = sorted(range(len(sources)), key=lambda i: tuple(starts[i]))
     sources = [sources[i] for i in order]
     boxes = _boxes(sources, starts[order])
@@ -139,6 +140,7 @@ def _require_apart(path: Path, sources: Sequence[Source], boxes: Sequence[Box]) 
     """Refuse tiles that hold the same place."""
     starts, stops = np.asarray([b.start for b in boxes]), np.asarray([b.stop for b in boxes])
     for i, source in enumerate(sources):
+        # Against all later ones at once: thousands of tiles have millions of pairs.
         common = np.minimum(stops[i], stops[i + 1 :]) - np.maximum(starts[i], starts[i + 1 :])
         over = np.flatnonzero((common > 0).all(axis=1))
         if over.size:
@@ -157,6 +159,7 @@ def _hole_note(path: Path, sources: Sequence[Source], boxes: Sequence[Box]) -> t
     if filled == whole:
         return ()
     gap = _widest_gap(sources, boxes)
+    # Half is a coarse bound: a real mosaic misses corners, and two far parts of one are two volumes.
     if 2 * filled < whole:
         raise VolumeError(
             f"{path}: its {len(sources)} tiles hold {filled} of the {whole} voxels of the box around them{gap}; add "

@@ -19,6 +19,7 @@ from comir_hpc.volumes.readers.named_axes import axis_letter, named_axes
 from comir_hpc.volumes.readers.ngff import placement
 from comir_hpc.volumes.readers.raw import cut, shape_of
 from comir_hpc.volumes.readers.source import Source, reading, storable
+from comir_hpc.volumes.readers.stored_chunks import SparseArray, sparse_note, stored_chunks
 from comir_hpc.volumes.volume import Volume, foreign_arrays, foreign_node
 
 MARKS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
@@ -86,6 +87,7 @@ def _outermost(path: Path, place: str) -> tuple[Path, str]:
     """Store and place of what the user named: the path of a level inside an image leads up to that image."""
     if _multiscales(dict(foreign_node(path).attrs)):
         return path, place
+    # Behind a symbolic link to a level, the image around it would not be found.
     real = Path(os.path.realpath(path))
     for folder in list(real.parents)[:_DEEPEST_LEVEL]:
         if any((folder / mark).is_file() for mark in MARKS):
@@ -99,6 +101,7 @@ def _image_of(store: Path, place: str) -> _Image | None:
     """Find the image that `place` is, or is a level of."""
     root = foreign_node(store)
     parts = [p for p in place.split("/") if p]
+    # From the place itself upwards: the innermost image that holds it is the one that is meant.
     for depth in range(len(parts), -1, -1):
         group, level = "/".join(parts[:depth]), "/".join(parts[depth:])
         node = _member(root, group)
@@ -190,6 +193,16 @@ def _count_files(folder: Path, enough: int) -> int:
     return count
 
 
+def _stored(path: Path, store: Path, place: str, array: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return what reads an array without asking for chunks that are not there, and a note where there are such."""
+    stored = stored_chunks(store / place if place else store, len(array.shape))
+    if stored is None:
+        return array, ()
+    sparse = SparseArray(array, stored)
+    note = sparse_note(path.name, sparse)
+    return (sparse if note else array), note
+
+
 def _reader(array: Any, axes: str) -> Callable[[Box], NDArray[Any]]:
     return lambda box: cut(array, axes, box)
 
@@ -212,9 +225,10 @@ def _plain(path: Path, store: Path, place: str) -> Source:
         raise VolumeError(f"{path} has no array or image {name!r}; it holds {listed(arrays)}")
     array = _array(path, store, name)
     axes, notes = named_axes(_dimension_names(array), array.shape, path, "dimension names")
+    stored, missing = _stored(path, store, name, array)
     return Source(
         path=path, kind="zarr", shape=shape_of(array.shape, axes), dtype=storable(array.dtype, path),
-        read_box=_reader(array, axes), files=(path,), atom_zyx=_chunks(array, axes), notes=notes,
+        read_box=_reader(stored, axes), files=(path,), atom_zyx=_chunks(array, axes), notes=(*notes, *missing),
     )  # fmt: skip
 
 
@@ -240,18 +254,20 @@ def _ome_zarr(path: Path, image: _Image) -> Source:
     _require_same_order(path, _dimension_names(array), found.axes)
     labels = "image-label" in image.attributes.get("ome", image.attributes)
     note = f"{path.name}: these are labels: --labels keeps them from being averaged"
+    stored, missing = _stored(path, image.store, image.place, array)
     return Source(
         path=path, kind="OME-Zarr", shape=shape_of(array.shape, found.axes), dtype=storable(array.dtype, path),
-        read_box=_reader(array, found.axes), files=_files(path, image.store, image.group),
+        read_box=_reader(stored, found.axes), files=_files(path, image.store, image.group),
         atom_zyx=_chunks(array, found.axes), spacing_zyx=found.spacing_zyx, unit=found.unit,
         origin_xyz=found.origin_xyz, direction=found.direction, says=found.says,
-        notes=(*image.notes, *found.notes, *((note,) if labels else ())),
+        notes=(*image.notes, *found.notes, *((note,) if labels else ()), *missing),
     )  # fmt: skip
 
 
 def _own_level(path: Path, image: _Image) -> Source:
     """Make a source of one level of a volume that this package wrote: its grid knows more than the metadata."""
     _array(path, image.store, image.place)
+    # The standard's metadata alone would lose the direction: OME-Zarr 0.5 has no place for one.
     volume = Volume.open(image.store / image.group)
     grid, level = volume.level_grid(image.number), image.number
     array = foreign_node(image.store / image.place)

@@ -89,6 +89,7 @@ def _chosen(path: Path, series: Series, dataset: str | None) -> str:
     if dataset is None and len(series) == 1:
         return next(iter(series))
     if dataset is not None and (fitting := [uid for uid in series if uid and dataset.startswith(uid)]):
+        # One UID may begin another one: the longest that fits is meant.
         return max(fitting, key=len)
     named = []
     for uid, frames in sorted(series.items()):

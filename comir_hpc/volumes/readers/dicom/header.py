@@ -279,6 +279,7 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
         return None
     listed = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     values = tuple(float(v) for v in listed)
+    # A decimal string may say NaN or 1e999.
     if len(values) != count or not np.isfinite(values).all():
         raise ValueError(f"{value} instead of {count} numbers")
     return values

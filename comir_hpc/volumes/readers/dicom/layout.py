@@ -104,37 +104,12 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
     syntax = header.file_meta.get("TransferSyntaxUID", None)
     implicit, little = header.original_encoding
     order = "<" if little else ">"
-    if syntax == DeflatedExplicitVRLittleEndian:
-        start, length, tag = 0, _UNDEFINED, _PIXEL_DATA
-    else:
-        element = file.read(8)
-        if len(element) < 8:
-            return None
-        tag = (struct.unpack(f"{order}H", element[:2])[0] << 16) + struct.unpack(f"{order}H", element[2:4])[0]
-        long = not implicit and element[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
-        length = struct.unpack(f"{order}I", file.read(4) if long else element[4:])[0]
-        start = file.tell()
-    coder = CODEC if length == _UNDEFINED else ""
-    coder = {DeflatedExplicitVRLittleEndian: DEFLATED, RLELossless: RUNS}.get(syntax, coder)
-    known = not syntax or syntax in AllTransferSyntaxes
-    if not known or (coder == CODEC and not (syntax and syntax.is_compressed)):
-        raise VolumeError(
-            f"{path}: its transfer syntax {str(syntax)[:64]!r} is not known, so neither is the order of its bytes; "
-            "convert it to explicit little endian (gdcmconv --raw, dcmconv +te)"
-        )
-    if tag == _PIXEL_DATA and header.get("BitsAllocated", None) is None:
-        raise ValueError("no BitsAllocated in it")
-    bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag) or int(header.BitsAllocated)
-    stored = bits if tag != _PIXEL_DATA else _or(header.get("BitsStored", None), bits)
-    signed = int(header.get("PixelRepresentation", 0) or 0)
-    if signed not in (0, 1):
-        raise ValueError(f"PixelRepresentation is {signed}, expected 0 (unsigned) or 1 (signed)")
-    kind = "f" if tag != _PIXEL_DATA else "ui"[signed]
-    if not 1 <= stored <= bits <= 64:
-        raise ValueError(f"{stored} bits stored of {bits}")
-    high = _or(header.get("HighBit", None), stored - 1)
-    if not stored - 1 <= high < bits:
-        raise ValueError(f"the highest of {stored} bits stored is number {high} of {bits}")
+    element = _element(header, file, syntax, order)
+    if element is None:
+        return None
+    tag, length, start = element
+    coder = _coder(path, syntax, length)
+    bits, stored, high, kind = _bits(header, tag)
     photometric = str(header.get("PhotometricInterpretation", None) or "MONOCHROME2").strip()
     if photometric.split("_")[0] not in _PHOTOMETRIC:
         raise ValueError(
@@ -153,6 +128,54 @@ def stored_pixels(path: Path, header: Dataset, file: Any) -> Pixels | None:
     # One byte makes an odd length even.
     excess = 0 if coder else length - pixels.frame_bytes * pixels.frames
     return replace(pixels, excess=excess) if excess > 1 else pixels
+
+
+def _element(header: Dataset, file: Any, syntax: Any, order: str) -> tuple[int, int, int] | None:
+    """Read the head of the pixels' element: its tag, length and first byte; None where the file ends before it."""
+    if syntax == DeflatedExplicitVRLittleEndian:
+        # The header is packed together with the pixels: the element has no place in the file.
+        return _PIXEL_DATA, _UNDEFINED, 0
+    element = file.read(8)
+    if len(element) < 8:
+        return None
+    tag = (struct.unpack(f"{order}H", element[:2])[0] << 16) + struct.unpack(f"{order}H", element[2:4])[0]
+    implicit, _ = header.original_encoding
+    # These types have two bytes of nothing, and then a length of four bytes.
+    long = not implicit and element[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
+    length = struct.unpack(f"{order}I", file.read(4) if long else element[4:])[0]
+    return tag, length, file.tell()
+
+
+def _coder(path: Path, syntax: Any, length: int) -> str:
+    """Return how the pixels are compressed, and refuse a transfer syntax that DICOM does not know."""
+    # Only compressed pixels come in pieces, and then the whole has no length.
+    coder = CODEC if length == _UNDEFINED else ""
+    coder = {DeflatedExplicitVRLittleEndian: DEFLATED, RLELossless: RUNS}.get(syntax, coder)
+    known = not syntax or syntax in AllTransferSyntaxes
+    if not known or (coder == CODEC and not (syntax and syntax.is_compressed)):
+        raise VolumeError(
+            f"{path}: its transfer syntax {str(syntax)[:64]!r} is not known, so neither is the order of its bytes; "
+            "convert it to explicit little endian (gdcmconv --raw, dcmconv +te)"
+        )
+    return coder
+
+
+def _bits(header: Dataset, tag: int) -> tuple[int, int, int, str]:
+    """Return bits allocated, bits stored, number of the highest bit, and kind of the values."""
+    if tag == _PIXEL_DATA and header.get("BitsAllocated", None) is None:
+        raise ValueError("no BitsAllocated in it")
+    bits = {_FLOAT: 32, _DOUBLE: 64}.get(tag) or int(header.BitsAllocated)
+    stored = bits if tag != _PIXEL_DATA else _or(header.get("BitsStored", None), bits)
+    signed = int(header.get("PixelRepresentation", 0) or 0)
+    if signed not in (0, 1):
+        raise ValueError(f"PixelRepresentation is {signed}, expected 0 (unsigned) or 1 (signed)")
+    kind = "f" if tag != _PIXEL_DATA else "ui"[signed]
+    if not 1 <= stored <= bits <= 64:
+        raise ValueError(f"{stored} bits stored of {bits}")
+    high = _or(header.get("HighBit", None), stored - 1)
+    if not stored - 1 <= high < bits:
+        raise ValueError(f"the highest of {stored} bits stored is number {high} of {bits}")
+    return bits, stored, high, kind
 
 
 def _or(value: Any, default: int) -> int:

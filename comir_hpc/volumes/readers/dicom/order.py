@@ -73,6 +73,7 @@ def stacked(path: Path, frames: Sequence[Frame]) -> Stack:
     first = ordered[0]
     says = first.says
     if len(ordered) == 1:
+        # A single slice has no neighbour to measure to. Its thickness is what a slice is.
         distance = first.thickness or first.between
         if distance is None:
             distance, order_notes = THICKNESS, (*order_notes, NO_THICKNESS)
@@ -99,6 +100,7 @@ def _require_alike(path: Path, frames: Sequence[Frame]) -> None:
         "kind of pixels": [f.pixels.photometric + " floats" * (f.pixels.kind == "f") for f in frames],
     }
     for what, found in facts.items():
+        # The majority is right, so that the error names the stranger and not all the others.
         usual = Counter(found).most_common(1)[0][0]
         odd = next((k for k, fact in enumerate(found) if fact != usual), None)
         if odd is not None:
@@ -133,6 +135,8 @@ def _plane(path: Path, frame: Frame) -> tuple[FloatArray, FloatArray, tuple[str,
         note = "the header has no ImageOrientationPatient: the slices are taken as axial, as ITK does"
         return matrix[:, 0], matrix[:, 1], (note,)
     said = np.asarray(frame.orientation).reshape(2, 3).T
+    # The nearest pair of perpendicular unit vectors: headers have a few decimals, and rounding must not end as a
+    # shear.
     left, _, right = np.linalg.svd(said, full_matrices=False)
     exact = left @ right
     if not np.allclose(exact, said, atol=_SHEARED):
@@ -151,6 +155,7 @@ def _by_position(
 ) -> tuple[list[Frame], float | None, tuple[str, ...]]:
     """Order frames from the lowest to the highest along the normal; return them with their distance in mm."""
     positions = np.asarray([f.position for f in frames], dtype=np.float64)
+    # By height, not by instance number: numbers follow the scan, which may run from head to feet.
     order = np.argsort(positions @ normal, kind="stable")
     ordered, positions = [frames[i] for i in order], positions[order]
     if len(ordered) == 1:

@@ -297,6 +297,7 @@ class _Slices:
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read the voxels of `box` as (c, z, y, x)."""
+        # Each file is opened for its slice alone: thousands of open files would meet the system's limit.
         slices = [self._slice(file, box) for file in self.files[box.start[0] : box.stop[0]]]
         return np.stack(slices, axis=1)
 
@@ -304,6 +305,7 @@ class _Slices:
         with reading(name, "TIFF slice", _TIFF_ERROR), tifffile.TiffFile(name) as file:
             page: Any = file.pages[0].keyframe
             self.require_alike(name, tuple(page.shape), storable(page.dtype, name))
+            # What no strip fills keeps the value for no data.
             out = np.full((page.samplesperpixel, *box.shape[1:]), page.nodata, dtype=self.dtype)
             read_page(page, box, out)
         return out

@@ -1,0 +1,225 @@
+"""Measure the evidence of right and of wrong answers: the rows that the verdict's model is fitted to.
+
+    python benchmarks/verdict/run.py --data DATA --work WORK --out benchmarks/verdict/rows.csv
+
+Each pair (`made`) is encoded once. Its right answer is the truth, improved as a registration improves an answer. Its
+wrong answers are the best distinct ones of a search over all rotations, half turns of the right one, and local optima
+beside it. Each is measured by the package (`register.checks`) as if it had won: only worse wrong answers are its
+rivals, since a right one among them would give it away. Rows are added pair by pair, so that a stopped run continues.
+One process and one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent.parent / "general"))
+
+import numpy as np
+import torch
+from cases import FILES, SUCCESS
+from made import SPOILED, WITHOUT, Maker, Pair, families
+
+from comir_hpc.config import RegisterSettings
+from comir_hpc.errors import ComirError
+from comir_hpc.ingest import ingest_array
+from comir_hpc.register.alignment import Alignment
+from comir_hpc.register.checks.again import SearchAgain, mirror_map, mirrored
+from comir_hpc.register.checks.evidence import probe_of
+from comir_hpc.register.checks.measured import Measured, measure
+from comir_hpc.register.checks.motions import known_motions
+from comir_hpc.register.coarse import coarsen
+from comir_hpc.register.inputs import Inputs, open_inputs
+from comir_hpc.register.slices import SlicePlane
+from comir_hpc.transforms import Transform
+
+KEYS = ("family", "seed", "pair", "representation")
+COLUMNS = (
+    *KEYS,
+    "kind",
+    "tre_mm",
+    "tre_share",
+    "side_mm",
+    "voxel_mm",
+    *Measured.__dataclass_fields__,
+    "seconds",
+)
+METHODS = ("comir", "mind", "intensity")
+GENERAL = "comir"
+SAME = 0.05  # answers nearer to each other, as a share of the mean side, are one
+ROTATIONS, VOXELS, IMPROVED = 180, 20, 16
+
+
+def opened(pair: Pair, method: str, folder: Path) -> Inputs:
+    """Write both volumes and open them as a registration does."""
+    for name, (values, grid) in (("fixed", pair.fixed), ("moving", pair.moving)):
+        ingest_array(values, grid, folder / f"{name}.zarr", overwrite=True)
+    paths = {name: folder / f"{name}.zarr" for name in ("fixed", "moving")}
+    return open_inputs(RegisterSettings(**paths, out=folder / "out", representation=method, threads=1))
+
+
+class Answers:
+    """The answers of one pair: a probe to measure them on, and what refines them."""
+
+    def __init__(self, pair: Pair, inputs: Inputs) -> None:
+        self.pair = pair
+        planes = SlicePlane.from_grids(inputs.fixed.volume.grid, inputs.moving.volume.grid)
+        self.probe = probe_of(inputs, planes)
+
+    def share(self, answer: Transform, truth: Transform) -> tuple[float, float]:
+        """Measure the error in mm, and as a share of the mean side."""
+        error = float(answer.distance_mm(truth, self.pair.points_mm).mean())
+        return error, error / float(np.ptp(self.pair.points_mm, axis=0).mean())
+
+    def searched(self) -> list[Transform]:
+        """Find the best answers of all rotations."""
+        again = SearchAgain(ROTATIONS, VOXELS, IMPROVED, self.probe.points_mm)
+        return again.answers(*self.probe.sides)
+
+    def beside(self, truth: Transform) -> list[Transform]:
+        """Make wrong starts from the truth: half turns about the main axes, and a wrong pre-alignment."""
+        centre, axes = self.probe.alignment.centre_mm, self.probe.axes[0]
+        turns = [2 * np.outer(axis, axis) - np.eye(3) for axis in axes.T]
+        halves = [truth.compose(Transform.rigid(turn, np.zeros(3), centre)) for turn in turns]
+        far = known_motions(self.probe, 2, 9 * self.probe.spacing_mm, seed=3)
+        return halves + [truth.compose(one) for one in far]
+
+    def mirror(self, best: Transform) -> float:
+        """Score the mirrored moving volume at its best answer that is found from the unmirrored one."""
+        probe = self.probe
+        coarse = Alignment(probe.fixed, coarsen(mirrored(probe.sides[1]), probe.spacing_mm, finer=2))
+        finer = probe.judging_with(mirrored(probe.finer[1]))
+        map_back = mirror_map(probe.sides[1].grid)
+        found = []
+        for axis in probe.axes[0].T:
+            middle = probe.alignment.centre_mm
+            flip = np.eye(4)
+            flip[:3, :3] -= 2 * np.outer(axis, axis)
+            flip[:3, 3] = middle - flip[:3, :3] @ middle
+            start = map_back.compose(best).compose(Transform(flip)).about(middle)
+            found.append(coarse.improve(start, 8))
+        return finer.improve(max(found, key=lambda one: one.evidence).transform, 8).evidence
+
+
+def rows_of(answers: Answers, truth: Transform | None, starts: list[Transform], wanted: int) -> list[dict]:
+    """Refine and measure the answers of a pair: the right one, and the best wrong ones."""
+    points, side = answers.probe.points_mm, answers.probe.side_mm
+    pool: list[tuple[float, Transform, float, float]] = []
+    for start in ([] if truth is None else [truth]) + starts:
+        judged = answers.probe.judged(start)
+        answer = judged.transform
+        if any(answer.distance_mm(other, points).mean() < SAME * side for _, other, _, _ in pool):
+            continue
+        error, share = (np.inf, np.inf) if truth is None else answers.share(answer, truth)
+        pool.append((judged.evidence, answer, error, share))
+    wrong = sorted((one for one in pool if one[3] > 2 * SUCCESS), key=lambda one: -one[0])
+    near = [one for one in pool if one[3] <= 2 * SUCCESS]
+    mirror = answers.mirror((near or wrong)[0][1])
+    rows = []
+    for one in near + wrong[:wanted]:
+        begun = time.process_time()
+        evidence, answer, error, share = one
+        rivals = [other[0] for other in wrong if other is not one and (one in near or other[0] <= evidence)]
+        found = measure(answers.probe, answer, rivals=rivals, mirror=mirror)
+        kind = "right" if share <= SUCCESS else "near" if share <= 2 * SUCCESS else "wrong"
+        rows.append(
+            {"kind": kind, "tre_mm": error, "tre_share": share, "side_mm": side,
+             "voxel_mm": answers.probe.spacing_mm, **asdict(found), "seconds": time.process_time() - begun}
+        )  # fmt: skip
+    return rows
+
+
+def append(path: Path, rows: list[dict]) -> None:
+    """Add rows to the CSV."""
+    fresh = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if fresh:
+            writer.writerow(COLUMNS)
+        for row in rows:
+            values = [row.get(column) for column in COLUMNS]
+            writer.writerow([f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values])
+
+
+def done_in(path: Path) -> set[tuple[str, ...]]:
+    """List the pairs that the CSV holds."""
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8") as file:
+        return {tuple(row[key] for key in KEYS) for row in csv.DictReader(file)}
+
+
+def run_pair(maker: Maker, named: dict, options: argparse.Namespace) -> None:
+    """Measure one pair, unless its rows are there."""
+    if tuple(named.values()) in options.known:
+        return
+    pair, begun = maker.pair(named["pair"]), time.process_time()
+    try:
+        answers = Answers(pair, opened(pair, named["representation"], options.work))
+        if pair.truth is None:
+            starts = answers.searched()[:4]
+        else:
+            known = maker.searched.setdefault(named["representation"], [])
+            if not known:
+                known += answers.searched()[:3]
+            starts = known + answers.beside(pair.truth)
+        rows = rows_of(answers, pair.truth, starts, options.wrong)
+    except ComirError as error:
+        print(*named.values(), error, flush=True)
+        return
+    append(options.out, [named | row for row in rows])
+    shown = [(row["kind"], round(row["agreement"], 2), round(row["chance"] or 0)) for row in rows]
+    print(*named.values(), shown, f"{time.process_time() - begun:.1f} s", flush=True)
+
+
+def main() -> None:
+    """Fill the missing rows of the CSV."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with the families' files")
+    parser.add_argument("--work", type=Path, required=True, help="folder for volumes; emptied again")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(FILES), default=[n for n in FILES if n != "embedded_1mm"]
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[GENERAL])
+    parser.add_argument("--pairs", nargs="+", choices=(*SPOILED, *WITHOUT), default=[*SPOILED, *WITHOUT])
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--seeds", type=int, default=6, help="displacements of each family")
+    parser.add_argument("--wrong", type=int, default=2, help="wrong answers of each pair")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.known = done_in(options.out)
+    every = families(options.data, options.only)
+    for seed in range(options.seed, options.seed + options.seeds):
+        makers = {}
+        for name, family in every.items():
+            others = [other for other in every.values() if unrelated(name, other.name)]
+            makers[name] = Maker(family, seed, (others or [family])[seed % max(1, len(others))])
+        for pair in options.pairs:
+            if pair in WITHOUT and (WITHOUT.index(pair) + seed) % 2:
+                continue  # half of these in every seed
+            for method in options.methods:
+                for name, maker in makers.items():
+                    values = (name, str(seed), pair, method)
+                    run_pair(maker, dict(zip(KEYS, values, strict=True)), options)
+    shutil.rmtree(options.work)
+
+
+def unrelated(one: str, other: str) -> bool:
+    """Say whether two families show different things: a head and a piece of concrete."""
+    return (one == "concrete") != (other == "concrete")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""An encoder as a TorchScript file, for tools that compare the features of a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from comir_hpc.errors import CheckpointError
+from comir_hpc.host.files import written_whole
+from comir_hpc.representations.encoding import load_encoder
+
+_SIDE = 48  # voxels along each side of the patch that is traced
+_CLOSE = 1e-4  # of the largest value: how near the file has to come to the encoder, at another size
+
+
+class FeatureExtractor(nn.Module):
+    """An encoder with the inputs and outputs that IMPACT (elastix, ITK) expects of a TorchScript model.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Encoder of (1, c, z, y, x) normalised values.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, nb_layers: Tensor, stats: Tensor, direction: Tensor) -> list[Tensor]:
+        """Return one map of features.
+
+        Parameters
+        ----------
+        x : (1, c, z, y, x)
+            Values of a patch.
+        nb_layers : integer
+            Number of maps that are wanted; there is one.
+        stats : (4,) or empty
+            Minimum, maximum, mean and standard deviation of the image. With them, the mean is taken off and the result
+            divided by the standard deviation. Without them, the values have to be normalised already.
+        direction : tensor
+            Not used: the encoder was trained in all directions.
+
+        Returns
+        -------
+        List of one (1, l, z, y, x).
+        """
+        if stats.numel() == 4:
+            x = (x - stats[2]) / stats[3]
+        return [self.network(x)]
+
+
+def write_encoder(run: Path, modality: str | None, out: Path) -> tuple[str, tuple[str, ...]]:
+    """Write the encoder of a run as TorchScript.
+
+    Returns
+    -------
+    What it holds, and notes for the user.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be loaded or written, or the file does not give what the encoder gives.
+    """
+    encoder = load_encoder(run, modality, device="cpu", precision="fp32")
+    network = encoder.network
+    flat = network.receptive_halo_zyx[0] == 0
+    small, other = (
+        torch.randn(
+            1, encoder.in_channels, *(1 if flat else n, n, n), generator=torch.Generator().manual_seed(n)
+        )
+        for n in (_SIDE, 2 * _SIDE)
+    )
+    with torch.inference_mode(False), torch.no_grad():
+        for weight in network.parameters():
+            weight.requires_grad_(False)
+        traced = torch.jit.trace(network, small, check_trace=False)  # type: ignore[no-untyped-call]
+        script = torch.jit.script(FeatureExtractor(traced))
+        expected = network(other)
+        nothing = torch.zeros(0)
+        found = script(other, torch.tensor(1), nothing, nothing)[0]
+        # The shapes of a trace may be those of its patch.
+        apart = (
+            float((found - expected).abs().max() / expected.abs().max())
+            if found.shape == expected.shape
+            else 1.0
+        )
+        if not apart < _CLOSE:
+            raise CheckpointError(
+                f"{run}: this network depends on the size of its input in a way that TorchScript cannot keep; use it "
+                "through comir-hpc infer"
+            )
+        try:
+            with written_whole(out) as spare:
+                script.save(str(spare))  # type: ignore[no-untyped-call]
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{out} cannot be written; make room or get access") from error
+    stride = max(network.total_stride_zyx)
+    spacing = " x ".join(f"{s:.3g}" for s in encoder.spacing_mm)
+    return (
+        f"encoder of {encoder.modality}, {encoder.in_channels} channels in, {encoder.latent_channels} out: TorchScript",
+        (
+            f"{out.name}: for voxels of {spacing} mm (z, y, x) and patches whose sides are multiples of {stride}; "
+            "forward takes (image, number of layers, statistics, direction), as IMPACT gives them",
+        ),
+    )
