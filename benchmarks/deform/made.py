@@ -68,7 +68,7 @@ class BentCase:
 def bent(family: Pair, level: str, seed: int, folder: Path) -> BentCase:
     """Write the moving volume of a family as a second scanner sees it, moved and bent."""
     values, grid = family.moving
-    grid = _laid(grid, family.truth)
+    grid = _laid(grid, family.answer.transform)
     rng = np.random.default_rng([list(LARGEST_VOX).index(level), seed, len(family.name)])
     inside = specimen(values)
     middle = grid.world_mm(ndimage.center_of_mass(inside))
@@ -91,12 +91,12 @@ def bent(family: Pair, level: str, seed: int, folder: Path) -> BentCase:
     moved = ndimage.map_coordinates(values, np.moveaxis(index, -1, 0), order=1)
     path = folder / "moving.nii.gz"
     write_nifti(path, moved.astype(np.float32), grid)
-    return BentCase(family.files[0], path, family.points_mm, motion, bend, voxel)
+    return BentCase(family.files[0], path, family.inside_mm, motion, bend, voxel)
 
 
-def _laid(grid: Grid, truth: Transform) -> Grid:
+def _laid(grid: Grid, truth: Transform | None) -> Grid:
     """Move a grid so that the truth between the two files becomes the identity; only rigid ones can be undone so."""
-    if not truth.is_rigid:
+    if truth is None or not truth.is_rigid:
         raise SystemExit(
             "the truth of this family is not rigid, so a header cannot undo it; choose another family"
         )
