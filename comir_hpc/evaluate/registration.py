@@ -64,7 +64,7 @@ class Evaluation:
     rotation_error_deg : float
         Rotation error in degrees; of a transform that bends, that of its affine part. NaN where the truth bends.
     success : bool
-        Whether the mean error is at most 2 % of the fixed grid's mean side.
+        Whether the mean error is at most 2 % of the fixed grid's mean side; False where nothing says what is true.
     seconds : float
         Time that the registration took, in seconds.
     dice : float
