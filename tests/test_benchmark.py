@@ -249,6 +249,18 @@ def test_a_stop_ends_the_program_that_is_running_and_exits_with_85(folder: Path,
     assert not (tmp_path / "t.csv").exists()
 
 
+def test_an_answer_that_does_not_fit_is_found_before_the_first_case(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("x,y,z\n0,0,0\n1,0,0\n0,1,0\n0,0,1\n", encoding="utf-8")
+    (tmp_path / "two.csv").write_text("x,y,z\n0,0,0\n", encoding="utf-8")
+    pair = {"name": "mine", "fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}
+    pair |= {"fixed_points": str(tmp_path / "one.csv"), "moving_points": str(tmp_path / "two.csv")}
+    asked = settings(folder, pairs=["embedded", pair])
+    for each in (plan_benchmark, benchmark):
+        with pytest.raises(ConfigError, match=r"one.csv has 4 landmarks and .*two.csv has 1"):
+            each(asked, run(tmp_path / "t.csv"))
+    assert not (tmp_path / "t.csv").exists()
+
+
 # ---------------------------------------------------------------------- tables
 
 

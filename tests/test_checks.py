@@ -114,12 +114,12 @@ def test_the_mirror_agrees_better_and_its_axis_is_named(sides: tuple[Features, F
         pair = made_probe(fixed, header_wrong)
         repeat = SearchAgain(200, 12, 6, pair.points_mm)
         best = pair.judged(repeat.answers(*pair.sides)[0])
-        evidence, axis = search_mirrored(pair, repeat, best.evidence)
-        assert evidence > 1.2 * best.evidence
+        lead, axis = search_mirrored(pair, repeat, best.transform, pair.sides)
+        assert lead < -0.2
         assert axis == name
         found = judge(
             Evidence(
-                measured=measure(pair, best.transform, mirror=evidence),
+                measured=measure(pair, best.transform, mirror=lead),
                 agreement=best.correlation,
                 voxel_mm=pair.spacing_mm,
                 mirror_axis=axis,

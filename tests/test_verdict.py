@@ -98,6 +98,14 @@ def test_each_rule_lowers_it_and_is_named_first(evidence: Evidence, verdict: str
     assert words in found.reasons[0]
 
 
+def test_a_second_criterion_that_disagrees_keeps_an_answer_from_pass() -> None:
+    limit = own_calibration().limits["second"]
+    assert judge(measured(second=0.9 * limit)).verdict == "PASS"
+    found = judge(measured(second=1.1 * limit))
+    assert found.verdict == "WARN"
+    assert f"no further than {5 * limit:.2g} mm is safe" in found.reasons[0]
+
+
 def test_the_flipped_axis_is_named() -> None:
     found = judge(replace(measured(mirror=-0.3), mirror_axis="x"))
     assert "header of one of the two files has a flipped axis, probably the x axis" in found.reasons[0]

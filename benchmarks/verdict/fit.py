@@ -31,17 +31,18 @@ from comir_hpc.register.checks.measured import Measured
 from comir_hpc.runs.record import make_record
 
 FORMS = {
-    "agreement": "as it is",
     "chance": "logarithm",
-    "information": "logarithm",
     "margin": "as it is",
-    "halves": "less is better, logarithm",
-    "undone": "less is better, logarithm",
-    "swapped": "less is better, logarithm",
     "second": "less is better, logarithm",
     "loosest": "as it is",
+    "undone": "less is better, logarithm",
+    "halves": "less is better, logarithm",
 }
-"""The terms of the logistic, and how each is turned so that more is better."""
+"""The terms of the logistic, and how each is turned so that more is better. They were chosen on these rows."""
+LIMITED = ("second",)
+"""Distances with a limit for PASS."""
+NAMES = (*FORMS, "agreement", "information", "swapped", "overlap", "settled", "mirror")
+"""What is listed with the spread of right and of wrong answers."""
 DISTANCES = ("settled", "halves", "undone", "swapped", "second")
 GROUPS = {
     "avg152_t2": "avg152",
@@ -50,7 +51,7 @@ GROUPS = {
     "template_pet": "templates",
 }
 """Families that share a specimen are left out together."""
-RIDGE = 0.02
+RIDGE = 0.01
 SHARE = 0.9
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MIRROR_FAILS = -0.03  # the rule of register/checks/verdict.py, which stands beside the model
@@ -93,15 +94,24 @@ def fit(rows: Sequence[Row]) -> Calibration:
     bounds = [(None, None)] + [(0, None)] * len(terms)
     found = optimize.minimize(loss, np.zeros(len(terms) + 1), bounds=bounds, method="L-BFGS-B").x
     odds = 1 / (1 + np.exp(-(found[0] + table @ found[1:])))
-    return make_record(Calibration, _record(terms, found, used, _cuts(odds, right)))
+    safe = np.array([all((row[n] or 99.0) <= most for n, most in _limits(used).items()) for row in used])
+    return make_record(Calibration, _record(terms, found, used, _cuts(odds, right, safe)))
 
 
-def _cuts(odds: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """Choose the cuts: PASS above every wrong answer of the fit, with room to spare; FAIL below right ones."""
-    highest = float(odds[~right].max())
-    logit = np.log(highest / (1 - highest)) + 0.5
+def _limits(rows: Sequence[Row]) -> dict[str, float]:
+    """Choose nine tenths of the least distance that a wrong answer has."""
+    return {
+        name: 0.9 * min(row[name] for row in rows if row["kind"] == "wrong" and row[name] is not None)
+        for name in LIMITED
+    }
+
+
+def _cuts(odds: np.ndarray, right: np.ndarray, safe: np.ndarray) -> tuple[float, float]:
+    """Choose the cuts: PASS above every wrong answer within the limits, with room to spare; FAIL below right ones."""
+    highest = float(odds[~right & safe].max(initial=0.5))
+    logit = np.log(highest / (1 - highest)) + 0.4
     above = float(1 / (1 + np.exp(-logit)))
-    return float(np.clip(above, 0.7, 0.99)), float(np.clip(np.quantile(odds[right], 0.01), 0.01, 0.3))
+    return float(np.clip(above, 0.6, 0.99)), float(np.clip(np.quantile(odds[right], 0.01), 0.01, 0.2))
 
 
 def _term(name: str, form: str, rows: Sequence[Row]) -> Row:
@@ -134,6 +144,7 @@ def _record(terms: list[Row], parameters: np.ndarray, rows: Sequence[Row], cuts:
         "terms": weighted,
         "pass_from": cuts[0],
         "fail_below": cuts[1],
+        "limits": _limits(rows),
         "bound": _bound(rows),
         "spreads": {
             name: _spread(name, rows)
@@ -176,6 +187,8 @@ def judged(rows: Sequence[Row], model: Calibration) -> list[Row]:
         measured = measured_of(row)
         odds = model.probability(measured)
         verdict = "PASS" if odds >= model.pass_from else "FAIL" if odds < model.fail_below else "WARN"
+        if verdict == "PASS" and model.beyond(measured):
+            verdict = "WARN"
         # The mirror of the right answer would give the wrong ones away: a search may find neither. So the rule counts
         # only where the pair itself is mirrored.
         flipped = row["pair"] == "mirrored" and (measured.mirror or 0) < MIRROR_FAILS

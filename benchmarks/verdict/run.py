@@ -34,7 +34,7 @@ from comir_hpc.ingest import ingest_array
 from comir_hpc.register.alignment import Alignment
 from comir_hpc.register.checks.again import SearchAgain, mirror_map, mirrored
 from comir_hpc.register.checks.evidence import probe_of
-from comir_hpc.register.checks.measured import Measured, measure
+from comir_hpc.register.checks.measured import Measured, lead_of, measure
 from comir_hpc.register.checks.motions import known_motions
 from comir_hpc.register.coarse import coarsen
 from comir_hpc.register.inputs import Inputs, open_inputs
@@ -128,7 +128,7 @@ def rows_of(answers: Answers, truth: Transform | None, starts: list[Transform], 
         begun = time.process_time()
         evidence, answer, error, share = one
         rivals = [other[0] for other in wrong if other is not one and (one in near or other[0] <= evidence)]
-        found = measure(answers.probe, answer, rivals=rivals, mirror=mirror)
+        found = measure(answers.probe, answer, rivals=rivals, mirror=lead_of(evidence, mirror))
         kind = "right" if share <= SUCCESS else "near" if share <= 2 * SUCCESS else "wrong"
         rows.append(
             {"kind": kind, "tre_mm": error, "tre_share": share, "side_mm": side,

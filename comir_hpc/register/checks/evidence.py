@@ -16,7 +16,7 @@ from comir_hpc.register.alignment import Alignment
 from comir_hpc.register.checks.again import SearchAgain, flipped_axis, mirrored
 from comir_hpc.register.checks.causes import Cause, causes_of
 from comir_hpc.register.checks.cross_check import halves_distance_mm
-from comir_hpc.register.checks.measured import Measured, measure
+from comir_hpc.register.checks.measured import Measured, lead_of, measure
 from comir_hpc.register.checks.probe import Probe
 from comir_hpc.register.coarse import coarsen
 from comir_hpc.register.inputs import Inputs
@@ -35,6 +35,7 @@ _FEWEST_ROTATIONS = 80
 _MOST_VOXELS = 24
 _IMPROVED = 12
 _RIVALS = 4
+_SHARP, _SHARP_STEPS = 80, 6  # voxels along a mean side on which the mirror is compared, and steps there
 _NAMED = 0.03  # lead of the mirror from which it is called better: below this, both are equally good
 
 
@@ -219,7 +220,6 @@ def _check(
 ) -> _Checked:
     """Measure the best answer, and search again."""
     answer = ranking.best.transform.about(probe.alignment.centre_mm)
-    own = probe.judging.at(answer).evidence
     others = [c.transform for c in ranking.candidates if c.failure is None and c.answer > 0]
     unchecked: list[str] = []
     mirror = again = axis = None
@@ -234,7 +234,7 @@ def _check(
         again = turned[0]
         others += turned[1:]
         if _is_mirror_blind(inputs):
-            mirror, axis = search_mirrored(probe, repeat, own)
+            mirror, axis = search_mirrored(probe, repeat, answer, sharp_of(pair, probe))
         else:
             unchecked.append(
                 "whether the axis of a header is flipped was not checked: these encoders are not blind to mirrors, so "
@@ -277,32 +277,48 @@ def _rivals(probe: Probe, answer: Transform, others: list[Transform]) -> list[tu
     return found
 
 
-def search_mirrored(probe: Probe, repeat: SearchAgain, own: float) -> tuple[float, str | None]:
+def sharp_of(pair: Pair, probe: Probe) -> tuple[Features, Features]:
+    """Give the features on which the mirror is compared: the finest, described where the probe's are.
+
+    On coarse grids many specimens look like their mirror. A head led its mirror by 2 % of the evidence on 48 voxels of
+    the general model's maps, and by a third on the finest maps of a specialist.
+    """
+    return probe.sides if probe.sides[0].describe is not None else (pair.fixed, pair.moving)
+
+
+def search_mirrored(
+    probe: Probe, repeat: SearchAgain, answer: Transform, sharp: tuple[Features, Features]
+) -> tuple[float, str | None]:
     """Search the mirrored moving volume.
 
     Parameters
     ----------
-    own : float
-        Evidence of the answer that is checked.
+    answer : Transform
+        The answer that is checked.
+    sharp : two Features
+        Features on which the two are compared in the end.
 
     Returns
     -------
     float
-        Evidence of the mirrored volume's best answer.
+        Lead of the answer over the mirrored volume's best one, as a share of the answer's evidence.
     str or None
-        Axis of the moving volume (x, y, z) that is probably flipped, if that is better.
+        Axis of the moving volume (x, y, z) that is probably flipped, if the mirror is better.
     """
     fixed, moving = probe.sides
     flipped = mirrored(moving)
     coarse = Alignment(probe.fixed, coarsen(flipped, probe.spacing_mm, finer=2))
-    finer = probe.judging_with(flipped if probe.finer[1] is moving else mirrored(probe.finer[1]))
-    improved = [
-        finer.improve(coarse.improve(one.about(coarse.centre_mm)).transform)
-        for one in repeat.answers(fixed, flipped)[:_RIVALS]
-    ]
-    best = max(improved, key=lambda one: one.evidence)
-    better = best.evidence > (1 + _NAMED) * max(own, 0.0)
-    return best.evidence, flipped_axis(best.transform, moving.grid) if better else None
+    rough = [coarse.improve(one.about(coarse.centre_mm)) for one in repeat.answers(fixed, flipped)[:_RIVALS]]
+    rough.sort(key=lambda one: -one.evidence)
+    found = []
+    for other in (sharp[1], flipped if sharp[1] is moving else mirrored(sharp[1])):
+        spacing = max(sharp[0].grid.finest_mm, other.grid.finest_mm, probe.side_mm / _SHARP)
+        alignment = Alignment(coarsen(sharp[0], spacing), coarsen(other, spacing))
+        starts = [answer] if other is sharp[1] else [one.transform for one in rough[:2]]
+        improved = [alignment.improve(one.about(alignment.centre_mm), _SHARP_STEPS) for one in starts]
+        found.append(max(improved, key=lambda one: one.evidence))
+    lead = lead_of(found[0].evidence, found[1].evidence)
+    return lead, flipped_axis(found[1].transform, moving.grid) if lead < -_NAMED else None
 
 
 def _is_mirror_blind(inputs: Inputs) -> bool:

@@ -101,7 +101,7 @@ def measure(
     rivals : sequence of float
         Evidence of other answers on the finer grid.
     mirror : float, optional
-        Evidence of the best answer of the mirrored moving volume on such a grid.
+        Lead over the best answer of the mirrored moving volume, if that was searched.
     again : Transform, optional
         Best answer of a repeated search.
     """
@@ -114,7 +114,7 @@ def measure(
         agreement=found.correlation,
         chance=chance,
         information=information,
-        margin=_lead(found.evidence, max(rivals)) if rivals else None,
+        margin=lead_of(found.evidence, max(rivals)) if rivals else None,
         overlap=found.overlap,
         settled=settled,
         halves=_halves(probe, here),
@@ -123,12 +123,12 @@ def measure(
         second=_second(probe, answer, motions) if probe.optimised else min(settled, FAR_VOX),
         loosest=loosest,
         loosest_words=words,
-        mirror=None if mirror is None else _lead(found.evidence, mirror),
+        mirror=mirror,
         again=None if again is None else min(probe.apart_vox(again, answer), FAR_VOX),
     )
 
 
-def _lead(own: float, other: float) -> float:
+def lead_of(own: float, other: float) -> float:
     """Say by what share of itself an evidence leads another one, -1 to 1."""
     if own <= 0:
         return -1.0
@@ -143,7 +143,7 @@ def _loosest(probe: Probe, answer: Transform, motions: Sequence[Motion]) -> tupl
             probe.alignment.at(answer.compose(motion.by(sign * _AWAY_VOX * probe.spacing_mm))).evidence
             for sign in (-1.0, 1.0)
         ]
-        losses.append(_lead(own, float(np.mean(there))))
+        losses.append(lead_of(own, float(np.mean(there))))
     least = int(np.argmin(losses))
     return losses[least], motions[least].words
 
