@@ -13,6 +13,10 @@ from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine
 
 RESULT_FILE = "result.json"
+AFFINE_FILE, BENT_FILE = "transform.tfm", "transform.h5"
+"""The whole transform, in a file of ITK: where it is affine, and where it bends."""
+INVERSE_FILE = "inverse.h5"
+"""Map from moving to fixed points of a transform that bends."""
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 """What is said of an answer."""
@@ -158,6 +162,68 @@ class Baseline(Errors):
     name: str = "baseline"
 
 
+class HeldOutRecord(Record):
+    """How a deformation changed the agreement of the part of the specimen that took no part in finding it.
+
+    Attributes
+    ----------
+    before, after : float
+        Mean agreement of the cubes that were held out, under the affine answer and under the deformation.
+    gain, standard_error : float or None
+        Mean of the differences and its standard error; None where there are too few cubes.
+    cubes : int
+        Number of cubes.
+    """
+
+    before: Figure = None
+    after: Figure = None
+    gain: Figure = None
+    standard_error: Figure = None
+    cubes: int = 0
+
+
+class DeformationRecord(Record):
+    """What bent space after the affine answer, or why nothing does.
+
+    Attributes
+    ----------
+    kind : str
+        ``bspline`` or ``field``.
+    smoothness_mm : float
+        Smoothness length in mm.
+    kept : bool
+        Whether the transform bends; otherwise the affine answer is the result.
+    reason : str
+        Why it was kept or not, as a sentence.
+    held_out : HeldOutRecord or None
+        What it was judged by; None where nothing was bent.
+    displacement_mm, inverse_residual_mm : dict of str to float
+        Mean, 95th percentile (``p95``) and ``largest`` length over the specimen: of the displacement, and of what is
+        left after a point is carried there and back.
+    determinant : dict of str to float
+        Determinant of the Jacobian over the specimen: ``least``, ``p01``, ``p99``, ``largest``.
+    folded_points, folded_share : int, float
+        Points of the lattice in the specimen whose determinant is zero or less, and their share.
+    lattice : dict or None
+        Grid of the displacement.
+    smoothings : int
+        How often the velocity was smoothed until nothing folded.
+    """
+
+    kind: str
+    smoothness_mm: Figure = None
+    kept: bool
+    reason: str = ""
+    held_out: HeldOutRecord | None = None
+    displacement_mm: dict[str, Finite] = Field(default_factory=dict)
+    inverse_residual_mm: dict[str, Finite] = Field(default_factory=dict)
+    determinant: dict[str, Finite] = Field(default_factory=dict)
+    folded_points: int = 0
+    folded_share: Finite = 0.0
+    lattice: GridRecord | None = None
+    smoothings: int = 0
+
+
 class Result(Record):
     """Content of result.json.
 
@@ -201,6 +267,8 @@ class Result(Record):
         Errors against a known truth and the baseline's, which `evaluate` and `demo` add; None without them.
     others : tuple of Baseline
         Errors of further methods on the same pair, which `demo` adds.
+    deformation : DeformationRecord or None
+        What bends space after the affine answer; None where nothing that bends was asked for.
     """
 
     format: int = 0
@@ -238,10 +306,24 @@ class Result(Record):
     truth: Errors | None = None
     baseline: Baseline | None = None
     others: tuple[Baseline, ...] = ()
+    deformation: DeformationRecord | None = None
+
+    @property
+    def bends(self) -> bool:
+        """Whether the transform bends space; then `transform` is its affine part only."""
+        return self.deformation is not None and self.deformation.kept
+
+    @property
+    def transform_file(self) -> str:
+        """Name of the file that holds the whole transform, in the folder of the result."""
+        return BENT_FILE if self.bends else AFFINE_FILE
 
     @property
     def transform(self) -> Affine | None:
-        """Map from fixed to moving points in LPS, in mm; None where no answer was found."""
+        """Map from fixed to moving points in LPS, in mm; None where no answer was found.
+
+        Where the transform bends, it is the affine part (`bends`).
+        """
         if self.matrix_lps_mm is None:
             return None
         centre = (0.0, 0.0, 0.0) if self.centre_lps_mm is None else self.centre_lps_mm
