@@ -7,6 +7,7 @@ keypoints", IJCV 2004.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,9 @@ def matched_slices(fixed: CoarseFeatures, moving: CoarseFeatures, count: int, ra
 
 def slice_keypoints(side: CoarseFeatures, count: int) -> SliceKeypoints:
     """Find and describe the keypoints of all channels of a slice."""
-    from skimage.feature import SIFT  # takes 0.3 s: only slices need it
+    import skimage.feature  # takes 0.3 s: only slices need it
+
+    sift_of: Any = skimage.feature.SIFT  # scikit-image ships no types
 
     origin_mm, rows_mm, columns_mm, images = _seen_from_above(side)
     if min(images.shape[1:]) < _FEWEST_PIXELS:
@@ -84,7 +87,7 @@ def slice_keypoints(side: CoarseFeatures, count: int) -> SliceKeypoints:
     found: list[SliceKeypoints] = []
     sizes: list[FloatArray] = []
     for channel, image in enumerate(images):
-        sift = SIFT()
+        sift = sift_of()
         try:
             sift.detect_and_extract(image)
         except RuntimeError:  # scikit-image's way to say that it found none
