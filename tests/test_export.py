@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_view import FIXED, MOVING, TRUTH, result
+from test_conventions import bspline
+from test_view import FIXED, MOVING, POINT, TRUTH, result
 
 from comir_hpc.config.base import validate
 from comir_hpc.config.export import ExportSettings
@@ -17,7 +18,7 @@ from comir_hpc.recipes.export import export
 from comir_hpc.representations.encoding import load_encoder
 from comir_hpc.runs.model import general_model
 from comir_hpc.runs.result import read_result, write_result
-from comir_hpc.transforms import GridPair, read_transform
+from comir_hpc.transforms import Affine, Composite, GridPair, read_transform, save_itk
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,26 @@ def test_grids_come_from_files_where_there_is_no_result(folder: Path, tmp_path: 
     volumes = {"fixed": folder / "fixed.zarr", "moving": folder / "moving.zarr"}
     done = export(asked(transform=flirt, form="fsl", to="itk", out=tmp_path / "t.tfm", **volumes))
     np.testing.assert_allclose(read_transform(done.path).apply((1, 2, 3)), TRUTH.apply((1, 2, 3)), atol=1e-9)
+
+
+def test_a_bent_result_and_its_inverse(tmp_path: Path) -> None:
+    bent = Composite((bspline(FIXED), TRUTH))
+    place = result(tmp_path / "bent", bent)
+    done = export(asked(transform=place, to="itk"))
+    assert done.path.name == "transform_itk.h5"
+    np.testing.assert_allclose(read_transform(done.path).apply(POINT), bent.apply(POINT), atol=1e-9)
+    with pytest.raises(
+        RegistrationError, match=r"part 1 of 2 \(BSplineTransform\) bends space, and an LTA file"
+    ):
+        export(asked(transform=place, to="lta"))
+    volumes = {"fixed": place / "fixed.zarr", "moving": place / "moving.zarr"}
+    done = export(asked(transform=place, to="itk", inverse=True, **volumes))
+    assert "points miss by" in done.notes[0]
+    assert np.linalg.norm(read_transform(done.path).apply(bent.apply(POINT)) - POINT) < 0.1
+    save_itk(Affine.identity(), place / "inverse.h5")  # what register wrote is taken as it is
+    done = export(asked(transform=place, to="itk", inverse=True, overwrite=True))
+    assert "the one that register wrote" in done.notes[0]
+    np.testing.assert_allclose(read_transform(done.path).apply(POINT), POINT)
 
 
 def test_what_cannot_be_exported_is_said(folder: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from comir_hpc.config.words import TransformForm
 from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
 from comir_hpc.host.places import require_apart
 from comir_hpc.recipes.stores import is_store
-from comir_hpc.runs.result import RESULT_FILE, Result, read_result
+from comir_hpc.runs.result import INVERSE_FILE, RESULT_FILE, Result, read_result
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.composite import as_affine, notes_on
 from comir_hpc.transforms.conventions.exported import default_ending, export_transform, require_ending
 from comir_hpc.transforms.conventions.grids import GridPair
 from comir_hpc.transforms.files import read_transform
-from comir_hpc.transforms.inversion import inverse_of
+from comir_hpc.transforms.inversion import Inverse, inverse_of
 from comir_hpc.transforms.protocol import PointMap
 from comir_hpc.volumes.readers import open_source
 from comir_hpc.volumes.volume import Volume
@@ -88,8 +88,13 @@ def export(settings: ExportSettings) -> Exported:
     transform, grids, notes = given.transform, given.grids, list(notes_on(given.transform, given.path.name))
     what = "fixed to moving points"
     if settings.inverse:
-        inverse = inverse_of(transform, grids.fixed, grids.moving)
-        if as_affine(transform) is None:
+        kept = given.path.with_name(INVERSE_FILE)
+        if given.result is not None and as_affine(transform) is None and kept.is_file():
+            inverse = Inverse(read_transform(kept))
+            notes.append(f"the inverse is the one that register wrote, {kept}; result.json has its residual")
+        else:
+            inverse = inverse_of(transform, grids.fixed, grids.moving)
+        if as_affine(transform) is None and inverse.residual_mm:
             notes.append(
                 f"the inverse is a field on the moving grid: there and back, points miss by {inverse.residual_mm:.3g} "
                 f"mm (mean) and {inverse.worst_mm:.3g} mm (worst), over the {inverse.covered:.0%} of it that come from "

@@ -111,7 +111,7 @@ def _towards(transform: PointMap, direction: Direction) -> PointMap:
     except RegistrationError as error:
         raise RegistrationError(
             f"{error}, so moving points cannot be carried to the fixed volume by it; write its inverse with "
-            "`comir-hpc export TRANSFORM --inverse --to itk`, and carry them through that with --direction fixed-to-moving"
+            "`comir-hpc export TRANSFORM --inverse --to itk`, and carry them by that, --direction fixed-to-moving"
         ) from error
 
 
