@@ -30,7 +30,7 @@ test-peers: $(VENV)/installed-dev $(VENV)/peers
 $(VENV)/peers: | $(VENV)/bin/python
 	$(BIN)/pip install -q --target $@ 'itk-elastix>=0.23' 'antspyx>=0.5' 'picsl-greedy>=0.0.6'
 
-# Ten minutes on two quiet cores, nothing to fetch: the embedded pair, and the peers that are there (make .venv/peers).
+# Predicted ten minutes on two quiet cores, nothing to fetch: the embedded pair, and the peers that are there (make .venv/peers).
 bench: $(VENV)/installed
 	$(BIN)/comir-hpc benchmark configs/benchmark_quick.yaml --out bench/table.csv --workers 2 \
 	  $(if $(wildcard $(VENV)/peers),--peers $(VENV)/peers)

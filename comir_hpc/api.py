@@ -252,18 +252,29 @@ def warp(
 @documented(CompareSettings)
 def evaluate(
     result: FolderLike | Sequence[FolderLike],
-    truth: TransformLike,
+    truth: TransformLike | None = None,
     *,
     points: PathLike | None = None,
     out: PathLike | None = None,
+    **settings: Any,
 ) -> Table:
-    """Hold one or several results of `register` against a known transform, side by side."""
+    """Hold one or several results of `register` against what is known, side by side."""
     with workplace("evaluate", None, None, None) as place:
         from comir_hpc.evaluate import evaluate as compare
 
         several = result if isinstance(result, list | tuple) else (result,)
-        chosen = place.settings(CompareSettings, {}, result=several, truth=truth, points=points, out=out)
-        return compare(list(chosen.result), chosen.truth, points=chosen.points, out=chosen.out)
+        chosen = place.settings(
+            CompareSettings, settings, result=several, truth=truth, points=points, out=out
+        )
+        return compare(
+            list(chosen.result),
+            chosen.truth,
+            points=chosen.points,
+            moving_points=chosen.moving_points,
+            labels=chosen.labels,
+            back=chosen.back,
+            out=chosen.out,
+        )
 
 
 @documented(EvaluateSettings)

@@ -249,6 +249,18 @@ def test_a_stop_ends_the_program_that_is_running_and_exits_with_85(folder: Path,
     assert not (tmp_path / "t.csv").exists()
 
 
+def test_an_answer_that_does_not_fit_is_found_before_the_first_case(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("x,y,z\n0,0,0\n1,0,0\n0,1,0\n0,0,1\n", encoding="utf-8")
+    (tmp_path / "two.csv").write_text("x,y,z\n0,0,0\n", encoding="utf-8")
+    pair = {"name": "mine", "fixed": "fixed.nii.gz", "moving": "moving.nii.gz"}
+    pair |= {"fixed_points": str(tmp_path / "one.csv"), "moving_points": str(tmp_path / "two.csv")}
+    asked = settings(folder, pairs=["embedded", pair])
+    for each in (plan_benchmark, benchmark):
+        with pytest.raises(ConfigError, match=r"one.csv has 4 landmarks and .*two.csv has 1"):
+            each(asked, run(tmp_path / "t.csv"))
+    assert not (tmp_path / "t.csv").exists()
+
+
 # ---------------------------------------------------------------------- tables
 
 
@@ -264,6 +276,14 @@ def test_a_table_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:
     )
     assert path.read_text(encoding="utf-8") == before + "embedded,any,0,comir,,False,\n"
     assert scores(table.rows())[0].right == 1
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_first_case(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"cannot be written.*give another --out"):
+        benchmark(settings(folder), run(tmp_path / "file" / "table.csv"))
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,15 @@ from trained_run import write_run
 from typer.testing import CliRunner
 
 from comir_hpc.commands import app as cli
-from comir_hpc.config import EvaluateSettings, SamplingSettings, TrackingSettings, TrainSettings, dump
+from comir_hpc.config import (
+    CompareSettings,
+    EvaluateSettings,
+    SamplingSettings,
+    TrackingSettings,
+    TrainSettings,
+    dump,
+)
+from comir_hpc.config.base import validate
 from comir_hpc.data.embedded import phantom_pair
 from comir_hpc.errors import CheckpointError, ComirError, ConfigError, RegistrationError, VolumeError
 from comir_hpc.evaluate import (
@@ -25,6 +33,7 @@ from comir_hpc.evaluate import (
     target_registration_error,
 )
 from comir_hpc.evaluate.cubes import choose_sides, place_cubes, read_cubes
+from comir_hpc.evaluate.labels import label_overlaps
 from comir_hpc.learning.specimens import prepare_specimens
 from comir_hpc.runs.checkpoints import checkpoint_path, write_checkpoint
 from comir_hpc.runs.result import read_result
@@ -373,3 +382,51 @@ def test_a_run_that_has_not_ended_names_its_checkpoint(pair: dict[str, Path], tm
     with pytest.raises(CheckpointError, match="give --checkpoint 3"):
         open_subject(EvaluateSettings(model=run))
     assert open_subject(EvaluateSettings(model=run, checkpoint=3)).step == 3
+
+
+def test_corresponding_points_are_a_truth(tmp_path: Path) -> None:
+    folder = write_registration(tmp_path / "r", make_volume(tmp_path / "v.zarr"), shift(1, 0, 0))
+    (tmp_path / "f.csv").write_text("x,y,z\n0,0,0\n5,5,5\n", encoding="utf-8")
+    (tmp_path / "m.csv").write_text("x,y,z\n1,0,0\n6,9,8\n", encoding="utf-8")
+    (row,) = evaluate([folder], points=tmp_path / "f.csv", moving_points=tmp_path / "m.csv").rows
+    assert row.tre_mm == pytest.approx(2.5)  # 0 mm, and 3-4-5 mm
+    assert np.isnan(row.rotation_error_deg)
+    assert (row.determinant_least, row.folded_share) == (pytest.approx(1), 0)
+    assert row.inverse_mm == pytest.approx(0, abs=1e-9)
+    (tmp_path / "few.csv").write_text("x,y,z\n1,0,0\n", encoding="utf-8")
+    with pytest.raises(RegistrationError, match="2 points"):
+        evaluate([folder], points=tmp_path / "f.csv", moving_points=tmp_path / "few.csv")
+
+
+def test_dice_and_surface_distance_of_shifted_cubes(tmp_path: Path) -> None:
+    grid = Grid((20, 20, 20), (2.0, 1.0, 1.0))
+    one = np.zeros(grid.shape_zyx, np.uint8)
+    one[4:12, 5:15, 5:15] = 3
+    one[14:16, 2:4, 2:4] = 7
+    other = np.zeros_like(one)
+    other[4:12, 5:15, 9:19] = 3
+    for name, values in (("fixed", one), ("moving", other)):
+        volume = Volume.create(
+            tmp_path / f"{name}.zarr", grid, np.uint8, channels=1, kind="labels", chunk=16, shard=64
+        )
+        volume.write(grid.box, values[None])
+        volume.finish()
+    paths = tmp_path / "fixed.zarr", tmp_path / "moving.zarr"
+    cube, missing = label_overlaps(*paths, Transform.identity())
+    assert (cube.label, cube.dice, cube.hd95_mm) == (3, pytest.approx(0.6), pytest.approx(4.0))
+    assert (missing.label, missing.dice, np.isnan(missing.hd95_mm)) == (7, 0.0, True)
+    onto = label_overlaps(*paths, shift(4, 0, 0))[0]
+    assert (onto.dice, onto.hd95_mm) == (1.0, 0.0)
+
+
+def test_values_that_are_no_labels_are_refused(tmp_path: Path) -> None:
+    grid = Grid((8, 8, 8), (1.0, 1.0, 1.0))
+    volume = Volume.create(tmp_path / "v.zarr", grid, np.float32, channels=1, chunk=16, shard=64)
+    volume.write(grid.box, np.full((1, *grid.shape_zyx), 0.5, np.float32))
+    volume.finish()
+    with pytest.raises(VolumeError, match="no labels"):
+        label_overlaps(tmp_path / "v.zarr", tmp_path / "v.zarr", Transform.identity())
+    with pytest.raises(ConfigError, match="nothing to hold"):
+        validate(CompareSettings, {"result": ["r"]})
+    with pytest.raises(ConfigError, match="--moving-labels"):
+        validate(CompareSettings, {"result": ["r"], "fixed_labels": "a"})

@@ -204,7 +204,7 @@ def test_too_few_keypoints_matches_and_no_agreement_are_told_apart():
     smooth = Features(ramp.copy(), np.ones(shape, bool), Grid(shape, (1.0, 1.0, 1.0)))
     said = found(smooth, smooth)
     assert said.answers == []
-    assert "expected at least 8 in each: these maps show too few distinct structures" in said.failure
+    assert "expected at least 12 in each: these maps show too few distinct structures" in said.failure
     one, _ = features_pair(Transform.identity(), seed=1)
     _, other = features_pair(Transform.identity(), seed=2)
     said = found(one, other)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from registration_cases import OBLIQUE, seen, specimen, store, turn
 from test_register import CENTRE, PLAIN, error, only_volumes, pair, settings
 
@@ -15,7 +16,7 @@ from comir_hpc.errors import ComirError, ConfigError, RegistrationError, VolumeE
 from comir_hpc.register import register
 from comir_hpc.register.given_start import given_start
 from comir_hpc.space.grid import Grid
-from comir_hpc.transforms import Affine, GridPair
+from comir_hpc.transforms import Affine, GridPair, itk_image
 from comir_hpc.transforms.conventions.exported import export_transform
 from comir_hpc.volumes.region import Region
 
@@ -43,12 +44,8 @@ def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = coarse.world_mm(np.stack(np.meshgrid(*map(np.arange, coarse.shape_zyx), indexing="ij"), -1))[..., 0]
     middle = PLAIN.world_mm((0, 0, PLAIN.shape_zyx[2] // 2 - 0.5))[0]
     store(folder / "left.zarr", (x < middle).astype(np.uint8), coarse, foreground_above=0)
-    store(
-        folder / "right.zarr",
-        np.where(x > middle, 7.0, np.nan).astype(np.float32),
-        coarse,
-        foreground_above=0,
-    )
+    right = itk_image(np.where(x > middle, 7.0, np.nan).astype(np.float32), coarse)
+    sitk.WriteImage(right, str(folder / "right.nii.gz"))
     store(folder / "empty.zarr", np.zeros(coarse.shape_zyx, np.uint8), coarse)
     far = Grid((8, 8, 8), (1.0, 1.0, 1.0), (500.0, 0.0, 0.0))
     store(folder / "far.zarr", np.ones(far.shape_zyx, np.uint8), far, foreground_above=0)
@@ -58,9 +55,13 @@ def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def mask_file(folder: Path, mask: str) -> Path:
+    return folder / (f"{mask}.nii.gz" if mask == "right" else f"{mask}.zarr")
+
+
 def of_halves(folder: Path, out: Path, **masks: str) -> RegisterSettings:
     paths = {name: folder / f"{name}.zarr" for name in ("fixed", "moving")}
-    given = {name: folder / f"{mask}.zarr" for name, mask in masks.items()}
+    given = {name: mask_file(folder, mask) for name, mask in masks.items()}
     return settings(out, paths, representation="intensity", initial="identity", **given)
 
 
@@ -73,7 +74,7 @@ def test_a_mask_decides_which_half_is_registered(
     assert result.transform is not None
     found = result.transform.apply(CENTRE) - CENTRE
     np.testing.assert_allclose(found, (0, shift, 0), atol=0.6)
-    assert result.record["inputs"][role]["mask"] == str(torn / f"{mask}.zarr")
+    assert result.record["inputs"][role]["mask"] == str(mask_file(torn, mask))
     other = of_halves(torn, tmp_path, **{f"{role}_mask": "right" if mask == "left" else "left"})
     with pytest.raises(RegistrationError, match="holds the result of other inputs"):
         register(other)
@@ -96,7 +97,7 @@ def test_a_mask_that_masks_nothing_is_refused(torn: Path, tmp_path: Path, mask: 
 def test_a_mask_on_another_grid_is_looked_up_at_its_nearest_voxel(tmp_path: Path) -> None:
     grid = Grid((6, 7, 8), (2.0, 1.0, 1.5), (4.0, 5.0, 6.0), OBLIQUE)
     values = np.random.default_rng(0).integers(0, 2, grid.shape_zyx).astype(np.uint8)
-    region = Region(store(tmp_path / "m.zarr", values, grid, foreground_above=0))
+    region = Region.open(store(tmp_path / "m.zarr", values, grid, foreground_above=0).path)
     np.testing.assert_array_equal(region.on(grid), values != 0)
     finer = Grid((12, 7, 8), (1.0, 1.0, 1.5), tuple(grid.world_mm((-0.25, 0, 0))), OBLIQUE)
     np.testing.assert_array_equal(region.on(finer), np.repeat(values != 0, 2, axis=0))

@@ -14,7 +14,7 @@ from comir_hpc.commands.app import app
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "comir_hpc"
-# Options of other programs: sbatch, srun, Apptainer, FreeSurfer.
+# Options of other programs: sbatch, srun, Apptainer, FreeSurfer, pip, npm.
 FOREIGN = {
     "--mem",
     "--gres",
@@ -26,6 +26,13 @@ FOREIGN = {
     "--outitk",
     "--inm3z",
     "--raw",
+    "--target",
+    "--quiet",
+    "--no-deps",
+    "--ignore-requires-python",
+    "--only-binary",
+    "--dest",
+    "--silent",
 }
 
 

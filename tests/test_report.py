@@ -64,9 +64,25 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(complete: Path, tmp_path: Path) -> Path:
-    shutil.copytree(complete.parent, tmp_path / "demo")
-    change(tmp_path / "demo" / "registration", run=str(tmp_path / "demo" / "run"))
-    return tmp_path / "demo" / "registration"
+    return copied(complete, tmp_path / "demo")
+
+
+def copied(complete: Path, place: Path) -> Path:
+    shutil.copytree(complete.parent, place)
+    change(place / "registration", run=str(place / "run"))
+    return place / "registration"
+
+
+@pytest.fixture(scope="module")
+def page(complete: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of that folder; no test writes to it."""
+    return report(copied(complete, tmp_path_factory.mktemp("page") / "demo"))
+
+
+@pytest.fixture(scope="module")
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a training run; no test writes to it."""
+    return report(write_run(tmp_path_factory.mktemp("alone") / "run"))
 
 
 def change(folder: Path, **entries: object) -> None:
@@ -106,8 +122,8 @@ def test_the_page_holds_what_a_user_asks_for(folder):
     assert len(re.findall(r"<img ", page.read_text(encoding="utf-8"))) == 3 * 10 + 2
 
 
-def test_the_page_needs_nothing_from_outside_and_is_small(folder):
-    html = report(folder).read_text(encoding="utf-8")
+def test_the_page_needs_nothing_from_outside_and_is_small(page):
+    html = page.read_text(encoding="utf-8")
     for address in re.findall(r'(?:src|href|xlink:href)="([^"]*)"', html):
         assert address.startswith(("data:", "#")), address[:80]
     assert "@import" not in html
@@ -123,8 +139,8 @@ def test_noisy_panels_of_a_large_volume_do_not_make_a_large_page(folder):
     assert report(folder).stat().st_size < 3e6
 
 
-def test_ids_of_the_drawings_do_not_meet(folder):
-    ids = re.findall(r'\bid="([^"]*)"', report(folder).read_text(encoding="utf-8"))
+def test_ids_of_the_drawings_do_not_meet(page):
+    ids = re.findall(r'\bid="([^"]*)"', page.read_text(encoding="utf-8"))
     assert len(ids) == len(set(ids))
 
 
@@ -367,8 +383,8 @@ def test_a_run_that_has_just_begun_is_reported(tmp_path):
     assert "config.yaml is not in this folder." in text
 
 
-def test_the_chance_level_is_that_of_the_batch(tmp_path):
-    html = report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
+def test_the_chance_level_is_that_of_the_batch(run_page):
+    html = run_page.read_text(encoding="utf-8")
     assert f"chance, {math.log(23):.2f}" in html
     assert f"ceiling, {math.log(23):.2f}" in html
 
@@ -381,8 +397,8 @@ def test_another_bound_has_no_chance_level(tmp_path):
     assert "ceiling, " in html
 
 
-def test_a_run_says_what_its_encoders_can_do(tmp_path):
-    text = text_of(report(write_run(tmp_path / "run")))
+def test_a_run_says_what_its_encoders_can_do(run_page):
+    text = text_of(run_page)
     assert "Agreement, aligned 0.84 5 % of the patches below 0.71" in text
     assert "Equivariance error, t2w 0.021 share of the variance; worst rotation 0.033" in text
     assert "Agreement when shifted" in text
@@ -557,8 +573,8 @@ def test_drawings_take_the_page_s_colour():
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 420])
-def test_a_browser_shows_the_whole_page(folder, width):
-    found, console = probe(report(folder), width)
+def test_a_browser_shows_the_whole_page(page, tmp_path, width):
+    found, console = probe(page, tmp_path, width)
     assert console == []
     assert (found["images"], found["broken"]) == (32, 0)
     assert found["overflow"] == 0
@@ -568,18 +584,18 @@ def test_a_browser_shows_the_whole_page(folder, width):
 
 
 @pytest.mark.browser
-def test_a_browser_shows_a_training_run_and_the_dark_page(tmp_path):
-    page = report(write_run(tmp_path / "run"))
-    found, console = probe(page, 1280, "--blink-settings=preferredColorScheme=0")
+def test_a_browser_shows_a_training_run_and_the_dark_page(run_page, tmp_path):
+    found, console = probe(run_page, tmp_path, 1280, "--blink-settings=preferredColorScheme=0")
     assert console == []
     assert (found["images"], found["broken"], found["overflow"]) == (2, 0, 0)
     assert found["pageInk"] == "rgb(230, 234, 239)"
 
 
-def probe(page: Path, width: int, *flags: str) -> tuple[dict[str, object], list[str]]:
-    """What a script finds on the page in a browser window of a width, and the lines of its console."""
-    page.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
-    source, console = page_source(page.as_uri(), f"--window-size={width},900", *flags)
+def probe(page: Path, folder: Path, width: int, *flags: str) -> tuple[dict[str, object], list[str]]:
+    """What a script finds on a copy of the page in a browser window of a width, and the lines of its console."""
+    copy = folder / page.name
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
+    source, console = page_source(copy.as_uri(), f"--window-size={width},900", *flags)
     found = re.search(r'data-probe="([^"]*)"', source)
     assert found, "the page's own script did not run to its end"
     return json.loads(found.group(1).replace("&quot;", '"')), console

@@ -1,14 +1,14 @@
-"""Pairs with a known bend: the families of ``benchmarks/general/cases.py``, with a smooth deformation made onto each.
+"""Pairs with a known bend: the families of `comir_hpc.data.families`, with a smooth deformation made onto each.
 
-The moving volume is bent, turned a little and shifted. The known answer maps fixed points to moving ones in closed
-form: first the transform between the two files, then the motion, then the bend. The bend is noise, smoothed by a
-Gaussian and scaled to its largest displacement. scipy makes and interpolates it, on purpose: the known answer must not
-share the errors of the package.
+The moving volume is bent, turned a little and shifted, and before that laid onto the fixed one by the known transform
+between the two files, in its header: what is measured here is the bend, and not the search. The known answer maps fixed
+points to moving ones in closed form: first the motion, then the bend. The bend is noise, smoothed by a Gaussian and
+scaled to its largest displacement. scipy makes and interpolates it, on purpose: the known answer must not share the
+errors of the package.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "general"))
-
-from cases import Family, specimen
-
 from comir_hpc.data.embedded import write_nifti
+from comir_hpc.data.families import Pair, specimen
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
 
@@ -30,8 +27,8 @@ SMOOTH_SHARE = 0.1
 LARGEST_VOX = {"none": 0.0, "four": 4.0, "eight": 8.0}
 """Largest displacement of the bend by level, in voxels of the fixed volume."""
 
-_TURN_DEG, _SHIFT_SHARE = 8.0, 0.03  # largest motion before the bend
-_INVERSE_STEPS = 60
+_TURN_DEG, _SHIFT_SHARE = 4.0, 0.02  # largest motion before the bend
+_INVERSE_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,10 @@ class BentCase:
         return self.bend.apply(self.linear.apply(self.points_mm))
 
 
-def bent(family: Family, level: str, seed: int, folder: Path) -> BentCase:
+def bent(family: Pair, level: str, seed: int, folder: Path) -> BentCase:
     """Write the moving volume of a family as a second scanner sees it, moved and bent."""
     values, grid = family.moving
+    grid = _laid(grid, family.answer.transform)
     rng = np.random.default_rng([list(LARGEST_VOX).index(level), seed, len(family.name)])
     inside = specimen(values)
     middle = grid.world_mm(ndimage.center_of_mass(inside))
@@ -83,7 +81,6 @@ def bent(family: Family, level: str, seed: int, folder: Path) -> BentCase:
         shift = rng.standard_normal(3)
         shift *= rng.uniform(0, _SHIFT_SHARE) * side / np.linalg.norm(shift)
         motion = Transform.rigid(Rotation.from_rotvec(turn).as_matrix(), shift, middle)
-    linear = motion.compose(family.truth)
     bend = Bend(grid, _field(rng, grid, SMOOTH_SHARE * side, LARGEST_VOX[level] * voxel))
     # Where a place of the bent volume was before: the bend is inverted by iteration, and the motion in closed form.
     places = grid.world_mm(np.moveaxis(np.indices(grid.shape_zyx), 0, -1))
@@ -94,7 +91,21 @@ def bent(family: Family, level: str, seed: int, folder: Path) -> BentCase:
     moved = ndimage.map_coordinates(values, np.moveaxis(index, -1, 0), order=1)
     path = folder / "moving.nii.gz"
     write_nifti(path, moved.astype(np.float32), grid)
-    return BentCase(family.files[0], path, family.points_mm, linear, bend, voxel)
+    return BentCase(family.files[0], path, family.inside_mm, motion, bend, voxel)
+
+
+def _laid(grid: Grid, truth: Transform | None) -> Grid:
+    """Move a grid so that the truth between the two files becomes the identity; only rigid ones can be undone so."""
+    if truth is None or not truth.is_rigid:
+        raise SystemExit(
+            "the truth of this family is not rigid, so a header cannot undo it; choose another family"
+        )
+    back = truth.inverse()
+    direction = back.rotation_xyz @ np.asarray(grid.direction)
+    origin = back.apply(grid.origin_mm)
+    return Grid(
+        grid.shape_zyx, grid.spacing_mm, tuple(origin.tolist()), tuple(map(tuple, direction.tolist()))
+    )
 
 
 def _field(rng: np.random.Generator, grid: Grid, sigma_mm: float, largest_mm: float) -> NDArray[np.float64]:

@@ -15,16 +15,17 @@ from comir_hpc.recipes.benchmark.figures import draw
 from comir_hpc.recipes.benchmark.methods import method
 from comir_hpc.recipes.benchmark.page import tables
 from comir_hpc.recipes.benchmark.scores import Row
-from comir_hpc.recipes.benchmark.table import Table
+from comir_hpc.recipes.benchmark.table import Table, key_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
+OURS = ROOT / "benchmarks" / "general" / "cases.csv"
 TABLES = {
     HERE / "full.csv": "All methods, all families",
-    HERE / "peers.csv": "Peers and identity, one displacement of each level",
+    HERE / "peers.csv": "Peers, and ours on the same cases",
     HERE / "degraded.csv": "Degradations",
-    ROOT / "benchmarks" / "general" / "cases.csv": "Ours",
+    OURS: "Ours",
 }
 """Tables that the page shows, as far as they are there, and their headings."""
 
@@ -78,7 +79,7 @@ def _methods() -> str:
 
 
 def _results(path: Path, title: str) -> str:
-    rows: list[Row] = list(Table(path).rows())
+    rows = shown(path)
     head = next(
         (line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")),
         "",
@@ -91,11 +92,20 @@ def _results(path: Path, title: str) -> str:
     return "\n\n".join([f"### {title}", f"Made by: `{head}`", *pictures, tables(rows)])
 
 
+def shown(path: Path) -> list[Row]:
+    """Return the rows of a table; beside peers those of ours that were run on the same cases earlier."""
+    rows: list[Row] = list(Table(path).rows())
+    if path.stem != "peers" or not OURS.is_file():
+        return rows
+    cases = {key_of(row)[:4] for row in rows}
+    return [*(row for row in Table(OURS).rows() if key_of(row)[:4] in cases), *rows]
+
+
 def main() -> None:
     """Write the page and its figures."""
     for path in TABLES:
-        if path.is_file() and len({row["method"] for row in Table(path).rows()}) > 1:
-            draw(Table(path).rows(), ROOT / "docs" / "pictures", f"field-{path.stem}")
+        if path.is_file() and len({row["method"] for row in shown(path)}) > 1:
+            draw(shown(path), ROOT / "docs" / "pictures", f"field-{path.stem}")
     PAGE.write_text(page(), encoding="utf-8")
     print(PAGE)
 

@@ -236,7 +236,10 @@ def warp(call: Call) -> None:
     "   |   comir-hpc evaluate --model runs/brain --checkpoint 300",
 )
 def evaluate(call: Call) -> None:
-    """Hold results against a known transform, side by side; or, with --model, measure what encoders can do.
+    """Hold results against what is known, side by side; or, with --model, measure what encoders can do.
+
+    Known is a transform (--truth), corresponding points (--points and --moving-points), labels of both volumes (Dice
+    and surface distance), or the registration in the opposite direction (--back).
 
     With --model: equivariance over the rotations of the grid and over all angles, agreement, retrieval, effective
     rank, and where the registration of the aligned pair ends. Writes diagnostics.json and diagnostics.png, adds both
@@ -247,24 +250,31 @@ def evaluate(call: Call) -> None:
     if "model" in call.given:
         call.refuse_others(EvaluateSettings, "with --model")
         return _diagnose(call)
-    missing = [f"--{name}" for name in ("result", "truth") if name not in call.given]
-    if missing:
-        raise ConfigError(f"{' and '.join(missing)} missing: give --result and --truth, or --model")
+    if "result" not in call.given:
+        raise ConfigError("--result missing: give --result and --truth, or --model")
     call.refuse_others(CompareSettings, "without --model")
     settings = call.settings(CompareSettings)
     from comir_hpc.evaluate import evaluate as run
 
+    settings = call.with_stores(settings, settings.result[0])
     if call.dry_run:
         return call.plan(
             {
                 "results": ", ".join(map(str, settings.result)),
-                "truth": str(settings.truth),
+                "truth": str(settings.truth or settings.moving_points or "none"),
                 "points": str(settings.points or "of the specimen"),
                 "out": str(settings.out or "printed"),
             }
         )
     table = run(
-        list(settings.result), settings.truth, points=settings.points, out=settings.out, form=settings.form
+        list(settings.result),
+        settings.truth,
+        points=settings.points,
+        moving_points=settings.moving_points,
+        labels=settings.labels,
+        back=settings.back,
+        out=settings.out,
+        form=settings.form,
     )
     call.note(*table.notes)
     return call.say(table.text)

@@ -28,16 +28,51 @@ def _named_paths(volumes: Any) -> Any:
 
 
 class CompareSettings(InForm):
-    """`comir-hpc evaluate --result`: registrations held against a known transform, side by side."""
+    """`comir-hpc evaluate --result`: registrations held against what is known, side by side."""
+
+    volume_fields: ClassVar[tuple[str, ...]] = ("fixed_labels", "moving_labels")
 
     result: Annotated[Input[tuple[Path, ...]], Field(min_length=1), OnCommandLine(metavar="DIR")]
     """Folder that register wrote; repeat the option to compare methods."""
-    truth: Input[Path]
+    truth: Input[Path | None] = None
     """True transform, from fixed to moving points: of register, or of another tool (docs/transforms.md)."""
     points: Input[Path | None] = None
     """CSV file of fixed points where the error is measured; points of the specimen when not given."""
+    moving_points: Input[Path | None] = None
+    """CSV file of the moving points that `points` correspond to, row by row, where no true transform is known."""
+    fixed_labels: Input[Path | None] = None
+    """Labels of the fixed volume, for the overlap with `moving_labels`: a store, or any file that ingest reads."""
+    moving_labels: Input[Path | None] = None
+    """Labels of the moving volume."""
+    back: Input[Path | None] = None
+    """Folder of a registration of the same pair in the opposite direction, for the inverse consistency."""
     out: Output[Path | None] = None
     """With --result: CSV file that gets the table; it is only printed when not given."""
+
+    @property
+    def labels(self) -> tuple[Path, Path] | None:
+        """Labels of the fixed and the moving volume; None where none are given."""
+        return (
+            None
+            if not (self.fixed_labels and self.moving_labels)
+            else (self.fixed_labels, self.moving_labels)
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.fixed_labels is None) != (self.moving_labels is None):
+            role = "moving" if self.moving_labels is None else "fixed"
+            raise ValueError(f"labels are compared with labels: give --{role}-labels, too")
+        if self.moving_points is not None and (self.points is None or self.truth is not None):
+            raise ValueError(
+                "--moving-points are where --points belong: give --points with them, and leave --truth out"
+            )
+        if not (self.truth or self.moving_points or self.fixed_labels or self.back):
+            raise ValueError(
+                "there is nothing to hold the result against: give --truth, or --points with --moving-points, or "
+                "--fixed-labels with --moving-labels, or --back"
+            )
+        return self
 
 
 class EvaluateSettings(Encoding):

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import InForm, MemoryLimit, Replacing, Symmetrised
-from comir_hpc.config.words import REPRESENTATIONS, Checks, Initial, Require, TransformKind
+from comir_hpc.config.words import BENDING, REPRESENTATIONS, Checks, Initial, Require, TransformKind
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FORMATS = (
@@ -67,7 +67,7 @@ RepresentationName = Annotated[str, AfterValidator(_offered), OnCommandLine(word
 class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     """`comir-hpc register`: two volumes in, a transform and a verdict out."""
 
-    volume_fields: ClassVar[tuple[str, ...]] = ("fixed", "moving", "fixed_mask", "moving_mask")
+    volume_fields: ClassVar[tuple[str, ...]] = ("fixed", "moving")
 
     fixed: Input[Path]
     """Volume whose space the result lives in: a store, or any file that ingest reads."""
@@ -100,7 +100,11 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     keypoints agree (features: quick, for volumes with distinct structures), or at a file: a transform
     (docs/transforms.md), or a table of landmarks (.csv) with x, y, z and moving_x, moving_y, moving_z."""
     transform: TransformKind = "rigid"
-    """Kind of transform to find: rigid turns and shifts, affine also scales and shears."""
+    """Kind of transform to find: rigid turns and shifts, affine also scales and shears, field and bspline then bend: a
+    smooth field without folds, or a B-spline."""
+    smoothness_mm: Length | None = None
+    """Smoothness length of a bend in mm: the deviation of the window that moves as one (field), or the distance of the
+    control points (bspline); 8 percent of the specimen's mean side when not given."""
     rotations: Positive = 4000
     """Number of rotations in the global search, spread evenly over SO(3); of single slices up to 360 turns in their
     plane."""
@@ -108,7 +112,7 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     """Number of distinct answers, of the global search or of keypoints, that are refined."""
     search_voxels: Positive = 32
     """Voxels along the longest side of the fixed specimen in the global search; twice as many for single slices."""
-    keypoints: Annotated[int, Field(ge=8)] = 600
+    keypoints: Annotated[int, Field(ge=12)] = 600
     """Largest number of keypoints in each volume, the strongest ones (--initial features)."""
     match_ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
     """How much nearer the best match of a keypoint has to be than the next best one elsewhere: its distance is at most
@@ -134,12 +138,22 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
         return self.fixed_representation if role == "fixed" else self.moving_representation
 
     @property
+    def linear_transform(self) -> Literal["rigid", "affine"]:
+        """Kind of transform that the starts and the refinement find; what bends comes after an affine one."""
+        return "rigid" if self.transform == "rigid" else "affine"
+
+    @property
     def finds_starts(self) -> bool:
         """Whether the starts are found in the volumes, several of them, and not only one taken as it is."""
         return self.initial in ("global", "features")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.smoothness_mm is not None and self.transform not in BENDING:
+            raise ValueError(
+                f"--smoothness-mm says how smoothly a transform bends, and --transform {self.transform} does not bend; "
+                f"leave it out, or give --transform {' or '.join(BENDING)}"
+            )
         if self.form is not None and not isinstance(self.initial, Path):
             raise ValueError("--from says how the file of --initial is read; give it with --initial FILE")
         given = self.fixed_representation is not None, self.moving_representation is not None

@@ -70,8 +70,10 @@ REPRESENTATIONS: dict[str, Offered] = {
 """What a registration compares, by the word for it (`comir_hpc.representations` says how to add one)."""
 Initial = Literal["identity", "moments", "global", "features"]
 """Where a registration starts."""
-TransformKind = Literal["rigid", "affine"]
+TransformKind = Literal["rigid", "affine", "bspline", "field"]
 """What a registration finds."""
+BENDING: tuple[TransformKind, ...] = ("bspline", "field")
+"""Kinds of transform that bend space after an affine one."""
 Checks = Literal["full", "quick"]
 """How thoroughly the answer of a registration is checked."""
 Require = Literal["warn", "pass"]

@@ -39,7 +39,8 @@ def pad_border(parts_BCZYX: Sequence[Tensor], kernel_zyx: Triple, padding: Paddi
     """
     radii = (kernel_zyx[0] // 2, kernel_zyx[1] // 2, kernel_zyx[2] // 2)
     # Under autocast the skip and the map from below may have two types. Joining them first makes them one.
-    if padding == "replicate" and len({part.dtype for part in parts_BCZYX}) == 1:
+    # TorchScript has no functions of ours: it gets torch's own padding, which gives the same.
+    if padding == "replicate" and len({part.dtype for part in parts_BCZYX}) == 1 and not _scripted():
         padded: Tensor = _Replicated.apply(radii, *parts_BCZYX)  # type: ignore[no-untyped-call]
         return padded
     x_BCZYX = merge_channels(parts_BCZYX)
@@ -91,6 +92,10 @@ class _Replicated(torch.autograd.Function):
         like = _inside(grad_BCZYX, ctx.radii, ctx.sides)
         folded: Tensor = torch.ops.aten.replication_pad3d_backward(grad_BCZYX, like, _both_ends(ctx.radii))
         return None, *folded.split_with_sizes(ctx.channels, dim=1)
+
+
+def _scripted() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _inside(padded_BCZYX: Tensor, radii: Sequence[int], sides: Sequence[int]) -> Tensor:

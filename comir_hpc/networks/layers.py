@@ -68,7 +68,9 @@ def _convolve(x_BCZYX: Tensor, filters: Tensor, bias: Tensor | None, padding: li
 
 
 def _inferring_on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and _ONEDNN
+    # A trace also runs on other devices.
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and _ONEDNN and not tracing
 
 
 def tap_permutations(group: Group, kernel_zyx: Triple) -> Tensor:

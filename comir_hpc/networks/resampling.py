@@ -128,10 +128,23 @@ class Resample(nn.Module):
         """Say what is resampled, for printing."""
         return f"{self.kind}, factors={self.factors}"
 
+    def _by_torch(self, x_BCZYX: Tensor) -> Tensor:
+        """Do the same by torch's own functions, for TorchScript, which has none of ours."""
+        scale = [float(factor) for factor in self.factors]
+        if self.kind == "mean":
+            return F.avg_pool3d(x_BCZYX, self.factors)
+        if self.kind == "max":
+            return F.max_pool3d(x_BCZYX, self.factors)
+        if self.kind == "nearest":
+            return F.interpolate(x_BCZYX, scale_factor=scale, mode="nearest")
+        return F.interpolate(x_BCZYX, scale_factor=scale, mode="trilinear", align_corners=False)
+
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         """(B, C, Z, Y, X) to the shape divided or multiplied by the factors."""
         if self.factors == (1, 1, 1):
             return x_BCZYX
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return self._by_torch(x_BCZYX)
         match self.kind:
             case "mean":
                 y: Tensor = _MeanPool.apply(x_BCZYX, self.factors)  # type: ignore[no-untyped-call]

@@ -247,7 +247,7 @@ class Workplace:
         if hasattr(value, "result") and hasattr(value, "folder"):
             if value.transform is None:
                 raise RegistrationError(f"{value.folder} holds no transform: the registration found none")
-            return Path(value.folder) / "transform.tfm"
+            return Path(value.folder) / str(value.result.transform_file)
         form = value.to_sitk() if hasattr(value, "to_sitk") else value
         if not _is_sitk(form, "Transform"):
             return None

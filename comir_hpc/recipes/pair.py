@@ -175,7 +175,7 @@ def next_command(
     """
     words: list[object] = ["comir-hpc"]
     if result.verdict != "FAIL":
-        words += ["warp", "--zarr", asked.moving, "--transform", result.folder / "transform.tfm"]
+        words += ["warp", "--zarr", asked.moving, "--transform", result.folder / result.result.transform_file]
         words += ["--like", asked.fixed, "--out", result.folder / _proposed_name(asked, settings)]
     elif uses_general_model(asked):
         words += ["adapt", asked.fixed, asked.moving, "--run", f"{result.folder}-run"]
@@ -244,7 +244,7 @@ def _warp(
     one_file = file_format(out) is not None
     done = warp(
         WarpSettings(
-            transform=result.folder / "transform.tfm",
+            transform=result.folder / result.result.transform_file,
             zarr=settings.moving,
             like=settings.fixed,
             out=out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from comir_hpc.errors import CheckpointError
 from comir_hpc.host.files import written_whole
 from comir_hpc.representations.encoding import load_encoder
 
-_SIDE = 48  # voxels along each side of the patch that is traced
+_SIDE = 32  # voxels along each side of the patch that is traced
 _CLOSE = 1e-4  # of the largest value: how near the file has to come to the encoder, at another size
 
 
@@ -73,9 +74,11 @@ def write_encoder(run: Path, modality: str | None, out: Path) -> tuple[str, tupl
         )
         for n in (_SIDE, 2 * _SIDE)
     )
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         for weight in network.parameters():
             weight.requires_grad_(False)
+        # What it warns of is compared below: the same file at another size.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace(network, small, check_trace=False)  # type: ignore[no-untyped-call]
         script = torch.jit.script(FeatureExtractor(traced))
         expected = network(other)
@@ -95,12 +98,19 @@ def write_encoder(run: Path, modality: str | None, out: Path) -> tuple[str, tupl
         try:
             with written_whole(out) as spare:
                 script.save(str(spare))  # type: ignore[no-untyped-call]
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{out} cannot be written; make room or get access") from error
-    stride = max(network.total_stride_zyx)
+        except OSError as error:
+            raise CheckpointError(
+                f"{out} cannot be written ({error.strerror}); make room or get access"
+            ) from error
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{run}: TorchScript cannot keep this network ({str(error).splitlines()[0][:100]}); use it through "
+                "comir-hpc infer"
+            ) from error
+    stride, channels = max(network.total_stride_zyx), f"{encoder.in_channels} to {encoder.latent_channels}"
     spacing = " x ".join(f"{s:.3g}" for s in encoder.spacing_mm)
     return (
-        f"encoder of {encoder.modality}, {encoder.in_channels} channels in, {encoder.latent_channels} out: TorchScript",
+        f"TorchScript of the encoder of {encoder.modality} (channels: {channels})",
         (
             f"{out.name}: for voxels of {spacing} mm (z, y, x) and patches whose sides are multiples of {stride}; "
             "forward takes (image, number of layers, statistics, direction), as IMPACT gives them",

@@ -242,7 +242,7 @@ def _window(volume: Volume) -> tuple[float, float] | None:
     if "intensity" not in volume.metadata or _has_labels(volume):
         return None
     numbers = volume.intensity()
-    low, high = min(numbers.low, numbers.foreground_above), numbers.high
+    low, high = numbers.foreground_above, numbers.high  # what is below is air
     return (float(low), float(high)) if high > low else None
 
 

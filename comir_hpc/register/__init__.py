@@ -9,6 +9,7 @@ the best distinct answers are refined, and then the verdict is made. What is com
 * `global_search` tries all rotations on `coarse` maps; `starts` improves the best answers by `alignment` and chooses;
 * `refine` optimises on samples, `gauss_newton` on all voxels; `ranking` ranks;
 * `similarity` measures how alike the two are, `checks` judges the answer, `pictures` draws, and `outputs` writes;
+* `deform` bends space after an affine answer, if that is asked for;
 * `unfinished` keeps what a registration that is stopped has found.
 """
 
@@ -21,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc.config.register import RegisterSettings
+from comir_hpc.config.words import BENDING
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import in_words
 from comir_hpc.host.progress import Clock, Progress, part_of
 from comir_hpc.register.checks.account import account_of, without_answer
 from comir_hpc.register.checks.calibration import own_calibration
 from comir_hpc.register.checks.evidence import gather
+from comir_hpc.register.deform import bend, require_deformable
 from comir_hpc.register.global_search import rotations_to_try
 from comir_hpc.register.initial import as_before, find_starts, search_voxels
 from comir_hpc.register.inputs import Inputs, open_inputs
@@ -46,7 +49,7 @@ from comir_hpc.register.slices import SlicePlane
 from comir_hpc.register.starts import Initial
 from comir_hpc.register.unfinished import forget, keep, kept, stoppable
 from comir_hpc.runs.folder import require_room
-from comir_hpc.transforms.affine import Affine as Transform
+from comir_hpc.transforms.protocol import PointMap
 
 __all__ = ["RegisterResult", "plan_register", "register"]
 
@@ -81,6 +84,7 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     own_calibration()  # a damaged one is refused before the work, not after it
     with clock.time("open"):
         inputs = open_inputs(settings)
+        require_deformable(settings, inputs)
     before = finished(settings.out, inputs.fingerprint, settings.overwrite)
     if before is not None:
         return before
@@ -116,7 +120,7 @@ def _registered(
                 pair.similarity,
                 begun.starts,
                 measure=pair.measure,
-                kind=settings.transform,
+                kind=settings.linear_transform,
                 coarse=() if carried else COARSE,
                 fine=FINE[-1:] if carried else FINE,
                 progress=part_of(progress, "refine"),
@@ -124,11 +128,16 @@ def _registered(
         with clock.time("check"):
             evidence = gather(pair, ranking, inputs, frame, settings, (fixed_image, moving_image), progress)
     except RegistrationError as error:
-        answer, account = None, without_answer(pair, begun.starts, frame, error)
+        answer, account, bent = None, without_answer(pair, begun.starts, frame, error), None
     else:
         answer, account = ranking.best.transform, account_of(pair, ranking, evidence, frame)
+        with clock.time("deform"):
+            bent = bend(pair, inputs, answer, account["verdict"], settings, part_of(progress, "deform"))
+        if bent is not None:
+            account |= bent.judged(account["verdict"], account["reasons"])
     with clock.time("panels"):
-        panels = _panels(pair, answer, (fixed_image, moving_image), inputs.fixed.representation.pictured)
+        whole = answer if bent is None or bent.transform is None else bent.transform
+        panels = _panels(pair, whole, (fixed_image, moving_image), inputs.fixed.representation.pictured)
     model = inputs.fixed.representation.provenance()
     record = account | {
         "timings_s": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
@@ -141,7 +150,7 @@ def _registered(
         **_notes(frame, inputs, begun),
     }
     transform = None if answer is None else frame.world(answer)
-    return write_result(settings.out, transform, record, panels, landscape(begun.search, frame))
+    return write_result(settings.out, transform, record, panels, landscape(begun.search, frame), bent)
 
 
 def _searched(
@@ -159,12 +168,12 @@ def _searched(
 
 def _panels(
     pair: Pair,
-    answer: Transform | None,
+    answer: PointMap | None,
     images: tuple[NDArray[np.float32], NDArray[np.float32]],
     pictured: bool,
 ) -> dict[str, NDArray[np.float32]]:
     """Make slices before and after the registration; without an answer there is no after."""
-    before = as_before(pair)
+    before: PointMap = as_before(pair)
     panels = make_panels(
         pair.fixed,
         pair.moving,
@@ -185,6 +194,7 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         If `register` would raise it before it reads voxels.
     """
     inputs = open_inputs(settings)
+    require_deformable(settings, inputs)
     plan: dict[str, Any] = {"fingerprint": inputs.fingerprint, "out": str(settings.out)}
     for side in (inputs.fixed, inputs.moving):
         plan[side.role] = (
@@ -207,9 +217,10 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     plan["refine"] = f"{settings.candidates if settings.finds_starts else 1} starts, {settings.transform}"
     plan["memory"] = in_words(inputs.predicted_bytes)
     plan["disk"] = in_words(output_bytes(inputs, settings))
-    plan["files"] = "transform.tfm, transform.json, result.json, panels.npz" + (
-        ", search.npz" if settings.initial == "global" else ""
-    )
+    files = ["transform.tfm", "transform.json", "result.json", "panels.npz"]
+    if settings.transform in BENDING:
+        files = ["transform.h5", "inverse.h5", "affine.tfm", "result.json", "panels.npz", "deformation.npz"]
+    plan["files"] = ", ".join(files + ["search.npz"] * (settings.initial == "global"))
     return plan
 
 

@@ -8,19 +8,22 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc import __version__
 from comir_hpc.config.register import RegisterSettings
+from comir_hpc.config.words import BENDING
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import available_bytes, expected_peak, in_words, resident_bytes
-from comir_hpc.register.given_start import GivenStart, given_start
 from comir_hpc.representations import Features, Measure, Representation, Role, open_representation
 from comir_hpc.volumes.region import Region
 from comir_hpc.volumes.volume import Volume
+
+if TYPE_CHECKING:
+    from comir_hpc.register.given_start import GivenStart
 
 _LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
 KEYPOINT_BYTES = 160 << 20  # of the keypoints of both volumes and their matches, or of a slice's scale space
@@ -29,6 +32,9 @@ _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the globa
 # Gauss-Newton steps on two heads: bytes of each thread for each fixed voxel, and of the moving maps on twice as fine a
 # grid. Measured beside the rest: 200 MiB with one thread, 330 with two, for 1.8 and 1.3 million voxels.
 _STEP_BYTES, _FINER_BYTES = 110, 96
+_BEND_BYTES = (
+    240  # of each voxel in a step of a deformation: places, slopes, pull, stiffness; counted, not measured
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +155,9 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
     """
     fixed = _open_volume(settings.fixed, settings.fixed_mask)
     moving = _open_volume(settings.moving, settings.moving_mask)
+    # Here, since most registrations find their start themselves, and name no file of another tool.
+    from comir_hpc.register.given_start import given_start
+
     start = given_start(settings, fixed.grid, moving.grid)
     sides = [
         Input("fixed", open_representation(fixed, settings, "fixed", moving)),
@@ -168,6 +177,7 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         + max(side.representation.working_bytes(side.level) for side in chosen)
         + _search_bytes(settings)
         + _steps_bytes(chosen[0], chosen[1], settings)
+        + _bend_bytes(chosen[0], settings)
     )
     if needed - resident_bytes() > available_bytes():
         raise RegistrationError(
@@ -191,6 +201,14 @@ def _search_bytes(settings: RegisterSettings) -> int:
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
     return threads * _SEARCH_BYTES * (2 * settings.search_voxels) ** 3
+
+
+def _bend_bytes(fixed: Input, settings: RegisterSettings) -> int:
+    """Predict the bytes of a deformation: what is held of every fixed voxel in one step."""
+    if settings.transform not in BENDING:
+        return 0
+    channels = fixed.num_channels
+    return (_BEND_BYTES + 8 * channels) * math.prod(fixed.representation.grid(fixed.level).shape_zyx)
 
 
 def _steps_bytes(fixed: Input, moving: Input, settings: RegisterSettings) -> int:
@@ -220,7 +238,7 @@ def _open_volume(path: Path, mask: Path | None) -> Volume:
     volume = Volume.open(path)
     volume.intensity()  # refuses a volume without statistics before anything is done
     if mask is not None:
-        volume.region = Region(Volume.open(mask))
+        volume.region = Region.open(mask)
     return volume
 
 
@@ -261,6 +279,7 @@ def _fingerprint(settings: RegisterSettings, sides: list[Input], start: GivenSta
     # Results keep the fingerprint that they had before there were these settings.
     unused = set() if settings.initial == "features" else {"keypoints", "match_ratio"}
     unused |= {"checks"} if settings.checks == "full" else set()
+    unused |= {"smoothness_mm"} if settings.smoothness_mm is None else set()
     record: dict[str, Any] = {
         "version": __version__,
         "settings": settings.model_dump(mode="json", exclude=places | {"threads", "overwrite"} | unused),
@@ -268,7 +287,7 @@ def _fingerprint(settings: RegisterSettings, sides: list[Input], start: GivenSta
     }
     if any(side.volume.region for side in sides):
         regions = [side.volume.region for side in sides]
-        record["masks"] = [None if one is None else one.mask.fingerprint() for one in regions]
+        record["masks"] = [None if one is None else one.fingerprint for one in regions]
     if start is not None:
         record["start"] = start.transform.matrix_mm.tolist()
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

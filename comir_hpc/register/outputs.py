@@ -15,23 +15,27 @@ from numpy.typing import NDArray
 
 from comir_hpc import __version__
 from comir_hpc.config.register import RegisterSettings
+from comir_hpc.config.words import BENDING
 from comir_hpc.errors import RegistrationError, UnsavedResult
-from comir_hpc.host.files import written_whole
+from comir_hpc.host.files import write_text, written_whole
 from comir_hpc.register.global_search import Search
 from comir_hpc.register.inputs import Input, Inputs
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.runs import result as results
 from comir_hpc.runs.record import as_json, brief, make_record
-from comir_hpc.runs.result import RESULT_FILE, Result, Verdict
+from comir_hpc.runs.result import AFFINE_FILE, BENT_FILE, INVERSE_FILE, RESULT_FILE, Result, Verdict
 from comir_hpc.runs.result_html import PANELS_FILE, result_html
 from comir_hpc.space.rotations import angle_deg
 from comir_hpc.transforms.affine import Affine as Transform
-from comir_hpc.transforms.files import DIRECTION, save_transform
+from comir_hpc.transforms.files import DIRECTION, itk_text, save_itk, save_transform
 
 if TYPE_CHECKING:
+    from comir_hpc.register.deform import Deformation
     from comir_hpc.register.ranking import Candidate
 
-TRANSFORM_FILES = ("transform.tfm", "transform.json")
+TRANSFORM_FILES = (AFFINE_FILE, "transform.json")
+BENT_FILES = (BENT_FILE, INVERSE_FILE, "affine.tfm")
+DEFORMATION_FILE = "deformation.npz"
 SEARCH_FILE = "search.npz"
 FAILED_START = "refinement led to no answer"
 _PAGE_BYTES = 8 * 2**20  # room for the report (3 MB at most), the JSON files and what file systems add
@@ -99,11 +103,23 @@ class RegisterResult:
         shift = float(np.linalg.norm(self.transform.translation_mm))
         agreement = "undefined" if self.agreement is None else f"{self.agreement:.2f}"
         bound = self.result.bound_mm
-        within = f"probably within {bound:.2g} mm (90 %); " if self.verdict == "PASS" and bound else ""
+        within = (
+            f"probably within {bound:.2g} mm (90 %); "
+            if self.verdict == "PASS" and bound and not self.result.bends
+            else ""
+        )
         return (
             f"{self.verdict}: {within}turned by {self.transform.rotation_deg:.2f} degrees, shifted by {shift:.2f} mm; "
-            f"agreement {agreement}; {self.folder / TRANSFORM_FILES[0]}{done}"
+            f"agreement {agreement}; {self._bent}{self.folder / self.result.transform_file}{done}"
         )
+
+    @property
+    def _bent(self) -> str:
+        deformation = self.result.deformation
+        if deformation is None:
+            return ""
+        mean = deformation.displacement_mm.get("mean", 0.0)
+        return f"bent by {mean:.2f} mm on average; " if deformation.kept else "not bent; "
 
     def _repr_html_(self) -> str:
         """Show verdict, reasons, numbers and overlays in a notebook."""
@@ -126,7 +142,8 @@ def finished(folder: Path, fingerprint: str, overwrite: bool) -> RegisterResult 
         if overwrite:
             return None
         raise RegistrationError(f"{error}; or choose another --out, or pass --overwrite") from error
-    needed = [PANELS_FILE, *(TRANSFORM_FILES if found.transform is not None else ())]
+    files = BENT_FILES if found.bends else TRANSFORM_FILES
+    needed = [PANELS_FILE, *(files if found.transform is not None else ())]
     if (
         found.verdict is not None
         and found.fingerprint == fingerprint
@@ -146,8 +163,11 @@ def output_bytes(inputs: Inputs, settings: RegisterSettings) -> int:
     shape = side.representation.grid(side.level).shape_zyx
     pixels = sum(math.prod(shape) // n for n in shape)
     kinds = 6 if side.representation.pictured else 3
+    field = (
+        4 * 24 * math.prod(shape) if settings.transform in BENDING else 0
+    )  # both ways, in double precision, with margins
     per_rotation = 8 * (9 + 1 + 1 + 1 + 3)  # rotation, score, angle, overlap and pivot in search.npz
-    return 4 * pixels * kinds + per_rotation * (settings.rotations + 1) + _PAGE_BYTES
+    return 4 * pixels * kinds + per_rotation * (settings.rotations + 1) + field + _PAGE_BYTES
 
 
 def write_result(
@@ -156,8 +176,12 @@ def write_result(
     record: dict[str, Any],
     panels: dict[str, NDArray[np.float32]],
     landscape: dict[str, NDArray[Any]] | None,
+    deformation: Deformation | None = None,
 ) -> RegisterResult:
     """Write everything. A result that was there before is deleted first.
+
+    Where the transform bends, `transform` is its affine part. It then goes to a file of another name, so that nobody
+    takes it for the whole.
 
     Raises
     ------
@@ -176,12 +200,17 @@ def write_result(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # result.json is deleted first and written last: while it is there, all other files belong to it.
-        for name in (RESULT_FILE, *TRANSFORM_FILES, PANELS_FILE, SEARCH_FILE):
+        old = (*TRANSFORM_FILES, *BENT_FILES, PANELS_FILE, SEARCH_FILE, DEFORMATION_FILE)
+        for name in (RESULT_FILE, *old):
             (folder / name).unlink(missing_ok=True)
         _write_arrays(folder / PANELS_FILE, panels)
         if landscape is not None:
             _write_arrays(folder / SEARCH_FILE, landscape)
-        if transform is not None:
+        if deformation is not None and deformation.planes:
+            _write_arrays(folder / DEFORMATION_FILE, deformation.planes)
+        if deformation is not None and deformation.transform is not None and transform is not None:
+            _write_bent(folder, deformation, transform)
+        elif transform is not None:
             provenance = {key: record[key] for key in ("inputs", "settings", "versions", "verdict")}
             save_transform(transform, folder, provenance)
         results.write_result(folder, found)
@@ -192,6 +221,15 @@ def write_result(
             as_json(found),
         ) from error
     return RegisterResult(folder, found)
+
+
+def _write_bent(folder: Path, deformation: Deformation, affine: Transform) -> None:
+    assert deformation.transform is not None
+    assert deformation.inverse is not None
+    whole, inverse, part = (folder / name for name in BENT_FILES)
+    save_itk(deformation.transform, whole)
+    save_itk(deformation.inverse, inverse)
+    write_text(part, itk_text(affine))
 
 
 def _placed(transform: Transform | None) -> dict[str, Any]:
@@ -227,7 +265,7 @@ def input_record(side: Input) -> dict[str, Any]:
         "path": str(side.volume.path.absolute()),
         "fingerprint": side.volume.fingerprint(),
         "grid": side.volume.grid.as_dict(),
-        **({"mask": str(side.volume.region.mask.path.absolute())} if side.volume.region else {}),
+        **({"mask": str(side.volume.region.path.absolute())} if side.volume.region else {}),
         "compared": {
             "path": str(side.compared.path.absolute()),
             "level": side.level,

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import Grid
-from comir_hpc.transforms.affine import Affine as Transform
+from comir_hpc.transforms.protocol import PointMap
 
 # Array axis (z, y, x) that a plane cuts across.
 PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
@@ -19,8 +19,8 @@ SLICE = {"slice": 0}
 def make_panels(
     fixed: Features,
     moving: Features,
-    before: Transform,
-    after: Transform,
+    before: PointMap,
+    after: PointMap,
     images: tuple[NDArray[np.float32], NDArray[np.float32]],
     *,
     representation: bool,
@@ -31,7 +31,7 @@ def make_panels(
     ----------
     fixed, moving : Features
         Features of the two volumes.
-    before, after : Transform
+    before, after : PointMap
         Transforms from fixed to moving points. The moving volume is shown under both.
     images : two of (z, y, x)
         Intensities of the fixed and the moving volume, on the grids of the features.
@@ -63,7 +63,7 @@ def make_panels(
 
 
 def _resampled(
-    values: NDArray[np.float32], grid: Grid, onto: Grid, transform: Transform, axis: int, cut: int
+    values: NDArray[np.float32], grid: Grid, onto: Grid, transform: PointMap, axis: int, cut: int
 ) -> NDArray[np.float32]:
     ranges = [np.arange(n) for n in onto.shape_zyx]
     ranges[axis] = np.asarray([cut])

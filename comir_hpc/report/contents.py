@@ -19,7 +19,7 @@ from comir_hpc.runs.record import brief
 from comir_hpc.runs.result import RESULT_FILE, Result, read_result
 from comir_hpc.runs.tracking import METRICS_FILE, read_diagnostics, read_metrics
 
-TRANSFORM_FILES = ("transform.tfm", "transform.h5", "transform.json")
+TRANSFORM_FILES = ("transform.tfm", "transform.h5", "transform.json", "inverse.h5", "affine.tfm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class Contents:
         Absolute path of the folder.
     result : Result or None
         result.json of `register`; None for a training run's own report.
-    panels, search : mapping of str to array, or None
-        Arrays of panels.npz and search.npz, which `register` wrote; None where there are none.
+    panels, search, deformation : mapping of str to array, or None
+        Arrays of panels.npz, search.npz and deformation.npz, which `register` wrote; None where there are none.
     run : Path or None
         Folder of the training run, where one is found.
     metrics : list of dict
@@ -45,13 +45,14 @@ class Contents:
     diagnoses : tuple of dict
         Figures that `evaluate` measured of the run's checkpoints, by step.
     missing : dict
-        Why a piece (``panels``, ``search``, ``training``, ``model``) is not there, as a sentence.
+        Why a piece (``panels``, ``search``, ``deformation``, ``training``, ``model``) is not there, as a sentence.
     """
 
     folder: Path
     result: Result | None
     panels: Arrays | None = None
     search: Arrays | None = None
+    deformation: Arrays | None = None
     run: Path | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     config: str | None = None
@@ -78,18 +79,21 @@ def read_contents(folder: Path) -> Contents:
             f"{folder} holds neither {RESULT_FILE} nor {METRICS_FILE}; expected a folder that register or train wrote"
         )
     missing: dict[str, str] = {}
-    panels = search = None
+    panels = search = deformation = None
     if result is not None:
         panels = _read_arrays(folder / "panels.npz", "panels", missing)
         search = _read_arrays(folder / "search.npz", "search", missing)
+        if result.deformation is not None and result.deformation.held_out is not None:
+            deformation = _read_arrays(folder / "deformation.npz", "deformation", missing)
     run = folder if result is None else _find_run(folder, result, missing)
     if run is None:
-        return Contents(folder, result, panels, search, missing=missing)
+        return Contents(folder, result, panels, search, deformation, missing=missing)
     return Contents(
         folder,
         result,
         panels,
         search,
+        deformation,
         run=run,
         metrics=read_metrics(run),
         config=_read_text(run / "config.yaml"),

@@ -10,12 +10,14 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from comir_hpc import __version__
 from comir_hpc.config.words import REPRESENTATIONS
 from comir_hpc.host.memory import in_words
 from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents, file_sums
+from comir_hpc.report.deformation import deformation_numbers, deformation_pictures
 from comir_hpc.report.evidence import evidence_rows
 from comir_hpc.report.panels import plane_pictures
 from comir_hpc.report.snippets import make_snippets
@@ -81,6 +83,7 @@ def _registration(contents: Contents, result: Result) -> dict[str, Any]:
         "evidence": evidence_rows(result),
         "probability": "" if result.probability is None else f"{100 * min(result.probability, 0.99):.0f} %",
         "planes": [] if contents.panels is None else plane_pictures(contents.panels, direction),
+        "deformation": _deformation(contents, result, direction),
         "landscape": _landscape(contents, found, candidates, fixed_grid),
         "candidates": candidates,
         "matrix": [] if found is None else [[f"{v:.6f}" for v in row] for row in found.matrix_mm],
@@ -103,6 +106,8 @@ def _advice(result: Result) -> list[Markup]:
             Markup("Apply the transform with the commands under <a href='#transform'>Transform</a>."),
         ]
     wider = "raise <code>--rotations</code> and <code>--candidates</code>, and register again."
+    if result.settings.get("initial", "global") != "global":
+        wider = "use <code>--initial global</code>, and register again."
     if result.verdict == "WARN":
         steps = [
             Markup("Go through the pictures plane by plane, above all those of the representations."),
@@ -198,6 +203,22 @@ def _candidates(result: Result, found: Transform | None, centre_mm: Any) -> list
             }
         )
     return rows
+
+
+def _deformation(contents: Contents, result: Result, direction: NDArray[Any] | None) -> dict[str, Any] | None:
+    """Describe what bends space; None where nothing that bends was asked for."""
+    record = result.deformation
+    if record is None:
+        return None
+    drawn = contents.panels is not None and contents.deformation is not None
+    return {
+        "kept": record.kept,
+        "reason": record.reason,
+        "numbers": deformation_numbers(record),
+        "planes": deformation_pictures(contents.panels or {}, contents.deformation or {}, direction)
+        if drawn
+        else [],
+    }
 
 
 def _landscape(

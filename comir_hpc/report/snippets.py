@@ -18,7 +18,7 @@ def make_snippets(folder: Path, result: Result) -> list[Snippet]:
         Absolute, of the registration; it has a transform.
     """
     fixed, moving = (_place(folder, result, role) for role in ("fixed", "moving"))
-    tfm, record = str(folder / "transform.tfm"), str(folder / "transform.json")
+    tfm, record = str(folder / result.transform_file), str(folder / "transform.json")
     point = _point(result)
     warp = [
         "comir-hpc",
@@ -33,7 +33,7 @@ def make_snippets(folder: Path, result: Result) -> list[Snippet]:
         "warped.zarr",
     ]
     points = ["comir-hpc", "warp", "--points", "points.csv", "--transform", tfm, "--out", "moved.csv"]
-    return [
+    found = [
         Snippet("The moving volume on the fixed grid", shlex.join(warp)),
         Snippet(
             "Points of the fixed volume, in the moving one (LPS, mm)",
@@ -51,6 +51,11 @@ def make_snippets(folder: Path, result: Result) -> list[Snippet]:
             f"transform = sitk.ReadTransform({tfm!r})\n"
             "aligned = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0)",
         ),
+    ]
+    if result.bends:  # what bends is no matrix
+        return found
+    return [
+        *found,
         Snippet(
             "NumPy",
             "import json\nimport numpy as np\n\n"

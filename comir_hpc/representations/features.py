@@ -85,7 +85,7 @@ def specimen_mask(volume: Volume, place: int | Grid) -> NDArray[np.bool_]:
         mask = mask & volume.region.on(seen.grid)
         if not mask.any():
             raise RegistrationError(
-                f"{volume.region.mask.path} covers no voxel of the specimen in {volume.path}; expected a mask of it: "
+                f"{volume.region.path} covers no voxel of the specimen in {volume.path}; expected a mask of it: "
                 "are the two masks exchanged, or the mask turned round?"
             )
     if not mask.any():

@@ -56,6 +56,11 @@ def oriented(panels: Arrays, name: str, direction: NDArray[np.float64]) -> dict[
     """
     wanted = [f"{kind}{suffix}" for suffix in _SUFFIXES for side in _SIDES for kind in side]
     found = {kind: panels[f"{name}_{kind}"] for kind in wanted if f"{name}_{kind}" in panels}
+    return {kind: upright(plane, name, direction) for kind, plane in found.items()}
+
+
+def upright(plane: NDArray[Any], name: str, direction: NDArray[np.float64]) -> NDArray[Any]:
+    """Flip one slice, (rows, columns) or with more axes behind, as `oriented` does."""
     down, right = direction[:, _ROW_AXIS[name]], direction[:, _COLUMN_AXIS[name]]
     # A volume's planes are named by its own axes; a single slice may lie in any plane of the world.
     rows, columns = (
@@ -66,8 +71,7 @@ def oriented(panels: Arrays, name: str, direction: NDArray[np.float64]) -> dict[
     # World axes are LPS: y grows to the back, which belongs at the bottom, z to the head, which belongs on top.
     upside_down = (down[rows] > 0) if rows == 2 else (down[rows] < 0)
     mirrored = right[columns] < 0
-    steps = (-1 if upside_down else 1, -1 if mirrored else 1)
-    return {kind: plane[:: steps[0], :: steps[1]] for kind, plane in found.items()}
+    return plane[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
 
 
 def shaded(slices: Mapping[str, Mapping[str, Plane]]) -> dict[tuple[str, str], Plane]:

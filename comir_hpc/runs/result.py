@@ -8,11 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from comir_hpc.errors import RegistrationError
+from comir_hpc.runs.deformation import DeformationRecord
 from comir_hpc.runs.record import Record, make_record, read_record, write_record
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine
 
 RESULT_FILE = "result.json"
+AFFINE_FILE, BENT_FILE = "transform.tfm", "transform.h5"
+"""The whole transform, in a file of ITK: where it is affine, and where it bends."""
+INVERSE_FILE = "inverse.h5"
+"""Map from moving to fixed points of a transform that bends."""
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
 """What is said of an answer."""
@@ -201,6 +206,8 @@ class Result(Record):
         Errors against a known truth and the baseline's, which `evaluate` and `demo` add; None without them.
     others : tuple of Baseline
         Errors of further methods on the same pair, which `demo` adds.
+    deformation : DeformationRecord or None
+        What bends space after the affine answer; None where nothing that bends was asked for.
     """
 
     format: int = 0
@@ -238,10 +245,24 @@ class Result(Record):
     truth: Errors | None = None
     baseline: Baseline | None = None
     others: tuple[Baseline, ...] = ()
+    deformation: DeformationRecord | None = None
+
+    @property
+    def bends(self) -> bool:
+        """Whether the transform bends space; then `transform` is its affine part only."""
+        return self.deformation is not None and self.deformation.kept
+
+    @property
+    def transform_file(self) -> str:
+        """Name of the file that holds the whole transform, in the folder of the result."""
+        return BENT_FILE if self.bends else AFFINE_FILE
 
     @property
     def transform(self) -> Affine | None:
-        """Map from fixed to moving points in LPS, in mm; None where no answer was found."""
+        """Map from fixed to moving points in LPS, in mm; None where no answer was found.
+
+        Where the transform bends, it is the affine part (`bends`).
+        """
         if self.matrix_lps_mm is None:
             return None
         centre = (0.0, 0.0, 0.0) if self.centre_lps_mm is None else self.centre_lps_mm

@@ -182,6 +182,7 @@ def _train(settings: TrainSettings, run: Path, progress: Progress | None, start:
             loop.restore(state["loop"])
         try:
             loop.train()
+        # Whatever ends the loop, MLflow has to hear of it, or its page shows a run that never ends.
         except BaseException as error:
             tracker.finish(
                 "stopped" if isinstance(error, (InterruptedError, KeyboardInterrupt)) else "failed"
@@ -323,6 +324,7 @@ def _read_model(settings: TrainSettings, run: Path, resumable: bool, notes: list
         model = read_model(run)
         if not all(weights_path(run, name).is_file() for name in model.modalities):
             return None
+        # Read as a whole: a file that was cut short has the right name, too.
         for name in model.modalities:
             read_tensors(weights_path(run, name))
     except CheckpointError as error:

@@ -101,6 +101,7 @@ def choose_recomputed_levels(settings: TrainSettings, inputs: Inputs) -> TrainSe
     precision = choose_precision(settings.engine.precision, device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
     needed = []
+    # Fewest first: what is recomputed costs another forward pass.
     for levels in range(len(settings.network.widths) + 1):
         network = settings.network.model_copy(update={"checkpoint_levels": levels})
         chosen = settings.model_copy(update={"network": network})

@@ -1,7 +1,7 @@
 """By how much a displacement field stretches space: the determinant of its Jacobian, and where it folds.
 
-Between the points of its lattice a displacement field is trilinear. At a corner of a cell its derivatives are exactly the
-differences along the three edges that meet there. A lattice point is a corner of eight cells, each with its own
+Between the points of its lattice a displacement field is trilinear. At a corner of a cell its derivatives are exactly
+the differences along the three edges that meet there. A lattice point is a corner of eight cells, each with its own
 determinant. The least of the eight is what counts: a central difference can be positive where a cell is turned inside
 out (Liu et al., "On finite difference Jacobian computation in deformable image registration", IJCV 2024).
 """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from comir_hpc.host.memory import available_bytes, in_words
 from comir_hpc.space.grid import Box, Grid
 
 if TYPE_CHECKING:
-    from comir_hpc.volumes.volume import Volume
+    from comir_hpc.volumes.readers.source import Source
 
 _SLAB = 1 << 24  # voxels of the mask that are read at once
 
@@ -25,18 +26,47 @@ class Region:
 
     Attributes
     ----------
-    mask : Volume
-        Volume of one channel: what is not zero (and not NaN) counts.
+    path : Path
+        File or store of the mask.
+    grid : Grid
+        Where the voxels of the mask lie.
+    inside : (z, y, x) bool
+        Mask: what is not zero (and not NaN) counts.
     """
 
-    mask: Volume
+    path: Path
+    grid: Grid
+    inside: NDArray[np.bool_]
 
-    def __post_init__(self) -> None:
-        if self.mask.num_channels != 1:
+    @classmethod
+    def open(cls, path: Path) -> Region:
+        """Read a mask of any format that ingest reads; it is in memory with a byte a voxel.
+
+        Raises
+        ------
+        VolumeError
+            If it cannot be read, has several channels or no voxel that is not zero, or does not fit into memory.
+        """
+        # Here, since the readers of all formats take a while to load.
+        from comir_hpc.volumes.readers import open_source
+
+        source = open_source(path)
+        if source.num_channels != 1:
             raise VolumeError(
-                f"{self.mask.path} has {self.mask.num_channels} channels; expected a mask of one, not zero where the "
-                "specimen counts"
+                f"{path} has {source.num_channels} channels; expected a mask of one, not zero where the specimen counts"
             )
+        inside = _read(source)
+        if not inside.any():
+            raise VolumeError(
+                f"{path} is empty: all of its voxels are 0; expected a mask that is not zero where the specimen counts"
+            )
+        return cls(path, source.grid(), inside)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of grid and voxels."""
+        content = repr(sorted(self.grid.as_dict().items())).encode() + np.packbits(self.inside).tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def on(self, grid: Grid) -> NDArray[np.bool_]:
         """Return the mask (z, y, x) on a grid: that of the nearest voxel, and False outside of the mask's own grid.
@@ -44,11 +74,10 @@ class Region:
         Raises
         ------
         VolumeError
-            If the mask is empty, or lies wholly outside of the grid.
+            If the mask lies wholly outside of the grid.
         """
-        held, own = self._held, self.mask.grid
+        own, covered = self.grid, False
         result = np.zeros(grid.shape_zyx, dtype=np.bool_)
-        covered = False
         for z in range(grid.shape_zyx[0]):
             voxels = np.stack(
                 np.meshgrid([z], *(np.arange(n) for n in grid.shape_zyx[1:]), indexing="ij"), axis=-1
@@ -56,36 +85,30 @@ class Region:
             index = np.floor(own.index_zyx(grid.world_mm(voxels)) + 0.5).astype(np.int64)
             if own.planar and grid.planar:
                 index[..., 0] = 0  # the thickness of a slice says nothing
-            inside = ((index >= 0) & (index < np.asarray(own.shape_zyx))).all(axis=-1)
-            covered = covered or bool(inside.any())
-            z_own, y_own, x_own = np.moveaxis(index * inside[..., None], -1, 0)
-            result[z] = (inside & held[z_own, y_own, x_own])[0]
+            there: NDArray[np.bool_] = np.all((index >= 0) & (index < np.asarray(own.shape_zyx)), axis=-1)
+            covered = covered or bool(there.any())
+            z_own, y_own, x_own = np.moveaxis(index * there[..., None], -1, 0)
+            result[z] = (there & self.inside[z_own, y_own, x_own])[0]
         if not covered:
             raise VolumeError(
-                f"{self.mask.path} lies wholly outside of the volume that it is a mask of ({grid}); expected one in "
-                "the same world: are the two masks exchanged?"
+                f"{self.path} lies wholly outside of the volume that it is a mask of ({grid}); expected one in the "
+                "same world: are the two masks exchanged?"
             )
         return result
 
-    @cached_property
-    def _held(self) -> NDArray[np.bool_]:
-        """The whole mask (z, y, x) in memory, a byte a voxel."""
-        shape = self.mask.grid.shape_zyx
-        needed, free = int(np.prod(shape)), available_bytes()
-        if needed > free:
-            raise VolumeError(
-                f"{self.mask.path} needs {in_words(needed)} of memory as a mask, {in_words(free)} are free; give a "
-                "mask on a coarser grid"
-            )
-        held = np.empty(shape, dtype=np.bool_)
-        thick = max(1, _SLAB // max(1, shape[1] * shape[2]))
-        for z in range(0, shape[0], thick):
-            box = Box((z, 0, 0), (min(z + thick, shape[0]), *shape[1:]))
-            values: NDArray[Any] = self.mask.read(box)[0]
-            held[box.slices] = np.nan_to_num(values) != 0
-        if not held.any():
-            raise VolumeError(
-                f"{self.mask.path} is empty: all of its voxels are 0; expected a mask that is not zero where the "
-                "specimen counts"
-            )
-        return held
+
+def _read(source: Source) -> NDArray[np.bool_]:
+    shape = source.shape_zyx
+    needed, free = int(np.prod(shape)) + source.load_bytes, available_bytes()
+    if needed > free:
+        raise VolumeError(
+            f"{source.path} needs {in_words(needed)} of memory as a mask, {in_words(free)} are free; give a mask on a "
+            "coarser grid"
+        )
+    inside = np.empty(shape, dtype=np.bool_)
+    thick = max(1, _SLAB // max(1, shape[1] * shape[2]))
+    for z in range(0, shape[0], thick):
+        box = Box((z, 0, 0), (min(z + thick, shape[0]), *shape[1:]))
+        values: NDArray[Any] = source.read(box)[0]
+        inside[box.slices] = np.nan_to_num(values) != 0
+    return inside

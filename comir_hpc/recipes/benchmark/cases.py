@@ -68,16 +68,21 @@ def places(settings: BenchmarkSettings) -> list[Place]:
 
 
 def open_pairs(settings: BenchmarkSettings) -> dict[str, Pair]:
-    """Open every pair; nothing is read yet.
+    """Open every pair, and read what is known of the user's own: a mistake there is found before hours of work.
 
     Raises
     ------
     ConfigError
-        If the files of a family are not there.
+        If the files of a family are not there, or an answer does not fit its pair.
+    VolumeError, RegistrationError
+        If a file of an own pair cannot be read.
     """
     found = {}
     for one in settings.pairs:
-        found[_name(one)] = family(one, settings.data) if isinstance(one, str) else _own(one)
+        pair = family(one, settings.data) if isinstance(one, str) else _own(one)
+        if not isinstance(one, str):
+            _ = pair.fixed, pair.moving, pair.answer
+        found[pair.name] = pair
     return found
 
 

@@ -1,7 +1,7 @@
 """Other registration programs as they ship, with what their manuals recommend for rigid, multimodal pairs.
 
-None but SimpleITK is tuned here. Each is imported in the process of its case, and only SimpleITK is a dependency. All of
-them map fixed to moving points; only the world differs: greedy's is RAS.
+None but SimpleITK is tuned here. Each is imported in the process of its case, and only SimpleITK is a dependency. All
+of them map fixed to moving points; only the world differs: greedy's is RAS.
 
 =================  ==========================================================================================
 `elastix`          AdvancedMattesMutualInformation, adaptive stochastic gradient descent, 4 resolutions, centres of

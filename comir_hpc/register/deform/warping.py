@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from comir_hpc.space.grid import Grid
+
 Array = NDArray[np.float32]
 
 _STEP_VOX = 0.25  # longest step of the integration, in voxels of the lattice
@@ -56,13 +58,12 @@ def exponential(velocity: Array) -> Array:
     return moved
 
 
-def refined(field: Array, shape_zyx: tuple[int, ...], factor: float) -> Array:
-    """Interpolate a field (3, z, y, x) of a lattice on one whose voxels are `factor` times smaller.
-
-    The first voxel of the coarse lattice covers `factor` fine ones (`Grid.downsampled`). Lengths are then in fine voxels.
-    """
-    place = (indices(shape_zyx) + np.float32(0.5)) / np.float32(factor) - np.float32(0.5)
-    return sample(field, place) * np.float32(factor)
+def carried(field: Array, source: Grid, target: Grid, *, outside: str = "border") -> Array:
+    """Interpolate a field (c, z, y, x) of one grid on another one with the same axes; for `outside` see `sample`."""
+    linear = np.linalg.inv(source.matrix_mm) @ target.matrix_mm
+    scale, offset = np.diag(linear)[:3], linear[:3, 3]
+    axes = [o + s * np.arange(n) for s, o, n in zip(scale, offset, target.shape_zyx, strict=True)]
+    return sample(field, np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32), outside=outside)
 
 
 def pooled(values: Array, factor: int) -> Array:

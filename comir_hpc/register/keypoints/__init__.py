@@ -34,7 +34,7 @@ from comir_hpc.transforms.affine import Affine as Transform
 
 _WIDER = 1.5  # the second grid of keypoints of each scale, in voxels of the scale
 _MOST_SCALES = 3
-_FEWEST_KEYPOINTS = 8
+_FEWEST_KEYPOINTS = 12
 _APART_VOX = 2.0  # answers nearer than that are one
 _OF_ONE_SCALE = 8  # answers of one scale that are improved
 _REMEDY = "use --initial global, which compares the whole volumes"
@@ -137,7 +137,7 @@ class KeypointFinder:
         fixed, moving = turnable(*sides, signed=self.measure.correlates)
         match = matched_slices if planar else matched
         matches = match(fixed, moving, self.settings.keypoints, self.settings.match_ratio)
-        found = agreed(matches, spacing_mm, axes=2 if planar else 3, kind=self.settings.transform)
+        found = agreed(matches, spacing_mm, axes=2 if planar else 3, kind=self.settings.linear_transform)
         return _Seen(
             spacing_mm, matches, distinct(found, self.points_mm, _APART_VOX * spacing_mm, _OF_ONE_SCALE)
         )

@@ -187,6 +187,7 @@ def plan_windows(
             )
         last = max(0, _up(n - w, s))
         spare = 0.0 if blend == "exact" else _SPARED
+        # At least as many as cover the volume, whatever was spared.
         count = max(math.ceil(last / max(step, s) - spare), math.ceil(last / w))
         starts.append(tuple(last * k // max(count, 1) // s * s for k in range(count + 1)))
     return WindowGrid(shape, _triple(sides), (starts[0], starts[1], starts[2]), _triple(margins), blend)
@@ -210,6 +211,7 @@ def _spans(starts: Sequence[int], window: int, margin: int, size: int) -> list[t
 
 
 def _profile(window: int, blend: Blend) -> NDArray[np.float64]:
+    # Middles of voxels, so that the outermost ones weigh more than nothing: the sum of all weights is divided by.
     place = np.arange(window) + 0.5
     if blend == "gaussian":
         return np.asarray(np.exp(-0.5 * ((place / window - 0.5) / _SIGMA) ** 2))

@@ -85,6 +85,7 @@ def write_scene(parts: Sequence[PointMap], folder: Path) -> None:
     RegistrationError
         If a part is of another kind; the message has its number and kind.
     """
+    # Here, since zarr takes a while to load, and few transforms are fields.
     from comir_hpc.transforms.conventions.ngff_fields import write_displacements
 
     steps: list[dict[str, Any]] = []
