@@ -19,6 +19,7 @@ from comir_hpc.config.train import (
     TrackingSettings,
     TrainSettings,
 )
+from comir_hpc.config.words import Checks
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.progress import Progress
 from comir_hpc.recipes.working_pair import AlignedStores, WorkingPair
@@ -143,7 +144,7 @@ class Adaptation:
         model = {"model": self.settings.model, **named} if method == "comir" else {}
         try:
             result = register(
-                self._register_settings(f"search/{method}", representation=method, **model),
+                self._register_settings(f"search/{method}", representation=method, checks="quick", **model),
                 progress=self._progress(method),
             )
         except RegistrationError:
@@ -235,7 +236,7 @@ class Adaptation:
         rounds: list[Alignment] = []
         for number in range(1, self.settings.rounds + 1):
             assert best.run is not None
-            found = self._with_encoders(best.run, f"rounds/{number}/registration").transform
+            found = self._with_encoders(best.run, f"rounds/{number}/registration", checks="quick").transform
             if found is None:
                 break
             moved = self.pair.distance_mm(found, best.transform)
@@ -252,12 +253,14 @@ class Adaptation:
         self._hand_over(self.train_on_all(best))
         return rounds, self._with_encoders(self.settings.run, "registration")
 
-    def _with_encoders(self, run: Path, folder: str) -> Any:
+    def _with_encoders(self, run: Path, folder: str, checks: Checks = "full") -> Any:
+        """Register with the encoders of a run; only the last answer needs all checks: cells judge the others."""
         from comir_hpc.register import register
 
         first, second = self.settings.modalities
+        named = {"fixed_modality": first, "moving_modality": second}
         return register(
-            self._register_settings(folder, model=run, fixed_modality=first, moving_modality=second),
+            self._register_settings(folder, model=run, checks=checks, **named),
             progress=self._progress(folder),
         )
 
