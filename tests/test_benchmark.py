@@ -278,6 +278,14 @@ def test_a_table_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:
     assert scores(table.rows())[0].right == 1
 
 
+def test_a_table_that_cannot_be_written_is_refused_before_the_first_case(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"cannot be written.*give another --out"):
+        benchmark(settings(folder), run(tmp_path / "file" / "table.csv"))
+
+
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text("x,y,z\n1,2,3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="has no column family: it is no table"):

@@ -90,6 +90,8 @@ def benchmark(
     table = Table(run.out, shared=run.workers > 1 or run.part[1] > 1)
     pairs = open_pairs(settings)
     todo = list(_todo(settings, run, table))
+    if todo:
+        table.require_writable()
     work = run.work or run.out.with_name(f"{run.out.stem}-work")
     counts = dict.fromkeys((DONE, FAILED, SKIPPED), 0)
     total = sum(len(methods) for _, methods in todo)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,32 @@ class Table:
             If the file is no table of a benchmark, or cannot be written.
         """
         texts = {column: _text(row.get(column)) for column in COLUMNS}
+        with self._locked():
+            comments, columns, rows = self._read()
+            kept = [one for one in rows if key_of(one) != key_of(texts)]
+            comments = comments or ([f"# {' '.join(head.split())}"] if head else [])
+            write_text(self.path, _written(comments, columns, [*kept, texts]))
+
+    def require_writable(self) -> None:
+        """Find out before hours of work whether rows can be added.
+
+        Raises
+        ------
+        ConfigError
+            If the file is no table of a benchmark, or cannot be written.
+        """
+        with self._locked():
+            comments, columns, rows = self._read()
+            if self.path.is_file():
+                write_text(self.path, _written(comments, columns, rows))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other jobs out; make the folder of the table."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with exclusive(self.path.with_name(f".{self.path.name}.lock"), needed=self.shared):
-                comments, columns, rows = self._read()
-                kept = [one for one in rows if key_of(one) != key_of(texts)]
-                comments = comments or ([f"# {' '.join(head.split())}"] if head else [])
-                write_text(self.path, _written(comments, columns, [*kept, texts]))
+                yield
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be written ({error}); give another --out") from error
 
