@@ -151,7 +151,7 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 def summarise(out: Path) -> None:
     """Print rates and errors of each method."""
     with out.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     for method, largest in dict.fromkeys((row["method"], row["largest_deg"]) for row in rows):
         mine = [row for row in rows if (row["method"], row["largest_deg"]) == (method, largest)]
         hits = [row for row in mine if row["success"] == "True"]
@@ -191,7 +191,7 @@ def main() -> None:
         with options.out.open(encoding="utf-8") as file:
             done = {
                 (r["method"], int(r["largest_deg"]), int(r["z"]), int(r["seed"]))
-                for r in csv.DictReader(file)
+                for r in csv.DictReader(line for line in file if not line.startswith("#"))
             }
     else:
         options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
