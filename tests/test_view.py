@@ -149,6 +149,24 @@ def test_what_cannot_be_shown_is_said(tmp_path: Path) -> None:
     assert (tmp_path / "mine.html").read_text(encoding="utf-8") == "mine"
 
 
+def test_the_matrices_for_napari_put_the_moving_volume_on_the_fixed_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = result(tmp_path / "r", TRUTH)
+    text = (Path(__file__).parent.parent / "docs" / "transforms.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {
+        "fixed_path": folder / "fixed.zarr", "moving_path": folder / "moving.zarr",
+        "transform_path": folder / "transform.tfm",
+    }  # fmt: skip
+    exec(block, names)
+    assert capsys.readouterr().out
+    place = (names["fixed_affine"] @ (9, 11, 8, 1))[:3]
+    np.testing.assert_allclose(place[::-1], POINT)
+    seen_at = MOVING.index_zyx(TRUTH.apply(POINT))
+    np.testing.assert_allclose((names["moving_affine"] @ (*seen_at, 1))[:3], place, atol=1e-9)
+
+
 def readout(source: str) -> dict[str, str]:
     return dict(re.findall(r'<td data-name="([^"]+)">[^:]+: ([^<]*)</td>', source))
 

@@ -56,7 +56,7 @@ def _elastix(case: BentCase, out: Path) -> tuple[np.ndarray, np.ndarray, int]:
     affine = itk.ParameterObject.New()
     affine.AddParameterMap(found.GetParameterMap(0))
     moved = [_transformix(case.points_mm, moving, one, out) for one in (affine, found)]
-    field = itk.transformix_deformation_field(moving, found)
+    field = itk.transformix_deformation_field(moving, found, output_directory=str(out))
     grid = array_and_grid(_as_sitk(case.fixed))[1]
     return (
         moved[0],

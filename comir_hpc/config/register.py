@@ -138,6 +138,11 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
         return self.fixed_representation if role == "fixed" else self.moving_representation
 
     @property
+    def linear_transform(self) -> Literal["rigid", "affine"]:
+        """Kind of transform that the starts and the refinement find; what bends comes after an affine one."""
+        return "rigid" if self.transform == "rigid" else "affine"
+
+    @property
     def finds_starts(self) -> bool:
         """Whether the starts are found in the volumes, several of them, and not only one taken as it is."""
         return self.initial in ("global", "features")

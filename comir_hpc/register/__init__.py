@@ -120,7 +120,7 @@ def _registered(
                 pair.similarity,
                 begun.starts,
                 measure=pair.measure,
-                kind="rigid" if settings.transform == "rigid" else "affine",
+                kind=settings.linear_transform,
                 coarse=() if carried else COARSE,
                 fine=FINE[-1:] if carried else FINE,
                 progress=part_of(progress, "refine"),

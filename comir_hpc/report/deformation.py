@@ -11,8 +11,8 @@ from PIL import Image
 
 from comir_hpc.report.panels import PlanePictures
 from comir_hpc.report.wording import Number, figure
+from comir_hpc.runs.deformation import DeformationRecord
 from comir_hpc.runs.pictures import PLANES, Arrays, Picture, Plane, png_uri, spacing_mm, upright
-from comir_hpc.runs.result import DeformationRecord
 
 _KINDS = ("rows", "columns", "magnitude", "determinant")
 _ACROSS = {"axial": "z", "coronal": "y", "sagittal": "x"}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from comir_hpc.errors import RegistrationError
+from comir_hpc.runs.deformation import DeformationRecord
 from comir_hpc.runs.record import Record, make_record, read_record, write_record
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine
@@ -160,68 +161,6 @@ class Baseline(Errors):
     """The errors of another method on the same pair."""
 
     name: str = "baseline"
-
-
-class HeldOutRecord(Record):
-    """How a deformation changed the agreement of the part of the specimen that took no part in finding it.
-
-    Attributes
-    ----------
-    before, after : float
-        Mean agreement of the cubes that were held out, under the affine answer and under the deformation.
-    gain, standard_error : float or None
-        Mean of the differences and its standard error; None where there are too few cubes.
-    cubes : int
-        Number of cubes.
-    """
-
-    before: Figure = None
-    after: Figure = None
-    gain: Figure = None
-    standard_error: Figure = None
-    cubes: int = 0
-
-
-class DeformationRecord(Record):
-    """What bent space after the affine answer, or why nothing does.
-
-    Attributes
-    ----------
-    kind : str
-        ``bspline`` or ``field``.
-    smoothness_mm : float
-        Smoothness length in mm.
-    kept : bool
-        Whether the transform bends; otherwise the affine answer is the result.
-    reason : str
-        Why it was kept or not, as a sentence.
-    held_out : HeldOutRecord or None
-        What it was judged by; None where nothing was bent.
-    displacement_mm, inverse_residual_mm : dict of str to float
-        Mean, 95th percentile (``p95``) and ``largest`` length over the specimen: of the displacement, and of what is
-        left after a point is carried there and back.
-    determinant : dict of str to float
-        Determinant of the Jacobian over the specimen: ``least``, ``p01``, ``p99``, ``largest``.
-    folded_points, folded_share : int, float
-        Points of the lattice in the specimen whose determinant is zero or less, and their share.
-    lattice : dict or None
-        Grid of the displacement.
-    smoothings : int
-        How often the velocity was smoothed until nothing folded.
-    """
-
-    kind: str
-    smoothness_mm: Figure = None
-    kept: bool
-    reason: str = ""
-    held_out: HeldOutRecord | None = None
-    displacement_mm: dict[str, Finite] = Field(default_factory=dict)
-    inverse_residual_mm: dict[str, Finite] = Field(default_factory=dict)
-    determinant: dict[str, Finite] = Field(default_factory=dict)
-    folded_points: int = 0
-    folded_share: Finite = 0.0
-    lattice: GridRecord | None = None
-    smoothings: int = 0
 
 
 class Result(Record):

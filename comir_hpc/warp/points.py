@@ -110,8 +110,8 @@ def _towards(transform: PointMap, direction: Direction) -> PointMap:
         return transform.inverse()
     except RegistrationError as error:
         raise RegistrationError(
-            f"{error}, so moving points cannot be carried to the fixed volume; register the other way round, or use "
-            "--direction fixed-to-moving"
+            f"{error}, so moving points cannot be carried to the fixed volume by it; write its inverse with "
+            "`comir-hpc export TRANSFORM --inverse --to itk`, and carry them through that with --direction fixed-to-moving"
         ) from error
 
 

@@ -137,7 +137,7 @@ class KeypointFinder:
         fixed, moving = turnable(*sides, signed=self.measure.correlates)
         match = matched_slices if planar else matched
         matches = match(fixed, moving, self.settings.keypoints, self.settings.match_ratio)
-        found = agreed(matches, spacing_mm, axes=2 if planar else 3, kind=self.settings.transform)
+        found = agreed(matches, spacing_mm, axes=2 if planar else 3, kind=self.settings.linear_transform)
         return _Seen(
             spacing_mm, matches, distinct(found, self.points_mm, _APART_VOX * spacing_mm, _OF_ONE_SCALE)
         )

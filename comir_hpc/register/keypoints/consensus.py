@@ -27,7 +27,7 @@ _NEAR_VOX = 3.0  # a match agrees with a map that sends its fixed point so near 
 _SLACK = 0.3  # the same for a sample, for each voxel of distance from it: it is 15 degrees wrong
 _TURNED_DEG = 45.0  # a match agrees with a map that turns like itself, within so many degrees
 _FITS = 4  # least-squares fits of each sample, each to the matches that agree with the last one
-_FEWEST_AFFINE = 12  # matches for an affine fit: 12 numbers have to be found
+_FEWEST_AFFINE = 24  # matches for an affine fit: with fewer, its 12 numbers follow the noise
 _LEAST_STRETCH, _MOST_STRETCH = 0.5, 2.0  # an affine fit beyond that is no specimen's
 
 
@@ -116,7 +116,7 @@ def _fitted(
 def fit(fixed_mm: FloatArray, moving_mm: FloatArray, axes: int, kind: Kind) -> Transform:
     """Fit a map to points (N, 3) by least squares (Kabsch, Acta Crystallographica 1976, if rigid).
 
-    In the plane (`axes` 2) only x and y count. An affine map is fitted to at least 12 points.
+    In the plane (`axes` 2) only x and y count. An affine map is fitted to at least 24 points.
     """
     centre, there = fixed_mm.mean(axis=0), moving_mm.mean(axis=0)
     one, other = (fixed_mm - centre)[:, :axes], (moving_mm - there)[:, :axes]
