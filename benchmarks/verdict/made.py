@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from cases import LEVELS, Family, drawn, specimen
+from cases import LEVELS, drawn, specimen
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from comir_hpc.data.families import Pair as Known
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
 from comir_hpc.volumes.volume import downsample
@@ -49,15 +50,15 @@ def small(volume: Volume) -> Volume:
 class Maker:
     """Make the pairs of one family and seed."""
 
-    def __init__(self, family: Family, seed: int, other: Family) -> None:
+    def __init__(self, family: Known, seed: int, other: Known) -> None:
         self.rng = np.random.default_rng([seed, sum(map(ord, family.name))])
         self.fixed, whole = small(family.fixed), small(family.moving)
-        self.points_mm = family.points_mm[::4]
+        self.points_mm = family.inside_mm[::4]
         self.other = small(other.moving)
         level = list(LEVELS)[seed % len(LEVELS)]
         motion = drawn(self.rng, level, *whole)
         self.moving = displaced(whole, motion)
-        self.truth = motion.compose(family.truth)
+        self.truth = motion.compose(family.answer.transform)
         self.searched: dict[str, list[Transform]] = {}
 
     def pair(self, name: str) -> Pair:
