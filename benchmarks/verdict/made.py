@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from comir_hpc.data.families import Pair as Known
+from comir_hpc.data.families import family
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
 from comir_hpc.volumes.volume import downsample
@@ -139,9 +140,9 @@ def displaced(volume: Volume, motion: Transform) -> Volume:
     return moved.astype(np.float32), scanner
 
 
-def families(data: Path, names: list[str]) -> dict[str, Family]:
+def families(data: Path, names: list[str]) -> dict[str, Known]:
     """Open families by name."""
-    return {name: Family(name, data) for name in names}
+    return {name: family(name, data) for name in names}
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> NDArray[np.float64]:
