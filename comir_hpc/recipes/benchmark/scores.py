@@ -31,7 +31,8 @@ def wilson(found: int, total: int) -> tuple[float, float]:
     middle = rate + square / (2 * total)
     spread = _Z * math.sqrt(rate * (1 - rate) / total + square / (4 * total * total))
     low, high = ((middle + sign * spread) / (1 + square / total) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    # At none or all right one end is the rate itself, which rounding must not pass by: figures draw the distance to it.
+    return max(0.0, min(low, rate)), min(1.0, max(high, rate))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
