@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from registration_cases import features_pair, seen, specimen, turn
 
-from comir_hpc.register.checks.again import SearchAgain, mirror_map, moved
+from comir_hpc.register.checks.again import SearchAgain, moved
 from comir_hpc.register.checks.causes import causes_of
-from comir_hpc.register.checks.evidence import Evidence, search_mirrored
+from comir_hpc.register.checks.evidence import Evidence
 from comir_hpc.register.checks.measured import measure
+from comir_hpc.register.checks.mirror import mirror_map, mirrored, search_mirrored
 from comir_hpc.register.checks.motions import known_motions, main_motions
 from comir_hpc.register.checks.null import above_chance
 from comir_hpc.register.checks.probe import Probe
@@ -127,6 +128,24 @@ def test_the_mirror_agrees_better_and_its_axis_is_named(sides: tuple[Features, F
         )
         assert found.verdict == "FAIL"
         assert f"a flipped axis, probably the {name} axis of the moving volume" in found.reasons[0]
+
+
+def test_the_mirror_is_found_from_the_answer_with_exchanged_sides(
+    sides: tuple[Features, Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body that is nearly its own mirror is found with its sides exchanged: no search is needed from there."""
+    pair = made_probe(sides[0], mirrored(sides[1]))
+    repeat = SearchAgain(0, 0, 0, pair.points_mm)
+    monkeypatch.setattr(SearchAgain, "answers", lambda *_: [])
+    normal = pair.axes[0][:, 0]
+    flip = np.eye(4)
+    flip[:3, :3] -= 2 * np.outer(normal, normal)
+    flip[:3, 3] = pair.alignment.centre_mm - flip[:3, :3] @ pair.alignment.centre_mm
+    answer = mirror_map(GRID).compose(TRUTH).compose(Transform(flip))
+    assert np.linalg.det(answer.matrix_mm) > 0
+    lead, axis = search_mirrored(pair, repeat, answer, pair.sides)
+    assert lead < -0.2
+    assert axis is not None
 
 
 def test_a_known_motion_is_undone(sides: tuple[Features, Features], probe: Probe) -> None:

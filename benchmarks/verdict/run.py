@@ -32,9 +32,10 @@ from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import ComirError
 from comir_hpc.ingest import ingest_array
 from comir_hpc.register.alignment import Alignment
-from comir_hpc.register.checks.again import SearchAgain, mirror_map, mirrored
+from comir_hpc.register.checks.again import SearchAgain
 from comir_hpc.register.checks.evidence import probe_of
 from comir_hpc.register.checks.measured import Measured, lead_of, measure
+from comir_hpc.register.checks.mirror import exchanged, mirrored
 from comir_hpc.register.checks.motions import known_motions
 from comir_hpc.register.coarse import coarsen
 from comir_hpc.register.inputs import Inputs, open_inputs
@@ -97,15 +98,7 @@ class Answers:
         probe = self.probe
         coarse = Alignment(probe.fixed, coarsen(mirrored(probe.sides[1]), probe.spacing_mm, finer=2))
         finer = probe.judging_with(mirrored(probe.finer[1]))
-        map_back = mirror_map(probe.sides[1].grid)
-        found = []
-        for axis in probe.axes[0].T:
-            middle = probe.alignment.centre_mm
-            flip = np.eye(4)
-            flip[:3, :3] -= 2 * np.outer(axis, axis)
-            flip[:3, 3] = middle - flip[:3, :3] @ middle
-            start = map_back.compose(best).compose(Transform(flip)).about(middle)
-            found.append(coarse.improve(start, 8))
+        found = [coarse.improve(one.about(coarse.centre_mm), 8) for one in exchanged(best, probe)]
         return finer.improve(max(found, key=lambda one: one.evidence).transform, 8).evidence
 
 

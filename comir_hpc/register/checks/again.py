@@ -1,8 +1,6 @@
-"""Search again: from a turned position, and for the mirrored moving volume.
+"""Search again, from a turned position: a right answer is found again wherever the moving volume lies.
 
-Both are searches of all rotations with fewer of them than the first one, on the grid of the coarsest maps. A right
-answer is found again wherever the moving volume lies. A mirrored volume that agrees better than the volume itself says
-that one of the two headers has a flipped axis.
+It is a search of all rotations, with fewer of them than the first one, on the grid of the coarsest maps.
 """
 
 from __future__ import annotations
@@ -97,43 +95,3 @@ def moved(features: Features, motion: Transform) -> Features:
     turned: Matrix = (rows[0], rows[1], rows[2])  # type: ignore[assignment]
     x, y, z = motion.apply(grid.origin_mm).tolist()
     return replace(features, grid=Grid(grid.shape_zyx, grid.spacing_mm, (x, y, z), turned))
-
-
-def mirrored(features: Features) -> Features:
-    """Mirror a volume along the x axis of its array. Maps of mirror-blind encoders are then those of the mirror."""
-    known = None if features.known is None else features.known[..., ::-1]
-    return replace(
-        features,
-        values=np.ascontiguousarray(features.values[..., ::-1]),
-        mask=np.ascontiguousarray(features.mask[..., ::-1]),
-        known=None if known is None else np.ascontiguousarray(known),
-    )
-
-
-def mirror_map(grid: Grid) -> Transform:
-    """Make the map of moving world points to the places that `mirrored` sends their content to."""
-    normal = np.asarray(grid.direction)[:, 0]
-    middle = grid.centre_mm
-    flip = np.eye(3) - 2 * np.outer(normal, normal)
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = flip, middle - flip @ middle
-    return Transform(matrix)
-
-
-def flipped_axis(answer: Transform, grid: Grid) -> str:
-    """Name the array axis of the moving volume (x, y, z) that is probably flipped.
-
-    Parameters
-    ----------
-    answer : Transform
-        From fixed points to points of the mirrored moving volume.
-    grid : Grid
-        Grid of the moving volume.
-    """
-    improper = (mirror_map(grid).matrix_mm @ answer.matrix_mm)[:3, :3]
-    direction = np.asarray(grid.direction)
-    turns = []
-    for axis in range(3):
-        flip = np.eye(3) - 2 * np.outer(direction[:, axis], direction[:, axis])
-        turns.append(Transform.rigid(flip @ improper, np.zeros(3), np.zeros(3)).rotation_deg)
-    return "xyz"[int(np.argmin(turns))]

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.progress import Progress
-from comir_hpc.register.alignment import Alignment
-from comir_hpc.register.checks.again import SearchAgain, flipped_axis, mirrored
+from comir_hpc.register.checks.again import SearchAgain
 from comir_hpc.register.checks.causes import Cause, causes_of
 from comir_hpc.register.checks.cross_check import halves_distance_mm
-from comir_hpc.register.checks.measured import Measured, lead_of, measure
+from comir_hpc.register.checks.measured import Measured, measure
+from comir_hpc.register.checks.mirror import search_mirrored
 from comir_hpc.register.checks.probe import Probe
-from comir_hpc.register.coarse import coarsen
 from comir_hpc.register.inputs import Inputs
 from comir_hpc.register.pair import Pair
 from comir_hpc.register.ranking import FINE, SAME_SHARE, Ranking
@@ -35,8 +34,6 @@ _FEWEST_ROTATIONS = 80
 _MOST_VOXELS = 24
 _IMPROVED = 12
 _RIVALS = 4
-_SHARP, _SHARP_STEPS = 80, 6  # voxels along a mean side on which the mirror is compared, and steps there
-_NAMED = 0.03  # lead of the mirror from which it is called better: below this, both are equally good
 
 
 @dataclass(frozen=True)
@@ -284,41 +281,6 @@ def sharp_of(pair: Pair, probe: Probe) -> tuple[Features, Features]:
     the general model's maps, and by a third on the finest maps of a specialist.
     """
     return probe.sides if probe.sides[0].describe is not None else (pair.fixed, pair.moving)
-
-
-def search_mirrored(
-    probe: Probe, repeat: SearchAgain, answer: Transform, sharp: tuple[Features, Features]
-) -> tuple[float, str | None]:
-    """Search the mirrored moving volume.
-
-    Parameters
-    ----------
-    answer : Transform
-        The answer that is checked.
-    sharp : two Features
-        Features on which the two are compared in the end.
-
-    Returns
-    -------
-    float
-        Lead of the answer over the mirrored volume's best one, as a share of the answer's evidence.
-    str or None
-        Axis of the moving volume (x, y, z) that is probably flipped, if the mirror is better.
-    """
-    fixed, moving = probe.sides
-    flipped = mirrored(moving)
-    coarse = Alignment(probe.fixed, coarsen(flipped, probe.spacing_mm, finer=2))
-    rough = [coarse.improve(one.about(coarse.centre_mm)) for one in repeat.answers(fixed, flipped)[:_RIVALS]]
-    rough.sort(key=lambda one: -one.evidence)
-    found = []
-    for other in (sharp[1], flipped if sharp[1] is moving else mirrored(sharp[1])):
-        spacing = max(sharp[0].grid.finest_mm, other.grid.finest_mm, probe.side_mm / _SHARP)
-        alignment = Alignment(coarsen(sharp[0], spacing), coarsen(other, spacing))
-        starts = [answer] if other is sharp[1] else [one.transform for one in rough[:2]]
-        improved = [alignment.improve(one.about(alignment.centre_mm), _SHARP_STEPS) for one in starts]
-        found.append(max(improved, key=lambda one: one.evidence))
-    lead = lead_of(found[0].evidence, found[1].evidence)
-    return lead, flipped_axis(found[1].transform, moving.grid) if lead < -_NAMED else None
 
 
 def _is_mirror_blind(inputs: Inputs) -> bool:
