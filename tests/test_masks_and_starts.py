@@ -198,7 +198,8 @@ def test_what_is_no_start_is_refused(displaced: dict[str, Path], tmp_path: Path)
         register(settings(tmp_path, displaced, initial=tmp_path / "none.tfm"))
     record = {**displaced, "out": tmp_path / "o"}
     with pytest.raises(
-        ConfigError, match="initial is 'globl': Input should be 'identity', 'moments', 'global' or a file"
+        ConfigError,
+        match="initial is 'globl': Input should be 'identity', 'moments', 'global', 'features' or a file",
     ):
         validate(RegisterSettings, record | {"initial": "globl"})
     with pytest.raises(ConfigError, match="give it with --initial FILE"):

@@ -23,6 +23,7 @@ FOREIGN = {
     "--version",
     "--help",
     "--inlta",
+    "--outlta",
     "--outitk",
     "--inm3z",
     "--raw",

@@ -186,7 +186,7 @@ def test_the_landscape_has_every_rotation(done):
 def test_progress_tells_the_parts_in_order(done):
     _, _, calls = done
     parts = [name for name, _, _ in calls]
-    assert list(dict.fromkeys(parts)) == ["search", "refine"]
+    assert list(dict.fromkeys(parts)) == ["search", "refine", "check"]
     assert all(0 < count <= total for _, count, total in calls)
 
 

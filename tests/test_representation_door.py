@@ -132,7 +132,10 @@ def expected(settings, extra=None, compared=(None, None)):
     """Fingerprint of a registration without an encoder, as results since 0.1 have it."""
     places = ("fixed", "moving", "out", "model", "fixed_representation", "moving_representation")
     kept = {k: v for k, v in settings.model_dump(mode="json").items() if k not in places}
-    del kept["threads"], kept["overwrite"]
+    # Threads and overwriting change no result; the others came later, and count only where they are not defaults.
+    later = ("fixed_mask", "moving_mask", "form", "keypoints", "match_ratio", "checks", "smoothness_mm")
+    for name in ("threads", "overwrite", *later):
+        del kept[name]
     sides = [
         {"volume": Volume.open(path).fingerprint(), "compared": of, "encoder": None, **(extra or {})}
         for path, of in zip((settings.fixed, settings.moving), compared, strict=True)

@@ -421,7 +421,7 @@ def test_a_new_transform_moves_points_and_volumes(
 ) -> None:
     """The door: one class with `apply` and `inverse`, and `warp` moves points and a volume with it."""
     swirl = Composite((RIGID, Swirl(0.02))) if composed else Swirl(0.02)
-    monkeypatch.setattr("comir_hpc.warp.read_transform", lambda path: swirl)
+    monkeypatch.setattr("comir_hpc.warp.read_transform", lambda *_: swirl)
     volume(folder / "moving.zarr", SMOOTH)
     found = Volume.open(warp(made(folder)).path).read()[0]
     index = MOVING.index_zyx(swirl.apply(FIXED.world_mm(np.moveaxis(np.indices(FIXED.shape_zyx), 0, -1))))
