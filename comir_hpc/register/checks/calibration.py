@@ -106,9 +106,6 @@ class Calibration(Record):
         The logistic.
     pass_from, fail_below : float
         Cuts of the probability.
-    limits : dict
-        Largest value of a distance, by its name, with which an answer may get PASS: nine tenths of the least that a
-        wrong answer had.
     bound : Bound
         The error in voxels of the checks.
     spreads : dict
@@ -122,7 +119,6 @@ class Calibration(Record):
     terms: tuple[Term, ...]
     pass_from: Number
     fail_below: Number
-    limits: dict[str, Number] = Field(default_factory=dict)
     bound: Bound
     spreads: dict[str, Spread] = Field(default_factory=dict)
 
@@ -130,11 +126,6 @@ class Calibration(Record):
         """Give the probability that an answer is right, 0 to 1."""
         total = self.intercept + sum(term.weight * term.scaled(measured) for term in self.terms)
         return 1 / (1 + math.exp(-min(50.0, max(-50.0, total))))
-
-    def beyond(self, measured: Measured) -> list[str]:
-        """Name the distances that are larger than any PASS may have; one that was not measured counts as one."""
-        values = asdict(measured)
-        return [name for name, most in self.limits.items() if values[name] is None or values[name] > most]
 
     def bound_vox(self, measured: Measured) -> float:
         """Bound the mean error of a right answer, in voxels of the checks."""

@@ -80,8 +80,6 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Judgeme
     verdict: Verdict = "PASS" if probability >= model.pass_from else "WARN"
     if probability < model.fail_below:
         verdict = "FAIL"
-    if verdict == "PASS" and (beyond := model.beyond(evidence.measured)):
-        doubts += [_beyond(name, pieces, model, evidence.voxel_mm) for name in beyond]
     lowered = _lowest(verdict, *("FAIL" for _ in failures), *("WARN" for _ in doubts))
     odds = f"right with a probability of {_percent(probability)}"
     within = f"then within {bound_mm:.2g} mm ({100 * model.bound.share:.0f} %)"
@@ -171,11 +169,6 @@ def _poorest(evidence: Evidence, model: Calibration, pieces: list[Piece]) -> lis
         by_name[name].sentence + _usual(by_name[name]) for name in model.poorest(evidence.measured)[:_SHOWN]
     ]
     return found
-
-
-def _beyond(name: str, pieces: list[Piece], model: Calibration, voxel_mm: float) -> str:
-    said = next(piece.sentence for piece in pieces if piece.name == name)
-    return f"{said}; no further than {model.limits[name] * voxel_mm:.2g} mm is safe"
 
 
 def _usual(piece: Piece) -> str:
