@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from comir_hpc.register.alignment import Alignment
 from comir_hpc.register.checks.again import SearchAgain
 from comir_hpc.register.checks.measured import lead_of
-from comir_hpc.register.checks.probe import Probe
 from comir_hpc.register.coarse import coarsen
 from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine as Transform
+
+if TYPE_CHECKING:  # a type only: the chain of imports stays short
+    from comir_hpc.register.checks.probe import Probe
 
 _ANSWERS = 4  # of the search that are improved
 _SHARP, _SHARP_STEPS = 80, 6  # voxels along a mean side on which the mirror is compared, and steps there
