@@ -45,7 +45,7 @@ class Fetched:
     data : DataSet
         The set.
     files : tuple of Path
-        Its files.
+        Paths of the volumes of the set.
     already : bool
         Whether they were there before, unchanged.
     """

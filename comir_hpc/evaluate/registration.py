@@ -229,20 +229,27 @@ def evaluate(
             row = replace(row, dice=dice, hd95_mm=distance)
         rows.append(row)
         if true is not None:
-            linear = as_affine(true)
-            errors = {key: value for key, value in asdict(row).items() if key in Errors.model_fields}
-            matrix = {} if linear is None else {"matrix_lps_mm": linear.matrix_mm.tolist()}
-            _write(folder, result.with_entries(truth={**matrix, **errors}))
+            _record_errors(folder, result, row, true)
     table = Table(tuple(rows), given.notes if given else (), tuple(overlaps))
     if out is not None:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_text(out, table.text + "\n")
-        except OSError as error:
-            raise RegistrationError(
-                f"{out} cannot be written ({brief(error)}); give another --out"
-            ) from error
+        _write_table(out, table)
     return table
+
+
+def _record_errors(folder: Path, result: Result, row: Evaluation, true: PointMap) -> None:
+    """Write the errors, and the truth where it is linear, into a result: its report shows them."""
+    linear = as_affine(true)
+    errors = {key: value for key, value in asdict(row).items() if key in Errors.model_fields}
+    matrix = {} if linear is None else {"matrix_lps_mm": linear.matrix_mm.tolist()}
+    _write(folder, result.with_entries(truth={**matrix, **errors}))
+
+
+def _write_table(path: Path, table: Table) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, table.text + "\n")
+    except OSError as error:
+        raise RegistrationError(f"{path} cannot be written ({brief(error)}); give another --out") from error
 
 
 def whole_transform(folder: Path, result: Result) -> PointMap | None:

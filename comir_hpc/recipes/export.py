@@ -107,7 +107,7 @@ def export(settings: ExportSettings) -> Exported:
     notes += export_transform(transform, form, out, grids)
     if given.result is not None and given.result.verdict == "FAIL":
         notes.append("the verdict of this registration is FAIL: the transform is not to be trusted")
-    return Exported(out, f"{what}, as {form}", tuple(notes))
+    return Exported(out, f"the transform from {what}, in the form of {form}", tuple(notes))
 
 
 def plan_export(settings: ExportSettings) -> dict[str, Any]:

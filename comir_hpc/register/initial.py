@@ -1,6 +1,7 @@
 """Find where the refinement of a pair starts, as the settings ask for.
 
-There are four ways: as the grids say, at equal centres, by a search of all rotations and shifts, or by keypoints.
+There are five ways: as the grids say, at equal centres, by a search of all rotations and shifts, by keypoints, or at a
+transform or landmarks that the user gives.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ _SLIVER = 0.5  # overlap below which the agreement is that of less than half of 
 _OTHER_SIZE = 1.08  # a scaling that is named, if evidence grows with it
 _GROWS = 1.15
 _ABSURD_SIZE = 1.6  # ratio of the specimens' sizes that no partial view explains by itself
-_PART = 0.6  # volume of the smaller specimen over that of the larger one, from which it is a part
 _ALIKE = 0.5  # self-likeness of a specimen under the motion between two answers
 _CLOSE = 0.25  # lead below which two answers are nearly as good
 _UNDETERMINED = 0.02  # share of the agreement; see `Measured.loosest`

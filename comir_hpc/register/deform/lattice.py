@@ -35,7 +35,7 @@ class Lattice:
     Attributes
     ----------
     grid : Grid
-        Its points.
+        Grid of the points at which the displacement is known.
     displacement_mm, backward_mm : (3, z, y, x) float32
         The displacement and the inverse map's, along the z, y and x axes of the grid, in mm.
     smoothings : int

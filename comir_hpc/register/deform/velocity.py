@@ -88,7 +88,7 @@ class Velocity:
     values_mm : (3, z, y, x) float32
         Velocity along the z, y and x axes of the grid, in mm.
     grid : Grid
-        Its lattice.
+        Grid of the points at which the velocity is known.
     """
 
     values_mm: Array

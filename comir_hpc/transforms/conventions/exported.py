@@ -106,8 +106,8 @@ def _text(transform: PointMap, form: TransformForm, path: Path, grids: GridPair)
     write_text(path, text)
     notes = {
         "fsl": (
-            f"{path.name}: maps moving to fixed coordinates, as flirt -omat does; it holds for NIfTI files whose "
-            "voxels lie in the order of the two volumes",
+            f"{path.name}: its numbers map moving to fixed coordinates, as those of flirt -omat do; it holds "
+            "for NIfTI files whose voxels lie in the order of the two volumes",
         ),
         "lta": (f"{path.name}: src is the moving volume, dst the fixed one",),
     }

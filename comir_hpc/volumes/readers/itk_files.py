@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from comir_hpc.errors import VolumeError
-from comir_hpc.space.grid import MM_PER_UNIT, Box, Matrix, Vector
+from comir_hpc.space.grid import MM_PER_UNIT, Box
 from comir_hpc.volumes.readers.packed import Form, require_possible, unpacked
 from comir_hpc.volumes.readers.placement import Placement, placement
 from comir_hpc.volumes.readers.raw import RawLayout, cut, shape_of
@@ -96,15 +96,6 @@ def itk_header(path: Path, kind: str) -> sitk.ImageFileReader:
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
     return reader
-
-
-def geometry_of(header: sitk.ImageFileReader | sitk.Image, path: Path) -> tuple[Vector, Vector, Matrix]:
-    """Return the spacing (z, y, x), origin (x, y, z) and direction from anything of SimpleITK that has them.
-
-    An image of two axes lies in the plane z = 0.
-    """
-    place = place_of(header, path)
-    return place.spacing_zyx, place.origin_xyz, place.direction
 
 
 def place_of(
