@@ -118,9 +118,10 @@ def sentence(name: str, value: float | None, loosest: str, compared: str) -> str
     percent = f"{100 * value:.0f} %"
     texts = {
         "agreement": f"on the grid of the checks the {compared} correlate at {value:.2f}",
-        "chance": f"that is {value:.0f} standard deviations above the same volumes with their blocks dealt out anew",
+        "chance": f"the agreement lies {value:.0f} standard deviations above that of the same volumes with their "
+        "blocks dealt out anew",
         "information": "the mutual information of the intensities lies "
-        f"{value:.0f} standard deviations above that of such blocks",
+        f"{value:.0f} standard deviations above that of the same volumes with their blocks dealt out anew",
         "margin": f"it leads the best other answer by {percent}"
         if value >= 0
         else f"another answer agrees better, by {-100 * value:.0f} %",
