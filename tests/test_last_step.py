@@ -74,21 +74,25 @@ def test_intensities_are_not_refined_on_themselves(pair, tmp_path):
     assert registered(pair, tmp_path / "out", representation="intensity").result.last_step is None
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "sentence"),
-    [
-        ("_KEPT", 1e6, "the representations agree less"),
-        ("_NEARER", 1e-6, "two halves do not agree better"),
-    ],
-)
-def test_any_witness_can_keep_the_answer_where_it_was(
-    name, value, sentence, pair, both, tmp_path, monkeypatch
+def test_representations_that_agree_less_there_keep_the_answer_where_it_was(
+    pair, both, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(last_step, name, value)
+    monkeypatch.setattr(last_step, "_KEPT", 1e6)
     result = registered(pair, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "result.json").read_text())["last_step"]
     assert not record["used"]
-    assert sentence in record["sentence"]
+    assert "the representations agree less" in record["sentence"]
+    np.testing.assert_array_equal(result.transform.matrix_mm, both[1].transform.matrix_mm)
+
+
+def test_halves_that_are_no_nearer_keep_the_answer_where_it_was(pair, both, tmp_path, monkeypatch):
+    distances = iter((1.0, float("inf")))  # a half cannot be registered on its intensities
+    monkeypatch.setattr(last_step, "halves_distance_mm", lambda *given: next(distances))
+    result = registered(pair, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "result.json").read_text())["last_step"]
+    assert not record["used"]
+    assert record["halves_mm"] == [1.0, None]
+    assert "two halves do not agree better" in record["sentence"]
     np.testing.assert_array_equal(result.transform.matrix_mm, both[1].transform.matrix_mm)
 
 

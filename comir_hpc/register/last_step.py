@@ -36,9 +36,6 @@ _LEVELS = (Level(1, 0.0, 0.2),)
 # Share of the representations' evidence that has to be left at the new place. T1w and T2w kept 0.98 and more of it
 # while the error halved; T1w and EPI kept 0.93 while it grew by half.
 _KEPT = 0.96
-# Largest distance between two halves on the intensities, as a share of that on the representations. It was 0.5 to 0.77
-# on T1w and T2w, and 0.88 on T1w and EPI.
-_NEARER = 0.85
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +124,7 @@ def refined_on_intensities(
         halves_distance_mm(pair.refiner, pair.fixed, best.transform, FINE[-1:], pair.points_mm),
         halves_distance_mm(refiner, fixed, transform, _LEVELS, pair.points_mm),
     )
-    if not halves[1] < _NEARER * halves[0]:
+    if not halves[1] < halves[0]:
         return ranking, LastStep(False, "two halves do not agree better on the intensities", moved_mm, halves)
     moved = replace(best, transform=transform, agreement=there, score=score)
     return Ranking((moved, *ranking.candidates[1:])), LastStep(
