@@ -1,6 +1,6 @@
 """Measure what the last refinement, on the intensities, makes of answers of the general model.
 
-    OMP_NUM_THREADS=1 python benchmarks/general/last_step.py --data DATA --work WORK --out benchmarks/general/last_step.csv
+    OMP_NUM_THREADS=1 python benchmarks/general/last_step.py --data DATA --work WORK --out OUT
 
 Each case is registered without the step. From that answer it is registered again, with the step. Both errors are in one
 row, with what the witnesses said. The seeds are those for tuning, from 500 on. Rows are added one by one, so that a stopped
