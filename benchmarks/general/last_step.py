@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/general/last_step.py --data DATA --work WORK --out OUT
 
 Each case is registered without the step. From that answer it is registered again, with the step. Both errors are in one
-row, with what the witnesses said. The seeds are those for tuning, from 500 on. Rows are added one by one, so that a stopped
-run continues. `comir-hpc datasets fetch` writes the families into DATA.
+row, with what the witnesses said. The seeds are those for tuning, from 500 on. Rows are added one by one, so that a
+stopped run continues. `comir-hpc datasets fetch` writes the families into DATA.
 """
 
 from __future__ import annotations

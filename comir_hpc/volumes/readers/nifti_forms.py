@@ -117,13 +117,13 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
 
 
 def _handedness_notes(header: Any, name: str) -> list[str]:
-    """Say how pixdim[0] is taken where it is neither of the numbers it may be: readers differ, and mirror the volume."""
+    """Say how pixdim[0] is taken where it is no number that it may be: some readers then mirror the volume."""
     said = float(header["pixdim"][0])
     if said in (-1.0, 0.0, 1.0):
         return []
     return [
-        f"{name}: pixdim[0] is {said:.9g}, which has to be 1 or -1 and says whether the qform is left-handed; it is taken "
-        f"by its sign, as {-1 if said < 0 else 1}, as ITK does; nibabel takes 1"
+        f"{name}: pixdim[0] is {said:.9g}, which has to be 1 or -1 and says whether the qform is left-handed; it is "
+        f"taken by its sign, as {-1 if said < 0 else 1}, as ITK does; nibabel takes 1"
     ]
 
 
