@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/general/last_step.py --data DATA --work WORK --out OUT
 
-Each case is registered without the step. From that answer it is registered again, with the step. Both errors are in one
-row, with what the witnesses said. The seeds are those for tuning, from 500 on. Rows are added one by one, so that a
+The answer is caught before the step, and both errors are in one row, with what the witnesses said. The seeds are those for tuning, from 500 on. Rows are added one by one, so that a
 stopped run continues. `comir-hpc datasets fetch` writes the families into DATA.
 """
 
@@ -13,12 +12,17 @@ import argparse
 import csv
 import shutil
 from pathlib import Path
+from unittest import mock
 
 from comir_hpc.config import IngestSettings, RegisterSettings
 from comir_hpc.config.words import FAMILIES, LEVELS
 from comir_hpc.data.families import Case, family
 from comir_hpc.ingest import ingest
-from comir_hpc.register import RegisterResult, register
+from comir_hpc.register import register
+from comir_hpc.register.last_step import LastStep, refined_on_intensities
+from comir_hpc.register.pair import Pair
+from comir_hpc.register.ranking import Ranking
+from comir_hpc.transforms import Transform
 
 COLUMNS = (
     "family", "level", "seed", "before_vox", "after_vox", "used", "moved_mm", "halves_mm", "halves_on_intensities_mm",
@@ -62,43 +66,41 @@ def main() -> None:
 
 
 def measured(name: str, level: str, seed: int, data: Path, work: Path) -> dict[str, object]:
-    """Register one case without the step and from there with it."""
+    """Register one case, and measure its answer before and after the step."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     case = family(name, data).displaced(level, seed, work)
     stores = {role: work / f"{role}.zarr" for role in ("fixed", "moving")}
     for role, source in (("fixed", case.fixed), ("moving", case.moving)):
         ingest(IngestSettings(source=source, out=stores[role]))
-    given = {**stores, "threads": 1, "checks": "quick"}
-    before = register(RegisterSettings(**given, out=work / "before", last_step="none"))
-    row: dict[str, object] = {
-        "family": name,
-        "level": level,
-        "seed": seed,
-        "before_vox": error_vox(case, before),
-    }
-    if before.transform is None:
+    caught: list[Transform] = []
+
+    def catching(pair: Pair, ranking: Ranking, *rest: object) -> tuple[Ranking, LastStep | None]:
+        caught.append(ranking.best.transform)
+        return refined_on_intensities(pair, ranking, *rest)  # type: ignore[arg-type]
+
+    with mock.patch("comir_hpc.register.refined_on_intensities", catching):
+        result = register(RegisterSettings(**stores, out=work / "result", threads=1, checks="quick"))
+    row: dict[str, object] = {"family": name, "level": level, "seed": seed}
+    step = result.result.last_step
+    if step is None or result.transform is None:
         return row | {"sentence": "nothing was found"}
-    after = register(RegisterSettings(**given, out=work / "after", initial=before.folder / "transform.tfm"))
-    step = after.result.last_step
-    assert step is not None
     halves = step.halves_mm or ("", "")
     return row | {
-        "after_vox": error_vox(case, after) if step.used else row["before_vox"],
+        "before_vox": error_vox(case, caught[0]),
+        "after_vox": error_vox(case, result.transform),
         "used": step.used,
         "moved_mm": step.moved_mm,
         "halves_mm": halves[0],
         "halves_on_intensities_mm": halves[1],
-        "seconds": after.result.timings_s["last step"],
+        "seconds": result.result.timings_s["last step"],
         "sentence": step.sentence,
     }
 
 
-def error_vox(case: Case, result: RegisterResult) -> float | str:
-    """Mean error of a result in voxels of the fixed volume; empty without an answer."""
-    if result.transform is None:
-        return ""
-    return round(float(case.errors_mm(result.transform).mean()) / case.voxel_mm, 4)
+def error_vox(case: Case, found: Transform) -> float:
+    """Mean error of an answer in voxels of the fixed volume."""
+    return round(float(case.errors_mm(found).mean()) / case.voxel_mm, 4)
 
 
 if __name__ == "__main__":
