@@ -116,6 +116,23 @@ def test_negative_pixdim_with_a_qform_is_read_as_nibabel_does(tmp_path: Path, ax
     assert "negative" in source.notes[0]
 
 
+@pytest.mark.parametrize(("said", "taken"), [(-1.0000005, -1), (-7.0, -1), (0.5, 1)])
+def test_a_handedness_that_is_neither_1_nor_minus_1_is_taken_by_its_sign_and_said(
+    tmp_path: Path, said: float, taken: int
+) -> None:
+    """nibabel takes 1 for all of these; ITK and NIfTI's own library look at the sign."""
+    sizes = [said, 2, 3, 4, 1, 1, 1, 1]
+    path = written(
+        tmp_path / "q.nii", diagonal(2, 3, 4), pixdim=sizes, sform_code=0, qform_code=1, quatern_d=0.6
+    )
+    source, itk = open_source(path), sitk.ReadImage(str(path))
+    np.testing.assert_allclose(
+        source.grid().world_mm((7, 6, 5)), itk.TransformIndexToPhysicalPoint((5, 6, 7)), atol=1e-4
+    )
+    assert "has to be 1 or -1" in source.notes[0]
+    assert f"as {taken}, as ITK does" in source.notes[0]
+
+
 def test_missing_pixdim_is_asked_for_and_the_direction_kept(tmp_path: Path) -> None:
     sizes = [-1.0, 2, 0, 4, 1, 1, 1, 1]
     path = written(tmp_path / "p.nii", diagonal(2, 3, 4), pixdim=sizes, sform_code=0, qform_code=1)

@@ -133,7 +133,16 @@ def expected(settings, extra=None, compared=(None, None)):
     places = ("fixed", "moving", "out", "model", "fixed_representation", "moving_representation")
     kept = {k: v for k, v in settings.model_dump(mode="json").items() if k not in places}
     # Threads and overwriting change no result; the others came later, and count only where they are not defaults.
-    later = ("fixed_mask", "moving_mask", "form", "keypoints", "match_ratio", "checks", "smoothness_mm")
+    later = (
+        "fixed_mask",
+        "moving_mask",
+        "form",
+        "keypoints",
+        "match_ratio",
+        "checks",
+        "last_step",
+        "smoothness_mm",
+    )
     for name in ("threads", "overwrite", *later):
         del kept[name]
     sides = [

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import InForm, MemoryLimit, Replacing, Symmetrised
-from comir_hpc.config.words import BENDING, REPRESENTATIONS, Checks, Initial, Require, TransformKind
+from comir_hpc.config.words import BENDING, REPRESENTATIONS, Checks, Initial, LastStep, Require, TransformKind
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FORMATS = (
@@ -120,6 +120,9 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     checks: Checks = "full"
     """How thoroughly the answer is checked: full searches twice more, for the mirrored moving volume and from another
     position; quick leaves that out, and is never more than WARN."""
+    last_step: LastStep = "auto"
+    """Whether the answer is refined once more on the intensities, by mutual information: where two halves of the
+    specimen agree better on them than on the representations (auto), or never (none)."""
     seed: Seed = 0
     """Seed of the metric's sampling."""
     max_memory_gib: Annotated[Resource[Length], OnCommandLine(names=("--max-memory-gib", "--max-memory"))] = (
@@ -146,6 +149,11 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     def finds_starts(self) -> bool:
         """Whether the starts are found in the volumes, several of them, and not only one taken as it is."""
         return self.initial in ("global", "features")
+
+    @property
+    def refines_on_intensities(self) -> bool:
+        """Whether there is a last refinement on the intensities; not where they are what is compared anyway."""
+        return self.last_step == "auto" and self.representation != "intensity"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

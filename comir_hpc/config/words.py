@@ -76,6 +76,8 @@ BENDING: tuple[TransformKind, ...] = ("bspline", "field")
 """Kinds of transform that bend space after an affine one."""
 Checks = Literal["full", "quick"]
 """How thoroughly the answer of a registration is checked."""
+LastStep = Literal["auto", "none"]
+"""Whether the answer of a registration is refined once more, on the intensities."""
 Require = Literal["warn", "pass"]
 """Poorest verdict of a registration that ends with exit code 0."""
 

@@ -8,6 +8,7 @@ the best distinct answers are refined, and then the verdict is made. What is com
 * `initial` chooses where the refinement starts, as the settings ask for;
 * `global_search` tries all rotations on `coarse` maps; `starts` improves the best answers by `alignment` and chooses;
 * `refine` optimises on samples, `gauss_newton` on all voxels; `ranking` ranks;
+* `last_step` refines the best answer once more, on the intensities, where these are more exact;
 * `similarity` measures how alike the two are, `checks` judges the answer, `pictures` draws, and `outputs` writes;
 * `deform` bends space after an affine answer, if that is asked for;
 * `unfinished` keeps what a registration that is stopped has found.
@@ -33,6 +34,7 @@ from comir_hpc.register.deform import bend, require_deformable
 from comir_hpc.register.global_search import rotations_to_try
 from comir_hpc.register.initial import as_before, find_starts, search_voxels
 from comir_hpc.register.inputs import Inputs, open_inputs
+from comir_hpc.register.last_step import LastStep, refined_on_intensities
 from comir_hpc.register.outputs import (
     RegisterResult,
     finished,
@@ -125,10 +127,12 @@ def _registered(
                 fine=FINE[-1:] if carried else FINE,
                 progress=part_of(progress, "refine"),
             )
+        with clock.time("last step"):
+            ranking, last = refined_on_intensities(pair, ranking, inputs, frame, settings)
         with clock.time("check"):
             evidence = gather(pair, ranking, inputs, frame, settings, (fixed_image, moving_image), progress)
     except RegistrationError as error:
-        answer, account, bent = None, without_answer(pair, begun.starts, frame, error), None
+        answer, account, bent, last = None, without_answer(pair, begun.starts, frame, error), None, None
     else:
         answer, account = ranking.best.transform, account_of(pair, ranking, evidence, frame)
         with clock.time("deform"):
@@ -147,7 +151,8 @@ def _registered(
         "model": model,
         "run": None if model is None else model["run"],
         "fingerprint": inputs.fingerprint,
-        **_notes(frame, inputs, begun),
+        "last_step": None if last is None else last.as_dict(),
+        **_notes(frame, inputs, begun, last),
     }
     transform = None if answer is None else frame.world(answer)
     return write_result(settings.out, transform, record, panels, landscape(begun.search, frame), bent)
@@ -224,7 +229,7 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     return plan
 
 
-def _notes(frame: SlicePlane, inputs: Inputs, begun: Initial) -> dict[str, list[str]]:
+def _notes(frame: SlicePlane, inputs: Inputs, begun: Initial, last: LastStep | None) -> dict[str, list[str]]:
     notes = list(dict.fromkeys(inputs.fixed.notes + inputs.moving.notes))  # some are said of the pair
     if inputs.start is not None:
         notes += inputs.start.notes
@@ -233,7 +238,7 @@ def _notes(frame: SlicePlane, inputs: Inputs, begun: Initial) -> dict[str, list[
             f"the planes of the two slices are tilted by {frame.tilt_deg:.1f} degrees against each other: the "
             "transform turns one into the other, and only motion inside the plane was searched"
         )
-    notes.extend(begun.notes)
+    notes.extend((*begun.notes, *(() if last is None else last.notes)))
     if begun.left is not None:
         spacing = inputs.fixed.representation.spacings_mm[begun.left]
         notes.append(

@@ -19,6 +19,7 @@ from comir_hpc.config.words import BENDING
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.memory import available_bytes, expected_peak, in_words, resident_bytes
 from comir_hpc.representations import Features, Measure, Representation, Role, open_representation
+from comir_hpc.representations.intensity import Intensity
 from comir_hpc.volumes.region import Region
 from comir_hpc.volumes.volume import Volume
 
@@ -35,6 +36,9 @@ _STEP_BYTES, _FINER_BYTES = 110, 96
 # Full checks hold the mirrored moving map and two more grids beside these. Before this was counted, a registration by
 # the general model took 710 MiB where 707 were predicted.
 _MIRROR_BYTES = 32
+_MOST_INTENSITIES = (
+    1 << 23
+)  # voxels of a volume whose intensities the last step reads; a finer level is too slow
 _BEND_BYTES = (
     240  # of each voxel in a step of a deformation: places, slopes, pull, stiffness; counted, not measured
 )
@@ -85,6 +89,20 @@ class Input:
     def features(self) -> tuple[Features, NDArray[np.float32]]:
         """Make the features to compare, and the intensity (z, y, x) on the same grid, for pictures."""
         return self.representation.features(self.level)
+
+    def intensities(self, limit_bytes: float) -> tuple[Intensity, int]:
+        """Give the intensities of the volume, and the finest level that the last step can read.
+
+        A level has not too many voxels, and a registration of it needs at most `limit_bytes`.
+        """
+        seen = Intensity(self.volume)
+        fits = (
+            level
+            for level in seen.levels
+            if math.prod(seen.grid(level).shape_zyx) <= _MOST_INTENSITIES
+            and seen.predicted_bytes(level) <= limit_bytes
+        )
+        return seen, next(fits, seen.levels[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +196,8 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         _LIBRARY_BYTES
         + sum(side.predicted_bytes(side.level) for side in chosen)
         + max(side.representation.working_bytes(side.level) for side in chosen)
-        + _search_bytes(settings)
+        # The search has given its memory back before the last step begins.
+        + max(_search_bytes(settings), _last_step_bytes(chosen, settings))
         + _steps_bytes(chosen[0], chosen[1], settings)
         + _bend_bytes(chosen[0], settings)
     )
@@ -204,6 +223,19 @@ def _search_bytes(settings: RegisterSettings) -> int:
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
     return threads * _SEARCH_BYTES * (2 * settings.search_voxels) ** 3
+
+
+def _last_step_bytes(sides: list[Input], settings: RegisterSettings) -> float:
+    """Predict the bytes of the last refinement: it registers intensities beside what is held of the representations."""
+    if not settings.refines_on_intensities:
+        return 0.0
+    read = [side.intensities(share_bytes(settings)) for side in sides]
+    return sum(intensity.predicted_bytes(level) for intensity, level in read)
+
+
+def share_bytes(settings: RegisterSettings) -> float:
+    """Give each volume's half of the memory that the settings allow, in bytes."""
+    return settings.max_memory_gib * 2**30 / 2
 
 
 def _bend_bytes(fixed: Input, settings: RegisterSettings) -> int:
@@ -283,6 +315,7 @@ def _fingerprint(settings: RegisterSettings, sides: list[Input], start: GivenSta
     # Results keep the fingerprint that they had before there were these settings.
     unused = set() if settings.initial == "features" else {"keypoints", "match_ratio"}
     unused |= {"checks"} if settings.checks == "full" else set()
+    unused |= {"last_step"} if settings.last_step == "auto" else set()
     unused |= {"smoothness_mm"} if settings.smoothness_mm is None else set()
     record: dict[str, Any] = {
         "version": __version__,

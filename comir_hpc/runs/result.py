@@ -144,6 +144,28 @@ class InputRecord(Record):
         return None if self.grid is None else Grid.from_dict(self.grid)
 
 
+class LastStepRecord(Record):
+    """What became of the last refinement, on the intensities.
+
+    Attributes
+    ----------
+    used : bool
+        Whether the answer was moved.
+    sentence : str
+        Why, or why not.
+    moved_mm : float or None
+        Mean distance to the place that the intensities prefer; None if there is none.
+    halves_mm : two of float, or None
+        Distance between the answers of two halves, on the representations and on the intensities; None if it was not
+        measured.
+    """
+
+    used: bool = False
+    sentence: str = ""
+    moved_mm: Figure = None
+    halves_mm: tuple[Figure, Figure] | None = None
+
+
 class Errors(Record):
     """How far a registration is from a known truth; see `evaluate.Evaluation`."""
 
@@ -206,6 +228,8 @@ class Result(Record):
         Errors against a known truth and the baseline's, which `evaluate` and `demo` add; None without them.
     others : tuple of Baseline
         Errors of further methods on the same pair, which `demo` adds.
+    last_step : LastStepRecord or None
+        What became of the last refinement, on the intensities; None where it was not asked for.
     deformation : DeformationRecord or None
         What bends space after the affine answer; None where nothing that bends was asked for.
     """
@@ -227,6 +251,7 @@ class Result(Record):
     consensus: str | None = None
     drift_mm: Figure = None
     deviation: Figure = None
+    last_step: LastStepRecord | None = None
     candidates: tuple[CandidateRecord, ...] = ()
     timings_s: dict[str, Finite] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)

@@ -104,6 +104,7 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
             f"{path.name}: neither sform nor qform is set: axes are taken as LPS x, y, z and the origin as 0"
         )
     notes += [choice] if choice else []
+    notes += _handedness_notes(header, path.name) if chosen.name == "qform" else []
     place = placement_ras(chosen.affine, shape_zyx, path)
     spacing: Vector | None = place.spacing_zyx
     if chosen.name != "sform" and not known:
@@ -113,6 +114,17 @@ def nifti_place(header: Any, shape_zyx: Sequence[int], path: Path, num_axes: int
         # A sign was ignored already, and said.
         notes += [note] if note else []
     return NiftiPlace(spacing, place.origin_xyz, place.direction, unit, assumed, (*notes, *place.notes))
+
+
+def _handedness_notes(header: Any, name: str) -> list[str]:
+    """Say how pixdim[0] is taken where it is neither of the numbers it may be: readers differ, and mirror the volume."""
+    said = float(header["pixdim"][0])
+    if said in (-1.0, 0.0, 1.0):
+        return []
+    return [
+        f"{name}: pixdim[0] is {said:.9g}, which has to be 1 or -1 and says whether the qform is left-handed; it is taken "
+        f"by its sign, as {-1 if said < 0 else 1}, as ITK does; nibabel takes 1"
+    ]
 
 
 def _code_notes(header: Any, name: str) -> list[str]:
@@ -178,7 +190,7 @@ def _qform(header: Any, pixdim: NDArray[np.float64]) -> _Form | None:
     clean = header.copy()
     # Signs and zeros are gone from these, as every reader takes them; the note on them is made elsewhere.
     clean["pixdim"][1:4] = pixdim
-    # Every reader takes -1 for a left-handed file and any other number for a right-handed one.
+    # NIfTI's own library looks at the sign of this number alone; 0 counts as positive.
     clean["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
     try:
         affine = np.asarray(clean.get_qform(), dtype=np.float64)
