@@ -6,14 +6,14 @@ Row by row, so that a stopped run continues: 20 displacement seeds with one trai
 trained afresh, displacement seed 0 and more), and the aligned pair. Every row is `comir-hpc demo` as a user runs it.
 """
 
-import argparse
-import csv
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from rows import add_rows, done_in, options_of
 
 COLUMNS = (
     "train_seed", "seed", "displacement", "rotation_deg", "verdict", "tre_voxels", "tre_mm", "tre_p95_mm",
@@ -60,9 +60,7 @@ def run_demo(work: Path, train_seed: int, seed: int, displacement: str) -> dict:
 
 def main() -> None:
     """Fill the missing rows of the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=20, help="displacement seeds with training seed 0")
@@ -72,19 +70,12 @@ def main() -> None:
     options = parser.parse_args()
     cases = [(0, seed, "so3") for seed in range(options.seeds)] + [(0, 0, "none")]
     cases += [(train, seed, "so3") for train in (1, 2) for seed in range(options.seeds_more)]
-    done = set()
-    if options.out.exists():
-        with options.out.open(encoding="utf-8") as file:
-            done = {(int(r["train_seed"]), int(r["seed"]), r["displacement"]) for r in csv.DictReader(file)}
-    else:
-        options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    done = done_in(options.out, COLUMNS[:3])
     for case in cases:
-        if case in done:
+        if tuple(map(str, case)) in done:
             continue
         row = run_demo(options.work, *case)
-        with options.out.open("a", newline="", encoding="utf-8") as file:
-            values = [f"{row[c]:.4g}" if isinstance(row[c], float) else row[c] for c in COLUMNS]
-            csv.writer(file, lineterminator="\n").writerow(values)
+        add_rows(options.out, [row], COLUMNS)
         print(row, flush=True)
 
 

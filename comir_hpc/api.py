@@ -260,21 +260,13 @@ def evaluate(
 ) -> Table:
     """Hold one or several results of `register` against what is known, side by side."""
     with workplace("evaluate", None, None, None) as place:
-        from comir_hpc.evaluate import evaluate as compare
+        from comir_hpc.evaluate import compare
 
         several = result if isinstance(result, list | tuple) else (result,)
         chosen = place.settings(
             CompareSettings, settings, result=several, truth=truth, points=points, out=out
         )
-        return compare(
-            list(chosen.result),
-            chosen.truth,
-            points=chosen.points,
-            moving_points=chosen.moving_points,
-            labels=chosen.labels,
-            back=chosen.back,
-            out=chosen.out,
-        )
+        return compare(chosen)
 
 
 @documented(EvaluateSettings)

@@ -116,6 +116,14 @@ def test_a_known_rotation_and_shift_is_found(result: Any) -> None:
     assert row.success
 
 
+def test_a_truth_that_does_not_say_its_form_is_read_in_the_form_that_is_named(
+    result: Any, tmp_path: Path
+) -> None:
+    np.savetxt(tmp_path / "truth.txt", TRUTH.matrix_mm)
+    row = api.evaluate(result, tmp_path / "truth.txt", form="matrix-lps").rows[0]
+    assert row.tre_mm == pytest.approx(distance(result.transform), rel=0.2)
+
+
 def test_a_known_shift_is_found_of_a_slice() -> None:
     plane = VALUES[20]
     shifted = np.roll(plane, (3, -2), (0, 1))

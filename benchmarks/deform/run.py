@@ -13,8 +13,6 @@ Columns: ``affine_vox`` is the mean residual of the method's own affine part, in
 
 from __future__ import annotations
 
-import argparse
-import csv
 import os
 import sys
 import time
@@ -23,8 +21,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 from made import LARGEST_VOX, BentCase, bent
+from rows import add_rows, done_in, options_of
 
 from comir_hpc.config import IngestSettings, RegisterSettings
 from comir_hpc.data.families import Pair, family
@@ -97,9 +98,7 @@ def by_package(case: BentCase, folder: Path, method: str) -> dict:
 
 def main() -> None:
     """Run what is not in the table yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -109,10 +108,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     asked = parser.parse_args()
-    done = set()
-    if asked.out.exists():
-        with asked.out.open(encoding="utf-8") as file:
-            done = {tuple(row[c] for c in COLUMNS[:4]) for row in csv.DictReader(file)}
+    done = done_in(asked.out, COLUMNS[:4])
     methods = [m for m in asked.methods if m in OURS or asked.peers is not None]
     if asked.peers is not None:
         sys.path.append(str(asked.peers))
@@ -146,19 +142,8 @@ def run_case(pair: Pair, level: str, seed: int, methods: list[str], work: Path, 
         except (ComirError, RuntimeError) as error:
             row |= {"error": str(error).splitlines()[0][:200]}
         row |= {"seconds": time.perf_counter() - start, "processor_s": time.process_time() - processor}
-        append(out, row)
+        add_rows(out, [row], COLUMNS)
         print(row, flush=True)
-
-
-def append(path: Path, row: dict) -> None:
-    """Add a row to the CSV."""
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow(COLUMNS)
-        values = [row.get(column, "") for column in COLUMNS]
-        writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in values])
 
 
 if __name__ == "__main__":

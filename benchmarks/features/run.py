@@ -11,8 +11,6 @@ many of the starts are right. Rows are added one by one, so that a stopped run c
 
 from __future__ import annotations
 
-import argparse
-import csv
 import os
 import shutil
 import sys
@@ -21,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parents[1] / "general"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "general"))
 
 import numpy as np
 import torch
 from cases import FILES, LEVELS, SUCCESS, Case, Family
+from rows import add_rows, done_in, options_of
 
 from comir_hpc.config import IngestSettings, RegisterSettings
 from comir_hpc.ingest import ingest
@@ -129,9 +129,7 @@ def run_case(family: Family, level: str, seed: int, initials: list[str], work: P
 
 def main() -> None:
     """Fill the missing rows of the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the families' files")
     parser.add_argument("--work", type=Path, required=True, help="folder for volumes; emptied again")
     parser.add_argument("--out", type=Path, required=True)
@@ -148,25 +146,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="displacements of each level")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if not options.out.exists():
-        options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-    with options.out.open(encoding="utf-8") as file:
-        lines = csv.DictReader(line for line in file if not line.startswith("#"))
-        done = {(r["family"], r["level"], int(r["seed"]), r["initial"]) for r in lines}
+    done = done_in(options.out, ("family", "level", "seed", "initial"))
     how = options.representation, options.max_memory_gib
     families = {name: Family(name, options.data) for name in options.only}
     for seed in range(options.seed, options.seed + options.seeds):
         for level in options.levels:
             for name, family in families.items():
-                wanted = [i for i in options.initials if (name, level, seed, i) not in done]
+                wanted = [i for i in options.initials if (name, level, str(seed), i) not in done]
                 if not wanted:
                     continue
                 rows = run_case(family, level, seed, wanted, options.work, *how)
-                with options.out.open("a", newline="", encoding="utf-8") as file:
-                    writer = csv.writer(file, lineterminator="\n")
-                    for row in rows:
-                        values = [row.get(column) for column in COLUMNS]
-                        writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in values])
+                add_rows(options.out, rows, COLUMNS)
                 shown = ("initial", "success", "tre_mm", "hits", "start_seconds")
                 print(name, level, seed, [{k: row.get(k) for k in shown} for row in rows], flush=True)
 

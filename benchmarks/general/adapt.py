@@ -9,15 +9,18 @@ and round: it shows what held-out retrieval chose from. Rows are added one by on
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import resource
 import shutil
+import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 from cases import FILES, LEVELS, SUCCESS, Case, Family
+from rows import add_rows, done_in, options_of
 
 from comir_hpc.config import IngestSettings
 from comir_hpc.config.adapt import AdaptSettings
@@ -33,9 +36,7 @@ COLUMNS = (
 
 def main() -> None:
     """Fill the missing rows of the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the families' files")
     parser.add_argument("--work", type=Path, required=True, help="folder for volumes and results")
     parser.add_argument("--out", type=Path, required=True)
@@ -51,9 +52,9 @@ def main() -> None:
     for seed in range(options.seed, options.seed + options.seeds):
         for name in options.only:
             for level in options.levels:
-                if (name, level, str(seed)) not in _done(options.out):
+                if (name, level, str(seed)) not in done_in(options.out, ("family", "level", "seed")):
                     row = run_case(Family(name, options.data), level, seed, options)
-                    _append(options.out, row)
+                    add_rows(options.out, [row], COLUMNS)
                     print(row, flush=True)
 
 
@@ -114,24 +115,6 @@ def _tried(result: AdaptResult, case: Case) -> str:
         f"{one.origin}: retrieval {one.held_out:.2f}, error {case.errors_mm(one.transform).mean():.3g} mm"
         for one in (*result.candidates, *result.rounds)
     )
-
-
-def _done(path: Path) -> set[tuple[str, str, str]]:
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8") as file:
-        rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        return {(row["family"], row["level"], row["seed"]) for row in rows}
-
-
-def _append(path: Path, row: dict[str, object]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow(COLUMNS)
-        values = [row.get(column, "") for column in COLUMNS]
-        writer.writerow([f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values])
 
 
 if __name__ == "__main__":

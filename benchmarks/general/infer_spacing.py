@@ -13,16 +13,16 @@ thick slices. A turn is a process each, in turn; compared are the seconds of the
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
+from rows import measured_apart, verbs_of, write_rows
 
 KINDS = {
     "the grid's": (1.0, 1.0, 1.0), "finer, 1.25": (0.8, 0.8, 0.8), "finer, 1.9": (1 / 1.9,) * 3,
@@ -79,9 +79,7 @@ def encode(source: Path, out: Path, options: dict[str, object]) -> None:
 def run(source: Path, out: Path, **options: object) -> dict[str, object]:
     """Encode in a process of its own."""
     command = [sys.executable, __file__, "encode", str(source), str(out), json.dumps(options)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return measured_apart(command)
 
 
 def speed(folder: Path, side: int, turns: int) -> list[dict[str, object]]:
@@ -126,8 +124,7 @@ def memory(folder: Path, sides: list[int]) -> list[dict[str, object]]:
 
 def main() -> None:
     """Parse, measure, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    parser, verbs = verbs_of(__doc__)
     one = verbs.add_parser("encode")
     one.add_argument("source", type=Path)
     one.add_argument("target", type=Path)
@@ -145,10 +142,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         rows = speed(place, given.side, given.turns) if given.verb == "speed" else memory(place, given.sides)
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(given.out, rows)
     return None
 
 

@@ -9,16 +9,18 @@ seconds stand beside the time by the clock, which other programs on the machine 
 
 from __future__ import annotations
 
-import argparse
-import csv
 import os
+import sys
 import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import torch
+from rows import add_rows, options_of
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -58,9 +60,7 @@ def made_pair(side: int, truth: Transform) -> tuple[Features, Features]:
 
 def main() -> None:
     """Time one search and write its row."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--voxels", type=int, default=64)
     parser.add_argument("--rotations", type=int, default=4000)
@@ -78,14 +78,10 @@ def main() -> None:
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     errors = [float(one.distance_mm(truth, points).mean()) for one, _ in starts]
     near = sum(e < 2 for e in errors)
-    row = (options.voxels, options.rotations, options.threads, seconds, cpu, errors[0], near, len(starts))
-    fresh = not options.out.exists()
-    with options.out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow(COLUMNS)
-        writer.writerow([f"{v:.3g}" if isinstance(v, float) else v for v in row])
-    print(dict(zip(COLUMNS, row, strict=True)))
+    figures = (options.voxels, options.rotations, options.threads, seconds, cpu, errors[0], near, len(starts))
+    row = dict(zip(COLUMNS, figures, strict=True))
+    add_rows(options.out, [row], COLUMNS, digits=3)
+    print(row)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ compare, since other work shared the machine. The committed tables:
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rows import measured_apart, options_of, write_rows
 
 FIELDS = (
     "variant",
@@ -96,9 +98,7 @@ def measure(variant: str, patches: int, side: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure every variant at every number of patches."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--side", type=int, default=32, help="voxels along each side of a patch")
     parser.add_argument("--patches", type=int, nargs="+", default=[4, 8, 16, 32, 64, 128])
     parser.add_argument("--pairwise-limit", type=int, default=32, help="most patches for the naive twin")
@@ -114,19 +114,8 @@ def main() -> None:
             if variant == "pairwise" and patches > given.pairwise_limit:
                 continue
             command = [sys.executable, __file__, "--side", str(given.side), "--out", str(given.out)]
-            done = subprocess.run(
-                [*command, "--one", variant, str(patches)],
-                check=True,
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-            )
-            rows.append(json.loads(done.stdout))
-            print(rows[-1], flush=True)
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+            rows.append(measured_apart([*command, "--one", variant, str(patches)]))
+    write_rows(given.out, rows)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,17 @@ patches of the demo. Each is the median of its repetitions, after one that is no
 
 from __future__ import annotations
 
-import argparse
-import csv
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import torch
+from rows import options_of, write_rows
 
 from comir_hpc.config import LossSettings, NetworkSettings
 from comir_hpc.host.memory import keep_freed_memory
@@ -76,9 +78,7 @@ def time_loss(patches: int, side: int, displacements: int, repeats: int, partial
 
 def main() -> None:
     """Measure both cases, without and with displacements."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -104,10 +104,7 @@ def main() -> None:
             )
             rows.append(dict(zip(FIELDS, values, strict=True)))
             print(rows[-1], flush=True)
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(given.out, rows)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,15 @@ and on the gradients of the intensities; the refinement is the same as after the
 answer is a row without an error.
 """
 
-import argparse
-import csv
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
+from rows import add_rows, done_in, options_of, read_rows
 
 from comir_hpc.config import IngestSettings, RegisterSettings, TrainSettings, load
 from comir_hpc.data.embedded import Displacement, degrade, displace, embedded_volume, write_nifti
@@ -150,8 +152,7 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 def summarise(out: Path) -> None:
     """Print rates and errors of each method."""
-    with out.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    rows = read_rows(out)
     for method, largest in dict.fromkeys((row["method"], row["largest_deg"]) for row in rows):
         mine = [row for row in rows if (row["method"], row["largest_deg"]) == (method, largest)]
         hits = [row for row in mine if row["success"] == "True"]
@@ -169,9 +170,7 @@ def summarise(out: Path) -> None:
 
 def main() -> None:
     """Fill the missing rows of the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10, help="displacements of each test slice")
@@ -186,27 +185,16 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     pair = prepare(options.work)
     run = train_on_slices(options.work, options.config, options.set)
-    done = set()
-    if options.out.exists():
-        with options.out.open(encoding="utf-8") as file:
-            done = {
-                (r["method"], int(r["largest_deg"]), int(r["z"]), int(r["seed"]))
-                for r in csv.DictReader(line for line in file if not line.startswith("#"))
-            }
-    else:
-        options.out.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    done = done_in(options.out, ("method", "largest_deg", "z", "seed"))
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for z in TEST:
             for method in options.methods:
                 key = {"method": method, "largest_deg": options.largest_deg, "z": z, "seed": seed}
-                if tuple(key.values()) in done:
+                if tuple(map(str, key.values())) in done:
                     continue
                 case = displaced(options.work, pair["t2w"], options.largest_deg, z, seed)
                 row = {**row_of(options.work, run, method, z, case), **key}
-                with options.out.open("a", newline="", encoding="utf-8") as file:
-                    values = [row.get(column) for column in COLUMNS]
-                    values = [f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values]
-                    csv.writer(file, lineterminator="\n").writerow(values)
+                add_rows(options.out, [row], COLUMNS)
                 shown = ("method", "z", "seed", "verdict", "tre_mm", "success")
                 print({name: row.get(name) for name in shown}, flush=True)
     summarise(options.out)

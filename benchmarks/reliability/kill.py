@@ -19,7 +19,6 @@ Seeded, and it goes on where it was stopped: rows wait in WORK/rows.jsonl. The t
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 import shlex
@@ -33,6 +32,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rows import Kept, write_rows
 
 VERBS = ("ingest", "infer", "warp", "train")
 SHAPE = (40, 48, 64)
@@ -303,10 +306,8 @@ def main() -> None:
     given = parser.parse_args()
     work = given.work.resolve()
     prepare(work)
-    kept = work / "rows.jsonl"
-    rows = (
-        [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
-    )
+    kept = Kept(work / "rows.jsonl")
+    rows = kept.rows
     for verb in given.verbs:
         case, done = cases(work)[verb], sum(row["verb"] == verb for row in rows)
         reference = undisturbed(case, work / "reference" / verb) if done < given.kills else None
@@ -315,16 +316,10 @@ def main() -> None:
             most = min(given.most, given.kills - done)
             for row in series(case, reference, work / "killed" / verb, rng, most):
                 done += 1
-                rows.append({"verb": verb, "kill": done, **row})
-                with kept.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                kept.add({"verb": verb, "kill": done, **row})
                 print(rows[-1], flush=True)
     command = f"python benchmarks/reliability/kill.py --kills {given.kills} --seed {given.seed} --work WORK --out OUT"
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        file.write(f"# OMP_NUM_THREADS=1 {command}\n")
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row for row in rows if row["verb"] in given.verbs)
+    write_rows(given.out, [row for row in rows if row["verb"] in given.verbs], f"OMP_NUM_THREADS=1 {command}")
     return print(
         f"{len(rows)} kills, lost {sum(r['lost'] for r in rows)}, differ {sum(r['differ'] for r in rows)}"
     )

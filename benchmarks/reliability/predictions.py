@@ -17,7 +17,6 @@ in WORK/rows.jsonl.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import json
 import os
@@ -29,6 +28,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rows import Kept, write_rows
 
 SHAPES = {"small": (48, 48, 48), "middle": (144, 144, 144), "large": (336, 336, 336), "long": (32, 48, 2048)}
 UNITS = {"bytes": 2**-20, "KiB": 2**-10, "MiB": 1.0, "GiB": 1024.0}
@@ -420,34 +423,25 @@ def main() -> None:
     given = parser.parse_args()
     work = given.work.resolve()
     (work / "out").mkdir(parents=True, exist_ok=True)
-    kept = work / "rows.jsonl"
-    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
-    rows = {tuple(r[k] for k in ("verb", "case", "called")): r for r in map(json.loads, lines)}
+    kept = Kept(work / "rows.jsonl")
+    done = {tuple(r[k] for k in ("verb", "case", "called")) for r in kept.rows}
     for case in (case for verb in given.verbs for case in VERBS[verb](work)):
         key = case.verb, case.name, case.called
-        if key in rows or not re.search(given.only, case.name):
+        if key in done or not re.search(given.only, case.name):
             continue
         folder = work / "out" / re.sub(r"\W+", "-", " ".join(key))
         subprocess.run(["rm", "-rf", str(folder)], check=True)
         folder.mkdir()
-        rows[key] = row(with_output(case, folder))
+        kept.add(row(with_output(case, folder)))
         subprocess.run(["rm", "-rf", str(folder)], check=True)
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rows[key]) + "\n")
-        print(*rows[key].values(), sep=",", flush=True)
-    write_table(given.out, list(rows.values()))
+        print(*kept.rows[-1].values(), sep=",", flush=True)
+    write_rows(
+        given.out,
+        kept.rows,
+        "OMP_NUM_THREADS=1 python benchmarks/reliability/predictions.py --work WORK --out OUT",
+        f"{os.cpu_count()} cores, a load of about {os.getloadavg()[2]:.0f} at the end. It changes only the seconds.",
+    )
     return None
-
-
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows, beginning with their command."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        file.write("# OMP_NUM_THREADS=1 python benchmarks/reliability/predictions.py --work WORK --out OUT\n")
-        load = os.getloadavg()[2]
-        file.write(f"# {os.cpu_count()} cores, a load of about {load:.0f} at the end: only seconds mind.\n")
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -19,18 +19,19 @@ and they take turns. A small network (`--widths`) shows what is around it.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
+from rows import add_rows, measured_apart, verbs_of
 
 WINDOW = 64
 RUNS = ("equal, MONAI", "equal, comir-hpc", "default, MONAI", "default, comir-hpc")
@@ -147,13 +148,7 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
     for repeat in range(given.repeats):
         for name in given.runs:
             command = [sys.executable, __file__, "one", name, str(given.work), str(given.side)]
-            done = subprocess.run(
-                command, capture_output=True, text=True, encoding="utf-8", check=False, env=environment
-            )
-            if done.returncode:
-                raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-            rows.append({"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
-            print(done.stdout, flush=True)
+            rows.append({"repeat": repeat, **measured_apart(command, environment)})
     return rows
 
 
@@ -183,8 +178,7 @@ def medians(given: argparse.Namespace, rows: list[dict[str, Any]]) -> list[dict[
 
 def main() -> None:
     """Parse, measure, add to the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    parser, verbs = verbs_of(__doc__)
     one = verbs.add_parser("one")
     one.add_argument("name", choices=RUNS)
     one.add_argument("work", type=Path)
@@ -204,12 +198,7 @@ def main() -> None:
         print(json.dumps(measure(given.name, given.work, given.side)))
         return
     table = medians(given, alternate(given) if given.verb == "alternate" else compare(given))
-    fresh = not given.out.exists()
-    with given.out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerows(table)
+    add_rows(given.out, table, list(table[0]), digits=6)
 
 
 if __name__ == "__main__":

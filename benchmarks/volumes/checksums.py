@@ -14,16 +14,19 @@ cent.
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 from brains import brains
 from numpy.typing import NDArray
+from rows import write_rows
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from comir_hpc.volumes.shards import Shards
@@ -103,10 +106,7 @@ def main() -> None:
         print(rows[-1], flush=True)
         for store in given.work.glob("*.zarr"):
             shutil.rmtree(store)
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(given.out, rows)
 
 
 if __name__ == "__main__":

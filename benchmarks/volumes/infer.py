@@ -16,8 +16,6 @@ steps: what they are does not matter here.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import os
 import subprocess
@@ -27,7 +25,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
+from rows import verbs_of, write_rows
 
 
 def make_run(folder: Path, **settings_changed: object) -> Path:
@@ -215,8 +216,7 @@ def memory(folder: Path, sides: list[int], radius: int) -> list[dict[str, object
 
 def main() -> None:
     """Parse, measure, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    parser, verbs = verbs_of(__doc__)
     one = verbs.add_parser("encode")
     for name in ("source", "model", "out"):
         one.add_argument(name, type=Path)
@@ -244,10 +244,7 @@ def main() -> None:
         rows = act[given.verb]()
     if given.verb == "memory" and given.figure:
         draw(rows, given.figure)
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(given.out, rows)
     return None
 
 

@@ -12,17 +12,18 @@ each worker and 500 MB.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
+from rows import Kept, measured_apart, verbs_of, write_rows
 
 SHARD = 256
 
@@ -100,11 +101,8 @@ def prepare(work: Path, shape: tuple[int, int, int], names: list[str]) -> None:
 def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Take turns; medians, and ratios to the write of the same turn."""
     prepare(given.work, tuple(given.shape), given.names)
-    store, kept = given.work / "store.zarr", given.work / "rows.jsonl"  # a stopped comparison goes on
-    rows = (
-        [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
-    )
-    before = {(row["repeat"], row["name"]) for row in rows}
+    store, kept = given.work / "store.zarr", Kept(given.work / "rows.jsonl")
+    before = {(row["repeat"], row["name"]) for row in kept.rows}
     for repeat in range(given.repeats):
         for name in given.names:
             if (repeat, name) in before:
@@ -112,15 +110,9 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
             shutil.rmtree(store, ignore_errors=True)
             shutil.rmtree(f"{store}.ledger", ignore_errors=True)
             command = [sys.executable, __file__, "one", name, str(given.work)]
-            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
-            if done.returncode:
-                raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-            rows.append({"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            print(done.stdout, flush=True)
+            kept.add({"repeat": repeat, **measured_apart(command)})
     shutil.rmtree(store, ignore_errors=True)
-    table, shard_mib = [], SHARD**3 * 2 / 2**20
+    table, rows, shard_mib = [], kept.rows, SHARD**3 * 2 / 2**20
     for name in given.names:
         own = [row for row in rows if row["name"] == name]
         line: dict[str, Any] = {
@@ -142,8 +134,7 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Parse, measure, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    parser, verbs = verbs_of(__doc__)
     one = verbs.add_parser("one")
     one.add_argument("name")
     one.add_argument("work", type=Path)
@@ -158,10 +149,7 @@ def main() -> None:
         print(json.dumps(measure(given.name, given.work)))
         return
     table = compare(given)
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_rows(given.out, table)
 
 
 if __name__ == "__main__":

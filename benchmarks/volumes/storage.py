@@ -14,18 +14,19 @@ what is read back equals what was written. Libraries are imported, and have writ
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
+from rows import Kept, measured_apart, verbs_of, write_rows
 
 CHUNK, SHARD = (64,) * 3, (256,) * 3
 Write, Read = Callable[[Path, np.ndarray], None], Callable[[Path], np.ndarray]
@@ -259,11 +260,8 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
         from brains import brains
 
         np.save(data, brains(tuple(given.shape)))
-    kept = given.work / "rows.jsonl"  # a stopped comparison goes on
-    rows = (
-        [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
-    )
-    done_before = {(row["repeat"], row["name"]) for row in rows}
+    kept = Kept(given.work / "rows.jsonl")
+    done_before = {(row["repeat"], row["name"]) for row in kept.rows}
     for repeat in range(given.repeats):
         for name in given.names or CONTENDERS:
             if (repeat, name) in done_before or (repeat >= given.peer_repeats and name not in NEAREST):
@@ -272,15 +270,9 @@ def compare(given: argparse.Namespace) -> list[dict[str, Any]]:
             store = given.work / "store.zarr"
             shutil.rmtree(store, ignore_errors=True)
             command = [python, __file__, "one", name, str(data), str(store)]
-            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
-            if done.returncode:
-                raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-            rows.append({"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
-            with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            print(rows[-1], flush=True)
+            kept.add({"repeat": repeat, **measured_apart(command)})
             shutil.rmtree(store, ignore_errors=True)
-    return rows
+    return kept.rows
 
 
 def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -334,8 +326,7 @@ def draw(table: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Parse, measure, write table and figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    parser, verbs = verbs_of(__doc__)
     one = verbs.add_parser("one")
     one.add_argument("name", choices=CONTENDERS)
     one.add_argument("data", type=Path)
@@ -354,10 +345,7 @@ def main() -> None:
         print(json.dumps(measure(given.name, given.data, given.store)))
         return
     table = medians(compare(given))
-    with given.out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_rows(given.out, table)
     if given.figure:
         draw(table, given.figure)
 

@@ -254,7 +254,7 @@ def evaluate(call: Call) -> None:
         raise ConfigError("--result missing: give --result and --truth, or --model")
     call.refuse_others(CompareSettings, "without --model")
     settings = call.settings(CompareSettings)
-    from comir_hpc.evaluate import evaluate as run
+    from comir_hpc.evaluate import compare
 
     settings = call.with_stores(settings, settings.result[0])
     if call.dry_run:
@@ -266,16 +266,7 @@ def evaluate(call: Call) -> None:
                 "out": str(settings.out or "printed"),
             }
         )
-    table = run(
-        list(settings.result),
-        settings.truth,
-        points=settings.points,
-        moving_points=settings.moving_points,
-        labels=settings.labels,
-        back=settings.back,
-        out=settings.out,
-        form=settings.form,
-    )
+    table = compare(settings)
     call.note(*table.notes)
     return call.say(table.text)
 

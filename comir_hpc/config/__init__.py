@@ -113,6 +113,7 @@ def __getattr__(name: str) -> Any:
     for module, names in _PLACES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
+    # The class of error that `hasattr`, and Python's own import, expect here.
     raise AttributeError(f"module {__name__} has no attribute {name}")
 
 

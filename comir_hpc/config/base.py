@@ -84,6 +84,7 @@ class Settings(BaseModel):
         """Take the docstring of a setting that is defined again from the class that defined it first."""
         for name, field in cls.model_fields.items():
             if field.description is None:
+                # The nearest base class comes first in the order of resolution.
                 known = (
                     base.model_fields.get(name) for base in cls.__mro__[1:] if issubclass(base, Settings)
                 )

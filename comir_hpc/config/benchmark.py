@@ -167,6 +167,8 @@ class BenchmarkSettings(Settings):
         """Return settings whose paths are relative to `folder`."""
 
         def place(path: Path) -> Path:
+            # The words ".." are resolved by name and not on the disk: the folder may not exist here, but only on the
+            # node.
             return Path(os.path.normpath(folder / path))
 
         placed = {

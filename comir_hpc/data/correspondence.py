@@ -68,6 +68,7 @@ def from_landmarks(fixed: Path, moving: Path) -> Correspondence:
             "every landmark, in the same order"
         )
     _require_enough(len(one.rows), f"{fixed} has {len(one.rows)} landmarks")
+    # Rows in another order pair the wrong points, and no figure would show it. Names can.
     for name in ("name", "label", "id"):
         if name in one.columns and name in other.columns:
             pairs = zip(
@@ -139,12 +140,14 @@ def read_image(path: Path) -> tuple[NDArray[np.float32], Grid]:
 
 
 def _centres(path: Path, image: Grid) -> dict[int, FloatArray]:
+    # The centres count in the world of the image, so labels on a grid of their own are refused.
     values, grid = read_image(path)
     if not grid.agrees_with(image):
         raise ConfigError(f"{path} lies on {grid}, and its image on {image}; expected the same grid")
     if not np.array_equal(values, np.rint(values)):
         raise ConfigError(f"{path} has values that are no whole numbers; expected labels")
     index = np.argwhere(values != 0)
+    # All centres in one pass. A mask for each label would read the volume once a label.
     names, where = np.unique(values[values != 0].astype(np.int64), return_inverse=True)
     counts = np.bincount(where)
     sums = np.stack([np.bincount(where, weights=index[:, axis]) for axis in range(3)], axis=1)

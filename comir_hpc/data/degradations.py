@@ -76,6 +76,7 @@ def _thick(
     z, y, x = values.shape
     count = z // THICK
     thick = values[: count * THICK].reshape(count, THICK, y, x).mean(axis=1, dtype=np.float64)
+    # A thick slice lies in the middle of those that it is made of, so the first one moves.
     origin = grid.world_mm(((THICK - 1) / 2, 0.0, 0.0)) / MM_PER_UNIT[grid.unit]
     spacing = (grid.spacing_zyx[0] * THICK, *grid.spacing_zyx[1:])
     return thick.astype(np.float32), Grid(
@@ -97,6 +98,7 @@ def _cropped(
     corner = [float(start) if a == axis else 0.0 for a in range(3)]
     left = np.ascontiguousarray(values[kept])
     z, y, x = left.shape
+    # What is left stays where it was in the world, so that the known answer still holds.
     origin = grid.world_mm(corner) / MM_PER_UNIT[grid.unit]
     return left, Grid((z, y, x), grid.spacing_zyx, tuple(origin.tolist()), grid.direction, grid.unit)
 

@@ -68,6 +68,7 @@ def phantom_pair(
         labels[inside & (distance < 1)] = structure
     volumes: list[NDArray[Any]] = []
     for _ in range(2):
+        # Drawn anew for each modality: this is what makes the two differ.
         intensity = rng.uniform(40, 255, size=num_structures + 1)
         volumes.append(
             ndimage.gaussian_filter(np.where(inside, intensity[labels], 0).astype(np.float32), 0.7)
@@ -162,7 +163,9 @@ def degrade(
     `noise` is its standard deviation as a share of the brightest values. Negative values are clipped to 0, since the
     magnitudes that a scanner measures are not negative.
     """
+    # Four nodes along each axis: the brightness changes over a good part of the head, as with a coil.
     field = ndimage.zoom(rng.standard_normal((4, 4, 4)), np.asarray(values.shape) / 4, order=3)
+    # Scaled to the bound, so that every case is spoiled by the same amount.
     field *= bias / np.abs(field).max()
     noisy = values * np.exp(field) + rng.standard_normal(values.shape) * noise * np.percentile(values, 99.9)
     return np.clip(noisy, 0, None).astype(np.float32)

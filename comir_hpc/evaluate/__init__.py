@@ -7,6 +7,7 @@ measurements, and `plots` draws.
 
 from __future__ import annotations
 
+from comir_hpc.config.evaluate import CompareSettings
 from comir_hpc.evaluate.checkpoint import Subject, open_subject
 from comir_hpc.evaluate.model import Diagnosis, diagnose, plan_diagnosis, registration_bias
 from comir_hpc.evaluate.registration import (
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluation",
     "Subject",
     "Table",
+    "compare",
     "diagnose",
     "evaluate",
     "open_subject",
@@ -30,3 +32,17 @@ __all__ = [
     "specimen_points",
     "target_registration_error",
 ]
+
+
+def compare(settings: CompareSettings) -> Table:
+    """Carry out `comir-hpc evaluate --result`; it raises what `evaluate` raises."""
+    return evaluate(
+        settings.result,
+        settings.truth,
+        points=settings.points,
+        moving_points=settings.moving_points,
+        labels=settings.labels,
+        back=settings.back,
+        out=settings.out,
+        form=settings.form,
+    )

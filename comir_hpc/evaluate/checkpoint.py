@@ -135,6 +135,7 @@ def _model_folder(run: Path, step: int | None, place: Path) -> tuple[Path, int]:
     """Find the folder to load encoders from, and the step that they were trained for."""
     finished = _finished_step(run)
     if step is None and finished is None:
+        # The newest comes first. Its name is step-00000300: the number begins at the sixth letter.
         newest = next(iter(list_checkpoints(run / "checkpoints")), None)
         remedy = f"give --checkpoint {int(newest.name[5:])}" if newest else "it has no checkpoint either"
         raise CheckpointError(f"{run} has no model.json: the training has not ended; {remedy}")
@@ -163,9 +164,11 @@ def _write_model(run: Path, step: int, place: Path) -> Path:
     # The averaged weights are written, because they are what the training hands on at its end.
     folder = place / path.name
     for name in loop["model"]["modalities"]:
+        # One dictionary holds the averages of all encoders, each name with its modality in front.
         prefix = f"{name}."
         weights = {k.removeprefix(prefix): v for k, v in loop["average"].items() if k.startswith(prefix)}
         write_file(weights_path(folder, name), _as_file(weights))
+    # After the weights: a folder that has a model.json is a whole model.
     content = {"version": __version__, **loop["model"], "step": step, "loss": loop["loss"], "run": str(run)}
     try:
         write_model(folder, make_record(Model, content))

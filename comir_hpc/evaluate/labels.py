@@ -17,8 +17,11 @@ from comir_hpc.transforms.protocol import PointMap
 from comir_hpc.volumes.volume import Volume
 
 _BYTES = 120  # of each voxel: both label volumes, and the distances of one structure
+# Voxels that are carried at once: their points take 24 MiB as float64.
 _SLAB_VOXELS = 1 << 20
+# More than an atlas has. An image that was given in place of a segmentation ends here.
 _MOST_LABELS = 4096
+# The largest distance would be that of one stray voxel.
 _PERCENTILE = 95
 
 Labels = NDArray[np.int64]
@@ -111,6 +114,7 @@ def _carried(labels: Labels, theirs: Volume, ours: Volume, transform: PointMap) 
         inside = ((index >= 0) & (index <= last)).all(axis=-1)
         if theirs.grid.planar:  # the plane of a slice has no thickness that counts
             inside = ((index[..., 1:] >= 0) & (index[..., 1:] <= last[1:])).all(axis=-1)
+        # Clipped, so that every look-up is allowed. What lay outside becomes 0 in the next line.
         values = labels[tuple(np.moveaxis(np.clip(index, 0, last), -1, 0))]
         found[box.slices] = np.where(inside, values, 0)
     return found
@@ -127,6 +131,7 @@ def _overlap(
     boxes = ndimage.find_objects((one | other).astype(np.int8))[0]
     around = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in boxes)
     one, other = one[around], other[around]
+    # The surface is the layer of voxels that an erosion takes away.
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (one, other)]
     away = [ndimage.distance_transform_edt(~surface, sampling=spacing_mm) for surface in surfaces]
     directed = [

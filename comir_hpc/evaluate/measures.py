@@ -116,6 +116,7 @@ def error_at_border(
     if not kept.any():
         return None
     near = encode(torch.from_numpy(small))[0].double().numpy()
+    # The voxels of the small cube, within the large one.
     inner = tuple(slice(m, m + n) for m, n in zip(more, side, strict=True))
     far = encode(torch.from_numpy(large))[0].double().numpy()[(slice(None), *inner)]
     variance = float(far[:, kept].var(axis=1).mean())
@@ -142,6 +143,7 @@ def metrics_on_patches(subject: Subject) -> dict[str, Any]:
 
 def describe_elements(subject: Subject) -> list[dict[str, Any]]:
     """Describe each element of the group: its angle, its matrix (3, 3) in zyx order, whether it was trained on."""
+    # By their entries: the numbers of the elements differ from group to group.
     trained = {tuple(matrix.ravel()) for matrix in subject.trained_group.matrices}
     return [
         {

@@ -206,6 +206,7 @@ def _measure_cubes(
         encode = encode_singly(encoder)
         maps.append(encode(torch.from_numpy(images)))
         masks.append(mask & core_mask(side, trim))
+        # All figures of one modality come from the same cubes, so that they can be compared with each other.
         modalities[name] = {
             "equivariance": error_over_group(encode, images, masks[-1], subject),
             "so3": error_over_angles(

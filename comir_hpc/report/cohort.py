@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
 
 from comir_hpc import __version__
 from comir_hpc.errors import ComirError, RegistrationError
 from comir_hpc.host.files import write_text
 from comir_hpc.report.contents import read_contents
+from comir_hpc.report.filled import filled
 from comir_hpc.report.wording import figure
 from comir_hpc.runs.pictures import (
     Arrays,
@@ -64,15 +64,8 @@ def cohort(folders: Sequence[Path]) -> Path:
 
 
 def _page(rows: Sequence[dict[str, Any]]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("comir_hpc.report", "template"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     counts = Counter(row["verdict"] for row in rows)
-    return environment.get_template("cohort.html.j2").render(rows=rows, counts=counts, version=__version__)
+    return filled("cohort.html.j2", rows=rows, counts=counts, version=__version__)
 
 
 def _row(folder: Path) -> dict[str, Any]:

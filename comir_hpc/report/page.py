@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from comir_hpc.report import charts
 from comir_hpc.report.contents import Contents, file_sums
 from comir_hpc.report.deformation import deformation_numbers, deformation_pictures
 from comir_hpc.report.evidence import evidence_rows
+from comir_hpc.report.filled import filled
 from comir_hpc.report.panels import plane_pictures
 from comir_hpc.report.snippets import make_snippets
 from comir_hpc.report.training import describe_run
@@ -40,13 +40,6 @@ _SYMBOLS = {"PASS": "✓", "WARN": "!", "FAIL": "✕"}
 
 def render(contents: Contents) -> str:
     """Render the page as HTML that is complete in itself."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("comir_hpc.report", "template"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     made = {"version": __version__, "when": datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z")}
     shared = {
         "contents": contents,
@@ -55,7 +48,7 @@ def render(contents: Contents) -> str:
         "training": describe_run(contents),
     }
     registration = None if contents.result is None else _registration(contents, contents.result)
-    return environment.get_template("report.html.j2").render(r=registration, **shared)
+    return filled("report.html.j2", r=registration, **shared)
 
 
 # ---------------------------------------------------------------------- a registration

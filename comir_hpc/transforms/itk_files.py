@@ -45,6 +45,8 @@ def _is_matlab_4(content: bytes) -> bool:
     while place + 20 <= len(content):
         kind, rows, columns, _, length = struct.unpack_from("<5i", content, place)
         kinds.add(kind)
+        # Kind 0 are numbers of 8 bytes, kind 10 of 4, and a file has one of them throughout. The bounds keep other
+        # files, read as if they were headers, from leading anywhere.
         if kinds not in ({0}, {10}) or min(rows, columns) < 0 or not 0 < length < 80:
             return False
         place += 20 + length + rows * columns * (8 if kind == 0 else 4)

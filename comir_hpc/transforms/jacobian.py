@@ -26,6 +26,8 @@ def least_determinant(moved_mm: FloatArray, grid: Grid) -> FloatArray:
     grid : Grid
         The lattice, with at least two points along each axis.
     """
+    # In voxels of the lattice, the differences below are derivatives already, whatever the spacing and the
+    # directions.
     index = np.moveaxis(moved_mm @ np.linalg.inv(grid.matrix_mm[:3, :3]).T, -1, 0)
     edges = [np.diff(index, axis=axis + 1) for axis in range(3)]
     least = np.full(grid.shape_zyx, np.inf)

@@ -238,6 +238,7 @@ def _transform(path: Path, words: Words, read_other: Callable[[Path], PointMap])
     }[kind]()
     linear.SetCenter(centre)
     if kind == "EulerTransform":
+        # Before the parameters are set: the same three angles mean another rotation in the other order.
         linear.SetComputeZYX(words.get("ComputeZYX", ["false"]) == ["true"])
     linear.SetParameters(parameters)
     return from_itk(linear)
@@ -259,6 +260,7 @@ def _spline(path: Path, words: Words) -> sitk.BSplineTransform:
     first = _numbers(path, words, "GridIndex", 3) if "GridIndex" in words else [0.0, 0.0, 0.0]
     parameters = _numbers(path, words, "TransformParameters", 3 * int(np.prod(size)))
     turned = np.asarray(_columns(direction)).reshape(3, 3)
+    # elastix counts the lattice from an index of its own, ITK's from zero.
     origin = (np.asarray(origin) + turned @ (np.asarray(first) * spacing)).tolist()
     images = []
     for values in np.asarray(parameters).reshape(3, *size[::-1]):

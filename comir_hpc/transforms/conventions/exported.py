@@ -223,6 +223,7 @@ def _ngff(transform: PointMap, form: TransformForm, path: Path, grids: GridPair)
     spare.mkdir()
     try:
         write_scene(transform.parts if whole is None else (whole,), spare)
+        # No rename replaces a folder that holds files. The old store goes when the new one is whole.
         if path.exists():
             shutil.rmtree(path)
         spare.rename(path)

@@ -36,6 +36,7 @@ def lta_text(transform: Affine, grids: GridPair) -> str:
         If a grid is missing.
     """
     fixed, moving = grids.both("an LTA file")
+    # Ours goes from fixed to moving, an LTA file from src (moving) to dst (fixed).
     matrix = inverted(matrix_in_ras(transform))
     rows = "\n".join(" ".join(f"{value:.17e}" for value in row) for row in matrix)
     return (
@@ -87,6 +88,7 @@ def _geometry(grid: Grid, name: str) -> str:
     """Return the lines that say where the voxels of a volume lie, in RAS."""
     matrix = ras_from_index(grid)
     shape, spacing = np.asarray(grid.shape_zyx[::-1]), np.asarray(grid.spacing_mm[::-1])
+    # FreeSurfer's centre has the index shape / 2. That is half a voxel beyond the middle of the voxel centres.
     centre = matrix[:3, :3] @ (shape / 2) + matrix[:3, 3]
     axes = (matrix[:3, :3] / spacing).T
     lines = [

@@ -151,6 +151,7 @@ def read_scene(path: Path, *, assume_lps: bool) -> PointMap:
         if isinstance(error, RegistrationError):
             raise
         raise RegistrationError(f"{path} is a damaged scene ({repr(error)[:80]}); {_EXPECTED}") from error
+    # The steps act on coordinates of the scene's systems, so points come from our world and go back into it.
     return _joined([Affine(inverted(worlds[0])), *steps, Affine(worlds[1])])
 
 
@@ -158,6 +159,8 @@ def _joined(parts: Sequence[PointMap]) -> PointMap:
     """Join neighbouring matrices into one, and everything into one transform."""
     joined: list[PointMap] = []
     for part in parts:
+        # A change of world is a matrix of its own. Joined, a linear scene becomes one matrix again, which any form
+        # can hold.
         before = joined[-1] if joined else None
         if isinstance(part, Affine) and isinstance(before, Affine):
             joined[-1] = part.compose(before)

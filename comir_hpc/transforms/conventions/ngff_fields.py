@@ -74,6 +74,7 @@ def write_displacements(field: ItkTransform, folder: Path) -> FloatArray | None:
         ],
     }
     frame = np.eye(4)
+    # Rows and columns in reverse, since the scene has its axes in the order z, y, x.
     frame[:3, :3] = directions[::-1, ::-1]
     frame[:3, 3] = grid.origin_mm[::-1]
     return frame
