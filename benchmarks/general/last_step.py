@@ -2,17 +2,21 @@
 
     OMP_NUM_THREADS=1 python benchmarks/general/last_step.py --data DATA --work WORK --out OUT
 
-The answer is caught before the step, and both errors are in one row, with what the witnesses said. The seeds are those for tuning, from 500 on. Rows are added one by one, so that a
-stopped run continues. `comir-hpc datasets fetch` writes the families into DATA.
+The answer is caught before the step, and both errors are in one row, with what the witnesses said. The seeds are those
+for tuning, from 500 on. Rows are added one by one, so that a stopped run continues. `comir-hpc datasets fetch` writes
+the families into DATA.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
+import itertools
 import shutil
+import sys
 from pathlib import Path
 from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from rows import add_rows, done_in, options_of
 
 from comir_hpc.config import IngestSettings, RegisterSettings
 from comir_hpc.config.words import FAMILIES, LEVELS
@@ -32,9 +36,7 @@ COLUMNS = (
 
 def main() -> None:
     """Fill the missing rows of the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the families' files")
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for volumes and results; emptied again"
@@ -45,24 +47,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=500, help="first seed")
     parser.add_argument("--seeds", type=int, default=1, help="displacements of each level")
     options = parser.parse_args()
-    done = set()
-    if options.out.exists():
-        with options.out.open(newline="") as file:
-            done = {
-                (r["family"], r["level"], int(r["seed"]))
-                for r in csv.DictReader(line for line in file if line[0] != "#")
-            }
-    else:
-        options.out.write_text(f"# {__doc__.splitlines()[2].strip()}\n" + ",".join(COLUMNS) + "\n")
-    for seed in range(options.seed, options.seed + options.seeds):
-        for name in options.only:
-            for level in options.levels:
-                if (name, level, seed) in done:
-                    continue
-                row = measured(name, level, seed, options.data, options.work)
-                with options.out.open("a", newline="") as file:
-                    csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n").writerow(row)
-                print(row, flush=True)
+    done = done_in(options.out, COLUMNS[:3])
+    seeds = range(options.seed, options.seed + options.seeds)
+    for seed, name, level in itertools.product(seeds, options.only, options.levels):
+        if (name, level, str(seed)) not in done:
+            row = measured(name, level, seed, options.data, options.work)
+            add_rows(options.out, [row], COLUMNS)
+            print(row, flush=True)
 
 
 def measured(name: str, level: str, seed: int, data: Path, work: Path) -> dict[str, object]:
