@@ -61,6 +61,8 @@ _MOST_SEARCHED = 28
 class Scale:
     """Features of both volumes, made on grids of one spacing.
 
+    Maps that were made at a coarse spacing are not the fine ones averaged. So every scale has features of its own.
+
     Attributes
     ----------
     fixed, moving : Features
