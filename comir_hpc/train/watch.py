@@ -17,7 +17,10 @@ class Elapsed:
 
 
 class Clock:
-    """Measure seconds spent in steps and in waiting since the last line of metrics, and since the last save."""
+    """Measure seconds spent in steps and in waiting since the last line of metrics, and since the last save.
+
+    Waiting is kept apart from work, since it is what more reader processes can shorten.
+    """
 
     def __init__(self) -> None:
         self._reset()
