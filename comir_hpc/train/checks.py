@@ -211,7 +211,9 @@ def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
     before = {
         # A group of settings that is left out by default has a default as a whole. It does not count where the run
         # has parts.
-        k: v for k, v in _defaults().items() if not any(one.startswith(f"{k}.") for one in known)
+        k: v
+        for k, v in _defaults().items()
+        if not any(one.startswith(f"{k}.") for one in known)
     } | known
     changed = [
         key
