@@ -112,6 +112,7 @@ def train(call: Call) -> None:
     launch = read_launch(os.environ)
     settings = call.with_stores(settings, place.run / "volumes", processes=launch.world_size)
     result = call.run(partial(run_training, run=place.run), plan_training, settings)
+    # Every rank runs this command, and one of them speaks.
     if launch.rank == 0:
         call.say(result.summary)
 

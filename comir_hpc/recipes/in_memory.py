@@ -150,6 +150,8 @@ class Image:
 class Workplace:
     """Where the stores, files and results of one call go.
 
+    The verbs read and write files only, so volumes in memory become stores here.
+
     Parameters
     ----------
     verb : str

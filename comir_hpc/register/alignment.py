@@ -37,6 +37,9 @@ _GROWS, _SHRINKS, _LONGEST_GAIN = 1.7, 0.35, 4.0
 class Aligned:
     """One answer on this grid.
 
+    Correlation and overlap are kept apart: a small overlap can correlate by chance, and `evidence` puts both
+    together.
+
     Attributes
     ----------
     transform : Transform

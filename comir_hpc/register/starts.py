@@ -118,6 +118,8 @@ class Initial:
 class StartFinder:
     """Find the starts of one pair.
 
+    It holds what does not change from scale to scale. Each scale brings features of its own.
+
     Attributes
     ----------
     measure : Measure

@@ -130,6 +130,7 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
 def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
     """Predict what a call needs for `blocks` blocks; a piece of the middle one is resampled to tell the time."""
     settings, fixed = job.settings, job.fixed
+    # In the middle: at the rim much may lie outside of the moving volume, where nothing is read.
     probe = _part_of(plan[len(plan) // 2].write)
     start = time.perf_counter()
     job.resampler(probe)
