@@ -258,7 +258,7 @@ def evaluate(
     out: PathLike | None = None,
     **settings: Any,
 ) -> Table:
-    """Hold one or several results of `register` against what is known, side by side."""
+    """Compare one or several results of `register` with what is known, side by side."""
     with workplace("evaluate", None, None, None) as place:
         from comir_hpc.evaluate import compare
 

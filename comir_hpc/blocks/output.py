@@ -111,7 +111,13 @@ def open_output(
 
 
 def _is_continued(path: Path, ledger: Ledger, record: Mapping[str, Any] | None, *, overwrite: bool) -> bool:
-    """Say whether a store is of this job, and usable; False where it may be replaced, an error where it may not."""
+    """Say whether a store is of this job, and usable; False where it may be replaced.
+
+    Raises
+    ------
+    VolumeError
+        If it may neither be continued nor replaced.
+    """
     # Not `Volume.open`: a store whose arrays are damaged still says what it was made from.
     found = metadata_at(path)
     if found is None:

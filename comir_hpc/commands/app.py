@@ -237,10 +237,10 @@ def warp(call: Call) -> None:
     "   |   comir-hpc evaluate --model runs/brain --checkpoint 300",
 )
 def evaluate(call: Call) -> None:
-    """Hold results against what is known, side by side; or, with --model, measure what encoders can do.
+    """Compare results with what is known, side by side; or, with --model, measure what encoders can do.
 
-    Known is a transform (--truth), corresponding points (--points and --moving-points), labels of both volumes (Dice
-    and surface distance), or the registration in the opposite direction (--back).
+    What is known can be a transform (--truth), corresponding points (--points and --moving-points), labels of both
+    volumes (Dice and surface distance), or the registration in the opposite direction (--back).
 
     With --model: equivariance over the rotations of the grid and over all angles, agreement, retrieval, effective
     rank, and where the registration of the aligned pair ends. Writes diagnostics.json and diagnostics.png, adds both

@@ -122,7 +122,7 @@ def ngff_record(transform: Affine) -> dict[str, Any]:
 
     It has the matrix, and an OME-NGFF 0.6 scene with one affine between two named coordinate systems.
 
-    NGFF's direction is the one of ours: from `input` (fixed) to `output` (moving) coordinates. Its coordinate
+    The affine of the scene maps `input` (fixed) to `output` (moving) coordinates, as the matrix does. The coordinate
     systems are given the axes x, y, z in that order, so the numbers are those of the matrix.
     """
     return {
