@@ -35,7 +35,7 @@ from comir_hpc.runs.tracking import NullTracker, Tracker
 from comir_hpc.space.groups import act_each
 from comir_hpc.train.figures import draw_picture
 from comir_hpc.train.plan import Prediction, peak_tflops
-from comir_hpc.train.watch import Clock
+from comir_hpc.train.watch import Clock, peak_memory_mib
 
 _SHIFTS = 2  # number of a stream of random numbers; patches.py uses 0 and 1
 
@@ -321,15 +321,6 @@ def share_of(settings: TrainSettings, engine: Engine, rank: int | None = None) -
     size = settings.sampling.pairs_per_step // (count * ranks)
     own = engine.rank if rank is None else rank
     return [(part * ranks + own) * size + i for part in range(count) for i in range(size)]
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Measure the most memory used so far, in MiB: by tensors on a GPU, by the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @contextmanager

@@ -1,11 +1,14 @@
-"""Measure the time that the training loop spends in steps and in waiting for data."""
+"""Measure the time that the training loop spends in steps and in waiting for data, and the memory that it takes."""
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,11 @@ class Clock:
     def since_save(self) -> float:
         """Return the seconds since the last checkpoint, or since the start."""
         return time.monotonic() - self._save
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Measure the most memory used so far, in MiB: by tensors on a GPU, by the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # On Linux the figure is in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

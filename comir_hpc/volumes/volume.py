@@ -101,7 +101,6 @@ class Volume(Store):
         if path.exists():
             if not overwrite:
                 raise VolumeError(f"{path} exists; choose another name or pass --overwrite")
-            # A store without any of the old files: what is left of one would be read as voxels of the new.
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         chunks, shards = chunk_and_shard(grid.shape_zyx, chunk, shard)
         group = zarr.create_group(store=str(path), zarr_format=3)
@@ -221,7 +220,6 @@ class Volume(Store):
     def _unreadable(self, level: int, box: Box) -> str:
         """Say which shard of a box that cannot be read is the first that is damaged."""
         shard = self._shard_zyx(level)
-        # Only after a failure, when the time that this takes does not matter any more.
         for c, z, y, x in product(range(self.num_channels), *shards_of(box, shard)):
             start = (z * shard[0], y * shard[1], x * shard[2])
             part = Box(start, as_zyx([a + s for a, s in zip(start, shard, strict=True)])).intersect(box)
@@ -272,7 +270,6 @@ class Volume(Store):
         level_1 : callable, optional
             Gives voxels (c, z, y, x) of a box of level 1 where they are known already, else None.
         """
-        # In this order, so that the metadata never name a level that is not there, or not whole.
         self.unname_levels()
         for level in range(1, len(planned_levels(self.grid))):
             self.add_level(level)

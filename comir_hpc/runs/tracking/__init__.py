@@ -219,8 +219,7 @@ def _watch_system(
     if settings.system_every is None:
         return None
     before = read_system(run_dir)
-    # The step of a line is its second since the start, so the first line says when that was.
-    if before:  # also where there is no MLflow, and so no state, a resumed run goes on counting
+    if before:  # its first line says when the run began: also without MLflow, a resumed run goes on counting
         started = before[0]["time"] - before[0]["step"]
 
     def deliver(row: Mapping[str, Any]) -> None:
