@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+from comir_hpc.host.memory import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,4 @@ def peak_memory_mib(device: torch.device) -> float:
     """Measure the most memory used so far, in MiB: by tensors on a GPU, by the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    # On Linux the figure is in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_bytes() / 2**20
