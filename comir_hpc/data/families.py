@@ -181,7 +181,7 @@ class Pair:
             path = folder / "moving.nii.gz"
             values, grid, motion = self._seen(level, seed)
             if degradation != "none":
-                # A stream for each degradation, so that one more in the list changes none of the others.
+                # A stream for each degradation, so that one more at the end of the list changes none.
                 rng = np.random.default_rng([seed, DEGRADATIONS.index(degradation), 7])
                 values, grid = spoiled(degradation, values, grid, specimen(values), rng)
             write_nifti(path, values, grid)

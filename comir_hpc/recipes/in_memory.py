@@ -212,7 +212,6 @@ class Workplace:
     def kept_for(self, result: AnyResult) -> AnyResult:
         """Keep a temporary folder as long as a result that needs it, and return the result."""
         if self.temporary:
-            # When Python lets go of the result, or ends. A result with its files gone would be of no use.
             weakref.finalize(result, shutil.rmtree, self.folder, ignore_errors=True)
             self.temporary = False
         return result
@@ -235,7 +234,6 @@ class Workplace:
     def _store(self, image: Image) -> Path:
         from comir_hpc.recipes.stores import store_of_array
 
-        # Only the place is chosen here. Nothing is written before all settings are found to be right.
         store = store_of_array(image.array, image.grid, self.folder, name=image.name, kind=image.kind)
         self._images[store] = image
         return store

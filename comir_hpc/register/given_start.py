@@ -128,8 +128,6 @@ def _spreads(points: FloatArray) -> Sequence[float]:
 def _rigid(fixed: FloatArray, moving: FloatArray) -> Transform:
     """Fit turn and shift by Kabsch's method."""
     centre, target = fixed.mean(axis=0), moving.mean(axis=0)
-    # The product of two sets of vectors is rotated as the one set is against the other: its orthogonal part is the
-    # turn.
     left, _, right = np.linalg.svd((moving - target).T @ (fixed - centre))
     turn = left @ np.diag([1.0, 1.0, np.sign(np.linalg.det(left @ right))]) @ right
     return Transform.rigid(turn, target - centre, centre)
