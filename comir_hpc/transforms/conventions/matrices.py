@@ -91,7 +91,7 @@ def fsl_from_ras(grid: Grid) -> FloatArray:
     ras = ras_from_index(grid)
     spacing = np.asarray(grid.spacing_mm[::-1])
     scaled = np.diag([*spacing, 1.0])
-    # FSL's coordinates are left-handed, as its first images were. A right-handed grid is counted from its other end.
+    # FSL counts as in an image with a negative determinant. In any other one it counts x from the far end.
     if np.linalg.det(ras) > 0:
         turned = np.diag([-1.0, 1.0, 1.0, 1.0])
         turned[0, 3] = (grid.shape_zyx[2] - 1) * spacing[0]
