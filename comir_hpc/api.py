@@ -82,6 +82,7 @@ def ingest(
             raise ConfigError(
                 f"ingest(): {', '.join(others)} mean nothing for an image in memory; leave them out"
             )
+        # As the settings have checked and converted them.
         given = {name: getattr(chosen, name) for name in given}
         return ingest_array(image.array, image.grid, chosen.out, name=image.name, progress=progress, **given)
 
@@ -182,7 +183,7 @@ def register(
         chosen = place.settings(RegisterPairSettings, settings, check=require_usable, **volumes, out=target)
         done = register_pair(chosen, progress=progress)
         if chosen.warped is not None and done.warped is None:
-            tell(f"the registration failed, so {chosen.warped} was not written")
+            tell(f"the verdict is {done.result.verdict}, so {chosen.warped} was not written")
         return place.kept_for(done.result)
 
 
@@ -240,6 +241,7 @@ def warp(
         if out is not None or not in_memory(zarr):
             chosen = place.settings(WarpSettings, settings, **volumes, out=target)
             return place.kept_for(resample(chosen, progress=progress))
+        # The store in between goes as soon as the image is read.
         with workplace("warp", None, None, progress) as scratch:
             chosen = place.settings(WarpSettings, settings, **volumes, out=scratch.folder / "warped.zarr")
             result = resample(chosen, progress=progress)
@@ -258,7 +260,7 @@ def evaluate(
     out: PathLike | None = None,
     **settings: Any,
 ) -> Table:
-    """Hold one or several results of `register` against what is known, side by side."""
+    """Compare one or several results of `register` with what is known, side by side."""
     with workplace("evaluate", None, None, None) as place:
         from comir_hpc.evaluate import compare
 

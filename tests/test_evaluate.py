@@ -426,7 +426,7 @@ def test_values_that_are_no_labels_are_refused(tmp_path: Path) -> None:
     volume.finish()
     with pytest.raises(VolumeError, match="no labels"):
         label_overlaps(tmp_path / "v.zarr", tmp_path / "v.zarr", Transform.identity())
-    with pytest.raises(ConfigError, match="nothing to hold"):
+    with pytest.raises(ConfigError, match="nothing to compare"):
         validate(CompareSettings, {"result": ["r"]})
     with pytest.raises(ConfigError, match="--moving-labels"):
         validate(CompareSettings, {"result": ["r"], "fixed_labels": "a"})

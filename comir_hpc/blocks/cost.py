@@ -27,6 +27,8 @@ _STORE_SECONDS = 0.4  # measured: what making and closing a store takes besides,
 class Figures:
     """Predicted or measured needs of one call.
 
+    Prediction and measurement have the same fields, so that they can be put side by side.
+
     Parameters
     ----------
     blocks : int

@@ -63,6 +63,7 @@ def _failure(future: Any) -> str | None:
     if error is None:
         reason: str | None = future.result()
         return reason
+    # By its name, so that nothing of dask has to be imported for it.
     if type(error).__name__ == "KilledWorker":
         return "the worker died each time it was tried (out of memory?)"
     raise error

@@ -202,6 +202,21 @@ def carry_out(job: Job, *, begun: float, progress: Progress | None = None) -> Fi
     return Filled(ran.blocks, ran.computed, missing, seconds, predicted, actual)
 
 
+def require_same(volume: Volume, before: str) -> None:
+    """Refuse a volume whose fingerprint is not what it was before, because its blocks would not fit together.
+
+    Raises
+    ------
+    VolumeError
+        If it has changed.
+    """
+    if volume.fingerprint() != before:
+        raise VolumeError(
+            f"{volume.path} changed while it was read; run the same command again with --overwrite when nothing writes "
+            "to it any more"
+        )
+
+
 def _finished(call: _Call) -> Volume | None:
     """Return the output if it is complete, made from the same and undamaged; nothing is written to find out."""
     job, ledger = call.job, call.ledger

@@ -92,27 +92,12 @@ def open_output(
         If something else is at `path`: a result of other inputs, model or parameters (unless `overwrite`), or no
         volume of ours (never replaced).
     """
+    if path.exists() and _is_continued(path, ledger, record, overwrite=overwrite):
+        return Volume.open(path, writable=True)
+    require_alone()
     if path.exists():
-        # Not `Volume.open`: a store whose arrays are damaged still says what it was made from.
-        found = metadata_at(path)
-        if found is None:
-            raise VolumeError(
-                f"{path} exists and is no volume of ours, so it is never replaced; choose another name"
-            )
-        if found.get("fingerprint", "none") == ledger.fingerprint and not (
-            overwrite and not (path / "0" / "zarr.json").exists()
-        ):
-            return Volume.open(path, writable=True)
-        if not overwrite:
-            raise VolumeError(
-                f"{path} exists and was made from something else ({_differences(found, record)}); "
-                "choose another name, or pass --overwrite"
-            )
-        require_alone()
         # By one rename, so that a stop here leaves the old store whole or gone, not in pieces.
         path.replace(_new_folder(ledger) / "replaced")
-    else:
-        require_alone()
     # Before the new store has its name: what the ledger says of the old store's blocks must not count for it.
     ledger.clear()
     folder = _new_folder(ledger)
@@ -123,6 +108,31 @@ def open_output(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Volume.open(path, writable=True)
+
+
+def _is_continued(path: Path, ledger: Ledger, record: Mapping[str, Any] | None, *, overwrite: bool) -> bool:
+    """Say whether a store is of this job, and usable; False where it may be replaced.
+
+    Raises
+    ------
+    VolumeError
+        If it may neither be continued nor replaced.
+    """
+    # Not `Volume.open`: a store whose arrays are damaged still says what it was made from.
+    found = metadata_at(path)
+    if found is None:
+        raise VolumeError(
+            f"{path} exists and is no volume of ours, so it is never replaced; choose another name"
+        )
+    whole = (path / "0" / "zarr.json").exists()
+    if found.get("fingerprint", "none") == ledger.fingerprint and (whole or not overwrite):
+        return True
+    if not overwrite:
+        raise VolumeError(
+            f"{path} exists and was made from something else ({_differences(found, record)}); "
+            "choose another name, or pass --overwrite"
+        )
+    return False
 
 
 def metadata_at(path: Path) -> dict[str, Any] | None:

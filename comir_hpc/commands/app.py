@@ -112,6 +112,7 @@ def train(call: Call) -> None:
     launch = read_launch(os.environ)
     settings = call.with_stores(settings, place.run / "volumes", processes=launch.world_size)
     result = call.run(partial(run_training, run=place.run), plan_training, settings)
+    # Every rank runs this command, and one of them speaks.
     if launch.rank == 0:
         call.say(result.summary)
 
@@ -236,10 +237,10 @@ def warp(call: Call) -> None:
     "   |   comir-hpc evaluate --model runs/brain --checkpoint 300",
 )
 def evaluate(call: Call) -> None:
-    """Hold results against what is known, side by side; or, with --model, measure what encoders can do.
+    """Compare results with what is known, side by side; or, with --model, measure what encoders can do.
 
-    Known is a transform (--truth), corresponding points (--points and --moving-points), labels of both volumes (Dice
-    and surface distance), or the registration in the opposite direction (--back).
+    What is known can be a transform (--truth), corresponding points (--points and --moving-points), labels of both
+    volumes (Dice and surface distance), or the registration in the opposite direction (--back).
 
     With --model: equivariance over the rotations of the grid and over all angles, agreement, retrieval, effective
     rank, and where the registration of the aligned pair ends. Writes diagnostics.json and diagnostics.png, adds both

@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 class Call:
     """What the user asked of a verb.
 
+    `given` holds what the user typed, and no default. Defaults stand in the settings alone.
+
     Attributes
     ----------
     verb : str

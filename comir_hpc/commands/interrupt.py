@@ -12,7 +12,7 @@ INTERRUPTED = "interrupted; the same command continues"
 
 
 class Interrupt:
-    """Ctrl-C, remembered: a library that is interrupted while it loads reports some other error.
+    """Remember that Ctrl-C was pressed: a library that is interrupted while it loads reports some other error.
 
     Attributes
     ----------

@@ -13,7 +13,11 @@ from comir_hpc.commands.verb import verb
 
 def add_measuring_verbs(app: typer.Typer) -> None:
     """Add the verbs to the application."""
+    _add_benchmark(app)
+    _add_datasets(app)
 
+
+def _add_benchmark(app: typer.Typer) -> None:
     @verb(
         app,
         settings=("BenchmarkRunSettings",),
@@ -52,6 +56,8 @@ def add_measuring_verbs(app: typer.Typer) -> None:
 
             call.say(*summarise(done.table))
 
+
+def _add_datasets(app: typer.Typer) -> None:
     @verb(
         app,
         settings=("DatasetsSettings",),

@@ -29,6 +29,9 @@ _SIMPLE = (bool, int, float, str, Path)
 class Choice:
     """A setting as an option.
 
+    It is what a setting and an option have in common: a field of a class on one side, a parameter of a function on
+    the other.
+
     Attributes
     ----------
     name : str

@@ -25,6 +25,7 @@ def progress_on(terminal: Terminal) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import Progress as NewBars
 
+    # The bars go when the work is done: what stays in the terminal is the result.
     with NewBars(console=Console(stderr=True), transient=True) as bars:
         yield _Bars(bars, lines)
 

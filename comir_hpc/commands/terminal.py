@@ -27,6 +27,8 @@ _END = 180  # characters of it that are kept from the message's end, where the r
 class Terminal:
     """Where a command's words go.
 
+    Standard output gets results only, so that they can be piped. Everything else goes to standard error.
+
     Attributes
     ----------
     quiet : bool

@@ -116,6 +116,7 @@ class Verb(TyperCommand):
     def invoke(self, ctx: Any) -> None:
         """Run the verb on what was given."""
         terminal = ctx.find_object(Terminal) or Terminal()
+        # Before anything can be refused, so that the log has the refusal, too.
         terminal.listen(quiet=bool(ctx.params["quiet"]), log=ctx.params["log"])
         try:
             given = self.interface.given(ctx.params)
@@ -151,6 +152,7 @@ def verb(
         members = {"interface": Interface(**interface), "run": staticmethod(function)}
         app.command(
             function.__name__,
+            # typer makes the command itself, and takes nothing for it but a class.
             cls=type("Verb", (Verb,), members),
             help="\n\n".join(" ".join(part.split()) for part in (function.__doc__ or "").split("\n\n")),
             epilog=example.replace("[", "\\["),

@@ -167,8 +167,7 @@ class BenchmarkSettings(Settings):
         """Return settings whose paths are relative to `folder`."""
 
         def place(path: Path) -> Path:
-            # The words ".." are resolved by name and not on the disk: the folder may not exist here, but only on the
-            # node.
+            # Messages and plans show the path, so it has no detour through "..".
             return Path(os.path.normpath(folder / path))
 
         placed = {

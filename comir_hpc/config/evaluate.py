@@ -69,7 +69,7 @@ class CompareSettings(InForm):
             )
         if not (self.truth or self.moving_points or self.fixed_labels or self.back):
             raise ValueError(
-                "there is nothing to hold the result against: give --truth, or --points with --moving-points, or "
+                "there is nothing to compare the result with: give --truth, or --points with --moving-points, or "
                 "--fixed-labels with --moving-labels, or --back"
             )
         return self

@@ -88,6 +88,9 @@ _MOST_POINTS = 4000
 class Case:
     """One displaced pair.
 
+    Errors are measured at points. So a case with a known transform, with landmarks and with labels is judged in one
+    way.
+
     Attributes
     ----------
     fixed, moving : Path
@@ -178,6 +181,7 @@ class Pair:
             path = folder / "moving.nii.gz"
             values, grid, motion = self._seen(level, seed)
             if degradation != "none":
+                # A stream for each degradation, so that one more at the end of the list changes none.
                 rng = np.random.default_rng([seed, DEGRADATIONS.index(degradation), 7])
                 values, grid = spoiled(degradation, values, grid, specimen(values), rng)
             write_nifti(path, values, grid)
@@ -197,12 +201,14 @@ class Pair:
         values, grid = self.moving
         if level == "none":
             return values, grid, Transform.identity()
+        # Not of the pair: one seed is one motion, which all pairs share in proportion to their size.
         rng = np.random.default_rng([list(DISPLACEMENTS).index(level), seed])
         motion = drawn(rng, level, values, grid)
         longest = _ROOM * max(grid.extent_mm)
         z, y, x = (int(np.ceil(longest / s)) for s in grid.spacing_mm)
         middle = grid.world_mm(ndimage.center_of_mass(specimen(values)))
         corner = middle - grid.matrix_mm[:3, :3] @ ((np.asarray((z, y, x)) - 1) / 2)
+        # Centred on the specimen before it is moved. So the headers alone do not give the shift away.
         scanner = Grid((z, y, x), grid.spacing_mm, tuple(corner.tolist()), grid.direction)
         back = np.linalg.inv(grid.matrix_mm) @ motion.inverse().matrix_mm @ scanner.matrix_mm
         moved = ndimage.affine_transform(values, back[:3, :3], back[:3, 3], output_shape=(z, y, x), order=1)

@@ -47,6 +47,8 @@ class Package:
 class DataSet:
     """Volumes of one specimen, or on one grid.
 
+    The words are for the user, who reads them in the list of `comir-hpc datasets` before anything is fetched.
+
     Attributes
     ----------
     name : str

@@ -40,10 +40,10 @@ _NUM_POINTS = 2000
 class Evaluation:
     """How far one registration is from the truth.
 
-    Errors are distances between the places to which fixed points are put and those where they belong: which the true
-    transform says, or the corresponding points of the moving volume. The rotation error is the angle between the true
-    rotation and the found one, without scale and shear. Errors are NaN if a registration failed without an answer, or
-    where nothing says what is true.
+    An error is the distance between the place to which a fixed point is put and the place where it belongs. The true
+    transform says where that is, or the corresponding point of the moving volume. The rotation error is the angle
+    between the true rotation and the found one, without scale and shear. Errors are NaN if a registration failed
+    without an answer, or where nothing says what is true.
 
     Attributes
     ----------

@@ -33,6 +33,8 @@ __all__ = ["InferResult", "infer", "plan_infer", "table"]
 class InferResult:
     """What `infer` did.
 
+    While blocks of other parts are missing, the volume is not complete and has no figure of its seams.
+
     Attributes
     ----------
     path : Path

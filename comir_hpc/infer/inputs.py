@@ -7,8 +7,8 @@ from functools import cached_property
 from itertools import product
 from typing import Self
 
+from comir_hpc.blocks.job import require_same
 from comir_hpc.config.infer import InferSettings
-from comir_hpc.errors import VolumeError
 from comir_hpc.host.places import require_apart
 from comir_hpc.representations.encoding.encoder import Encoder
 from comir_hpc.representations.encoding.grid import WindowGrid
@@ -72,11 +72,7 @@ class Inputs:
         VolumeError
             If its fingerprint differs.
         """
-        if self.volume.fingerprint() != self.source_fingerprint:
-            raise VolumeError(
-                f"{self.volume.path} changed while it was read; run the same command again with --overwrite when it is "
-                "at rest"
-            )
+        require_same(self.volume, self.source_fingerprint)
 
 
 def core_of(settings: InferSettings, windows: WindowGrid, shard: Triple) -> Triple:

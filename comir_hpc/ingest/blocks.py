@@ -145,7 +145,8 @@ def require_unchanged(source: Source, before: str) -> None:
     """
     if source.fingerprint() != before:
         raise VolumeError(
-            f"{source.path} changed while it was read (size or time); run the same command again when it is at rest"
+            f"{source.path} changed while it was read (size or time); run the same command again when nothing writes "
+            "to it any more"
         )
 
 

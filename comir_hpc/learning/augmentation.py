@@ -19,6 +19,9 @@ from comir_hpc.volumes.volume import Intensity
 class IntensityChange:
     """How the intensities of one patch of one modality are varied.
 
+    It is drawn with the sample, from its seed and number alone. So a patch that is made again is changed in the same
+    way.
+
     Attributes
     ----------
     gamma : float

@@ -43,7 +43,7 @@ class MixedSampler:
 
     @property
     def cached(self) -> bool:
-        """Whether no process need read ahead: as for the real samples."""
+        """Whether the real samples are in memory, so that no process has to read ahead."""
         return self.real.cached
 
     def clean(self) -> PatchSampler:

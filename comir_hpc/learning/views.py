@@ -76,6 +76,7 @@ class View:
     def inside(self, points_zyx: FloatArray) -> NDArray[np.bool_]:
         """Say which points (..., 3) of the specimen's grid lie inside the volume."""
         place = self.places(points_zyx)
+        # A voxel reaches half its size beyond its centre.
         last = np.asarray(self.grid.shape_zyx) - 0.5
         return np.asarray(((place >= -0.5) & (place <= last)).all(axis=-1), dtype=np.bool_)
 

@@ -180,6 +180,7 @@ def predict_encoding(network: Network, shape_zyx: Triple, dtype: torch.dtype = t
         Type of the arithmetic: float32, or the type of autocast (bfloat16, float16).
     """
     strides = network.total_stride_zyx
+    # A multiple of the stride: the network refuses any other side.
     small = [min(n, s * -(-_TRACED // s)) for n, s in zip(shape_zyx, strides, strict=True)]
     device = next(network.parameters()).device
     held = _Held()
@@ -199,6 +200,7 @@ def predict_encoding(network: Network, shape_zyx: Triple, dtype: torch.dtype = t
     finally:
         for hook in hooks:
             hook.remove()
+    # All that layers hold grows with the voxels.
     return math.ceil(held.peak * math.prod(shape_zyx) / math.prod(small))
 
 

@@ -140,6 +140,7 @@ class _Parts:
     antialiased: bool
 
     def conv(self, channels: int, out: int) -> nn.Conv3d:
+        # With a bias: the norm stands before the convolution, where it cannot do the work of one.
         return same_conv(channels, out, self.kernel_zyx, self.padding, bias=True)
 
     def dense(self, channels: int, count: int, sizes: Tiramisu, *, keep_input: bool) -> DenseBlock:
@@ -188,6 +189,7 @@ def _assemble(
     for level in reversed(range(len(sizes.layers))):
         joined = skips[level] + coarse
         block = parts.dense(joined, sizes.layers[level], sizes, keep_input=level == 0)
+        # Made from the coarsest on, since each needs the channels below it, and kept the finest first.
         decoders.insert(0, Decoder(parts.up(coarse, pooling[level]), block))
         coarse = sizes.layers[level] * sizes.growth
     return Hourglass(

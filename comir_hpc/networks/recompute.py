@@ -46,6 +46,7 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     kept = [(layer, layer.momentum, layer.num_batches_tracked) for layer in norms]
     try:
         for layer in norms:
+            # A momentum of 0 leaves the statistics as they are, and without a counter no batch is counted.
             layer.momentum, layer.num_batches_tracked = 0.0, None
         yield
     finally:
@@ -113,6 +114,7 @@ class _Merged(nn.Sequential):
     def __init__(self, *layers: nn.Module, copies: int, grow: nn.Module | None) -> None:
         super().__init__(*layers)
         self.copies = copies
+        # In a list, which hides it from nn.Sequential: it is no layer of the row.
         self.grow = [grow] if grow is not None else []
 
     def forward(self, *parts_BCZYX: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ RECORD = "adapt.json"
 class AdaptResult:
     """What an adaptation has left.
 
+    Every alignment that was tried is in it, with its share of held-out cells: the user sees what was chosen from.
+
     Attributes
     ----------
     run : Path

@@ -46,6 +46,8 @@ _RATE = 3e-3
 class Alignment:
     """One alignment that encoders were trained on.
 
+    `held_out` says which of several is right. `correlation` decides between those with an equal share.
+
     Attributes
     ----------
     transform : Transform
@@ -153,6 +155,7 @@ class Adaptation:
         for one in result.result.candidates:
             if one.failure is None and one.answer is not None and one.answer not in places:
                 places[one.answer] = Alignment(one.transform, f"{method}, answer {one.answer + 1}")
+        # The winner and its first rival.
         return [(alignment, answer) for answer, alignment in sorted(places.items())[:2]]
 
     def _progress(self, where: str) -> Progress | None:
@@ -211,6 +214,7 @@ class Adaptation:
     ) -> None:
         from comir_hpc.train import train
 
+        # The new model has an encoder for each modality, even where both begin as the one that serves all.
         network = {key: value for key, value in self.model.network.as_dict().items() if key != "shared"}
         first, second = self.settings.modalities
         train(

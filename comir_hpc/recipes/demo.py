@@ -88,6 +88,8 @@ class DemoResult:
 class Case:
     """The two volumes of the demo, and the true transform between them.
 
+    `aligned` is the moving volume before it was displaced. Only the training sees it.
+
     Attributes
     ----------
     fixed, moving, aligned : Path

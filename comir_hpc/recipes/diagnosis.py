@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class RunDiagnosis:
     """What was measured, and where it is.
 
+    Only volumes of the run's own pair go into its report: figures of another specimen would be read as the run's.
+
     Attributes
     ----------
     diagnosis : Diagnosis

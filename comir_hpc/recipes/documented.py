@@ -31,6 +31,7 @@ def documented(kind: type[Settings]) -> Callable[[Function], Function]:
     """Make signature and docstring of a verb name every setting, with its type, default and text."""
 
     def wrap(function: Function) -> Function:
+        # In place of **settings, every setting stands by its name.
         own = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         named = {p.name for p in own}
         more = [p for p in _parameters(kind) if p.name not in named]

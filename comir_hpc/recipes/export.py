@@ -30,6 +30,8 @@ _IN_A_RESULT = ("transform.h5", "transform.tfm", "transform.json")
 class Exported:
     """What `export` wrote.
 
+    The notes say what the form means to the tool that reads it, and what of the transform it holds only nearly.
+
     Attributes
     ----------
     path : Path

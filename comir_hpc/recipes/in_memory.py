@@ -150,6 +150,8 @@ class Image:
 class Workplace:
     """Where the stores, files and results of one call go.
 
+    The verbs read and write files only, so volumes in memory become stores here.
+
     Parameters
     ----------
     verb : str
@@ -257,6 +259,7 @@ class Workplace:
         suffix = ".tfm" if form.IsLinear() else ".h5"  # text of a field is three times as large
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=suffix, delete=False) as spare:
             sitk.WriteTransform(form, spare.name)
+        # Named by its content: the same transform, given again, is the same file and gives the same fingerprint.
         content = hashlib.sha256(Path(spare.name).read_bytes()).hexdigest()
         return Path(spare.name).rename(self.folder / f"transform-{content[:8]}{suffix}")
 

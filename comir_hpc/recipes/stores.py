@@ -197,6 +197,7 @@ def store_of_array(
 
 def is_store(path: Path) -> bool:
     """Return whether a path is a volume of ours, finished or not; so is one named .zarr that does not exist."""
+    # Opened as a volume, it is refused in the words for one that is missing.
     if path.suffix == ".zarr" and not path.exists():
         return True
     try:

@@ -54,6 +54,8 @@ _TYPES = ("uint8", "int16", "uint16", "int32", "float32", "float64")
 class Viewed:
     """A page that was written.
 
+    The page holds the volumes at a level that fits. The notes say which it is, and what is not shown.
+
     Attributes
     ----------
     path : Path
@@ -303,6 +305,7 @@ def _nifti(values: NDArray[Any], grid: Grid, factor: float) -> str:
     matrix[:3] /= factor
     make: Any = nibabel.Nifti1Image
     image = make(np.asarray(values.transpose(2, 1, 0), dtype=dtype), matrix)
+    # Compressed with a time of 0, the same volumes give the same page.
     return base64.b64encode(gzip.compress(image.to_bytes(), _GZIP_LEVEL, mtime=0)).decode()
 
 

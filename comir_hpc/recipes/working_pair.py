@@ -164,6 +164,7 @@ class WorkingPair:
     def _on_fixed(self, transform: Transform) -> tuple[NDArray[np.float32], Mask, Mask]:
         """Interpolate the moving volume on the fixed grid; say where it shows something, and where its specimen is."""
         matrix = np.linalg.inv(self.moving_grid.matrix_mm) @ transform.matrix_mm @ self.fixed_grid.matrix_mm
+        # Beyond its border the moving volume goes on as its own air. Zero may be a value of the specimen.
         outside = float(np.median(self.moving[~self.moving_mask])) if (~self.moving_mask).any() else 0.0
 
         def on_fixed(values: NDArray[np.float32], order: Literal[0, 1], beyond: float) -> NDArray[np.float32]:
@@ -183,6 +184,7 @@ def _divided(specimen: Mask, held_out: float | None) -> tuple[tuple[Triple, Trip
     rest = np.zeros(shape, dtype=np.bool_)
     if held_out is not None:
         axis = int(np.argmax([np.ptp(np.flatnonzero(specimen.any(axis=_others(a)))) for a in range(3)]))
+        # Counted in voxels of specimen and not in planes: the ends of a specimen are thin.
         share = specimen.sum(axis=_others(axis)).cumsum() / specimen.sum()
         end = int(np.searchsorted(share, 1 - held_out))
         stop[axis] = end - _GAP // 2

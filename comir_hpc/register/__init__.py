@@ -87,9 +87,11 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     with clock.time("open"):
         inputs = open_inputs(settings)
         require_deformable(settings, inputs)
+    # Before there is any need of room or of the folder: a finished result may lie where nothing can be written.
     before = finished(settings.out, inputs.fingerprint, settings.overwrite)
     if before is not None:
         return before
+    # A full disk after an hour of search would be a poor time to say so.
     require_room(settings.out, output_bytes(inputs, settings), RegistrationError)
     with stoppable(settings.out, progress) as told:
         result = _registered(settings, inputs, clock, told)
@@ -115,6 +117,7 @@ def _registered(
         moving, moving_image = inputs.moving.features()
         pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     try:
+        # Within the `try`: a search without a start ends as the verdict FAIL, with a report, and not as an error.
         begun.require_any()
         with clock.time("refine"):
             ranking = rank(
@@ -132,6 +135,7 @@ def _registered(
         with clock.time("check"):
             evidence = gather(pair, ranking, inputs, frame, settings, (fixed_image, moving_image), progress)
     except RegistrationError as error:
+        # No answer is a result too. It is written with all that was found on the way.
         answer, account, bent, last = None, without_answer(pair, begun.starts, frame, error), None, None
     else:
         answer, account = ranking.best.transform, account_of(pair, ranking, evidence, frame)

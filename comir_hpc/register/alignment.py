@@ -37,6 +37,9 @@ _GROWS, _SHRINKS, _LONGEST_GAIN = 1.7, 0.35, 4.0
 class Aligned:
     """One answer on this grid.
 
+    Correlation and overlap are kept apart: a small overlap can correlate by chance, and `evidence` puts both
+    together.
+
     Attributes
     ----------
     transform : Transform
@@ -145,6 +148,7 @@ class Alignment:
             motion, moved_vox = self._motion(gain * step, kind)
             if moved_vox < _SHORTEST_VOX:
                 break
+            # The motion moves fixed points, so it is applied before the transform.
             found = self._seen(best.answer.transform.compose(motion).about(self.centre_mm))
             if found.answer.evidence > best.answer.evidence:
                 best, step, gain, taken = found, None, min(gain * _GROWS, _LONGEST_GAIN), taken + 1
@@ -187,6 +191,7 @@ class Alignment:
             weighted = jacobian * seen.weights
             matrix = matrix + (weighted @ jacobian.T).astype(np.float64)
             right = right + (weighted @ (fixed[channel] - moving[channel])).astype(np.float64)
+        # Of a round or flat specimen some motions change nothing. The ridge keeps the step along these at zero.
         ridge = 1e-3 * float(matrix.trace()) / matrix.shape[0] + 1e-12
         return np.asarray(np.linalg.solve(matrix + ridge * np.eye(matrix.shape[0]), right), dtype=np.float64)
 
@@ -216,6 +221,7 @@ class Alignment:
         """Take the slopes (C, 3, N) along the world's axes for one voxel, 0 beside voxels outside the mask."""
         slopes = np.zeros((len(cube), 3, len(self._voxels)), dtype=np.float32)
         for axis in range(3):
+            # The difference of a voxel's two neighbours needs three voxels. A slice has no slope across its plane.
             if self._shape[axis] < 3:
                 continue
             before, after = (

@@ -28,6 +28,8 @@ _EXPECTED = (
 class GivenStart:
     """A start that the user gives.
 
+    A file holds a transform, or landmarks that one was fitted to. Nobody asks later which it was.
+
     Attributes
     ----------
     transform : Transform

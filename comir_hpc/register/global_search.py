@@ -126,6 +126,7 @@ def search(
         )
     spacing = spacing_mm or search_spacing_mm(fixed, voxels)
     coarse_fixed = coarsen(fixed, spacing).described
+    # Twice as fine, because this map is interpolated once more for every rotation.
     coarse_moving = coarsen(moving, spacing, finer=2)
     turner = Turner(coarse_moving, coarse_fixed.frame, rotations_xyz)
     # The largest possible overlap is that of a mask with itself. Weights of both are multiplied, hence squared.
@@ -192,6 +193,8 @@ class _Look:
             share = overlap / np.float32(self.full)
             found = np.isfinite(scores)
             evidence = np.full(scores.shape, -np.inf, dtype=np.float32)
+            # By chance, a correlation of n voxels deviates by about 1 / sqrt(n). So a small overlap has to correlate
+            # more.
             evidence[found] = scores[found] * np.sqrt(share[found])
             best = np.unravel_index(int(evidence.argmax()), evidence.shape)
             return _Best(float(evidence[best]), float(share[best]), tuple(int(i) for i in best))
@@ -266,6 +269,7 @@ def _in_threads(
     results = [one(rotations[0])]  # the first fills the fixed side's spectra, before threads share them
     parts = [rotations[i : i + _TASK] for i in range(1, len(rotations), _TASK)]
     with ThreadPoolExecutor(max(1, threads)) as pool:
+        # `map` keeps the order, so that the number of threads changes no result.
         for part in pool.map(lambda some: [one(rotation) for rotation in some], parts):
             results += part
             if progress is not None:

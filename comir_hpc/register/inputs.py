@@ -201,6 +201,7 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         + _steps_bytes(chosen[0], chosen[1], settings)
         + _bend_bytes(chosen[0], settings)
     )
+    # What the process holds already is a part of the prediction, and no longer free.
     if needed - resident_bytes() > available_bytes():
         raise RegistrationError(
             f"this needs {in_words(needed - resident_bytes())} of memory, {in_words(available_bytes())} are free; "

@@ -38,6 +38,7 @@ def axial_rotations(fixed: Features, moving: Features, count: int) -> FloatArray
     start, end = _spread(fixed)[1], _spread(moving)[1]
     turns = max(1, min(count // 2, _MOST_TURNS))
     about = Rotation.from_rotvec(np.outer(2 * np.pi * np.arange(turns) / turns, start))
+    # An axis has no sign: nothing says which end of a rod is which.
     onto = [Rotation.align_vectors(sign * end[None], start[None])[0] for sign in (1.0, -1.0)]
     return np.concatenate([(one * about).as_matrix() for one in onto])
 

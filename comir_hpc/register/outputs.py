@@ -45,6 +45,9 @@ _PAGE_BYTES = 8 * 2**20  # room for the report (3 MB at most), the JSON files an
 class RegisterResult:
     """Result of a registration; the folder holds it and more.
 
+    It reads what it says from `result`, the content of result.json, so that a result that was found again says the
+    same.
+
     Attributes
     ----------
     folder : Path
@@ -278,6 +281,7 @@ def landscape(found: Search | None, frame: SlicePlane) -> dict[str, NDArray[Any]
     """Make the arrays of search.npz, in world coordinates; None where nothing was searched."""
     if found is None:
         return None
+    # Slices are searched in a plane of their own. Files speak of the world only.
     rotations = frame.world_rotations(found.rotations_xyz)
     return {
         "rotations": rotations,

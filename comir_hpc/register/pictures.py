@@ -72,4 +72,5 @@ def _resampled(
     plane = ndimage.map_coordinates(values, np.moveaxis(place, -1, 0), order=1, mode="nearest")
     # To the edges of the outer voxels, not only to their centres: half a voxel further.
     inside = ((place >= -0.5) & (place <= np.asarray(values.shape) - 0.5)).all(axis=-1)
+    # The report leaves NaN empty. Zero would be drawn as air, or as specimen.
     return np.where(inside, plane, np.nan).astype(np.float32)

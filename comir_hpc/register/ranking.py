@@ -135,6 +135,7 @@ def rank(
             f"none of {len(ranked)} starts led to an answer (the best: {ranked[0].failure}); check that the two "
             "volumes show the same specimen, or start elsewhere: --initial global or moments"
         )
+    # Only the winner is stretched: the answers were ranked as rigid ones.
     if kind == "affine":
         ranked[0] = improve(ranked[0], fine, "affine")
     if progress is not None:

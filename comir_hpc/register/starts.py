@@ -61,6 +61,8 @@ _MOST_SEARCHED = 28
 class Scale:
     """Features of both volumes, made on grids of one spacing.
 
+    Maps that were made at a coarse spacing are not the fine ones averaged. So every scale has features of its own.
+
     Attributes
     ----------
     fixed, moving : Features
@@ -115,6 +117,8 @@ class Initial:
 @dataclass(frozen=True, eq=False)
 class StartFinder:
     """Find the starts of one pair.
+
+    It holds what does not change from scale to scale. Each scale brings features of its own.
 
     Attributes
     ----------

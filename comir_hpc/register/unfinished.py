@@ -69,6 +69,8 @@ def keep(folder: Path, fingerprint: str, found: Initial) -> None:
             fingerprint=fingerprint,
             start_matrices=np.stack([start.matrix_mm for start, _ in found.starts]),
             start_centres=np.stack([start.centre_mm for start, _ in found.starts]),
+            # The file holds plain arrays only, since pickled objects would run code when it is read: NaN stands for
+            # no score.
             start_scores=np.asarray([np.nan if score is None else score for _, score in found.starts]),
             left=-1 if found.left is None else found.left,
             notes=np.asarray(found.notes, dtype=np.str_),
@@ -85,6 +87,7 @@ def kept(folder: Path, fingerprint: str) -> Initial | None:
     try:
         with np.load(folder / KEPT_FILE, allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
+        # The folder may hold the search of other inputs or settings, which was stopped before.
         if str(arrays["fingerprint"]) != fingerprint:
             return None
         starts: list[Start] = [

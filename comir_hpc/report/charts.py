@@ -25,6 +25,7 @@ _SERIES = (LINE, MARK, "#3f9e4d", "#a566c8", "#c04a4a")  # one colour a modality
 # A colour that nothing else uses; it becomes the page's text colour.
 _INK = "#010203"
 _STYLE: dict[Any, Any] = {
+    # Text stays text, so that it takes the page's colour and can be searched.
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -81,6 +82,7 @@ def score_against_angle(
 
     def draw(figure: Figure) -> None:
         axes = figure.add_axes((0.135, 0.16, 0.85, 0.81))
+        # Thousands of dots become one picture. As elements of the SVG they would be most of the page.
         axes.scatter(angles_deg, scores, s=4, color=LINE, alpha=0.4, linewidths=0, rasterized=True)
         for angle, score, label in marked:
             axes.plot(
@@ -246,6 +248,7 @@ def _plain(axes: Axes) -> None:
 def _svg(name: str, draw: Callable[[Figure], None], width: float, height: float) -> str:
     """Run a drawing (sizes in inches) and return ``<svg>...</svg>`` fit to stand in a page beside others."""
     buffer = io.StringIO()
+    # Ids without a random part, and below no date: the same figures give the same page.
     with mpl.rc_context({**_STYLE, "svg.hashsalt": "comir-hpc"}):
         figure = Figure(figsize=(width, height))
         draw(figure)
@@ -256,6 +259,7 @@ def _svg(name: str, draw: Callable[[Figure], None], width: float, height: float)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Without sizes of its own, a drawing fills the place that the page gives it.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     # Several drawings in one page: their ids must not meet.

@@ -51,7 +51,9 @@ def cohort(folders: Sequence[Path]) -> Path:
     path = Path(os.path.commonpath([row["folder"].parent for row in rows])) / COHORT_FILE
     for row in rows:
         page = row["folder"] / "report.html"
+        # Relative, so that the page and the folders can be moved together.
         row["link"] = quote(os.path.relpath(page, path.parent)) if page.is_file() else ""
+    # What could not be read stands before the failures: it must not be overlooked.
     rows.sort(key=lambda row: (_WORST.get(row["verdict"], -1), row["odds"], row["name"]))
     try:
         write_text(path, _page(rows))

@@ -26,6 +26,8 @@ TRANSFORM_FILES = ("transform.tfm", "transform.h5", "transform.json", "inverse.h
 class Contents:
     """Everything that the page is made from.
 
+    A piece that is not there is None, and `missing` says why. The page is made of the rest.
+
     Attributes
     ----------
     folder : Path

@@ -124,6 +124,7 @@ def _length(plane: Plane, most_mm: float) -> NDArray[Any]:
 
 
 def _stretch(plane: Plane) -> NDArray[Any]:
+    # By powers of two: half the size and twice the size get equally strong colours.
     powers = np.clip(np.log2(np.maximum(plane, 1e-3)), -1, 1)[..., None]
     colour = np.where(powers < 0, _SHRUNK, _GROWN)
     picture: NDArray[Any] = 1 - np.abs(powers) * (1 - colour)

@@ -52,6 +52,7 @@ def _numbers(record: Diagnosis) -> list[Number]:
         numbers.append(Number(f"Equivariance error, {name}", figure(one.equivariance.worst), note))
     for name, one in record.modalities.items():
         rank = one.effective_rank
+        # A representation of one channel has the rank 1, which tells nothing.
         if rank is not None and is_number(rank) and abs(rank - 1) > 1e-6:
             numbers.append(Number(f"Effective rank, {name}", figure(rank), "latent channels that vary"))
     return numbers
@@ -89,6 +90,7 @@ def _over_angles(record: Diagnosis) -> Chart | None:
             continue
         # A value that is not known becomes NaN.
         errors, floor = (np.array(values, dtype=np.float64) for values in (one.so3.errors, one.so3.floor))
+        # All encoders of a run were measured at the same angles, so one list serves all curves.
         if errors.size and np.isfinite(errors).all():
             angles = one.so3.angles_deg
             series[name] = (errors, floor)

@@ -72,6 +72,7 @@ def _rectangle(ends: Sequence[float], top: float, height: float, kind: str) -> M
 def _place(value: float, unit: str) -> float:
     """Place a value on its scale: distances and deviations by their logarithm, since they spread over decades."""
     if unit == "mm":
+        # A logarithm has no place for 0, and nothing is known below a hundredth of a millimetre.
         return math.log(max(value, 0.01))
     if unit == "standard deviations":
         return math.copysign(math.log1p(abs(value)), value)

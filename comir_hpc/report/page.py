@@ -135,6 +135,7 @@ def _numbers(result: Result, centre_mm: Any) -> list[Number]:
         numbers.append(Number("Error against the truth", f"{figure(truth.tre_mm)} mm", voxels + other))
     if result.transform is not None:
         numbers += _found_numbers(result, result.transform, centre_mm)
+    # Where the metric is the agreement itself, it is said once.
     if metric.value is not None and is_number(metric.value) and metric.value != result.agreement:
         numbers.append(Number("Metric", figure(metric.value), metric.name))
     if result.timings_s:

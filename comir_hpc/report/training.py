@@ -64,6 +64,7 @@ def describe_run(contents: Contents) -> dict[str, Any] | None:
 
 def _series(rows: Rows) -> dict[str, Points]:
     """Return the points (step, value) of every metric that has two finite points or more."""
+    # A dictionary keeps the order in which the names first appear, and with it the order of the page.
     names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_CURVES)
     found = {n: [(float(r["step"]), float(r[n])) for r in rows if is_number(r.get(n))] for n in names}
     return {name: points for name, points in found.items() if len(points) > 1}

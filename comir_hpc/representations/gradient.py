@@ -123,6 +123,7 @@ def gradient_magnitude(image: Array, grid: Grid, scale_mm: float) -> Array:
     total = np.zeros(image.shape, dtype=np.float32)
     for axis in grid.axes:
         order = [int(a == axis) for a in range(3)]
+        # Beyond its border the image goes on as it ends. Zeros there would be an edge that nobody measured.
         slope = ndimage.gaussian_filter(image, sigma, order=order, mode="nearest")
         total += np.square(slope / np.float32(grid.spacing_mm[axis]))
     return np.asarray(np.sqrt(total), dtype=np.float32)

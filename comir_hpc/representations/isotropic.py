@@ -70,6 +70,7 @@ def _interpolated(values: NDArray[np.float32], parts: Triple) -> NDArray[np.floa
             places = (np.arange(values.shape[axis] * number) + 0.5) / number - 0.5
             weights = _spline_weights(values.shape[axis], places)
             values = np.moveaxis(np.tensordot(weights, values, axes=(1, axis)), 0, axis)
+    # Splines overshoot beside an edge. Values that the volume does not have are cut off.
     return np.clip(values, low, high)
 
 
@@ -81,5 +82,6 @@ def _repeated(mask: NDArray[np.bool_], parts: Triple) -> NDArray[np.bool_]:
 
 def _spline_weights(size: int, places: NDArray[np.float64]) -> NDArray[np.float32]:
     """Make the weights (places, size) of the voxels along an axis; beyond the outer ones their value is held."""
+    # The spline of a unit vector is the weight of its voxel. Made once, the weights serve every line of the volume.
     spline = CubicSpline(np.arange(size), np.eye(size), bc_type="natural")
     return np.asarray(spline(np.clip(places, 0, size - 1)), dtype=np.float32)

@@ -111,6 +111,8 @@ class Representation(ABC):
     def features(self, level: int) -> tuple[Features, Array]:
         """Make the features to compare, and the intensity (z, y, x) on the same grid, for pictures.
 
+        Values and mask come from the same place of the volume, so that they lie on one grid.
+
         Raises
         ------
         VolumeError

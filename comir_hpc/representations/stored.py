@@ -105,6 +105,7 @@ def _open_store(path: Path, volume: Volume, role: Role) -> Volume:
             f"{path} is of kind {kind}, expected a representation that `comir-hpc infer` wrote; "
             f"leave --{role}-representation out to have it computed"
         )
+    # A volume that was ingested again may have other voxels under the same name.
     made_from = (store.metadata.get("source") or {}).get("fingerprint")
     if made_from != volume.fingerprint():
         raise RegistrationError(

@@ -213,6 +213,7 @@ class Grid:
 
     def corners_mm(self) -> FloatArray:
         """Return the world positions of the eight outer corners, shape (8, 3), (x, y, z) in mm."""
+        # Half a voxel beyond the centres of the outer voxels.
         edges = [(-0.5, n - 0.5) for n in self.shape_zyx]
         return self.world_mm(np.asarray(list(itertools.product(*edges))))
 

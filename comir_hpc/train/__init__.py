@@ -62,6 +62,9 @@ _log = logging.getLogger(__name__)
 class TrainResult:
     """What a training run left in its folder.
 
+    `reference` says what the encoders can do on clean patches of the training. A run that was finished before is not
+    trained again, and gives the same.
+
     Attributes
     ----------
     run : Path

@@ -66,6 +66,8 @@ def check_settings(settings: TrainSettings) -> None:
         If settings contradict each other, or do not fit the machine.
     """
     for name in settings.modalities:
+        # The name becomes a file of weights, and an attribute of torch's dictionary of modules, whose methods it must
+        # not hide.
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or hasattr(nn.ModuleDict(), name):
             raise ConfigError(
                 f"modality {name!r} cannot be a file name and a module's name; use letters, digits, - and _"
@@ -207,7 +209,11 @@ def claim_run(settings: TrainSettings, run: Path, steps_done: int) -> None:
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
     known, now = flatten(record), flatten(yaml.safe_load(dump(settings)))
     before = {
-        k: v for k, v in _defaults().items() if not any(one.startswith(f"{k}.") for one in known)
+        # A group of settings that is left out by default has a default as a whole. It does not count where the run
+        # has parts.
+        k: v
+        for k, v in _defaults().items()
+        if not any(one.startswith(f"{k}.") for one in known)
     } | known
     changed = [
         key

@@ -41,6 +41,7 @@ def draw_picture(
     columns = min(6, len(images[0]))
     rows = [(name, _slices(one, columns)) for name, one in zip(modalities, images, strict=True)]
     seen = [_slices(one, columns) for one in maps]
+    # One scale for the representations of all modalities: where they agree, they look alike.
     low, high = np.percentile(np.stack(seen), (1, 99))
     rows += [(f"{name}: representation", one) for name, one in zip(modalities, seen, strict=True)]
     figure = Figure(figsize=(1.5 * columns, 1.6 * len(rows)), dpi=100, layout="constrained")

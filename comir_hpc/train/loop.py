@@ -35,7 +35,7 @@ from comir_hpc.runs.tracking import NullTracker, Tracker
 from comir_hpc.space.groups import act_each
 from comir_hpc.train.figures import draw_picture
 from comir_hpc.train.plan import Prediction, peak_tflops
-from comir_hpc.train.watch import Clock
+from comir_hpc.train.watch import Clock, peak_memory_mib
 
 _SHIFTS = 2  # number of a stream of random numbers; patches.py uses 0 and 1
 
@@ -145,12 +145,14 @@ class Loop:
         cuts = [slice(i * whole // count, (i + 1) * whole // count) for i in range(count)]
         with torch.no_grad(), _kept_buffers(self.engine.networks):
             pieces = [self._represent(sample, cut) for cut in cuts]
+        # The maps of all micro-batches are small beside the activations that made them, so they can be held at once.
         maps = [torch.cat(one).requires_grad_() for one in zip(*pieces, strict=True)]
         parts = self._contrast(sample, maps)
         gradients = torch.autograd.grad(parts.loss, maps)
         for number, cut in enumerate(cuts):
             with self.engine.micro_batch(last=number == count - 1):
                 again = self._represent(sample, cut)
+                # The derivative of this product by the weights is the chain rule's part of this micro-batch.
                 products = [(u * g[cut]).sum() for u, g in zip(again, gradients, strict=True)]
                 self.engine.backward(torch.stack(products).sum())
         norm = self.engine.update()
@@ -184,6 +186,7 @@ class Loop:
         decay = min(self.settings.optimiser.average, steps / (steps + 9))
         kept, new = self.average.state_dict(), self.engine.networks.state_dict()
         for name, value in kept.items():
+            # Counters, as those of batch norm, have no average.
             if value.is_floating_point():
                 value.lerp_(new[name], 1 - decay)
             else:
@@ -256,6 +259,8 @@ class Loop:
         """Save by step, by time, at the end, or because the scheduler wants the machine back."""
         settings = self.settings
         late = self._clock.since_save() > 60 * settings.checkpoint.every_minutes
+        # The clocks of two nodes differ, and only one may have got the signal. So all ranks ask whether any of them
+        # has.
         stopped, due = self.engine.any(stop.is_set(), late)
         by_step = done % settings.checkpoint.every_steps == 0 or done == settings.optimiser.steps
         if stopped or due or by_step:
@@ -268,6 +273,7 @@ class Loop:
 
     def save(self, done: int) -> None:
         """Write a checkpoint of everything, unless the run has diverged (collective)."""
+        # A checkpoint of a run that has diverged would take the place of the last good one.
         if self._pending:
             self._require_finite(done)
         average = {name: value.detach().cpu().clone() for name, value in self.average.state_dict().items()}
@@ -315,15 +321,6 @@ def share_of(settings: TrainSettings, engine: Engine, rank: int | None = None) -
     size = settings.sampling.pairs_per_step // (count * ranks)
     own = engine.rank if rank is None else rank
     return [(part * ranks + own) * size + i for part in range(count) for i in range(size)]
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Measure the most memory used so far, in MiB: by tensors on a GPU, by the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @contextmanager

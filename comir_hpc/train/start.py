@@ -75,6 +75,7 @@ def take_weights(settings: TrainSettings, networks: nn.ModuleDict) -> dict[str, 
         assert chosen is not None  # open_start has refused it
         path = weights_path(run, chosen)
         try:
+            # A run with one encoder for all gives the same weights to each modality.
             network.load_state_dict(read_tensors(path))
         except RuntimeError as error:
             raise ConfigError(f"{path} does not fit the network of {name!r}: {error}") from error

@@ -1,4 +1,4 @@
-"""Measure the time that the training loop spends in steps and in waiting for data."""
+"""Measure the time that the training loop spends in steps and in waiting for data, and the memory that it takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
+
+from comir_hpc.host.memory import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,10 @@ class Elapsed:
 
 
 class Clock:
-    """Measure seconds spent in steps and in waiting since the last line of metrics, and since the last save."""
+    """Measure seconds spent in steps and in waiting since the last line of metrics, and since the last save.
+
+    Waiting is kept apart from work, since it is what more reader processes can shorten.
+    """
 
     def __init__(self) -> None:
         self._reset()
@@ -54,3 +61,10 @@ class Clock:
     def since_save(self) -> float:
         """Return the seconds since the last checkpoint, or since the start."""
         return time.monotonic() - self._save
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Measure the most memory used so far, in MiB: by tensors on a GPU, by the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return peak_bytes() / 2**20

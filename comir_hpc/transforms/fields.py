@@ -66,6 +66,7 @@ def displacement_field(path: Path) -> ItkTransform | None:
             f"{f' {word}' if word else ''}), whose world and meaning are not ITK's; convert it to a displacement field "
             "of ITK (intent 1007, LPS, mm) or a transform of ITK (.h5)"
         )
+    # Nothing in the file says which way it maps: ANTs says it by the name alone.
     if "inversewarp" in path.name.lower():
         raise RegistrationError(
             f"{path} is by its name the inverse warp of ANTs, which maps moving to fixed points; give the one from "

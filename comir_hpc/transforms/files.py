@@ -122,7 +122,7 @@ def ngff_record(transform: Affine) -> dict[str, Any]:
 
     It has the matrix, and an OME-NGFF 0.6 scene with one affine between two named coordinate systems.
 
-    NGFF's direction is the one of ours: from `input` (fixed) to `output` (moving) coordinates. Its coordinate
+    The affine of the scene maps `input` (fixed) to `output` (moving) coordinates, as the matrix does. The coordinate
     systems are given the axes x, y, z in that order, so the numbers are those of the matrix.
     """
     return {
@@ -187,6 +187,8 @@ def content_digest(path: Path, transform: PointMap, grid: Grid) -> str:
         if file.is_file():
             digest.update(file.read_bytes())
     if path.is_dir() or (len(transform.parts) > 1 and path.suffix.lower() == ".txt"):
+        # Files of elastix name other files, which lie elsewhere. Where the corners of the grid are sent stands for
+        # them, to the nanometre.
         digest.update(np.round(transform.apply(grid.corners_mm()), 6).tobytes())
     return digest.hexdigest()[:16]
 
@@ -269,6 +271,7 @@ def _is_scene_store(path: Path) -> bool:
 def _from_json(path: Path) -> PointMap:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        # Our own file is a scene as well. Its plain matrix is read, because it needs no convention.
         if "matrix_lps_mm" not in record and is_scene(record):
             return read_scene(path, assume_lps=False)
         matrix = np.asarray(record["matrix_lps_mm"], dtype=np.float64)

@@ -95,6 +95,7 @@ def _text(path: Path, head: bytes) -> tuple[str, str]:
         if re.search(pattern, text, re.MULTILINE):
             return kind, remedy.format(name=path.name)
     rows = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "%"))]
+    # One row more than a matrix of 16 numbers can have, so that a longer list is not taken for one.
     fields = [re.split(r"[\s,;]+", row.strip(" \t,;[]")) for row in rows[:17]]
     if rows and all(_NUMBER.fullmatch(field) for row in fields for field in row):
         return _numbers(path, fields)

@@ -80,6 +80,7 @@ class Inventory:
         """
         try:
             packed = [(tuple(level["shards"]), level["sizes"]) for level in record]
+            # A list of another store, copied along with its metadata, would vouch for files that it does not know.
             if [shape for shape, _ in packed] != [tuple(shape) for shape in counts]:
                 raise ValueError("it lists other levels or shards than the store has")
             return cls(store, [_unpacked(text, shape) for shape, text in packed])
@@ -115,6 +116,8 @@ class Inventory:
 
     def damage_in(self, level: int, channels: int, places: tuple[range, range, range]) -> list[str]:
         """Look at the files of some shards of a level, each once only; say what is wrong as `damage` does."""
+        # Each file is looked at once in the life of this object. A volume that changes while it is read is refused
+        # elsewhere, by its fingerprint.
         where = np.ix_(range(channels), *places)
         unseen = ~self._seen[level][where]
         if not unseen.any():

@@ -24,6 +24,8 @@ _SLAB = 1 << 24  # voxels of the mask that are read at once
 class Region:
     """Where a specimen counts.
 
+    It lies on its own grid and not on that of the volume, so that one mask serves every level and every working grid.
+
     Attributes
     ----------
     path : Path

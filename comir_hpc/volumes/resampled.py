@@ -202,7 +202,9 @@ class _Axis:
         reach = _REACH * width
         index = np.ceil(place - reach).astype(np.int64)[:, None] + np.arange(math.floor(2 * reach) + 1)
         weights = _cubic(np.abs(index - place[:, None]) / width)
+        # At a position between two voxels the widened weights sum to one only nearly.
         weights /= weights.sum(axis=1, keepdims=True)
+        # Beyond the border the outermost voxel goes on: zeros there would darken the rim.
         return _Taps(np.clip(index, 0, self.size - 1) - first, weights.astype(np.float32))
 
     def reach(self, start: int, stop: int) -> tuple[int, int]:

@@ -17,11 +17,11 @@ from comir_hpc.blocks.cost import (
     together,
     writing_bytes,
 )
-from comir_hpc.blocks.job import Execution, carry_out
+from comir_hpc.blocks.job import Execution, carry_out, require_same
 from comir_hpc.blocks.ledger import Ledger, fingerprint
 from comir_hpc.blocks.output import Output
 from comir_hpc.config.warp import WarpSettings
-from comir_hpc.errors import ConfigError, RegistrationError, VolumeError
+from comir_hpc.errors import ConfigError, RegistrationError
 from comir_hpc.host.memory import available_bytes, expected_in_worker, expected_peak, in_words
 from comir_hpc.host.places import require_apart
 from comir_hpc.host.progress import Progress
@@ -130,6 +130,7 @@ def plan_warp(settings: WarpSettings) -> dict[str, Any]:
 def _prediction(job: _Job, plan: BlockPlan, blocks: int) -> Figures:
     """Predict what a call needs for `blocks` blocks; a piece of the middle one is resampled to tell the time."""
     settings, fixed = job.settings, job.fixed
+    # In the middle: at the rim much may lie outside of the moving volume, where nothing is read.
     probe = _part_of(plan[len(plan) // 2].write)
     start = time.perf_counter()
     job.resampler(probe)
@@ -320,11 +321,7 @@ class _Job:
         )  # fmt: skip
 
     def require_unchanged(self) -> None:
-        if self.moving.fingerprint() != self.source_fingerprint:
-            raise VolumeError(
-                f"{self.moving.path} changed while it was read; run the same command again with --overwrite when it is "
-                "at rest"
-            )
+        require_same(self.moving, self.source_fingerprint)
 
 
 class _Work:

@@ -133,6 +133,7 @@ def _require_possible(settings: WarpSettings, resampler: Resampler) -> None:
         )
     require_fitting(settings.out, _shape(resampler), resampler.moving.dtype)
     like = resampler.moving if settings.like is None else Volume.open(settings.like)
+    # Behind a store that was made on the way stands the user's own file, which an --out of its name would destroy.
     for volume in (resampler.moving, like):
         source = volume.metadata.get("source")
         original = source.get("path") if isinstance(source, dict) else None

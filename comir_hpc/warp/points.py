@@ -59,6 +59,7 @@ def carry_points(path: Path, transform: PointMap, direction: Direction) -> Carri
     origin, _, target = direction.partition("-to-")
     moved = _towards(transform, direction).apply(table.points_mm)
     given = [f"{origin}_{axis}" for axis in AXES]
+    # Columns that an earlier call has added are replaced and not doubled.
     kept = [i for i, name in enumerate(table.columns) if i not in table.axes and name.lower() not in given]
     out = io.StringIO()
     out.write(
@@ -116,4 +117,5 @@ def _towards(transform: PointMap, direction: Direction) -> PointMap:
 
 
 def _number(value: float) -> str:
+    # A nanometre, one metre away from the origin.
     return f"{value:.10g}"

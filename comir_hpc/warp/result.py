@@ -13,6 +13,8 @@ from comir_hpc.space.grid import Grid
 class WarpResult:
     """What `warp` did.
 
+    What means nothing for the result keeps its default: a table of points has no grid and no blocks.
+
     Attributes
     ----------
     path : Path

@@ -49,6 +49,7 @@ def processor() -> list[Check]:
 
     from comir_hpc.host.launch import choose_precision
 
+    # Those of this job, and not all that the node has.
     cores = len(os.sched_getaffinity(0))
     threads = torch.get_num_threads()
     bf16 = choose_precision("auto", torch.device("cpu")) == "bf16"

@@ -58,6 +58,7 @@ def iso_bands(rng: np.random.Generator, points: Floats) -> tuple[Labels, int]:
     """Cut one smooth field into bands: layers that follow each other in order."""
     count = int(rng.integers(3, 9))
     field = smooth_noise(rng, points, 1, cell=float(rng.uniform(7, 18)))[0]
+    # The noise has a deviation of about 1, so nearly all of it lies between these ends.
     cuts = np.sort(rng.uniform(-1.6, 1.6, count - 1))
     return np.digitize(field, cuts).astype(np.int64), count
 
@@ -76,6 +77,7 @@ def particles(rng: np.random.Generator, points: Floats) -> tuple[Labels, int]:
     count, seeds = int(rng.integers(2, 7)), int(np.exp(rng.uniform(np.log(6), np.log(80))))
     reach = reach_of(points)
     centres = rng.uniform(-reach, reach, (seeds, 3)).astype(np.float32)
+    # The distance between seeds shrinks with their number, and the balls with it.
     radii = (reach / seeds ** (1 / 3) * rng.uniform(0.3, 1.0, seeds)).astype(np.float32)
     cells, power = nearest(points, centres, radii**2)
     matrix = (smooth_noise(rng, points, 1, cell=12.0)[0] > rng.uniform(-0.5, 1.5)).astype(np.int64)
@@ -88,6 +90,7 @@ def tubes(rng: np.random.Generator, points: Floats) -> tuple[Labels, int]:
     reach = reach_of(points)
     many, length = int(rng.integers(2, 7)), 24
     start = rng.uniform(-0.8, 0.8, (many, 1, 3)) * reach
+    # The direction itself walks at random: tubes bend, and have no kinks.
     heading = rng.standard_normal((many, 1, 3)) + 0.35 * rng.standard_normal((many, length, 3)).cumsum(axis=1)
     steps = heading / np.linalg.norm(heading, axis=-1, keepdims=True) * reach / 10
     path = (start + steps.cumsum(axis=1)).reshape(-1, 3).astype(np.float32)

@@ -103,10 +103,12 @@ class MadeSampler:
 
     def read(self, draw: MadeDraw) -> list[Tensor]:
         """Make the views of a draw, (1, z, y, x) float32 each, and its air (1, z, y, x) bool at the end."""
+        # A stream of its own: the group elements were drawn from the seed as it is.
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((*draw.seed, 1))))
         make = self._real if rng.random() < self.synthetic.real else self._made
         views, air = make(rng)
         if any(draw.shift_zyx):
+            # Nothing lies beyond a patch that was made up, so what leaves it on one side comes back on the other.
             views[1] = np.roll(views[1], draw.shift_zyx, axis=(0, 1, 2))
         arrays = [*(view.astype(np.float32) for view in views), air]
         return [torch.from_numpy(np.ascontiguousarray(one))[None] for one in arrays]

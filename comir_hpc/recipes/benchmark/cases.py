@@ -24,6 +24,9 @@ from comir_hpc.transforms.affine import Affine as Transform
 class Place:
     """Which case it is.
 
+    The four together are the key by which the table knows what is done, and the name of the folder in which the case
+    is made.
+
     Attributes
     ----------
     pair : str
@@ -81,6 +84,7 @@ def open_pairs(settings: BenchmarkSettings) -> dict[str, Pair]:
     for one in settings.pairs:
         pair = family(one, settings.data) if isinstance(one, str) else _own(one)
         if not isinstance(one, str):
+            # Each of these is read when it is first asked for.
             _ = pair.fixed, pair.moving, pair.answer
         found[pair.name] = pair
     return found
@@ -136,6 +140,7 @@ def rows_of(
                 modalities,
             )
             answer = run_apart(name, task, limit_s=settings.time_limit_s, peers=settings.peers, stop=stop)
+            # Before the next method begins: the disk has to hold the stores of one.
             shutil.rmtree(own)
             yield _row(place, case, pair, name, answer, settings)
     finally:

@@ -168,6 +168,7 @@ def _time(rows: Sequence[Row], styles: dict[str, Style]) -> Figure:
             rate = score.right / score.cases
             style = {key: value for key, value in styles[score.method].items() if key != "linestyle"}
             axes.errorbar(
+                # Identity takes no time, for which a logarithm has no place.
                 max(score.seconds, 0.1), 100 * rate, [[100 * (rate - low)], [100 * (high - rate)]],
                 markersize=6, elinewidth=0.6, linestyle="none", **style,  # type: ignore[arg-type]
             )  # fmt: skip

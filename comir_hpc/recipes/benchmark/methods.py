@@ -18,6 +18,8 @@ from comir_hpc.space.grid import FloatArray
 class Task:
     """What every method is given.
 
+    It goes to the process of the method as JSON, so it holds nothing but paths, numbers and words.
+
     Attributes
     ----------
     fixed, moving : Path
@@ -69,6 +71,9 @@ class Found:
 class Method:
     """One way to register two files.
 
+    Nothing of it is imported before its process runs: a peer that is not installed, or that crashes while it loads,
+    costs its own rows only.
+
     Attributes
     ----------
     name : str
@@ -96,6 +101,7 @@ class Method:
     loads: tuple[str, ...] = ()
 
 
+# Seconds for one case, from which a plan predicts what the table cannot tell yet.
 _TYPICAL_S = {"comir": 100.0, "mind": 300.0, "gradient": 90.0, "intensity": 200.0}
 _TYPICAL_WITHOUT_SEARCH_S = 40.0
 _LOADS = ("comir_hpc.ingest", "comir_hpc.register", "comir_hpc.representations.learned")

@@ -114,6 +114,7 @@ def _ants(task: Task, start: str | None) -> Found:
         type_of_transform="Rigid",
         initial_transform=start,
         outprefix=str(task.folder / "ants"),
+        # To ANTs a seed of 0 means none.
         random_seed=task.seed + 1,
     )
     matrix = np.eye(4)

@@ -62,6 +62,7 @@ def run_apart(
         If the flag was set.
     """
     job = write_job(task.folder, name, task)
+    # What an earlier process left, whose end nobody saw, must not count as this one's answer.
     (task.folder / ANSWER).unlink(missing_ok=True)
     errors = task.folder / "errors.txt"
     start = time.perf_counter()

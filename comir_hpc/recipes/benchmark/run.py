@@ -32,6 +32,8 @@ _LOOK_S = 0.5  # between two looks at the flag to stop
 class BenchmarkResult:
     """What a call of the benchmark did.
 
+    `added`, `failed` and `skipped` count the rows of this call only.
+
     Attributes
     ----------
     table : Path
@@ -98,6 +100,7 @@ def benchmark(
     keep = threading.Lock()
 
     def added(row: dict[str, Any]) -> None:
+        # Cases end in threads side by side, and the counts belong to all of them.
         with keep:
             table.add(row, head=_head())
             counts[row["status"]] += 1

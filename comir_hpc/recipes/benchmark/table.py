@@ -35,6 +35,8 @@ Key = tuple[str, str, int, str, str]
 class Table:
     """A table on disk.
 
+    It is text that people open while jobs add to it, so every row is written with the whole file, by a rename.
+
     Attributes
     ----------
     path : Path

@@ -289,4 +289,5 @@ def _judged(
         return Deformation(None, None, record, planes)
     bent = ItkTransform(lattice.itk() if itk is None else itk)
     back = ItkTransform(lattice.inverse.itk())
+    # The way back undoes the last step first.
     return Deformation(Composite((bent, affine)), Composite((affine.inverse(), back)), record, planes)

@@ -81,6 +81,7 @@ class HeldOut:
         inside = held[0][:, None, None] & held[1][None, :, None] & held[2][None, None, :] & mask
         number = (places[0][:, None, None] * counts[1] + places[1][None, :, None]) * counts[2] + places[2]
         filled = np.bincount(number[inside], minlength=math.prod(counts))
+        # Of a cube at the rim few voxels may be specimen, and few voxels agree by chance.
         full = filled >= side**3 / 2
         labels = np.cumsum(full) * full
         self.labels = np.where(inside, labels[number], 0)
@@ -139,6 +140,8 @@ class HeldOut:
             mean_f, mean_m = total(f) / count, total(m) / count
             f, m = f - mean_f[labels - 1], m - mean_m[labels - 1]
             both, var_f, var_m = total(f * m), total(f * f), total(m * m)
+            # Squared, as the local correlation that the forces follow. The sign is kept where it tells right from
+            # wrong.
             found = both * (np.abs(both) if signed else both) / (var_f * var_m)
         agreement: FloatArray = np.where((count >= size / 2) & (var_f > 0) & (var_m > 0), found, np.nan)
         return agreement

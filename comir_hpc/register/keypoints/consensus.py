@@ -35,6 +35,8 @@ _LEAST_STRETCH, _MOST_STRETCH = 0.5, 2.0  # an affine fit beyond that is no spec
 class Agreed:
     """A map with the matches that agree with it.
 
+    The weight decides between maps. A count alone would not tell matches that are met exactly from those at the edge.
+
     Attributes
     ----------
     transform : Transform

@@ -209,6 +209,7 @@ class Encoder:
     def evaluate(self, batch_bczyx: Array) -> Array:
         """Encode windows (b, c, z, y, x) to (b, l, z, y, x) float32, averaged over the rotations if so set."""
         dtype = DTYPES[self.precision]
+        # Autocast leaves normalisation and sums in single precision, as the training did.
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),

@@ -42,6 +42,7 @@ def on_threads(evaluate: Evaluate, cuts: Iterable[Cut]) -> Iterator[Cut]:
             ) from error
 
     count = torch.get_num_threads()
+    # PyTorch releases Python's lock while it computes, so threads suffice and share the weights.
     with _single_threaded() as initialise, ThreadPoolExecutor(count, initializer=initialise) as pool:
         yield from _in_order(pool, one, iter(cuts), ahead=2 * count)
 
@@ -75,6 +76,7 @@ def in_batches(evaluate: Evaluate, cuts: Iterable[Cut], size: int) -> Iterator[C
     waiting = iter(cuts)
     pending: list[Cut] = []
     while pending := pending or list(islice(waiting, size)):
+        # Filled up with zeros: on a GPU the shape of a batch may change last bits, and the last batch is rarely full.
         batch = np.zeros((size, *pending[0][1].shape), dtype=np.float32)
         for place, (_, cut) in enumerate(pending[:size]):
             batch[place] = cut

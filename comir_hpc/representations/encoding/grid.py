@@ -171,11 +171,7 @@ def plan_windows(
             f"a window of {window} voxels is no multiple of the network's stride {stride}; "
             f"run `comir-hpc infer` with --window {max(1, round(window / step)) * step}"
         )
-    sides = [min(window, _up(n, s)) for n, s in zip(shape, stride, strict=True)]
-    for axes in tied_axes:
-        longest = max(sides[axis] for axis in axes)
-        for axis in axes:
-            sides[axis] = longest
+    sides = _window_sides(shape, window, stride, tied_axes)
     margins = [_up(h, s) if blend == "exact" else 0 for h, s in zip(halo_zyx, stride, strict=True)]
     starts = []
     for name, n, w, s, m in zip("zyx", shape, sides, stride, margins, strict=True):
@@ -185,12 +181,29 @@ def plan_windows(
                 f"a window of {w} voxels along {name} has none whose receptive field (halo {m}) it holds; run "
                 f"`comir-hpc infer` with --window {2 * m + s} or more for exact blending, or --blend gaussian"
             )
-        last = max(0, _up(n - w, s))
         spare = 0.0 if blend == "exact" else _SPARED
-        # At least as many as cover the volume, whatever was spared.
-        count = max(math.ceil(last / max(step, s) - spare), math.ceil(last / w))
-        starts.append(tuple(last * k // max(count, 1) // s * s for k in range(count + 1)))
+        starts.append(_starts(n, w, s, max(step, s), spare))
     return WindowGrid(shape, _triple(sides), (starts[0], starts[1], starts[2]), _triple(margins), blend)
+
+
+def _window_sides(
+    shape: Triple, window: int, stride: Triple, tied_axes: Sequence[Sequence[int]]
+) -> list[int]:
+    """Choose the sides of the windows: no longer than the volume, and equal along axes that are exchanged."""
+    sides = [min(window, _up(n, s)) for n, s in zip(shape, stride, strict=True)]
+    for axes in tied_axes:
+        longest = max(sides[axis] for axis in axes)
+        for axis in axes:
+            sides[axis] = longest
+    return sides
+
+
+def _starts(length: int, window: int, stride: int, step: int, spare: float) -> tuple[int, ...]:
+    """Spread windows evenly along one axis, each on the stride, about `step` voxels from one to the next."""
+    last = max(0, _up(length - window, stride))
+    # At least as many as cover the volume, whatever was spared.
+    count = max(math.ceil(last / step - spare), math.ceil(last / window))
+    return tuple(last * k // max(count, 1) // stride * stride for k in range(count + 1))
 
 
 def _triple(values: Sequence[int]) -> Triple:

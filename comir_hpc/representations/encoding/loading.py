@@ -23,6 +23,7 @@ from comir_hpc.space.grid import Vector
 from comir_hpc.space.groups import rotation_group
 from comir_hpc.volumes.volume import Volume
 
+# Levels are a factor of two apart, so with cubic voxels one of two neighbours is always within a factor of 1.42.
 _LEVEL_TOLERANCE = 1.5
 
 
@@ -100,6 +101,7 @@ def load_encoder(
     if chosen.type == "cpu":
         keep_freed_memory()
     path = weights_path(run, name)
+    # Before the network is built: a damaged description must not cost more memory than the weights have.
     state = _read_weights(path)
     _require_as_many_weights(model, name, state, path)
     network = _build(run, model, name)
@@ -116,6 +118,7 @@ def load_encoder(
         step=model.step,
         spacing_mm=model.spacing_mm,
         group=model.group,
+        # Of the file and not of the run: a run that is trained on writes other weights to the same place.
         digest=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
         device=chosen,
         precision=choose_precision(precision, chosen),

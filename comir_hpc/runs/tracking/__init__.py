@@ -202,6 +202,7 @@ def _open_tracker(
     }
     mirror = None
     if settings.mlflow is not None:
+        # Before anything is sent: a run that dies at once can still be sent by `sync`.
         write_state(run_dir, state)
         mirror = Mirror(Target.from_run(run_dir, settings.mlflow, state), failure)
         mirror.start()
@@ -218,7 +219,7 @@ def _watch_system(
     if settings.system_every is None:
         return None
     before = read_system(run_dir)
-    if before:  # also where there is no MLflow, and so no state, a resumed run goes on counting
+    if before:  # its first line says when the run began: also without MLflow, a resumed run goes on counting
         started = before[0]["time"] - before[0]["step"]
 
     def deliver(row: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ class Mirror(threading.Thread):
     """Carries rows and files to MLflow; nobody ever waits for it, but `close` for a bounded time."""
 
     def __init__(self, target: Target, failure: FirstFailure | None = None) -> None:
+        # A daemon: Python must be able to end while a server keeps a request waiting.
         super().__init__(name="mlflow-mirror", daemon=True)
         self._target = target
         self._failure = failure or FirstFailure()
@@ -60,6 +61,8 @@ class Mirror(threading.Thread):
             except failures() as error:
                 self._warn(self._target.brief(error))
                 if not closing:
+                    # Waits on the end and not on new rows, which arrive all the time and would ask a dead server
+                    # again and again.
                     self._closing.wait(_RETRY_S)
                     self._wake.set()
             if closing:
@@ -69,6 +72,7 @@ class Mirror(threading.Thread):
         if self._run is None:
             self._run = MlflowRun(self._target)
         rows: Sequence[Mapping[str, Any]] = list(self._rows)
+        # Taken from the queue only when they are sent: after a failure the same rows are tried again.
         self._run.send_rows(rows)
         for _ in rows:
             self._rows.popleft()

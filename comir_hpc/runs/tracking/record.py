@@ -86,6 +86,7 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
+    # What follows a torn line was never there: it was the last one when the writer died.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)

@@ -91,6 +91,7 @@ def fsl_from_ras(grid: Grid) -> FloatArray:
     ras = ras_from_index(grid)
     spacing = np.asarray(grid.spacing_mm[::-1])
     scaled = np.diag([*spacing, 1.0])
+    # FSL counts as in an image with a negative determinant. In any other one it counts x from the far end.
     if np.linalg.det(ras) > 0:
         turned = np.diag([-1.0, 1.0, 1.0, 1.0])
         turned[0, 3] = (grid.shape_zyx[2] - 1) * spacing[0]
@@ -111,6 +112,7 @@ def _matrix(path: Path, text: str) -> FloatArray:
         raise RegistrationError(
             f"{path} is no matrix in text ({str(error)[:80]}); expected 4 x 4 numbers"
         ) from error
+    # Three rows are a whole affine map: the fourth is always the same.
     if len(numbers) == 12:
         numbers += [0.0, 0.0, 0.0, 1.0]
     if len(numbers) != 16:

@@ -1,9 +1,9 @@
 """Scenes of OME-NGFF 0.6: transformations between named coordinate systems.
 
-NGFF's direction is ours where the scene says so: from `input` to `output`, and we write fixed to moving. The axes of a
-coordinate system have names, an order and a unit. The standard has no word for the world's directions, so we add the
-`orientation` of RFC-4 to every axis: the x axis of LPS points from right to left. Axes without one are read as LPS only
-if the user says so.
+A transformation of a scene maps its `input` to its `output`. We write fixed points as the input and moving points as
+the output, as our own transforms map them. The axes of a coordinate system have names, an order and a unit. The
+standard has no word for the world's directions, so we add the `orientation` of RFC-4 to every axis: the x axis of LPS
+points from right to left. Axes without one are read as LPS only if the user says so.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ _OWN_FOLDER = "in a folder of their own (links will do)"
 class NumberedFiles:
     """Files whose names differ in a number.
 
+    What was left out is kept, so that the user is told of a stray file or a forgotten slice.
+
     Attributes
     ----------
     files : tuple of Path
@@ -131,6 +133,7 @@ def _ordered(
     path: Path, files: Sequence[Path], texts: Sequence[str], *, tiles: bool
 ) -> tuple[list[Path], int]:
     """Order files by the number that varies; return them and its step."""
+    # Python's integers: a date with its time has more digits than an int64 takes.
     numbers = np.asarray([[int(n) for n in _NUMBER.split(f.stem)[1::2]] for f in files], dtype=object)
     order = sorted(range(len(files)), key=lambda i: tuple(numbers[i]))
     ordered, numbers = [files[i] for i in order], numbers[order]
