@@ -252,6 +252,7 @@ CAME_LATER = {
     "keypoints",
     "match_ratio",
     "checks",
+    "fallback",
     "last_step",
     "smoothness_mm",
 }

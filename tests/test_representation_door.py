@@ -140,6 +140,7 @@ def expected(settings, extra=None, compared=(None, None)):
         "keypoints",
         "match_ratio",
         "checks",
+        "fallback",
         "last_step",
         "smoothness_mm",
     )

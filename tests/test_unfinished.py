@@ -38,11 +38,11 @@ def test_a_stop_keeps_the_search_and_the_same_call_goes_on(
     content = (chosen.out / KEPT_FILE).read_bytes()
     with np.load(chosen.out / KEPT_FILE) as held:
         fingerprint = str(held["fingerprint"])
-    assert kept(chosen.out, "another") is None
+    assert kept(chosen.out / KEPT_FILE, "another") is None
     (chosen.out / KEPT_FILE).write_bytes(content[:200])
-    assert kept(chosen.out, fingerprint) is None  # damaged: searched again
+    assert kept(chosen.out / KEPT_FILE, fingerprint) is None  # damaged: searched again
     (chosen.out / KEPT_FILE).write_bytes(content)
-    found = kept(chosen.out, fingerprint)
+    found = kept(chosen.out / KEPT_FILE, fingerprint)
     assert found is not None
     assert len(found.starts) == chosen.candidates
 

@@ -180,18 +180,12 @@ def register(call: Call) -> None:
 
     asked = call.settings(RegisterPairSettings)
     call.terminal.output = asked.out
-    from comir_hpc.recipes.pair import (
-        next_command,
-        plan_pair,
-        register_pair,
-        require_usable,
-        uses_general_model,
-    )
+    from comir_hpc.recipes.pair import next_command, plan_pair, register_pair, require_usable
 
     require_usable(asked)
     settings = call.with_stores(asked, asked.out)
     # Said when the files are known to be there: an error stands alone.
-    if uses_general_model(asked):
+    if asked.uses_general_model:
         call.note("no --model is given: the general model is used")
     if "out" not in call.given:
         call.note(f"no --out is given: the result goes into {asked.out}")

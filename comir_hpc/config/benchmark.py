@@ -23,6 +23,8 @@ from comir_hpc.config.words import (
 
 IDENTITY = "identity"
 """The method that leaves the pair as it lies."""
+DEFAULT = "default"
+"""Method that registers as the command line does when nothing but the two files is given, fallbacks included."""
 ADAPT = "adapt"
 """The method that makes encoders for the pair first, without its answer."""
 OF_MODEL = "@"
@@ -42,7 +44,7 @@ def own_methods() -> dict[str, tuple[str, str]]:
 
 def all_methods() -> tuple[str, ...]:
     """List every method that a benchmark knows."""
-    return (*own_methods(), ADAPT, IDENTITY, *PEERS)
+    return (*own_methods(), DEFAULT, ADAPT, IDENTITY, *PEERS)
 
 
 def _known(what: str, word: str, offered: Iterable[str]) -> str:

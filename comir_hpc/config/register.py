@@ -10,7 +10,17 @@ from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
 from comir_hpc.config.shared import InForm, MemoryLimit, Replacing, Symmetrised
-from comir_hpc.config.words import BENDING, REPRESENTATIONS, Checks, Initial, LastStep, Require, TransformKind
+from comir_hpc.config.words import (
+    BENDING,
+    FALLBACKS,
+    REPRESENTATIONS,
+    Checks,
+    Fallback,
+    Initial,
+    LastStep,
+    Require,
+    TransformKind,
+)
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FORMATS = (
@@ -120,6 +130,10 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     checks: Checks = "full"
     """How thoroughly the answer is checked: full searches twice more, for the mirrored moving volume and from another
     position; quick leaves that out, and is never more than WARN."""
+    fallback: Fallback = "auto"
+    """What happens where the general model's answer is FAIL: self-similarities and then mutual information are compared
+    in its place, until one of them is not (auto), or nothing (none). The result names what was tried. A model that you
+    name has no fallback."""
     last_step: LastStep = "auto"
     """Whether the answer is refined once more on the intensities, by mutual information: where two halves of the
     specimen agree better on them than on the representations (auto), or never (none)."""
@@ -139,6 +153,17 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     def representation_of(self, role: Literal["fixed", "moving"]) -> Path | None:
         """Representation that is given of one of the two volumes."""
         return self.fixed_representation if role == "fixed" else self.moving_representation
+
+    @property
+    def uses_general_model(self) -> bool:
+        """Whether the volumes are encoded by the general model, since no other is named."""
+        stored = self.fixed_representation is not None and self.moving_representation is not None
+        return REPRESENTATIONS[self.representation].trained and self.model is None and not stored
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Representations to compare where the general model's answer is FAIL."""
+        return FALLBACKS if self.fallback == "auto" and self.uses_general_model else ()
 
     @property
     def linear_transform(self) -> Literal["rigid", "affine"]:

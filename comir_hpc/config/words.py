@@ -76,6 +76,10 @@ BENDING: tuple[TransformKind, ...] = ("bspline", "field")
 """Kinds of transform that bend space after an affine one."""
 Checks = Literal["full", "quick"]
 """How thoroughly the answer of a registration is checked."""
+Fallback = Literal["auto", "none"]
+"""Whether other representations are compared where the general model finds no answer that holds."""
+FALLBACKS = ("mind", "intensity")
+"""Representations that are compared then, in this order: they need no training."""
 LastStep = Literal["auto", "none"]
 """Whether the answer of a registration is refined once more, on the intensities."""
 Require = Literal["warn", "pass"]

@@ -336,7 +336,7 @@ def _evaluation(
     mean = float(error_mm.mean())
     return Evaluation(
         result=str(folder),
-        representation=str(result.settings.get("representation", "")),
+        representation=result.representation or str(result.settings.get("representation", "")),
         initial=str(result.settings.get("initial", "")),
         verdict=result.verdict or "",
         num_points=len(error_mm),

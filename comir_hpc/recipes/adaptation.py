@@ -175,6 +175,8 @@ class Adaptation:
             "device": settings.device,
             "max_memory_gib": settings.max_memory_gib,
             "overwrite": True,
+            # The candidates of every method are wanted, and held-out voxels choose among them.
+            "fallback": "none",
         }
         return RegisterSettings(**(given | changes))
 

@@ -95,12 +95,6 @@ def require_usable(settings: RegisterPairSettings) -> None:
         require_free_place(out, overwrite=settings.overwrite)
 
 
-def uses_general_model(settings: RegisterPairSettings) -> bool:
-    """Return whether the volumes are encoded by the general model, since no other is named."""
-    stored = settings.fixed_representation is not None and settings.moving_representation is not None
-    return REPRESENTATIONS[settings.representation].trained and settings.model is None and not stored
-
-
 def register_pair(settings: RegisterPairSettings, *, progress: Progress | None = None) -> RegisteredPair:
     """Register two stores, write the page, and write the moving volume on the fixed grid if that is asked for.
 
@@ -177,7 +171,7 @@ def next_command(
     if result.verdict != "FAIL":
         words += ["warp", "--zarr", asked.moving, "--transform", result.folder / result.result.transform_file]
         words += ["--like", asked.fixed, "--out", result.folder / _proposed_name(asked, settings)]
-    elif uses_general_model(asked):
+    elif asked.uses_general_model:
         words += ["adapt", asked.fixed, asked.moving, "--run", f"{result.folder}-run"]
     else:
         return None
@@ -192,7 +186,7 @@ def _require_seen(settings: RegisterPairSettings) -> None:
     VolumeError
         If a volume is a single slice, or has several channels.
     """
-    if not uses_general_model(settings):
+    if not settings.uses_general_model:
         return
     from comir_hpc.volumes.volume import Volume
 
@@ -280,7 +274,7 @@ def _require_encoders(settings: RegisterPairSettings) -> None:
         return
     from comir_hpc.runs.model import general_model, read_model
 
-    if uses_general_model(settings):
+    if settings.uses_general_model:
         general_model()
     elif settings.model is not None:
         model = read_model(settings.model)

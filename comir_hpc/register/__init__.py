@@ -11,12 +11,14 @@ the best distinct answers are refined, and then the verdict is made. What is com
 * `last_step` refines the best answer once more, on the intensities, where these are more exact;
 * `similarity` measures how alike the two are, `checks` judges the answer, `pictures` draws, and `outputs` writes;
 * `deform` bends space after an affine answer, if that is asked for;
+* `fallback` compares in other ways where the general model's answer fails;
 * `unfinished` keeps what a registration that is stopped has found.
 """
 
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from comir_hpc.register.checks.account import account_of, without_answer
 from comir_hpc.register.checks.calibration import own_calibration
 from comir_hpc.register.checks.evidence import gather
 from comir_hpc.register.deform import bend, require_deformable
+from comir_hpc.register.fallback import Answer, or_otherwise
 from comir_hpc.register.global_search import rotations_to_try
 from comir_hpc.register.initial import as_before, find_starts, search_voxels
 from comir_hpc.register.inputs import Inputs, open_inputs
@@ -49,7 +52,7 @@ from comir_hpc.register.pictures import make_panels
 from comir_hpc.register.ranking import COARSE, FINE, rank
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.register.starts import Initial
-from comir_hpc.register.unfinished import forget, keep, kept, stoppable
+from comir_hpc.register.unfinished import forget, keep, kept, kept_file, stoppable
 from comir_hpc.runs.folder import require_room
 from comir_hpc.transforms.protocol import PointMap
 
@@ -94,15 +97,30 @@ def register(settings: RegisterSettings, *, progress: Progress | None = None) ->
     # A full disk after an hour of search would be a poor time to say so.
     require_room(settings.out, output_bytes(inputs, settings), RegistrationError)
     with stoppable(settings.out, progress) as told:
-        result = _registered(settings, inputs, clock, told)
+
+        def otherwise(other: RegisterSettings) -> Answer:
+            word = other.representation
+            return _answered(other, open_inputs(other), clock, told, kept_file(settings.out, word))
+
+        answer = _answered(settings, inputs, clock, told, kept_file(settings.out))
+        answer = or_otherwise(answer, settings, otherwise)
+    # What was asked for, also where another way gave the answer: the same call has to find this result again.
+    record = answer.record | {
+        "settings": settings.model_dump(mode="json"),
+        "fingerprint": inputs.fingerprint,
+        "timings_s": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
+    }
+    result = write_result(
+        settings.out, answer.transform, record, answer.panels, answer.landscape, answer.deformation
+    )
     forget(settings.out)
     return result
 
 
-def _registered(
-    settings: RegisterSettings, inputs: Inputs, clock: Clock, progress: Progress
-) -> RegisterResult:
-    """Search, refine, check and write."""
+def _answered(
+    settings: RegisterSettings, inputs: Inputs, clock: Clock, progress: Progress, search_file: Path
+) -> Answer:
+    """Search, refine and check; the search is kept in a file."""
     with clock.time("features"):
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
@@ -110,7 +128,7 @@ def _registered(
     carried = settings.finds_starts and bool(inputs.searched_levels[0])
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     with clock.time("search"):
-        begun = _searched(pair, settings, inputs, frame, progress)
+        begun = _searched(pair, settings, inputs, frame, progress, search_file)
     if begun.left is not None:
         inputs = inputs.at(begun.left)
         fixed, fixed_image = inputs.fixed.features()
@@ -148,30 +166,33 @@ def _registered(
         panels = _panels(pair, whole, (fixed_image, moving_image), inputs.fixed.representation.pictured)
     model = inputs.fixed.representation.provenance()
     record = account | {
-        "timings_s": {part: round(seconds, 3) for part, seconds in clock.seconds.items()},
+        "representation": settings.representation,
         "versions": versions(),
         "inputs": {side.role: input_record(side) for side in (inputs.fixed, inputs.moving)},
-        "settings": settings.model_dump(mode="json"),
         "model": model,
         "run": None if model is None else model["run"],
-        "fingerprint": inputs.fingerprint,
         "last_step": None if last is None else last.as_dict(),
         **_notes(frame, inputs, begun, last),
     }
     transform = None if answer is None else frame.world(answer)
-    return write_result(settings.out, transform, record, panels, landscape(begun.search, frame), bent)
+    return Answer(transform, record, panels, landscape(begun.search, frame), bent)
 
 
 def _searched(
-    pair: Pair, settings: RegisterSettings, inputs: Inputs, frame: SlicePlane, progress: Progress
+    pair: Pair,
+    settings: RegisterSettings,
+    inputs: Inputs,
+    frame: SlicePlane,
+    progress: Progress,
+    file: Path,
 ) -> Initial:
     """Find where the refinement starts, or find it again if an earlier call was stopped after its search."""
-    before = kept(settings.out, inputs.fingerprint)
+    before = kept(file, inputs.fingerprint)
     if before is not None:
         return before
     found = find_starts(pair, settings, inputs, frame, progress)
     with contextlib.suppress(OSError):  # a full disk is said when the result is written
-        keep(settings.out, inputs.fingerprint, found)
+        keep(file, inputs.fingerprint, found)
     return found
 
 

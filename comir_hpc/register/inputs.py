@@ -316,6 +316,7 @@ def _fingerprint(settings: RegisterSettings, sides: list[Input], start: GivenSta
     # Results keep the fingerprint that they had before there were these settings.
     unused = set() if settings.initial == "features" else {"keypoints", "match_ratio"}
     unused |= {"checks"} if settings.checks == "full" else set()
+    unused |= {"fallback"} if settings.fallback == "auto" else set()
     unused |= {"last_step"} if settings.last_step == "auto" else set()
     unused |= {"smoothness_mm"} if settings.smoothness_mm is None else set()
     record: dict[str, Any] = {

@@ -23,8 +23,9 @@ from comir_hpc.register.inputs import Input, Inputs
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.runs import result as results
 from comir_hpc.runs.record import as_json, brief, make_record
-from comir_hpc.runs.result import AFFINE_FILE, BENT_FILE, INVERSE_FILE, RESULT_FILE, Result, Verdict
+from comir_hpc.runs.result import AFFINE_FILE, BENT_FILE, INVERSE_FILE, RESULT_FILE, Result
 from comir_hpc.runs.result_html import PANELS_FILE, result_html
+from comir_hpc.runs.result_parts import Verdict
 from comir_hpc.space.rotations import angle_deg
 from comir_hpc.transforms.affine import Affine as Transform
 from comir_hpc.transforms.files import DIRECTION, itk_text, save_itk, save_transform

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from comir_hpc.config.words import FALLBACKS
 from comir_hpc.errors import StopRequested
 from comir_hpc.host.files import written_whole
 from comir_hpc.host.progress import Progress
@@ -50,8 +51,8 @@ def stoppable(folder: Path, progress: Progress | None) -> Iterator[Progress]:
         yield told
 
 
-def keep(folder: Path, fingerprint: str, found: Initial) -> None:
-    """Write what the search has found. Without a search there is nothing to keep.
+def keep(file: Path, fingerprint: str, found: Initial) -> None:
+    """Write what a search has found to a file. Without a search there is nothing to keep.
 
     Raises
     ------
@@ -61,11 +62,11 @@ def keep(folder: Path, fingerprint: str, found: Initial) -> None:
     search = found.search
     if search is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: getattr(search, name) for name in _ARRAYS}
-    with written_whole(folder / KEPT_FILE) as spare, spare.open("wb") as file:
+    with written_whole(file) as spare, spare.open("wb") as opened:
         np.savez(
-            file,
+            opened,
             fingerprint=fingerprint,
             start_matrices=np.stack([start.matrix_mm for start, _ in found.starts]),
             start_centres=np.stack([start.centre_mm for start, _ in found.starts]),
@@ -79,13 +80,13 @@ def keep(folder: Path, fingerprint: str, found: Initial) -> None:
         )
 
 
-def kept(folder: Path, fingerprint: str) -> Initial | None:
+def kept(file: Path, fingerprint: str) -> Initial | None:
     """Read what an earlier call has found; None if there is nothing of these inputs and settings.
 
     A damaged file counts as none: the search is done again.
     """
     try:
-        with np.load(folder / KEPT_FILE, allow_pickle=False) as held:
+        with np.load(file, allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
         # The folder may hold the search of other inputs or settings, which was stopped before.
         if str(arrays["fingerprint"]) != fingerprint:
@@ -103,6 +104,13 @@ def kept(folder: Path, fingerprint: str) -> Initial | None:
     return Initial(starts, search, None if left < 0 else left, notes)
 
 
+def kept_file(folder: Path, fallback: str | None = None) -> Path:
+    """Name the file of a search in the folder of the result; each fallback has one of its own."""
+    name = Path(KEPT_FILE)
+    return folder / (name if fallback is None else f"{name.stem}-{fallback}{name.suffix}")
+
+
 def forget(folder: Path) -> None:
     """Remove what was kept."""
-    (folder / KEPT_FILE).unlink(missing_ok=True)
+    for fallback in (None, *FALLBACKS):
+        kept_file(folder, fallback).unlink(missing_ok=True)

@@ -9,7 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from comir_hpc.report.wording import figure
-from comir_hpc.runs.result import PieceRecord, Result
+from comir_hpc.runs.result import Result
+from comir_hpc.runs.result_parts import PieceRecord
 
 _WIDTH, _HEIGHT, _EDGE = 220, 26, 6  # of a drawing, in pixels
 _WORDS = {"share": " %", "mm": " mm", "standard deviations": " sd", "correlation": ""}

@@ -23,7 +23,8 @@ from comir_hpc.report.panels import plane_pictures
 from comir_hpc.report.snippets import make_snippets
 from comir_hpc.report.training import describe_run
 from comir_hpc.report.wording import Chart, Number, duration, figure, is_number
-from comir_hpc.runs.result import Errors, Metric, Result
+from comir_hpc.runs.result import Errors, Result
+from comir_hpc.runs.result_parts import Metric
 from comir_hpc.runs.tracking import flatten
 from comir_hpc.space.grid import Grid
 from comir_hpc.space.rotations import angle_deg
@@ -92,7 +93,7 @@ def _registration(contents: Contents, result: Result) -> dict[str, Any]:
 
 
 def _advice(result: Result) -> list[Markup]:
-    offered = REPRESENTATIONS.get(str(result.settings.get("representation")))
+    offered = REPRESENTATIONS.get(result.representation or str(result.settings.get("representation")))
     if result.verdict == "PASS":
         return [
             Markup("Look at the checkerboard once: edges must run on across the squares."),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from comir_hpc.config.benchmark import ADAPT, IDENTITY, OF_MODEL, own_methods
+from comir_hpc.config.benchmark import ADAPT, DEFAULT, IDENTITY, OF_MODEL, own_methods
 from comir_hpc.config.words import PEERS
 from comir_hpc.space.grid import FloatArray
 
@@ -115,6 +115,14 @@ def method(name: str) -> Method:
         from comir_hpc.recipes.benchmark.peers import PEER_METHODS
 
         return PEER_METHODS[name]
+    if name == DEFAULT:
+        return Method(
+            name,
+            lambda task: _ours(task, "comir", "global", fallback="auto"),
+            "comir-hpc register, its default settings",
+            typical_s=150.0,
+            loads=_LOADS,
+        )
     if name == ADAPT:
         return Method(name, _adapt, "comir-hpc adapt, its default settings", typical_s=3600.0, loads=_LOADS)
     representation, initial = own_methods()[name.partition(OF_MODEL)[0]]
@@ -139,8 +147,11 @@ def _identity(task: Task) -> Found:
     return Found(np.eye(4))
 
 
-def _ours(task: Task, representation: str, initial: str) -> Found:
-    """Make stores of the two files and register them, as the command line does."""
+def _ours(task: Task, representation: str, initial: str, fallback: str = "none") -> Found:
+    """Make stores of the two files and register them, as the command line does.
+
+    A row of a representation is of that representation alone: there is no fallback then.
+    """
     from comir_hpc.config.base import validate
     from comir_hpc.config.register import RegisterSettings
     from comir_hpc.register import register
@@ -153,6 +164,7 @@ def _ours(task: Task, representation: str, initial: str) -> Found:
         "initial": initial,
         "threads": task.threads,
         "overwrite": True,
+        "fallback": fallback,
     }
     if representation == "comir" and task.model is not None:
         record |= {"model": task.model}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from comir_hpc.register.checks.calibration import Calibration, own_calibration
 from comir_hpc.register.checks.sentences import Piece, pieces_of
-from comir_hpc.runs.result import Verdict
+from comir_hpc.runs.result_parts import Verdict
 
 if TYPE_CHECKING:
     from comir_hpc.register.checks.evidence import Evidence

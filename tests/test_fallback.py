@@ -1,0 +1,89 @@
+"""Where the general model's answer fails, other ways to compare are tried, and the result says so."""
+
+import pytest
+
+from comir_hpc.config import RegisterSettings
+from comir_hpc.config.words import FALLBACKS
+from comir_hpc.errors import RegistrationError
+from comir_hpc.register.fallback import Answer, or_otherwise
+from comir_hpc.register.unfinished import KEPT_FILE, forget, kept_file
+
+SETTINGS = RegisterSettings(fixed="a.zarr", moving="b.zarr")
+
+
+def answer(verdict, **more):
+    return Answer(None, {"verdict": verdict, "reasons": [f"because of {verdict}"], **more}, {}, None, None)
+
+
+def ways(**answers):
+    """What registers by each fallback, and a list of those that were asked."""
+    asked = []
+
+    def register_by(settings):
+        asked.append(settings.representation)
+        found = answers[settings.representation]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return register_by, asked
+
+
+@pytest.mark.parametrize("verdict", ["PASS", "WARN"])
+def test_an_answer_that_holds_is_not_compared_otherwise(verdict):
+    register_by, asked = ways()
+    first = answer(verdict)
+    assert or_otherwise(first, SETTINGS, register_by) is first
+    assert asked == []
+    assert "tried" not in first.record
+
+
+def test_the_first_fallback_that_holds_gives_the_answer():
+    register_by, asked = ways(mind=answer("PASS", probability=0.98, notes=["voxels are thick"]))
+    found = or_otherwise(answer("FAIL", probability=0.1), SETTINGS, register_by)
+    assert asked == ["mind"]
+    assert found.record["verdict"] == "PASS"
+    assert found.record["tried"] == [
+        {"representation": "comir", "verdict": "FAIL", "probability": 0.1, "reason": "because of FAIL"},
+        {"representation": "mind", "verdict": "PASS", "probability": 0.98, "reason": "because of PASS"},
+    ]
+    assert "comir: FAIL, mind: PASS" in found.record["notes"][0]
+    assert "this is the answer of mind" in found.record["notes"][0]
+    assert found.record["notes"][1] == "voxels are thick"
+
+
+def test_without_one_that_holds_the_first_answer_stays_with_all_that_was_tried():
+    register_by, asked = ways(mind=RegistrationError("too little memory"), intensity=answer("FAIL"))
+    first = answer("FAIL")
+    assert or_otherwise(first, SETTINGS, register_by) is first
+    assert asked == list(FALLBACKS)
+    assert [one["verdict"] for one in first.record["tried"]] == ["FAIL"] * 3
+    assert first.record["tried"][1]["reason"] == "too little memory"
+    assert "none of them holds" in first.record["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("first", "given"),
+    [
+        (answer("FAIL", mirrored_axis="x"), {}),  # a header is wrong: no way to compare mends it
+        (answer("FAIL"), {"fallback": "none"}),
+        (answer("FAIL"), {"model": "run"}),  # the user has chosen
+        (answer("FAIL"), {"representation": "mind"}),
+        (answer("FAIL"), {"fixed_representation": "f.zarr", "moving_representation": "m.zarr"}),
+    ],
+)
+def test_there_are_fallbacks_of_the_general_model_alone(first, given):
+    register_by, asked = ways()
+    settings = RegisterSettings(fixed="a.zarr", moving="b.zarr", **given)
+    assert or_otherwise(first, settings, register_by) is first
+    assert asked == []
+
+
+def test_every_search_that_was_kept_is_removed_at_the_end(tmp_path):
+    files = [kept_file(tmp_path), *(kept_file(tmp_path, word) for word in FALLBACKS)]
+    assert files[0].name == KEPT_FILE
+    assert len(set(files)) == 1 + len(FALLBACKS)
+    for file in files:
+        file.write_bytes(b"")
+    forget(tmp_path)
+    assert list(tmp_path.iterdir()) == []
