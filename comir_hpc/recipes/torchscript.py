@@ -116,7 +116,7 @@ def _scripted(network: Network, in_channels: int, run: Path) -> torch.jit.Script
 def _save(script: torch.jit.ScriptModule, run: Path, out: Path) -> None:
     try:
         with written_whole(out) as spare:
-            script.save(str(spare))  # type: ignore[no-untyped-call]
+            script.save(str(spare))
     except OSError as error:
         raise CheckpointError(
             f"{out} cannot be written ({error.strerror}); make room or get access"
