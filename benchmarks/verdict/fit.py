@@ -79,7 +79,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def measured_of(row: Row) -> Measured:
     """Make what the package would have measured."""
-    return Measured(**{field.name: row[field.name] for field in fields(Measured)})
+    return Measured(**{field.name: row.get(field.name) for field in fields(Measured)})
 
 
 def fit(rows: Sequence[Row]) -> Calibration:
@@ -155,14 +155,46 @@ def _record(terms: list[Row], parameters: np.ndarray, rows: Sequence[Row], cuts:
         "spreads": {
             name: _spread(name, rows)
             for name in Measured.__dataclass_fields__
-            if name not in ("loosest_words", "again")
+            if name not in ("loosest_words", "again", "itself")
         },
     }
 
 
 def _bound(rows: Sequence[Row]) -> Row:
-    """Fit the error's quantile: least absolute deviations, weighted to `SHARE`, with weights that are not negative."""
+    """Fit the error's quantile, and widen it until it holds on specimens that it was not fitted to.
+
+    One specimen after the other is left out, and the errors of its rows are divided by the bound that the others give.
+    The bound is widened by the quantile of these ratios (a conformal quantile: one more than there are rows), in which
+    every specimen counts the same. A fit alone covers its share of its own rows, and fewer of others.
+    """
     right = [row for row in rows if row["kind"] == "right" and all(row[d] is not None for d in DISTANCES)]
+    groups = list(dict.fromkeys(group_of(row) for row in right))
+    ratios, weights = [], []
+    for group in groups if len(groups) > 1 else []:
+        inside = [row for row in right if group_of(row) == group]
+        bound = _quantile([row for row in right if group_of(row) != group])
+        ratios += [row["tre_mm"] / row["voxel_mm"] / _of(bound, row) for row in inside]
+        weights += [1 / (len(inside) + 1)] * len(inside)
+    found = _quantile(right)
+    if not ratios:
+        return found
+    order = np.argsort(ratios)
+    # The missing weight of each specimen is that of the row to come.
+    reached = np.cumsum(np.array(weights)[order]) / len(groups)
+    factor = float(np.array(ratios)[order][min(int(np.searchsorted(reached, SHARE)), len(ratios) - 1)])
+    return {
+        "share": SHARE,
+        "constant": round(factor * found["constant"], 4),
+        "weights": {name: round(factor * weight, 4) for name, weight in found["weights"].items()},
+    }
+
+
+def _of(bound: Row, row: Row) -> float:
+    return float(bound["constant"] + sum(weight * row[name] for name, weight in bound["weights"].items()))
+
+
+def _quantile(right: Sequence[Row]) -> Row:
+    """Fit the quantile: least absolute deviations, weighted to `SHARE`, with weights that are not negative."""
     errors = np.array([row["tre_mm"] / row["voxel_mm"] for row in right])
     table = np.array([[1.0, *(row[d] for d in DISTANCES)] for row in right])
     count, size = table.shape
