@@ -222,7 +222,11 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=[GENERAL])
     parser.add_argument(
-        "--specialist", nargs="+", default=[], metavar="NAME=RUN", help="encoders of a run, under a name in the rows"
+        "--specialist",
+        nargs="+",
+        default=[],
+        metavar="NAME=RUN",
+        help="encoders of a run, under a name in the rows",
     )
     parser.add_argument("--across", type=int, default=ACROSS, help="voxels along the mean side of a specimen")
     parser.add_argument("--pairs", nargs="+", choices=(*SPOILED, *WITHOUT), default=[*SPOILED, *WITHOUT])
@@ -233,7 +237,9 @@ def main() -> None:
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     options.known = done_in(options.out)
-    options.specialists = {name: Path(run) for name, _, run in (one.partition("=") for one in options.specialist)}
+    options.specialists = {
+        name: Path(run) for name, _, run in (one.partition("=") for one in options.specialist)
+    }
     every = families(options.data, options.only)
     for seed in range(options.seed, options.seed + options.seeds):
         makers = {}

@@ -74,7 +74,8 @@ class Evidence:
     compared : str
         What was compared on the grids of the checks, in the plural.
     representation : str
-        The word for it in the settings, or specialist for encoders of some modalities. A calibration without rows of it says nothing about it.
+        The word for it in the settings, or specialist for encoders of some modalities. A calibration without rows of
+        it says nothing about it.
     """
 
     measured: Measured | None

@@ -135,8 +135,8 @@ def _uncalibrated(evidence: Evidence, model: Calibration) -> list[tuple[str, Ver
     if model.rows_of(evidence.representation) >= _FEWEST_ROWS:
         return []
     text = (
-        f"the verdict has not been calibrated for {_in_words(evidence.representation)}: the probability is that of other "
-        "representations with such evidence; look at the pictures"
+        f"the verdict has not been calibrated for {_in_words(evidence.representation)}: the probability is that of "
+        "other representations with such evidence; look at the pictures"
     )
     return [(text, "WARN")]
 

@@ -82,7 +82,8 @@ def parameters_of(result: Result) -> dict[str, str]:
     """List the settings of a registration that its answer may depend on, and its volumes, as text."""
     settings = {k: v for k, v in result.settings.items() if k not in _NOT_THE_METHOD and v is not None}
     model: Mapping[str, Any] = result.model or {}
-    return flatten(settings | {"fingerprint": result.fingerprint, "model_run": model.get("run")})
+    origin = {"fingerprint": result.fingerprint, "model_run": model.get("run")}
+    return flatten(settings | {k: v for k, v in origin.items() if v is not None})
 
 
 def metrics_of(result: Result) -> dict[str, float]:
