@@ -55,7 +55,9 @@ COLUMNS = (
     "tre_share",
     "side_mm",
     "voxel_mm",
-    *Measured.__dataclass_fields__,
+    *(
+        name for name in Measured.__dataclass_fields__ if name != "itself"
+    ),  # it is the pair's, not the answer's
     "seconds",
 )
 METHODS = ("comir", "mind", "gradient", "intensity")
@@ -165,14 +167,17 @@ def rows_of(answers: Answers, truth: Transform | None, starts: list[Transform], 
 
 
 def append(path: Path, rows: list[dict]) -> None:
-    """Add rows to the CSV."""
-    fresh = not path.exists()
+    """Add rows to the CSV, with the columns that it has."""
+    fresh, columns = not path.exists(), COLUMNS
+    if not fresh:
+        with path.open(encoding="utf-8") as file:
+            columns = tuple(next(csv.reader(line for line in file if not line.startswith("#"))))
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if fresh:
             writer.writerow(COLUMNS)
         for row in rows:
-            values = [row.get(column) for column in COLUMNS]
+            values = [row.get(column) for column in columns]
             writer.writerow([f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values])
 
 
