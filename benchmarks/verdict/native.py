@@ -56,13 +56,13 @@ ASKED = (
     Asked("embedded", "any", checks="quick"),
     Asked("t1_epi"),
     Asked("embedded", mirrored=True),
+    Asked("embedded_1mm", "any"),
     Asked("template_pet"),
     Asked("template_epi"),
+    Asked("embedded_1mm", "any", checks="quick"),
     Asked("embedded", "any", "intensity"),
     Asked("embedded", "any", "mind"),
     Asked("concrete"),
-    Asked("embedded_1mm", "any"),
-    Asked("embedded_1mm", "any", checks="quick"),
 )
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     for number, asked in enumerate(ASKED):
         if (asked.name, asked.representation, asked.checks) in done:
             continue
-        row = run(asked, options.data, options.work / str(number), options.threads)
+        row = run(asked, options.data, options.work / f"{number}", options.threads)
         rows.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
         print(rows[-1], flush=True)
         with options.out.open("w", newline="", encoding="utf-8") as file:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a type only: the chain of imports stays short
 _NOISE = 0.05  # of the copy, in deviations of the specimen's intensities
 _MOST_VOXELS = 128**3  # of a copy: representing a larger one would take longer than the other checks
 _FAR_VOX = 20.0
-_ANSWERS, _STEPS = 4, 12
+_FEWEST, _ANSWERS, _STEPS = 60, 4, 12
 _AS_WELL = 0.03  # share of the best answer's evidence by which another one is as good
 _BESIDE_VOX, _BESIDE_DEG = 2.0, 10.0
 
@@ -68,8 +68,10 @@ def found_itself(probe: Probe, representation: Representation, repeat: SearchAga
     points = inside[:: max(1, len(inside) // 400)]
     try:
         alignment = Alignment(coarsen(moving, probe.spacing_mm), coarsen(copy, probe.spacing_mm, finer=2))
-        # A search with few rotations may miss what the method sees. So it starts beside the known motion, too.
-        starts = replace(repeat, points_mm=points, progress=None).answers(moving, copy)[:_ANSWERS]
+        # A search with few rotations may miss what the method sees. So it starts beside the known motion, too: the
+        # search is there to find what looks alike elsewhere.
+        few = replace(repeat, rotations=max(_FEWEST, repeat.rotations // 2), points_mm=points, progress=None)
+        starts = few.answers(moving, copy)[:_ANSWERS]
         starts.append(motion.compose(_beside(moving, _BESIDE_VOX * probe.spacing_mm)))
         ends = [alignment.improve(one.about(alignment.centre_mm), _STEPS) for one in starts]
     except RegistrationError:  # nothing varies in it
