@@ -24,7 +24,9 @@ def test_what_is_sent_is_what_the_result_says(tmp_path: Path) -> None:
     assert parameters_of(result) == {
         "fixed": "a.zarr", "moving": "b.zarr", "representation": "mind", "fingerprint": "12ab",
     }  # fmt: skip
-    assert tags_of(result) == {
+    tags = tags_of(result)
+    assert tags.pop("mlflow.note.content") == f"WARN: {tags['reasons']}"
+    assert tags == {
         "verdict": "WARN", "causes": "symmetric",
         "reasons": "the mirrored moving volume agrees as well; right with a probability of 71 %",
     }  # fmt: skip

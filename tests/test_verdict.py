@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from comir_hpc.config.words import REPRESENTATIONS
 from comir_hpc.errors import RegistrationError
 from comir_hpc.register.checks.calibration import (
     MEASURES_VERSION,
@@ -180,7 +181,7 @@ def answers_of_the_calibration() -> list[tuple[dict[str, str], Evidence]]:
             voxel_mm=float(row["voxel_mm"]),
             side_mm=float(row["side_mm"]),
             drift_mm=0.0,
-            representation=row["representation"],
+            representation=row["representation"] if row["representation"] in REPRESENTATIONS else "comir",
         )
         found.append((row, evidence))
     return found

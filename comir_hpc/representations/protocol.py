@@ -216,11 +216,6 @@ class Representation(ABC):
         return True
 
     @property
-    def specialised(self) -> bool:
-        """Say whether it comes from encoders that were trained for some modalities; a verdict counts these apart."""
-        return False
-
-    @property
     def expected_deviation(self) -> float | None:
         """Give the standard deviation that the values had in training; None where nothing is known about that."""
         return None

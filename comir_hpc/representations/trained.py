@@ -48,11 +48,6 @@ class Trained(Representation):
         return alike and self.model is not None and self.model.group in _MIRROR_BLIND_GROUPS
 
     @property
-    def specialised(self) -> bool:
-        """Say that the encoders were trained for their modalities, unless the model is known to be for all."""
-        return self.model is None or not self.model.scale_free
-
-    @property
     def expected_deviation(self) -> float | None:
         """Mean deviation of the maps of the training's patches, over all modalities; None without a model."""
         known = [] if self.model is None else self.model.reference.deviation.values()

@@ -74,8 +74,7 @@ class Evidence:
     compared : str
         What was compared on the grids of the checks, in the plural.
     representation : str
-        The word for it in the settings, or specialist for encoders of some modalities. A calibration without rows of
-        it says nothing about it.
+        The word for it in the settings. A calibration without rows of it says nothing about it.
     """
 
     measured: Measured | None
@@ -169,7 +168,7 @@ def gather(
         deviation=_deviation(pair, inputs),
         causes=checked.causes,
         compared=seen.noun if pair.measure.correlates else f"self-similarities of the {seen.noun}",
-        representation="specialist" if seen.specialised else settings.representation,
+        representation=settings.representation,
     )
 
 

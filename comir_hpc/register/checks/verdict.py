@@ -135,14 +135,10 @@ def _uncalibrated(evidence: Evidence, model: Calibration) -> list[tuple[str, Ver
     if model.rows_of(evidence.representation) >= _FEWEST_ROWS:
         return []
     text = (
-        f"the verdict has not been calibrated for {_in_words(evidence.representation)}: the probability is that of "
-        "other representations with such evidence; look at the pictures"
+        f"the verdict has not been calibrated for --representation {evidence.representation}: the probability is that "
+        "of other representations with such evidence; look at the pictures"
     )
     return [(text, "WARN")]
-
-
-def _in_words(representation: str) -> str:
-    return "specialised encoders" if representation == "specialist" else f"--representation {representation}"
 
 
 def _mirror_rule(lead: float, axis: str | None) -> list[tuple[str, Verdict]]:

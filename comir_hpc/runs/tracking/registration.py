@@ -100,9 +100,7 @@ def metrics_of(result: Result) -> dict[str, float]:
 
 def tags_of(result: Result) -> dict[str, str]:
     """List what an experiment's table is filtered by: verdict, reasons, causes."""
-    tags = {
-        "verdict": str(result.verdict),
-        "reasons": "; ".join(result.reasons),
-        "causes": ", ".join(result.causes),
-    }
+    reasons = "; ".join(result.reasons)
+    tags = {"verdict": str(result.verdict), "reasons": reasons, "causes": ", ".join(result.causes)}
+    tags["mlflow.note.content"] = f"{result.verdict}: {reasons}"  # what a run's page shows as its description
     return {name: text[:_LONGEST_TAG] for name, text in tags.items() if text}
