@@ -59,6 +59,7 @@ GROUPS = {
 """Families that share a specimen are left out together."""
 RIDGE = 0.01
 SHARE = 0.9
+ONE_IN = 1000  # wrong answers of which one may pass
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MIRROR_FAILS, MIRROR_DOUBT = (
     -0.03,
@@ -115,11 +116,17 @@ def fit(rows: Sequence[Row]) -> Calibration:
 
 
 def _cuts(odds: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """Choose the cuts: PASS above every wrong answer, with room to spare; FAIL below right ones."""
-    highest = float(odds[~right].max(initial=0.5))
-    logit = np.log(highest / (1 - highest)) + 0.4
+    """Choose the cuts: PASS above every wrong answer, with room to spare; FAIL below right ones.
+
+    The best tenth of the wrong answers is taken to thin out exponentially. So the room is as large as that the next
+    wrong answer passes once in `ONE_IN`: the fewer there are, the larger it is.
+    """
+    wrong = np.log(odds[~right] / (1 - odds[~right]))
+    from_here = np.quantile(wrong, 0.9)
+    excess = float((wrong[wrong > from_here] - from_here).mean())
+    logit = float(wrong.max()) + excess * max(0.0, float(np.log(ONE_IN / len(wrong))))
     above = float(1 / (1 + np.exp(-logit)))
-    return float(np.clip(above, 0.6, 0.99)), float(np.clip(np.quantile(odds[right], 0.01), 0.01, 0.2))
+    return float(np.clip(above, 0.6, 0.995)), float(np.clip(np.quantile(odds[right], 0.01), 0.01, 0.2))
 
 
 def _term(name: str, form: str, rows: Sequence[Row]) -> Row:
