@@ -23,6 +23,7 @@ from browser import page_source
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from registration_record import write as write_registration
 
 from comir_hpc.config import TrackingSettings
 from comir_hpc.errors import CheckpointError, ComirError
@@ -39,6 +40,7 @@ from comir_hpc.runs.tracking import (
     send_diagnostics,
     sync,
 )
+from comir_hpc.runs.tracking.registration import log_registration
 from comir_hpc.runs.tracking.system import SystemLoad
 
 FILE_ONLY = TrackingSettings(mlflow=None)
@@ -598,3 +600,31 @@ def test_a_line_whose_step_is_no_number_ends_the_list(tmp_path, step):
     lines = f'{{"step": 1, "loss": 2}}\n{{"step": {step}, "loss": 2}}\n'
     (tmp_path / "metrics.jsonl").write_text(lines, encoding="utf-8")
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+
+
+# ---------------------------------------------------------------------- registrations
+
+
+def test_a_registration_is_a_run_of_the_experiment_with_its_page(runs: Path) -> None:
+    folder = write_registration(runs / "registration")
+    assert log_registration(folder, "auto", "brains")
+    client, run = in_mlflow(runs, "registration")
+    number = run.info.run_id
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "registration")
+    assert run.data.metrics["probability"] == pytest.approx(0.71)
+    assert run.data.params["representation"] == "mind"
+    assert run.data.tags["verdict"] == "WARN"
+    assert {file.path for file in client.list_artifacts(number)} == {"result.json", "report.html"}
+    experiment = client.get_experiment_by_name("brains")
+    assert experiment is not None
+    # The same result again, with an error that `evaluate` has added since: the run is continued.
+    write_registration(folder, truth={"tre_mm": 1.25, "tre_p95_mm": 3.0})
+    assert log_registration(folder, "auto", "brains", again=True)
+    assert in_mlflow(runs, "registration")[1].info.run_id == number
+    assert client.get_run(number).data.metrics["tre_p95_mm"] == pytest.approx(3.0)
+    # Another result in the same folder is another run.
+    write_registration(folder, verdict="PASS", fingerprint="34cd")
+    assert log_registration(folder, "auto", "brains")
+    assert in_mlflow(runs, "registration")[1].info.run_id != number
+    passed = client.search_runs([experiment.experiment_id], "tags.verdict = 'PASS'")
+    assert [found.info.run_id for found in passed] == [in_mlflow(runs, "registration")[1].info.run_id]

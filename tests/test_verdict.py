@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from comir_hpc.config.words import REPRESENTATIONS
 from comir_hpc.errors import RegistrationError
 from comir_hpc.register.checks.calibration import (
     MEASURES_VERSION,
@@ -19,6 +22,8 @@ from comir_hpc.register.checks.causes import Cause
 from comir_hpc.register.checks.evidence import Evidence
 from comir_hpc.register.checks.measured import Measured
 from comir_hpc.register.checks.verdict import judge
+
+ROOT = Path(__file__).parent.parent
 
 GOOD = Measured(
     agreement=0.8,
@@ -158,3 +163,54 @@ def test_the_calibration_says_what_it_was_made_from() -> None:
     assert model.made_from["rows"].endswith("rows.csv")
     assert {"right", "wrong"} <= set(model.made_from["answers"])
     assert 0 < model.fail_below < model.pass_from < 1
+
+
+def answers_of_the_calibration() -> list[tuple[dict[str, str], Evidence]]:
+    """What the calibration was fitted to: each row, and the evidence as a registration would have it."""
+    with (ROOT / "benchmarks" / "verdict" / "rows.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    found = []
+    for row in rows:
+        texts = {field.name: row.get(field.name) or None for field in fields(Measured)}
+        numbers = {k: v if k == "loosest_words" or v is None else float(v) for k, v in texts.items()}
+        if row["pair"] != "mirrored":
+            numbers["mirror"] = 1.0  # the mirror of the right answer would give the wrong ones away
+        evidence = replace(
+            RIGHT,
+            measured=Measured(**numbers),  # type: ignore[arg-type]
+            voxel_mm=float(row["voxel_mm"]),
+            side_mm=float(row["side_mm"]),
+            drift_mm=0.0,
+            representation=row["representation"] if row["representation"] in REPRESENTATIONS else "comir",
+        )
+        found.append((row, evidence))
+    return found
+
+
+def test_no_wrong_answer_of_the_calibration_passes_and_most_right_ones_do() -> None:
+    """Other specimens, mirrors, half turns, wrong pre-alignments, shuffled blocks, noise of the same outline."""
+    verdicts = Counter(
+        (row["kind"], judge(evidence).verdict) for row, evidence in answers_of_the_calibration()
+    )
+    assert verdicts["wrong", "PASS"] == 0
+    assert sum(count for (kind, _), count in verdicts.items() if kind == "wrong") >= 300
+    right = sum(count for (kind, _), count in verdicts.items() if kind == "right")
+    assert verdicts["right", "PASS"] >= 0.9 * right
+
+
+def test_the_rows_have_every_kind_of_wrong_pair_and_every_representation_that_may_pass() -> None:
+    rows = [row for row, _ in answers_of_the_calibration()]
+    assert {row["pair"] for row in rows if row["kind"] == "wrong"} >= {
+        "plain", "noisy", "thick", "cropped", "deformed", "padded", "mirrored", "shuffled", "noise", "other",
+    }  # fmt: skip
+    counts = Counter(row["representation"] for row in rows if row["pair"] != "mirrored")
+    assert own_calibration().made_from["representations"] == dict(counts)
+
+
+def test_the_spread_of_the_maps_is_a_piece_of_evidence() -> None:
+    found = judge(replace(RIGHT, deviation=1.5))
+    (piece,) = [piece for piece in found.pieces if piece.name == "deviation"]
+    assert (piece.value, piece.unit) == (1.5, "times")
+    assert "1.5 times as much" in piece.sentence
+    assert found.verdict == "PASS"
+    assert judge(replace(RIGHT, deviation=5.0)).verdict == "WARN"

@@ -39,23 +39,23 @@ class Pair:
     points_mm: NDArray[np.float64]
 
 
-def small(volume: Volume) -> Volume:
-    """Average a volume down to about `ACROSS` voxels along its specimen's mean side."""
+def small(volume: Volume, across: int = ACROSS) -> Volume:
+    """Average a volume down to about so many voxels along its specimen's mean side."""
     values, grid = volume
     inside = np.argwhere(specimen(values))
     side = float((np.ptp(inside, axis=0) * grid.spacing_mm).mean())
-    factors = tuple(max(1, round(side / ACROSS / s)) for s in grid.spacing_mm)
+    factors = tuple(max(1, round(side / across / s)) for s in grid.spacing_mm)
     return downsample(values[None], factors)[0], grid.downsampled(factors)
 
 
 class Maker:
     """Make the pairs of one family and seed."""
 
-    def __init__(self, family: Known, seed: int, other: Known) -> None:
+    def __init__(self, family: Known, seed: int, other: Known, across: int = ACROSS) -> None:
         self.rng = np.random.default_rng([seed, sum(map(ord, family.name))])
-        self.fixed, whole = small(family.fixed), small(family.moving)
+        self.fixed, whole = small(family.fixed, across), small(family.moving, across)
         self.points_mm = family.inside_mm[::4]
-        self.other = small(other.moving)
+        self.other = small(other.moving, across)
         level = list(LEVELS)[seed % len(LEVELS)]
         motion = drawn(self.rng, level, *whole)
         self.moving = displaced(whole, motion)

@@ -2,11 +2,13 @@
 
     python benchmarks/verdict/run.py --data DATA --work WORK --out benchmarks/verdict/rows.csv
 
-Each pair (`made`) is encoded once. Its right answer is the truth, improved as a registration improves an answer. Its
-wrong answers are the best distinct ones of a search over all rotations, half turns of the right one, and local optima
-beside it. Each is measured by the package (`register.checks`) as if it had won: only worse wrong answers are its
-rivals, since a right one among them would give it away. Rows are added pair by pair, so that a stopped run continues.
-One process and one thread.
+Each pair (`made`) is represented once: by the general model, by a method without a model (`--methods`), or by encoders
+that were trained (`--specialist NAME=RUN`). Its right answer is where the method itself ends, from a start beside the
+truth; if it does not come back, the pair has no right answer. Mutual information ends where its own optimiser leads,
+since the grid of the checks compares something else. Wrong answers are the best distinct ones of a search over all
+rotations, half turns of the right one, and local optima beside it. Each is measured by the package (`register.checks`)
+as if it had won: only worse wrong answers are its rivals, since a right one among them would give it away. Rows are
+added pair by pair, so that a stopped run continues. One process and one thread.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "general"))
 import numpy as np
 import torch
 from cases import FILES, SUCCESS
-from made import SPOILED, WITHOUT, Maker, Pair, families
+from made import ACROSS, SPOILED, WITHOUT, Maker, Pair, families
 
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import ComirError
 from comir_hpc.ingest import ingest_array
-from comir_hpc.register.alignment import Alignment
+from comir_hpc.register.alignment import Aligned, Alignment
 from comir_hpc.register.checks.again import SearchAgain
 from comir_hpc.register.checks.evidence import probe_of
 from comir_hpc.register.checks.measured import Measured, lead_of, measure
@@ -39,7 +41,10 @@ from comir_hpc.register.checks.mirror import exchanged, mirrored
 from comir_hpc.register.checks.motions import known_motions
 from comir_hpc.register.coarse import coarsen
 from comir_hpc.register.inputs import Inputs, open_inputs
+from comir_hpc.register.pair import Pair as FeaturePair
+from comir_hpc.register.ranking import COARSE, FINE
 from comir_hpc.register.slices import SlicePlane
+from comir_hpc.runs.model import read_model
 from comir_hpc.transforms import Transform
 
 KEYS = ("family", "seed", "pair", "representation")
@@ -50,30 +55,51 @@ COLUMNS = (
     "tre_share",
     "side_mm",
     "voxel_mm",
-    *Measured.__dataclass_fields__,
+    *(
+        name for name in Measured.__dataclass_fields__ if name != "itself"
+    ),  # it is the pair's, not the answer's
     "seconds",
 )
-METHODS = ("comir", "mind", "intensity")
+METHODS = ("comir", "mind", "gradient", "intensity")
 GENERAL = "comir"
 SAME = 0.05  # answers nearer to each other, as a share of the mean side, are one
 ROTATIONS, VOXELS, IMPROVED = 180, 20, 16
+NEAR_VOX = 2.0  # distance of the start that leads to the right answer from the truth
 
 
-def opened(pair: Pair, method: str, folder: Path) -> Inputs:
+def settings_of(method: str, folder: Path, specialists: dict[str, Path]) -> RegisterSettings:
+    """Say how the two volumes in a folder are compared: by a word of --representation, or by a specialist's name."""
+    given: dict = {name: folder / f"{name}.zarr" for name in ("fixed", "moving")}
+    if method in specialists:
+        fixed, moving = read_model(specialists[method]).modalities
+        given |= {"model": specialists[method], "fixed_modality": fixed, "moving_modality": moving}
+    else:
+        given["representation"] = method
+    return RegisterSettings(**given, out=folder / "out", threads=1)
+
+
+def opened(pair: Pair, settings: RegisterSettings) -> Inputs:
     """Write both volumes and open them as a registration does."""
-    for name, (values, grid) in (("fixed", pair.fixed), ("moving", pair.moving)):
-        ingest_array(values, grid, folder / f"{name}.zarr", overwrite=True)
-    paths = {name: folder / f"{name}.zarr" for name in ("fixed", "moving")}
-    return open_inputs(RegisterSettings(**paths, out=folder / "out", representation=method, threads=1))
+    for path, (values, grid) in ((settings.fixed, pair.fixed), (settings.moving, pair.moving)):
+        ingest_array(values, grid, path, overwrite=True)
+    return open_inputs(settings)
 
 
 class Answers:
     """The answers of one pair: a probe to measure them on, and what refines them."""
 
-    def __init__(self, pair: Pair, inputs: Inputs) -> None:
+    def __init__(self, pair: Pair, inputs: Inputs, settings: RegisterSettings) -> None:
         self.pair = pair
         planes = SlicePlane.from_grids(inputs.fixed.volume.grid, inputs.moving.volume.grid)
         self.probe = probe_of(inputs, planes)
+        self.own = None if self.probe.optimised else own_pair(inputs, settings)
+
+    def ended(self, start: Transform) -> Aligned:
+        """Refine a start by what is compared, and measure where it ends on the finer grid of the checks."""
+        if self.own is None:
+            return self.probe.judged(start)
+        end = self.own.refiner.refine(start, COARSE + FINE).transform.about(self.probe.alignment.centre_mm)
+        return self.probe.judging.at(end)
 
     def share(self, answer: Transform, truth: Transform) -> tuple[float, float]:
         """Measure the error in mm, and as a share of the mean side."""
@@ -84,6 +110,10 @@ class Answers:
         """Find the best answers of all rotations."""
         again = SearchAgain(ROTATIONS, VOXELS, IMPROVED, self.probe.points_mm)
         return again.answers(*self.probe.sides)
+
+    def near(self, truth: Transform) -> Transform:
+        """Make a start two voxels of the checks beside the truth."""
+        return truth.compose(known_motions(self.probe, 1, NEAR_VOX * self.probe.spacing_mm, seed=11)[0])
 
     def beside(self, truth: Transform) -> list[Transform]:
         """Make wrong starts from the truth: half turns about the main axes, and a wrong pre-alignment."""
@@ -102,12 +132,18 @@ class Answers:
         return finer.improve(max(found, key=lambda one: one.evidence).transform, 8).evidence
 
 
+def own_pair(inputs: Inputs, settings: RegisterSettings) -> FeaturePair:
+    """Make what a registration refines with, at the level that it compares."""
+    sides = inputs.fixed.features()[0], inputs.moving.features()[0]
+    return FeaturePair(*sides, inputs.measure, settings)
+
+
 def rows_of(answers: Answers, truth: Transform | None, starts: list[Transform], wanted: int) -> list[dict]:
     """Refine and measure the answers of a pair: the right one, and the best wrong ones."""
     points, side = answers.probe.points_mm, answers.probe.side_mm
     pool: list[tuple[float, Transform, float, float]] = []
-    for start in ([] if truth is None else [truth]) + starts:
-        judged = answers.probe.judged(start)
+    for start in ([] if truth is None else [answers.near(truth)]) + starts:
+        judged = answers.ended(start)
         answer = judged.transform
         if any(answer.distance_mm(other, points).mean() < SAME * side for _, other, _, _ in pool):
             continue
@@ -131,14 +167,17 @@ def rows_of(answers: Answers, truth: Transform | None, starts: list[Transform], 
 
 
 def append(path: Path, rows: list[dict]) -> None:
-    """Add rows to the CSV."""
-    fresh = not path.exists()
+    """Add rows to the CSV, with the columns that it has."""
+    fresh, columns = not path.exists(), COLUMNS
+    if not fresh:
+        with path.open(encoding="utf-8") as file:
+            columns = tuple(next(csv.reader(line for line in file if not line.startswith("#"))))
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if fresh:
             writer.writerow(COLUMNS)
         for row in rows:
-            values = [row.get(column) for column in COLUMNS]
+            values = [row.get(column) for column in columns]
             writer.writerow([f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values])
 
 
@@ -147,7 +186,8 @@ def done_in(path: Path) -> set[tuple[str, ...]]:
     if not path.exists():
         return set()
     with path.open(encoding="utf-8") as file:
-        return {tuple(row[key] for key in KEYS) for row in csv.DictReader(file)}
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return {tuple(row[key] for key in KEYS) for row in rows}
 
 
 def run_pair(maker: Maker, named: dict, options: argparse.Namespace) -> None:
@@ -156,14 +196,15 @@ def run_pair(maker: Maker, named: dict, options: argparse.Namespace) -> None:
         return
     pair, begun = maker.pair(named["pair"]), time.process_time()
     try:
-        answers = Answers(pair, opened(pair, named["representation"], options.work))
+        settings = settings_of(named["representation"], options.work, options.specialists)
+        answers = Answers(pair, opened(pair, settings), settings)
         if pair.truth is None:
             starts = answers.searched()[:4]
         else:
             known = maker.searched.setdefault(named["representation"], [])
             if not known:
                 known += answers.searched()[:3]
-            starts = known + answers.beside(pair.truth)
+            starts = known + (answers.beside(pair.truth) if options.wrong else [])
         rows = rows_of(answers, pair.truth, starts, options.wrong)
     except ComirError as error:
         print(*named.values(), error, flush=True)
@@ -184,25 +225,37 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=tuple(FILES), default=[n for n in FILES if n != "embedded_1mm"]
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[GENERAL])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=[GENERAL])
+    parser.add_argument(
+        "--specialist",
+        nargs="+",
+        default=[],
+        metavar="NAME=RUN",
+        help="encoders of a run, under a name in the rows",
+    )
+    parser.add_argument("--across", type=int, default=ACROSS, help="voxels along the mean side of a specimen")
     parser.add_argument("--pairs", nargs="+", choices=(*SPOILED, *WITHOUT), default=[*SPOILED, *WITHOUT])
-    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--seed", type=int, default=500, help="first seed; from 500 on for tuning")
     parser.add_argument("--seeds", type=int, default=6, help="displacements of each family")
-    parser.add_argument("--wrong", type=int, default=2, help="wrong answers of each pair")
+    parser.add_argument("--wrong", type=int, default=2, help="wrong answers of each pair; 0 saves time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     options.known = done_in(options.out)
+    options.specialists = {
+        name: Path(run) for name, _, run in (one.partition("=") for one in options.specialist)
+    }
     every = families(options.data, options.only)
     for seed in range(options.seed, options.seed + options.seeds):
         makers = {}
         for name, family in every.items():
             others = [other for other in every.values() if unrelated(name, other.name)]
-            makers[name] = Maker(family, seed, (others or [family])[seed % max(1, len(others))])
+            other = (others or [family])[seed % max(1, len(others))]
+            makers[name] = Maker(family, seed, other, options.across)
         for pair in options.pairs:
             if pair in WITHOUT and (WITHOUT.index(pair) + seed) % 2:
                 continue  # half of these in every seed
-            for method in options.methods:
+            for method in [*options.methods, *options.specialists]:
                 for name, maker in makers.items():
                     values = (name, str(seed), pair, method)
                     run_pair(maker, dict(zip(KEYS, values, strict=True)), options)

@@ -15,13 +15,13 @@ from comir_hpc.config.base import (
     Positive,
     Resource,
     Seed,
-    Settings,
     Share,
 )
+from comir_hpc.config.shared import Followed
 from comir_hpc.config.words import Device
 
 
-class AdaptSettings(Settings):
+class AdaptSettings(Followed):
     """`comir-hpc adapt`: two volumes that are not aligned in, encoders for their two modalities out."""
 
     volume_fields: ClassVar[tuple[str, ...]] = ("fixed", "moving")

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from comir_hpc.config.base import Input, Length, OnCommandLine, Output, Positive, Resource, Seed
-from comir_hpc.config.shared import InForm, MemoryLimit, Replacing, Symmetrised
+from comir_hpc.config.shared import Followed, InForm, MemoryLimit, Replacing, Symmetrised
 from comir_hpc.config.words import (
     BENDING,
     FALLBACKS,
@@ -205,7 +205,7 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
         return self
 
 
-class RegisterPairSettings(RegisterSettings):
+class RegisterPairSettings(Followed, RegisterSettings):
     """`comir-hpc register`: what is made of the answer, beside the settings of the registration itself."""
 
     warped: Output[Path | None] = None

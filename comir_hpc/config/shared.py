@@ -43,6 +43,16 @@ class Replacing(Settings):
     """Replace a result that was made from other inputs or with other settings."""
 
 
+class Followed(Settings):
+    """Where MLflow hears of a registration."""
+
+    mlflow: Annotated[Output[str | None], OnCommandLine(metavar="URI")] = None
+    """Send settings, evidence, verdict and page to MLflow at this tracking URI; auto is a database beside the folder
+    of the result; nothing is sent when not given."""
+    experiment: Output[str] = "registrations"
+    """Name of the MLflow experiment."""
+
+
 class InForm(Settings):
     """How the file of a transform is read."""
 

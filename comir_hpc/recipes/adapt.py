@@ -97,6 +97,12 @@ def adapt(settings: AdaptSettings, *, progress: Progress | None = None) -> Adapt
         result = AdaptResult(
             settings.run, verdict, reasons, tuple(trained), tuple(rounds), registration.folder
         )
+        if settings.mlflow is not None:
+            from comir_hpc.runs.tracking.registration import log_registration
+
+            log_registration(
+                registration.folder, settings.mlflow, settings.experiment, again=registration.skipped
+            )
     write_json(
         settings.run / RECORD,
         {

@@ -131,8 +131,10 @@ def demo(settings: DemoSettings, *, progress: Progress | None = None, tell: Tell
     table = evaluate([comir, information, general], case.truth, out=out / "evaluation.csv")
     by_comir, by_information, by_general = table.rows
     _annotate(comir, information, general)
+    page = report(comir)
+    _follow(settings, comir, information, general)
     result = DemoResult(
-        report=report(comir),
+        report=page,
         verdict=by_comir.verdict,
         reasons=list(read_result(comir).reasons),
         tre_voxels=by_comir.tre_voxels,
@@ -306,6 +308,16 @@ def _annotate(folder: Path, information: Path, general: Path) -> None:
         "others": [_errors_of(general, "the general model, without training")],
     }
     write_result(folder, read_result(folder).with_entries(**entries, notes=[NOTE]))
+
+
+def _follow(settings: DemoSettings, *folders: Path) -> None:
+    """Put the registrations beside the training in MLflow; with a model that was there before, there is none."""
+    if settings.model is not None:
+        return
+    from comir_hpc.runs.tracking.registration import log_registration
+
+    for folder in folders:
+        log_registration(folder, "auto", "registrations", again=True)
 
 
 def _errors_of(folder: Path, name: str) -> dict[str, Any]:

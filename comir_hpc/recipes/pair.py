@@ -120,6 +120,10 @@ def register_pair(settings: RegisterPairSettings, *, progress: Progress | None =
     page = report(result.folder) if settings.report else None
     if page is None and not result.skipped:
         result.report.unlink(missing_ok=True)  # an earlier one shows another result
+    if settings.mlflow is not None:
+        from comir_hpc.runs.tracking.registration import log_registration
+
+        log_registration(result.folder, settings.mlflow, settings.experiment, again=result.skipped)
     notes = tuple(result.result.notes)
     if settings.warped is None or not is_enough(result, settings):
         return RegisteredPair(result, page, None, notes)

@@ -75,6 +75,11 @@ class Gradient(Intensity):
         found = replace(features, values=values, mask=mask, known=kept)
         return checked(found, self.compared.path), image
 
+    def represented(self, image: Array, mask: NDArray[np.bool_], grid: Grid) -> Features | None:
+        """Make the gradient magnitude of another image."""
+        magnitude = gradient_magnitude(image, grid, self.scale_at(grid))
+        return Features(normalised(magnitude, mask)[None], mask, grid)
+
     def scale_at(self, grid: Grid) -> float:
         """Give the standard deviation in mm on a grid: a coarser level needs a wider Gaussian."""
         return max(self.scale_mm, SCALE_VOXELS * _coarsest_mm(grid))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.isotropic import cut_grid, on_cubic_voxels, pieces
 from comir_hpc.representations.measures import INFORMATION, Measure
@@ -33,6 +36,10 @@ class Intensity(Representation):
             return features, image
         features = on_cubic_voxels(features)
         return features, features.values[0]
+
+    def represented(self, image: Array, mask: NDArray[np.bool_], grid: Grid) -> Features | None:
+        """Take another image as the only channel."""
+        return Features(image[None], mask, grid)
 
     def grid(self, level: int) -> Grid:
         """Give the grid of the features: that of the level, with its thick slices cut."""

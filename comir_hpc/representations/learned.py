@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.host.launch import DTYPES
@@ -19,7 +21,7 @@ from comir_hpc.representations.stored import Stored
 from comir_hpc.representations.trained import Trained
 from comir_hpc.representations.working import WorkingGrids
 from comir_hpc.runs.model import general_model, read_model
-from comir_hpc.space.grid import Grid
+from comir_hpc.space.grid import Box, Grid
 from comir_hpc.volumes.resampled import Resampled
 from comir_hpc.volumes.volume import Volume
 
@@ -129,6 +131,17 @@ class Learned(Trained):
         window = encoder.windows(self.grid(level).shape_zyx).window_zyx
         tensors = predict_encoding(encoder.network, window, DTYPES[encoder.precision])
         return max(reading, _LIBRARY_BYTES + math.ceil(_WINDOW * torch.get_num_threads() * tensors))
+
+    def represented(self, image: Array, mask: NDArray[np.bool_], grid: Grid) -> Features | None:
+        """Encode another image; a model of several image channels would need all of them."""
+        if self.encoder.in_channels != 1:
+            return None
+
+        def read(box: Box) -> Array:
+            return image[None][(slice(None), *box.slices)]
+
+        windows = self.encoder.windows(grid.shape_zyx)
+        return Features(self.encoder.encode(read, windows, grid.box), mask, grid)
 
     def values(self, level: int, image: Array) -> Array:
         """Encode the volume as it is seen on a working grid."""

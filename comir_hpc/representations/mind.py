@@ -20,12 +20,13 @@ from itertools import combinations
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.intensity import Intensity
 from comir_hpc.representations.measures import CORRELATION, Measure
 from comir_hpc.representations.protocol import Array
-from comir_hpc.space.grid import Triple
+from comir_hpc.space.grid import Grid, Triple
 
 _RADIUS = 1  # of a patch, in voxels
 _STEP = 1  # distance of the six neighbours, in voxels
@@ -47,6 +48,10 @@ class Mind(Intensity):
         """Make the intensities that are described once they are turned, and show the same."""
         features, image = super().features(level)
         return replace(features, describe=self_similarity), image
+
+    def represented(self, image: Array, mask: NDArray[np.bool_], grid: Grid) -> Features | None:
+        """Take another image, to be described once it is turned."""
+        return Features(image[None], mask, grid, describe=self_similarity)
 
     def working_bytes(self, level: int) -> float:
         """Predict the memory, in bytes, of the channels at the refinement's finest level."""

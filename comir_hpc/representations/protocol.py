@@ -108,6 +108,24 @@ class Representation(ABC):
             The channels, on the grid of `image`.
         """
 
+    def represented(self, image: Array, mask: NDArray[np.bool_], grid: Grid) -> Features | None:
+        """Represent another image of the same modality, normalised as this volume is, for a test of the method.
+
+        Parameters
+        ----------
+        image, mask : (z, y, x)
+            Normalised intensity of the first channel, and the specimen.
+        grid : Grid
+            Their grid, with the spacing of one of the levels.
+
+        Returns
+        -------
+        Features or None
+            None where that cannot be done, which is what a class says that does not know how.
+        """
+        del image, mask, grid
+        return None
+
     def features(self, level: int) -> tuple[Features, Array]:
         """Make the features to compare, and the intensity (z, y, x) on the same grid, for pictures.
 

@@ -27,6 +27,8 @@ _CLOSE = 0.25  # lead below which two answers are nearly as good
 _UNDETERMINED = 0.02  # share of the agreement; see `Measured.loosest`
 _NOTHING = 4.0  # standard deviations above chance, below which the volumes have nothing in common
 _AFFINE_STEPS = 8
+FOUND_VOX = 3.0
+"""Distance in voxels of the checks within which a search has found what it looked for."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,27 @@ def causes_of(
                     "as well",
                 )
             )
+    blind = measured.itself is not None and measured.itself > FOUND_VOX
+    if blind:
+        found.append(
+            Cause(
+                "blind",
+                "the method does not find the moving volume in a turned copy of itself: it cannot see this specimen, "
+                "which is too smooth, too noisy or alike when turned; try another --representation, or train encoders",
+            )
+        )
     if measured.chance is not None and measured.chance < _NOTHING:
+        sees = measured.itself is not None and not blind
         found.append(
             Cause(
                 "unrelated",
                 "nothing that the two volumes show agrees in this place more than by chance: two specimens, two "
-                "parts of one, or contrasts that have nothing in common",
+                "parts of one, or contrasts that have nothing in common"
+                + (
+                    " (the method itself sees the moving volume: it finds it in a turned copy)"
+                    if sees
+                    else ""
+                ),
             )
         )
     return found

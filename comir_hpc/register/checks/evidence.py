@@ -15,6 +15,7 @@ from comir_hpc.host.progress import Progress
 from comir_hpc.register.checks.again import SearchAgain
 from comir_hpc.register.checks.causes import Cause, causes_of
 from comir_hpc.register.checks.cross_check import halves_distance_mm
+from comir_hpc.register.checks.itself import found_itself
 from comir_hpc.register.checks.measured import Measured, measure
 from comir_hpc.register.checks.mirror import search_mirrored
 from comir_hpc.register.checks.probe import Probe
@@ -219,7 +220,7 @@ def _check(
     answer = ranking.best.transform.about(probe.alignment.centre_mm)
     others = [c.transform for c in ranking.candidates if c.failure is None and c.answer > 0]
     unchecked: list[str] = []
-    mirror = again = axis = None
+    mirror = again = axis = itself = None
     if settings.initial != "global":
         unchecked.append(
             f"the refinement started at one place (--initial {settings.initial}): whether another place agrees better, "
@@ -230,6 +231,7 @@ def _check(
         turned = repeat.answers_turned(*probe.sides)
         again = turned[0]
         others += turned[1:]
+        itself = found_itself(probe, inputs.moving.representation, repeat)
         if _is_mirror_blind(inputs):
             mirror, axis = search_mirrored(probe, repeat, answer, sharp_of(pair, probe))
         else:
@@ -238,7 +240,9 @@ def _check(
                 "their maps cannot be mirrored in place of the volume"
             )
     rivals = _rivals(probe, answer, others)
-    measured = measure(probe, answer, rivals=[one for one, _ in rivals], mirror=mirror, again=again)
+    measured = measure(
+        probe, answer, rivals=[one for one, _ in rivals], mirror=mirror, again=again, itself=itself
+    )
     rival = max(rivals, key=lambda one: one[0])[1] if rivals else None
     return _Checked(
         measured,

@@ -64,6 +64,9 @@ class Measured:
         Lead of the evidence over the mirrored moving volume's; None if that was not searched.
     again : float or None
         Distance from the answer of a repeated search, in voxels; None if there was none.
+    itself : float or None
+        Distance from the known motion of a turned copy of the moving volume to what the method finds of it, in voxels;
+        None if that was not tried.
     """
 
     agreement: float
@@ -80,6 +83,7 @@ class Measured:
     loosest_words: str
     mirror: float | None = None
     again: float | None = None
+    itself: float | None = None
 
 
 def measure(
@@ -89,6 +93,7 @@ def measure(
     rivals: Sequence[float] = (),
     mirror: float | None = None,
     again: Transform | None = None,
+    itself: float | None = None,
 ) -> Measured:
     """Measure one answer.
 
@@ -104,6 +109,8 @@ def measure(
         Lead over the best answer of the mirrored moving volume, if that was searched.
     again : Transform, optional
         Best answer of a repeated search.
+    itself : float, optional
+        What `found_itself` measured.
     """
     found, motions = probe.judging.at(answer), main_motions(probe)
     chance, information = above_chance(probe, answer)
@@ -125,6 +132,7 @@ def measure(
         loosest_words=words,
         mirror=mirror,
         again=None if again is None else min(probe.apart_vox(again, answer), FAR_VOX),
+        itself=itself,
     )
 
 

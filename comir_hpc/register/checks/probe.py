@@ -41,6 +41,8 @@ class Probe:
         Intensities of both, on the same kind of grids.
     sides : tuple of Features
         Features that both were made of.
+    shown : (z, y, x)
+        Intensity of the moving volume, on the grid of its features.
     finer : tuple of Features
         Features on which answers are compared with each other.
     optimised : bool
@@ -51,6 +53,7 @@ class Probe:
     moving: CoarseFeatures
     images: tuple[CoarseFeatures, CoarseFeatures]
     sides: tuple[Features, Features]
+    shown: Array32
     finer: tuple[Features, Features]
     optimised: bool
 
@@ -96,6 +99,7 @@ class Probe:
             moving=coarsen(sides[1], spacing, finer=2),
             images=(coarsen(shown[0], spacing), coarsen(shown[1], spacing, finer=2)),
             sides=sides,
+            shown=images[1],
             finer=sides if finer is None or not correlates else finer,
             optimised=correlates,
         )

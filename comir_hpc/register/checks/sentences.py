@@ -26,6 +26,7 @@ UNITS = {
     "loosest": "share",
     "mirror": "share",
     "again": "mm",
+    "itself": "mm",
 }
 """Unit of every piece of evidence, by its name; distances are written in mm."""
 
@@ -43,6 +44,7 @@ TITLES = {
     "loosest": "loosest motion",
     "mirror": "lead over the mirror",
     "again": "found again",
+    "itself": "found in itself",
 }
 
 
@@ -111,6 +113,17 @@ def pieces_of(
     return found
 
 
+def deviation_piece(times: float) -> Piece:
+    """Put into words how far the maps' statistics are from those of training."""
+    return Piece(
+        name="deviation",
+        value=times,
+        unit="times",
+        sentence=f"the maps vary {times:.2g} times as much as those of the encoders' training",
+        title="spread of the maps",
+    )
+
+
 def sentence(name: str, value: float | None, loosest: str, compared: str) -> str:
     """Say what one number means; distances are in mm."""
     if value is None:
@@ -136,6 +149,8 @@ def sentence(name: str, value: float | None, loosest: str, compared: str) -> str
         if value >= 0
         else f"the mirrored moving volume agrees better, by {-100 * value:.0f} %",
         "again": f"a repeated search, from another position, ends {value:.2g} mm away",
+        "itself": "the method finds the moving volume in a turned copy of itself, with new noise, to "
+        f"{value:.2g} mm",
     }
     return texts[name]
 
@@ -149,4 +164,5 @@ _UNMEASURED = {
     "swapped": "the volumes cannot be compared with their roles exchanged",
     "mirror": "the mirrored moving volume was not searched",
     "again": "the search was not repeated",
+    "itself": "the method was not tried on a copy of the moving volume",
 }

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from comir_hpc.register.checks.calibration import Calibration, own_calibration
-from comir_hpc.register.checks.sentences import Piece, pieces_of
+from comir_hpc.register.checks.causes import FOUND_VOX
+from comir_hpc.register.checks.sentences import Piece, deviation_piece, pieces_of
 from comir_hpc.runs.result_parts import Verdict
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ _ORDER: tuple[Verdict, ...] = ("PASS", "WARN", "FAIL")
 # Rules beside the calibration. They are no rates: nothing was fitted, and each can only lower a verdict.
 _MIRROR_FAILS, _MIRROR_DOUBT = -0.03, 0.02
 """Lead over the mirrored volume below which the answer is refused, and below which it is in doubt."""
-_FOUND_AGAIN_VOX = 3.0
-"""Distance in voxels of the checks within which a repeated search has found the same answer."""
 _DRIFT_SHARE = 0.3
 """Share of the mean side by which refinement may move an answer; it moved right ones by up to 0.19. If it moves one
 further, it has left the place that the search proposed."""
@@ -77,6 +76,8 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Judgeme
     probability = model.probability(evidence.measured)
     bound_mm = model.bound_vox(evidence.measured) * evidence.voxel_mm
     pieces = pieces_of(evidence.measured, evidence.voxel_mm, evidence.compared, model.spreads)
+    if evidence.deviation is not None:
+        pieces.append(deviation_piece(evidence.deviation))
     verdict: Verdict = "PASS" if probability >= model.pass_from else "WARN"
     if probability < model.fail_below:
         verdict = "FAIL"
@@ -110,7 +111,7 @@ def _rules(evidence: Evidence) -> list[tuple[str, Verdict]]:
             "the checks were quick: neither the mirrored moving volume was searched nor the search repeated"
         )
         found.append((text, "WARN"))
-    if measured is not None and measured.again is not None and measured.again > _FOUND_AGAIN_VOX:
+    if measured is not None and measured.again is not None and measured.again > FOUND_VOX:
         away = measured.again * evidence.voxel_mm
         found.append(
             (f"a search from another position did not find it again: it ends {away:.2g} mm away", "WARN")

@@ -185,6 +185,11 @@ class MlflowRun:
                 self._points.setdefault(point.key, set()).add(place)
         return len(points)
 
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags, by which the runs of an experiment are filtered."""
+        for name, text in tags.items():
+            self._client.set_tag(self.run_id, name, text)
+
     def send_file(self, path: Path, folder: str) -> bool:
         """Send a file or folder that exists; whether it did."""
         if path.is_dir():
