@@ -175,6 +175,7 @@ def _ours(task: Task, representation: str, initial: str, fallback: str = "none")
         "margin": result.margin,
         "overlap": result.record.get("overlap"),
         "consensus": result.record.get("consensus"),
+        "compared": result.record.get("representation"),
         "search_seconds": result.record["timings_s"].get("search"),
     }
     matrix = None if result.transform is None else result.transform.matrix_mm

@@ -21,7 +21,8 @@ from comir_hpc.host.locks import exclusive
 COLUMNS = (
     "family", "level", "seed", "degradation", "method", "status", "verdict", "success", "tre_mm", "tre_median_mm",
     "tre_p95_mm", "tre_voxels", "tre_share", "displaced_mm", "rotation_deg", "agreement", "margin", "overlap",
-    "consensus", "seconds", "cpu_seconds", "search_seconds", "peak_memory_mib", "threads", "truth", "given", "error",
+    "consensus", "seconds", "cpu_seconds", "search_seconds", "peak_memory_mib", "threads", "compared", "truth", "given",
+    "error",
 )  # fmt: skip
 _KEYS = ("family", "level", "seed", "method")
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
