@@ -242,6 +242,8 @@ def test_plan_reads_no_voxels_and_names_the_levels(done):
     assert "level 0" in plan["fixed"]
     assert "301 rotations" in plan["search"]
     assert re.fullmatch(r"[\d.]+ [MG]iB", plan["memory"])  # what this process held before counts, too
+    assert "fallback" not in plan  # representations are given
+    assert ("last step" in plan) == chosen.refines_on_intensities
     small = plan_register(chosen.model_copy(update={"max_memory_gib": 0.003}))
     assert "level 1" in small["fixed"]
 

@@ -245,6 +245,10 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     if settings.initial == "features":
         plan["search"] = f"up to {settings.keypoints} keypoints a side, matched"
     plan["refine"] = f"{settings.candidates if settings.finds_starts else 1} starts, {settings.transform}"
+    if settings.refines_on_intensities:
+        plan["last step"] = "on the intensities, where they place the answer more exactly"
+    if settings.fallbacks:
+        plan["fallback"] = f"{', then '.join(settings.fallbacks)}, where the verdict is FAIL"
     plan["memory"] = in_words(inputs.predicted_bytes)
     plan["disk"] = in_words(output_bytes(inputs, settings))
     files = ["transform.tfm", "transform.json", "result.json", "panels.npz"]
