@@ -6,24 +6,26 @@ root=$(dirname "$here")
 
 usage() {
   cat <<TEXT
-usage: $0 [--cpu] [--base docker|debootstrap] [--wheels DIR] [OUT.sif]
+usage: $0 [--cpu] [--base docker|debootstrap] [--wheels DIR] [--notest] [OUT.sif]
 
   --cpu          torch without CUDA: a small image, for tests and CPU clusters (with --wheels only, see below)
   --base KIND    docker: Debian's image from Docker Hub; debootstrap: Debian's packages from this machine's mirror.
                  When not given, docker where its registry answers, debootstrap otherwise.
   --wheels DIR   collect the Python packages in DIR with this machine's pip (its index, its cache) and install from
                  there; otherwise the build takes them from PyPI, by the hashes of requirements.lock.
+  --notest       do not run the image's own test at the end; \`apptainer test OUT.sif\` runs it
   OUT.sif        default: comir.sif
 TEXT
 }
 die() { printf '%s\n' "$*" >&2; exit 2; }
 
-base='' cpu='' wheels='' out=comir.sif
+base='' cpu='' wheels='' out=comir.sif flags=(--force)
 while [ $# -gt 0 ]; do
   case $1 in
     --cpu) cpu=1 ;;
     --base) base=${2:?--base needs docker or debootstrap}; shift ;;
     --wheels) wheels=${2:?--wheels needs a folder}; shift ;;
+    --notest) flags+=(--notest) ;;
     -h|--help) usage; exit 0 ;;
     -*) usage >&2; exit 2 ;;
     *) out=$1 ;;
@@ -72,12 +74,18 @@ commit=$(git -C "$root" rev-parse --short=12 HEAD)
 [ -z "$(git -C "$root" status --porcelain --untracked-files=no)" ] ||
   echo "note: changes that are not committed are not in the image" >&2
 
-flags=(--force)
 # Root may do without, unless it is a container's root that may not raise limits (CAP_SYS_RESOURCE, bit 24).
 capabilities=$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)
 [ "$(id -u)" -eq 0 ] && (( 0x$capabilities >> 24 & 1 )) || flags+=(--fakeroot)
+flags+=(--mksquashfs-args '-comp zstd -Xcompression-level 3')
+from=debian:bookworm-20250520-slim
+if [ "$base" = debootstrap ]; then
+  # In a build of its own: once it has run debootstrap, Apptainer 1.4 keeps a core busy with nothing until the build ends.
+  base=localimage from=$inputs/debian.sif
+  apptainer build "${flags[@]}" --build-arg MIRROR="$mirror" "$from" "$here/debian.def"
+fi
 binds=$inputs:/mnt:ro${wheels:+,$(realpath "$wheels"):/mnt/wheels:ro}
-apptainer build "${flags[@]}" --bind "$binds" --mksquashfs-args '-comp zstd -Xcompression-level 3' \
-  --build-arg BOOTSTRAP="$base" --build-arg MIRROR="$mirror" --build-arg COMMIT="$commit" \
+apptainer build "${flags[@]}" --bind "$binds" \
+  --build-arg BOOTSTRAP="$base" --build-arg FROM="$from" --build-arg COMMIT="$commit" \
   --build-arg VERSION="$(sed -n 's/^version = "\(.*\)"/\1/p' "$inputs/source/pyproject.toml")" \
   "$out" "$here/comir.def"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import subprocess
@@ -24,17 +25,26 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-# Files of a minute and more beside those marked slow: they start programs, build images, train or register. `make test`
-# says at its end which tests took longest.
-_LONG_FILES = {
-    "test_api.py", "test_cluster.py", "test_container.py", "test_docs_python.py", "test_failure.py", "test_infer.py",
-    "test_isotropic.py", "test_padding.py", "test_planar.py", "test_tracking.py", "test_train.py",
-}  # fmt: skip
+MEASURED = Path(__file__).parent.parent / "benchmarks" / "house" / "suite.csv"
 
 
-def _is_in_a_long_file(item: pytest.Item) -> bool:
-    marked = item.parent is not None and any(m.name == "slow" for m in item.parent.own_markers)
-    return marked or item.path.name in _LONG_FILES
+def _seconds() -> dict[str, float]:
+    """What the tests of each file took when this was last measured."""
+    lines = MEASURED.read_text(encoding="utf-8").splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    return {row["part"]: float(row["after"]) for row in rows}
+
+
+def _turn(item: pytest.Item, seconds: dict[str, float]) -> tuple[bool, float]:
+    """When it is a test's turn: what waits for SLURM first, then the longest files; slow ones are taken for 10 s."""
+    marks = set() if item.parent is None else {mark.name for mark in item.parent.own_markers}
+    return "slurm" not in marks, -seconds.get(item.path.name, 10.0 if "slow" in marks else 0.0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores, since tests wait for SLURM, for locks and for programs that they start."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,7 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Long files come first, so that no process is left with one of them at the end while the others have nothing to do.
     """
-    items.sort(key=lambda item: not _is_in_a_long_file(item))
+    seconds = _seconds()
+    items.sort(key=lambda item: _turn(item, seconds))
     no_gpu = not _has_gpu() if any("gpu" in item.keywords for item in items) else False
     no_browser = shutil.which("chromium") is None and not os.environ.get("CI")
     for item in items:

@@ -136,7 +136,7 @@ def test_a_candidate_is_found_and_tried_out(
     monkeypatch.setattr(adaptation, "METHODS", ("comir",))
     fixed, moving, truth = case
     settings = AdaptSettings(
-        fixed=fixed, moving=moving, run=tmp_path / "run", steps=20, candidates=1, rotations=150, device="cpu"
+        fixed=fixed, moving=moving, run=tmp_path / "run", steps=5, candidates=1, rotations=150, device="cpu"
     )
     assert "held_out" in plan_adapt(settings)
     work = Adaptation(settings, None)

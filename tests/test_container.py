@@ -1,10 +1,12 @@
 """The image: what is locked fits what is asked for; it builds, its own test passes, and SLURM trains in it.
 
-Building takes minutes. COMIR_TEST_IMAGE names an image that is there already.
+Building takes minutes. COMIR_TEST_IMAGE names an image that is there already, or that is still being built by a process
+which holds a lock on the file of that name with `.lock` behind it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -66,10 +68,18 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no {' and no '.join(missing)} on this machine; `make test-container` installs them")
     given = os.environ.get("COMIR_TEST_IMAGE")
     if given:
-        return Path(given)
+        return _once_built(Path(given))
     folder = tmp_path_factory.mktemp("image")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    words = ["--cpu", "--base", "debootstrap", "--wheels", str(folder / "wheels"), str(folder / "comir.sif")]
+    words = [
+        "--notest",
+        "--cpu",
+        "--base",
+        "debootstrap",
+        "--wheels",
+        str(folder / "wheels"),
+        str(folder / "comir.sif"),
+    ]
     done = subprocess.run(
         [BUILD, *words], env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, encoding="utf-8", errors="replace", check=False,
@@ -78,6 +88,16 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "wheels")
     os.sync()  # else the first checkpoint that is flushed to disk waits for gigabytes that the build left behind
     return folder / "comir.sif"
+
+
+def _once_built(path: Path) -> Path:
+    lock = path.with_name(f"{path.name}.lock")
+    if lock.exists():
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+    assert path.is_file(), f"{path} is not there, and nobody builds it any more"
+    os.sync()  # else the first checkpoint that is flushed to disk waits for gigabytes that the build left behind
+    return path
 
 
 def apptainer(*words: str | Path) -> str:

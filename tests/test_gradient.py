@@ -1,17 +1,13 @@
-"""Normalised gradient magnitude: what it is, that turning and contrast do not matter, and that a volume is found."""
+"""Normalised gradient magnitude: what it is, however the grid lies, and that padding is no edge."""
 
 import numpy as np
 import pytest
-from registration_cases import errors_vox, seen, specimen, store, turn
-from scipy import ndimage
+from registration_cases import specimen, store, turn
 
 from comir_hpc.config import RegisterSettings
-from comir_hpc.register import plan_register, register
 from comir_hpc.representations import open_representation
-from comir_hpc.representations.features import Features
 from comir_hpc.representations.gradient import SCALE_VOXELS, Gradient, gradient_magnitude, normalised
 from comir_hpc.space.grid import Grid
-from comir_hpc.transforms import Transform
 from comir_hpc.volumes.padding import Padding
 from comir_hpc.volumes.volume import Volume
 
@@ -62,21 +58,6 @@ def test_a_ramp_has_its_slope_per_millimetre():
     np.testing.assert_allclose(gradient_magnitude(ramp, grid, 0.5)[4], 7.0, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("gain", "offset"), [(3.0, 7.0), (-1.0, 0.0), (-0.2, 100.0)])
-def test_brightness_contrast_and_inversion_change_nothing(gain, offset):
-    grid, mask = Grid((12, 13, 14), (1.0, 1.0, 1.0)), np.ones((12, 13, 14), bool)
-    image = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=grid.shape_zyx), 1).astype(
-        np.float32
-    )
-    one, other = (
-        normalised(gradient_magnitude(values.astype(np.float32), grid, 1.2), mask)
-        for values in (image, gain * image + offset)
-    )
-    assert one.min() >= 0
-    assert 0.5 < one.max() < 1
-    np.testing.assert_allclose(other, one, atol=2e-3)
-
-
 def test_a_slice_has_no_gradient_across_it_and_a_constant_image_none_at_all():
     grid = Grid((1, 9, 9), (40.0, 1.0, 1.0))
     ramp = np.broadcast_to(2.0 * np.arange(9)[None, :, None], (1, 9, 9)).astype(np.float32)
@@ -119,26 +100,3 @@ def test_the_step_to_padding_is_no_edge(tmp_path):
     assert not (found.mask & ~found.known).any()
     edge = found.values[0][found.mask].max()
     assert edge <= 1.05 * wanted.values[0][wanted.mask].max()
-
-
-def test_a_turned_and_inverted_volume_is_registered(tmp_path):
-    grid = Grid((40, 44, 36), (1.0, 1.0, 1.0), (5.0, -8.0, 20.0))
-    truth = Transform.rigid(turn(12), (2.0, -1.5, 1.0), grid.centre_mm)
-    values, mask = specimen(brightness=4.0)
-    moved = seen(values, grid, grid, truth)
-    store(tmp_path / "fixed.zarr", values, grid)
-    store(tmp_path / "moving.zarr", np.where(moved > 0.5, 9 - moved, 0).astype(np.float32), grid)
-    settings = RegisterSettings(
-        fixed=tmp_path / "fixed.zarr",
-        moving=tmp_path / "moving.zarr",
-        out=tmp_path / "out",
-        representation="gradient",
-        initial="identity",  # the search by correlation is that of test_representation_door
-        threads=1,
-    )
-    assert "gradient magnitude" in plan_register(settings)["fixed"]
-    result = register(settings)
-    assert errors_vox(result.transform, truth, Features(values[None], mask, grid)) < 0.3
-    # No calibration has seen how well gradients of a right answer agree.
-    assert result.verdict != "PASS"
-    assert any("not been calibrated for --representation gradient" in reason for reason in result.reasons)

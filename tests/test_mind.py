@@ -1,16 +1,9 @@
-"""MIND-SSC: what it is, that contrast does not matter to it, and that a turned volume is found with it."""
+"""MIND-SSC: what it is, and that a curved contrast hardly matters to it."""
 
 import numpy as np
-import pytest
-from registration_cases import errors_vox, seen, specimen, store, turn
 from scipy import ndimage
 
-from comir_hpc.config import RegisterSettings
-from comir_hpc.register import register
-from comir_hpc.representations.features import Features
 from comir_hpc.representations.mind import neighbour_pairs, self_similarity
-from comir_hpc.space.grid import Grid
-from comir_hpc.transforms import Transform
 
 IMAGE = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
 
@@ -50,11 +43,6 @@ def test_it_equals_the_definition_at_every_voxel():
     )
 
 
-@pytest.mark.parametrize(("gain", "offset"), [(3.0, 7.0), (-1.0, 0.0), (-0.2, 100.0)])
-def test_brightness_contrast_and_inversion_change_nothing(gain, offset):
-    np.testing.assert_allclose(self_similarity(gain * IMAGE + offset), self_similarity(IMAGE), atol=2e-4)
-
-
 def test_a_curved_contrast_changes_little_and_another_image_changes_much():
     smooth = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(24, 24, 24)), 2).astype(np.float32)
     smooth /= smooth.std()
@@ -76,54 +64,3 @@ def test_turning_a_volume_permutes_its_channels():
     order = [int(np.argmin([np.abs(one - other).max() for other in turned])) for one in quarter]
     assert sorted(order) == list(range(12))
     np.testing.assert_allclose(quarter, turned[order], atol=2e-4)
-
-
-def test_a_turned_and_inverted_volume_is_registered(tmp_path):
-    grid = Grid((40, 44, 36), (1.0, 1.0, 1.0), (5.0, -8.0, 20.0))
-    truth = Transform.rigid(turn(100), (2.0, -1.5, 1.0), grid.centre_mm)
-    values, mask = specimen(brightness=4.0)
-    moved = seen(values, grid, grid, truth)
-    store(tmp_path / "fixed.zarr", values, grid)
-    store(tmp_path / "moving.zarr", np.where(moved > 0.5, 9 - moved, 0).astype(np.float32), grid)
-    result = register(
-        RegisterSettings(
-            fixed=tmp_path / "fixed.zarr",
-            moving=tmp_path / "moving.zarr",
-            out=tmp_path / "out",
-            representation="mind",
-            rotations=300,
-            search_voxels=20,
-            candidates=4,
-            threads=1,
-        )
-    )
-    assert errors_vox(result.transform, truth, Features(values[None], mask, grid)) < 0.2
-    assert (
-        result.verdict == "WARN"
-    )  # the evidence is good, but the calibration has no rows of self-similarities
-    assert result.result.probability is not None
-    assert result.result.probability > 0.9
-    assert "has not been calibrated for --representation mind" in result.reasons[0]
-
-
-@pytest.mark.parametrize(
-    ("representation", "verdicts"), [("mind", ("WARN", "FAIL")), ("intensity", ("FAIL",))]
-)
-def test_specimens_that_share_only_their_outline_never_pass(representation, verdicts, tmp_path):
-    """The same outline, other structures. Self-similarities agree on the outline, which is something."""
-    grid = Grid((40, 44, 36), (1.0, 1.0, 1.0))
-    for name, seed in (("fixed", 0), ("moving", 7)):
-        store(tmp_path / f"{name}.zarr", specimen(seed=seed, brightness=4.0)[0], grid)
-    result = register(
-        RegisterSettings(
-            fixed=tmp_path / "fixed.zarr",
-            moving=tmp_path / "moving.zarr",
-            out=tmp_path / "out",
-            representation=representation,
-            rotations=300,
-            search_voxels=20,
-            candidates=4,
-            threads=1,
-        )
-    )
-    assert result.verdict in verdicts

@@ -9,6 +9,7 @@ import pytest
 
 from comir_hpc.config.words import PEERS
 from comir_hpc.data.families import Case, family
+from comir_hpc.recipes.benchmark import peers
 from comir_hpc.recipes.benchmark.methods import Task
 from comir_hpc.recipes.benchmark.one import run, write_job
 from comir_hpc.recipes.benchmark.peers import _euler
@@ -24,8 +25,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_finds_a_small_displacement_of_the_embedded_pair(
-    name: str, case: Case, tmp_path: Path
+    name: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(peers, "_ANTS_SEARCH_DEG", 90)  # instead of 20: a ninetieth of the starts
     answer = run(write_job(tmp_path, name, Task(case.fixed, case.moving, tmp_path)))
     if answer["status"] == "skipped":
         pytest.skip(answer["error"])
