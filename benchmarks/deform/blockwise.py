@@ -3,13 +3,13 @@
     export OMP_NUM_THREADS=1
     python benchmarks/deform/blockwise.py --data DATA --work WORK --out benchmarks/deform/blockwise.csv
 
-The coarse solution is the affine answer from where the headers put the volumes. Then `refine` runs twice: with one block
-that holds the whole volume, and with blocks of ``--block`` voxels. Each run is a process of its own, so that the peak of
-its memory is its own. Rows are added one by one, so that a stopped run continues.
+The coarse solution is the affine answer from where the headers put the volumes. Then `refine` runs twice: with one
+block that holds the whole volume, and with blocks of ``--block`` voxels. Each run is a process of its own, so that the
+peak of its memory is its own. Rows are added one by one, so that a stopped run continues.
 
-Columns: ``difference_vox`` is the mean distance between the two fields over the points of the specimen, in voxels of the
-fixed volume, ``difference_p95_vox`` its 95th percentile; ``affine_vox``, ``whole_vox`` and ``blocks_vox`` are the mean
-residuals against the known answer. ``kept`` to ``no_content`` count the blocks by what became of them.
+Columns: ``difference_vox`` is the mean distance between the two fields over the points of the specimen, in voxels of
+the fixed volume, ``difference_p95_vox`` its 95th percentile; ``affine_vox``, ``whole_vox`` and ``blocks_vox`` are the
+mean residuals against the known answer. ``kept`` to ``no_content`` count the blocks by what became of them.
 """
 
 from __future__ import annotations

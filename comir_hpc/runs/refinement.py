@@ -22,6 +22,8 @@ class RefinementRecord(Record):
     ----------
     format : int
         Version of the file's format.
+    registration : str or None
+        Fingerprint of the registration that was refined.
     field : str
         Absolute path of the store that holds the field.
     compared : str
@@ -44,6 +46,7 @@ class RefinementRecord(Record):
     """
 
     format: int = 0
+    registration: str | None = None
     field: str
     compared: str = ""
     smoothness_mm: Finite | None = None

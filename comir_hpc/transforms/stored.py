@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from comir_hpc.errors import RegistrationError, VolumeError
-from comir_hpc.space.grid import Box, FloatArray, Triple
+from comir_hpc.space.grid import Box, FloatArray, Grid, Triple
+from comir_hpc.transforms.composite import Composite
 from comir_hpc.transforms.protocol import PointMap
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 KIND = "displacements"
 """Kind of a store that holds a field, in its own metadata."""
 _CELL = 32  # lattice points along each side of what is read at once
+_SAMPLED = 9  # points along each side of a grid that is looked up in the lattice
 _KEPT = 27  # boxes of the lattice that are kept: a block of voxels and its neighbours
 
 
@@ -78,7 +80,7 @@ class StoredField(PointMap):
         """Say which points (..., 3) lie within the lattice; the others are not displaced."""
         return self._covers(np.asarray(points_mm, dtype=np.float64) / np.asarray(self.volume.grid.spacing_mm))
 
-    def in_memory(self) -> ItkTransform:
+    def loaded(self) -> ItkTransform:
         """Read the whole field, as ITK keeps it.
 
         Raises
@@ -117,6 +119,40 @@ class StoredField(PointMap):
             while len(self._cells) > _KEPT:
                 self._cells.popitem(last=False)
         return values
+
+
+def in_memory(transform: PointMap) -> PointMap:
+    """Return a transform whose fields are in memory, as other tools need them.
+
+    Raises
+    ------
+    RegistrationError
+        If a field does not fit into memory.
+    """
+    if not any(isinstance(part, StoredField) for part in transform.parts):
+        return transform
+    return Composite(
+        tuple(part.loaded() if isinstance(part, StoredField) else part for part in transform.parts)
+    )
+
+
+def require_over(transform: PointMap, grid: Grid) -> None:
+    """Refuse a field that lies elsewhere than the volume: it would displace nothing, without a word.
+
+    Raises
+    ------
+    RegistrationError
+        If no place of the grid comes to lie inside the lattice of a field.
+    """
+    axes = [np.linspace(-0.5, n - 0.5, _SAMPLED) for n in grid.shape_zyx]
+    points = grid.world_mm(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)).reshape(-1, 3)
+    for part in transform.parts:
+        if isinstance(part, StoredField) and not part.covers(points).any():
+            raise RegistrationError(
+                f"{part.path} is a field on another grid: no part of the volume, {grid}, lies inside it; expected "
+                "the fixed volume that it was made for: give that, or one in the same place, with --like"
+            )
+        points = part.apply(points)
 
 
 def is_stored_field(path: Path) -> bool:

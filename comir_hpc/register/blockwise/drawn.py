@@ -46,6 +46,7 @@ def keep_drawn(opened: Opened, figures: dict[str, Any], *, redrawn: bool) -> tup
     record = make_record(
         RefinementRecord,
         {
+            "registration": opened.result.fingerprint,
             "field": str(opened.settings.out.absolute()),
             "compared": opened.compared,
             "smoothness_mm": opened.layout.smoothness_mm,
