@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from registration_cases import OBLIQUE, specimen, store
+from registration_cases import OBLIQUE, store
 from scipy import ndimage
 
 from comir_hpc.config import ExportSettings, RefineSettings, WarpSettings
@@ -31,27 +31,41 @@ from comir_hpc.transforms.stored import StoredField
 from comir_hpc.volumes.volume import Volume
 from comir_hpc.warp import warp
 
-SHAPE = (22, 24, 20)
+SHAPE = (18, 20, 64)
 GRID = Grid(SHAPE, (2.0, 2.0, 2.0), (5.0, -8.0, 20.0), OBLIQUE)
-LENGTH_MM, BLOCK = 6.0, 14
+LENGTH_MM, BLOCK = 6.0, 24  # three blocks along x, of which the last holds no specimen
+FILLED = 40
 
 
-def bend(largest: float = 2.5) -> np.ndarray:
+def specimen(seed: int = 0) -> np.ndarray:
+    """Texture that fills the volume but for its end along x."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(SHAPE), 2.0)
+    values = 4.0 + noise / noise.std()
+    values[..., FILLED:] = 0
+    return values.astype(np.float32)
+
+
+def places() -> np.ndarray:
+    """Some voxels (N, 3) of the specimen, away from its faces."""
+    return np.argwhere(np.ones([n - 4 for n in (*SHAPE[:2], FILLED)]))[::17] + 2
+
+
+def bend(largest: float = 2.0) -> np.ndarray:
     """A displacement (3, z, y, x) in voxels: smoothed noise, scaled."""
     rng = np.random.default_rng(5)
     field = np.stack(
-        [ndimage.gaussian_filter(rng.standard_normal(SHAPE), 5.0, mode="wrap") for _ in range(3)]
+        [ndimage.gaussian_filter(rng.standard_normal(SHAPE), 6.0, mode="wrap") for _ in range(3)]
     )
     return (field * largest / np.sqrt((field**2).sum(0)).max()).astype(np.float32)
 
 
 def seen_through(values: np.ndarray, field: np.ndarray) -> np.ndarray:
     """A volume whose voxel p + field(p) shows what p shows in `values`."""
-    places = np.indices(SHAPE).astype(float)
+    voxels = np.indices(SHAPE).astype(float)
     back = -field.astype(float)
     for _ in range(20):
-        back = -np.stack([ndimage.map_coordinates(f, places + back, order=1, mode="nearest") for f in field])
-    return ndimage.map_coordinates(values, places + back, order=1).astype(np.float32)
+        back = -np.stack([ndimage.map_coordinates(f, voxels + back, order=1, mode="nearest") for f in field])
+    return ndimage.map_coordinates(values, voxels + back, order=1, mode="nearest").astype(np.float32)
 
 
 def registered(folder: Path, fixed: Volume, moving: Volume, verdict: str = "PASS", **entries: object) -> Path:
@@ -74,7 +88,7 @@ def registered(folder: Path, fixed: Volume, moving: Volume, verdict: str = "PASS
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a specimen, the same bent, and the registration of the two."""
     folder = tmp_path_factory.mktemp("pair")
-    values, _ = specimen(SHAPE, brightness=4.0)
+    values = specimen()
     fixed = store(folder / "fixed.zarr", values, GRID)
     moving = store(folder / "moving.zarr", seen_through(values, bend()), GRID)
     registered(folder / "result", fixed, moving)
@@ -95,7 +109,7 @@ def asked(folder: Path, out: Path, **given: object) -> RefineSettings:
 
 
 def points_and_truth() -> tuple[np.ndarray, np.ndarray]:
-    index = np.argwhere(specimen(SHAPE)[1])[::17]
+    index = places()
     return GRID.world_mm(index), GRID.world_mm(index + bend()[:, *index.T].T)
 
 
@@ -148,7 +162,7 @@ def test_blocks_find_a_known_bend_and_say_what_became_of_them(pair: Path, refine
     states = evidence.of("state")
     assert states.shape == Layout(GRID, LENGTH_MM, BLOCK).plan.counts_zyx
     kept = states == STATES.index("kept")
-    assert kept.any()
+    assert [STATES[int(n)] for n in states.ravel()] == ["kept", "kept", "no content"]
     assert (evidence.of("after")[kept] > evidence.of("before")[kept]).all()
     assert (evidence.of("content")[kept] > 0).all()
     assert evidence.of("folds").sum() == 0
@@ -171,11 +185,11 @@ def test_parts_in_any_order_and_a_call_that_goes_on_leave_the_same_bytes(pair: P
     whole = content(refined)
     assert whole
     out = pair / "parts.zarr"
-    for number in (3, 1):
+    for number in (3, 1):  # of three, and not the second
         done = refine(asked(pair, out, part=(number, 3)))
         assert not done.complete
         assert "other parts are missing" in done.summary
-        with pytest.raises(RegistrationError, match=r"incomplete|expected"):
+        with pytest.raises(RegistrationError, match="incomplete"):
             read_transform(out)
     done = refine(asked(pair, out))  # the rest, as one call without parts
     assert done.complete
@@ -213,7 +227,8 @@ def test_warp_reads_the_field_by_box_and_export_writes_the_same(
     one, two = (Volume.open(tmp_path / name).read() for name in ("a.zarr", "b.zarr"))
     np.testing.assert_allclose(one, two, atol=5e-3)
     fixed, moving = (Volume.open(like[key]).read() for key in ("like", "zarr"))
-    assert np.abs(one - fixed).mean() < 0.7 * np.abs(moving - fixed).mean()
+    inner = (slice(None), slice(3, -3), slice(3, -3), slice(3, FILLED - 3))
+    assert np.abs(one - fixed)[inner].mean() < 0.5 * np.abs(moving - fixed)[inner].mean()
 
 
 def test_what_bends_already_is_gone_on_from(pair: Path, tmp_path: Path) -> None:
@@ -227,10 +242,10 @@ def test_what_bends_already_is_gone_on_from(pair: Path, tmp_path: Path) -> None:
     )
     transform = read_transform(tmp_path / "t.h5")
     coarse = Coarse(affine, Composite(tuple(transform.parts[:-1])), "made")
-    inner = GRID.crop(Box((6, 6, 6), (16, 18, 14)))
-    np.testing.assert_allclose(coarse.displacement_mm(inner), half[:, 6:16, 6:18, 6:14], atol=1e-4)
+    inner = GRID.crop(Box((6, 6, 6), (12, 14, 50)))
+    np.testing.assert_allclose(coarse.displacement_mm(inner), half[:, 6:12, 6:14, 6:50], atol=1e-4)
     own = np.full((3, *inner.shape_zyx), 2.0, np.float32)  # a voxel along each axis
-    np.testing.assert_allclose(coarse.displacement_mm(inner, own), own + half[:, 7:17, 7:19, 7:15], atol=1e-4)
+    np.testing.assert_allclose(coarse.displacement_mm(inner, own), own + half[:, 7:13, 7:15, 7:51], atol=1e-4)
     folder = tmp_path / "bent"
     stores = [Volume.open(pair / name) for name in ("fixed.zarr", "moving.zarr")]
     deformation = {"kind": "field", "kept": True}
@@ -248,15 +263,15 @@ def test_what_bends_already_is_gone_on_from(pair: Path, tmp_path: Path) -> None:
 def test_blocks_that_do_not_improve_keep_the_coarse_solution_and_are_drawn(
     pair: Path, tmp_path: Path
 ) -> None:
-    values, mask = specimen(SHAPE, seed=3, brightness=4.0)
-    other, _ = specimen(SHAPE, seed=4, brightness=4.0)
-    stores = [store(tmp_path / f"{n}.zarr", v, GRID) for n, v in (("fixed", values), ("moving", other))]
+    stores = [
+        store(tmp_path / f"{n}.zarr", specimen(seed), GRID) for n, seed in (("fixed", 3), ("moving", 4))
+    ]
     registered(tmp_path / "result", *stores)
     done = refine_and_report(asked(tmp_path, tmp_path / "field.zarr", block=1000)).result
     assert done.states == {"no content": 0, "refused": 0, "fell back": 1, "kept": 0}
     assert "1 did not improve by more than chance and keep the coarse solution" in done.summary
     assert not Volume.open(tmp_path / "field.zarr" / "displacements").read().any()
-    points = GRID.world_mm(np.argwhere(mask)[::99])
+    points = GRID.world_mm(places())
     np.testing.assert_allclose(read_transform(tmp_path / "field.zarr").apply(points), points, atol=1e-9)
     record = read_refinement(tmp_path / "result")
     assert record is not None
@@ -269,9 +284,9 @@ def test_blocks_that_do_not_improve_keep_the_coarse_solution_and_are_drawn(
 
 
 def test_the_plan_names_blocks_memory_and_disk(pair: Path, tmp_path: Path) -> None:
-    plan = plan_refine(asked(pair, tmp_path / "field.zarr", part=(2, 4)))
+    plan = plan_refine(asked(pair, tmp_path / "field.zarr", part=(2, 3)))
     assert plan["blocks"] == len(Layout(GRID, LENGTH_MM, BLOCK).plan)
-    assert plan["blocks_of_this_part"] == plan["blocks"] // 4
+    assert plan["blocks_of_this_part"] == plan["blocks"] // 3
     assert {"peak_memory", "disk_at_most", "disk_meanwhile"} <= plan.keys()
     assert not (tmp_path / "field.zarr").exists()
 
@@ -287,7 +302,7 @@ def test_what_cannot_be_refined_is_refused_by_name(pair: Path, tmp_path: Path) -
 
     registered(tmp_path / "failed" / "result", fixed, moving, verdict="FAIL")
     refused("failed .made for a test", folder=tmp_path / "failed")
-    refused("--block 3 is 6 mm, shorter than the smoothness length", block=3)
+    refused("--block 2 is 4 mm, shorter than the smoothness length", block=2)
     refused("--smoothness-mm 100 is not between", smoothness_mm=100.0)
     refused("--spacing 0.1 is more than four times finer", spacing=0.1)
     refused("is not the fixed volume of", fixed=pair / "moving.zarr")
@@ -309,7 +324,7 @@ def test_a_field_of_something_else_is_refused_by_name(pair: Path, refined: Path,
     with pytest.raises(VolumeError, match=r"made from something else .*smoothness_mm"):
         refine(asked(pair, refined, smoothness_mm=9.0))
     elsewhere = Grid(SHAPE, (2.0, 2.0, 2.0), (4000.0, 0.0, 0.0))
-    store(tmp_path / "far.zarr", specimen(SHAPE, brightness=4.0)[0], elsewhere)
+    store(tmp_path / "far.zarr", specimen(), elsewhere)
     with pytest.raises(RegistrationError, match="a field on another grid"):
         warp(
             WarpSettings(

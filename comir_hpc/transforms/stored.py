@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from comir_hpc.transforms.itk import ItkTransform
     from comir_hpc.volumes.volume import Volume
 
+FIELD_KEY = "comir_field"
+"""Entry of the attributes of a store that holds a field and the scene that says how it is used."""
 KIND = "displacements"
 """Kind of a store that holds a field, in its own metadata."""
 _CELL = 32  # lattice points along each side of what is read at once
@@ -155,14 +157,20 @@ def require_over(transform: PointMap, grid: Grid) -> None:
         points = part.apply(points)
 
 
+def is_field(path: Path) -> bool:
+    """Say whether a folder is a field that `refine` made, with its scene, finished or not."""
+    return FIELD_KEY in _attributes(path)
+
+
 def is_stored_field(path: Path) -> bool:
-    """Say whether a folder is a store of ours with a field, finished or not."""
-    return _metadata(path).get("kind") == KIND
+    """Say whether a folder is the store of a field's vectors, finished or not."""
+    found = _attributes(path).get("comir")
+    return isinstance(found, dict) and found.get("kind") == KIND
 
 
-def _metadata(path: Path) -> dict[str, object]:
+def _attributes(path: Path) -> dict[str, object]:
     try:
-        found = json.loads((path / "zarr.json").read_bytes())["attributes"]["comir"]
+        found = json.loads((path / "zarr.json").read_bytes())["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -33,10 +33,9 @@ from comir_hpc.space.grid import Grid, as_triple
 from comir_hpc.space.plan import Block, BlockPlan, plan_blocks
 from comir_hpc.transforms.conventions.ngff import field_scene
 from comir_hpc.transforms.conventions.ngff_fields import displacements_entry, frame_of
+from comir_hpc.transforms.stored import FIELD_KEY, is_field
 from comir_hpc.volumes.volume import Volume
 
-ROOT_KEY = "comir_field"
-"""Entry of the attributes of a field's store that says that it is one of ours."""
 _SOLVED = ("state", "content", "cubes", "own_folds", "smoothings", "before", "after", "standard_error")
 _BLENDED = ("folds", "least_determinant", "displacement_mm", "largest_mm", "inverse_residual_mm")
 _WORKER_HEAP = 200 << 20  # of a worker with torch loaded, as `infer` measured it
@@ -290,22 +289,13 @@ class BlendWork:
         return BlockResult(*self.blend.measured(block.index))
 
 
-def is_field(path: Path) -> bool:
-    """Say whether a folder is a field of ours, finished or not."""
-    try:
-        attributes = json.loads((path / "zarr.json").read_bytes())["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return isinstance(attributes, dict) and ROOT_KEY in attributes
-
-
 def remove_scratch(job: _Pass) -> None:
     """Remove the solutions, when the field is complete."""
     shutil.rmtree(job.scratch, ignore_errors=True)
 
 
 def _root(entries: dict[str, Any], summary: dict[str, Any] | None = None) -> dict[str, Any]:
-    attributes = {**entries, ROOT_KEY: {"complete": summary is not None, **(summary or {})}}
+    attributes = {**entries, FIELD_KEY: {"complete": summary is not None, **(summary or {})}}
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
