@@ -1,4 +1,4 @@
-"""Verbs that take a result to where it is used: to other tools, to the eye, to a tracking server."""
+"""Verbs that go on from a result: refine it, and take it to other tools, to the eye, to a tracking server."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from comir_hpc.commands.verb import verb
 
 def add_tools(app: typer.Typer) -> None:
     """Add the verbs to an application of typer."""
+    verb(
+        app,
+        settings=("RefineSettings",),
+        positional=("result",),
+        example="Examples:  comir-hpc refine result --out field.zarr   |   comir-hpc refine result --out field.zarr "
+        "--part 3/16",
+    )(refine)
     verb(
         app,
         settings=("ExportSettings",),
@@ -34,6 +41,26 @@ def add_tools(app: typer.Typer) -> None:
         plans=False,
         example="Example:  comir-hpc sync run --mlflow http://tracking.example.org:5000",
     )(sync)
+
+
+def refine(call: Call) -> None:
+    """Bend what a registration leaves over, block by block, into a displacement field for volumes of any size.
+
+    Each block is judged on voxels that were held out; one that does not improve keeps the answer of the registration,
+    and is counted. `warp --transform` and `export` take the field.
+    """
+    from comir_hpc.config.refine import RefineSettings
+
+    settings = call.settings(RefineSettings)
+    call.terminal.output = settings.out
+    from comir_hpc.recipes.refine import plan_refine
+    from comir_hpc.recipes.refine import refine as run
+
+    done = call.run(run, plan_refine, settings)
+    call.note(*done.result.notes)
+    call.say(done.result.summary)
+    if done.report is not None:
+        call.say(f"report: {done.report}")
 
 
 def export(call: Call) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from comir_hpc.config.infer import OVERLAP, WINDOW, InferSettings
     from comir_hpc.config.ingest import IngestSettings
     from comir_hpc.config.pages import DoctorSettings, ReportSettings, SyncSettings
+    from comir_hpc.config.refine import RefineSettings
     from comir_hpc.config.register import RegisterPairSettings, RegisterSettings
     from comir_hpc.config.train import (
         CheckpointSettings,
@@ -62,6 +63,7 @@ __all__ = [
     "OnCommandLine",
     "OptimiserSettings",
     "Precision",
+    "RefineSettings",
     "RegisterPairSettings",
     "RegisterSettings",
     "ReportSettings",
@@ -90,6 +92,7 @@ _PLACES = {
     "infer": ("OVERLAP", "WINDOW", "InferSettings"),
     "ingest": ("IngestSettings",),
     "pages": ("DoctorSettings", "ReportSettings", "SyncSettings"),
+    "refine": ("RefineSettings",),
     "register": ("RegisterPairSettings", "RegisterSettings"),
     "train": (
         "CheckpointSettings",

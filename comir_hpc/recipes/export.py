@@ -20,6 +20,7 @@ from comir_hpc.transforms.conventions.grids import GridPair
 from comir_hpc.transforms.files import read_transform
 from comir_hpc.transforms.inversion import Inverse, inverse_of
 from comir_hpc.transforms.protocol import PointMap
+from comir_hpc.transforms.stored import in_memory
 from comir_hpc.volumes.readers import open_source
 from comir_hpc.volumes.volume import Volume
 
@@ -172,7 +173,7 @@ def _given(settings: ExportSettings) -> _Given:
             )
         path = found
     grids = GridPair(*(_grid(settings, result, role) for role in ("fixed", "moving")))
-    return _Given(path, read_transform(path, settings.form, grids), grids, result)
+    return _Given(path, in_memory(read_transform(path, settings.form, grids)), grids, result)
 
 
 def _grid(settings: ExportSettings, result: Result | None, role: str) -> Grid | None:

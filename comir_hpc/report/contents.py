@@ -16,6 +16,7 @@ from comir_hpc.errors import CheckpointError, ComirError
 from comir_hpc.runs.model import MODEL_FILE, Model, read_model
 from comir_hpc.runs.pictures import Arrays
 from comir_hpc.runs.record import brief
+from comir_hpc.runs.refinement import SLICES_FILE, RefinementRecord, read_refinement
 from comir_hpc.runs.result import RESULT_FILE, Result, read_result
 from comir_hpc.runs.tracking import METRICS_FILE, read_diagnostics, read_metrics
 
@@ -36,6 +37,8 @@ class Contents:
         result.json of `register`; None for a training run's own report.
     panels, search, deformation : mapping of str to array, or None
         Arrays of panels.npz, search.npz and deformation.npz, which `register` wrote; None where there are none.
+    refinement, refined : RefinementRecord, mapping of str to array, or None
+        refinement.json and refinement.npz, which `refine` wrote of this very registration; None where there are none.
     run : Path or None
         Folder of the training run, where one is found.
     metrics : list of dict
@@ -47,7 +50,8 @@ class Contents:
     diagnoses : tuple of dict
         Figures that `evaluate` measured of the run's checkpoints, by step.
     missing : dict
-        Why a piece (``panels``, ``search``, ``deformation``, ``training``, ``model``) is not there, as a sentence.
+        Why a piece (``panels``, ``search``, ``deformation``, ``refinement``, ``training``, ``model``) is not there, as
+        a sentence.
     """
 
     folder: Path
@@ -55,6 +59,8 @@ class Contents:
     panels: Arrays | None = None
     search: Arrays | None = None
     deformation: Arrays | None = None
+    refinement: RefinementRecord | None = None
+    refined: Arrays | None = None
     run: Path | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     config: str | None = None
@@ -81,21 +87,28 @@ def read_contents(folder: Path) -> Contents:
             f"{folder} holds neither {RESULT_FILE} nor {METRICS_FILE}; expected a folder that register or train wrote"
         )
     missing: dict[str, str] = {}
-    panels = search = deformation = None
+    panels = search = deformation = refined = refinement = None
     if result is not None:
         panels = _read_arrays(folder / "panels.npz", "panels", missing)
         search = _read_arrays(folder / "search.npz", "search", missing)
         if result.deformation is not None and result.deformation.held_out is not None:
             deformation = _read_arrays(folder / "deformation.npz", "deformation", missing)
+        refinement = read_refinement(folder)
+        if refinement is not None and refinement.registration != result.fingerprint:
+            refinement = None  # of an earlier registration into this folder
+        if refinement is not None:
+            refined = _read_arrays(folder / SLICES_FILE, "refinement", missing)
     run = folder if result is None else _find_run(folder, result, missing)
     if run is None:
-        return Contents(folder, result, panels, search, deformation, missing=missing)
+        return Contents(folder, result, panels, search, deformation, refinement, refined, missing=missing)
     return Contents(
         folder,
         result,
         panels,
         search,
         deformation,
+        refinement,
+        refined,
         run=run,
         metrics=read_metrics(run),
         config=_read_text(run / "config.yaml"),

@@ -20,6 +20,7 @@ from comir_hpc.report.deformation import deformation_numbers, deformation_pictur
 from comir_hpc.report.evidence import evidence_rows
 from comir_hpc.report.filled import filled
 from comir_hpc.report.panels import plane_pictures
+from comir_hpc.report.refinement import describe_refinement
 from comir_hpc.report.snippets import make_snippets
 from comir_hpc.report.training import describe_run
 from comir_hpc.report.wording import Chart, Number, duration, figure, is_number
@@ -78,6 +79,7 @@ def _registration(contents: Contents, result: Result) -> dict[str, Any]:
         "probability": "" if result.probability is None else f"{100 * min(result.probability, 0.99):.0f} %",
         "planes": [] if contents.panels is None else plane_pictures(contents.panels, direction),
         "deformation": _deformation(contents, result, direction),
+        "refinement": describe_refinement(contents, direction),
         "landscape": _landscape(contents, found, candidates, fixed_grid),
         "candidates": candidates,
         "matrix": [] if found is None else [[f"{v:.6f}" for v in row] for row in found.matrix_mm],

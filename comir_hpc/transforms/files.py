@@ -35,6 +35,7 @@ from comir_hpc.transforms.foreign import what_it_is
 from comir_hpc.transforms.itk import ItkTransform, itk_form, itk_transform
 from comir_hpc.transforms.itk_files import is_itk_file, read_itk_file
 from comir_hpc.transforms.protocol import PointMap
+from comir_hpc.transforms.stored import is_field
 
 DIRECTION = (
     "maps a point of the fixed volume to the corresponding point of the moving volume "
@@ -228,6 +229,10 @@ def _read(path: Path) -> PointMap:
             return _read_as(path, form, GridPair())
     elif _is_scene_store(path):
         return read_scene(path, assume_lps=False)
+    elif is_field(path):
+        raise RegistrationError(
+            f"{path} is incomplete: the command that writes it was stopped; run that command again"
+        )
     kind, remedy = what_it_is(path)
     raise RegistrationError(f"{path} is {kind}; {remedy}")
 

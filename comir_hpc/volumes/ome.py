@@ -11,7 +11,7 @@ import zarr
 
 from comir_hpc.space.grid import Grid, Triple
 
-Kind = Literal["image", "labels", "representation"]
+Kind = Literal["image", "labels", "representation", "displacements"]
 
 
 def ome_metadata(name: str, grid: Grid, factors: Sequence[Triple], kind: Kind) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from comir_hpc.space.plan import Block, BlockPlan, plan_blocks
 from comir_hpc.transforms.composite import notes_on
 from comir_hpc.transforms.conventions.grids import GridPair
 from comir_hpc.transforms.files import content_digest, read_transform
+from comir_hpc.transforms.stored import require_over
 from comir_hpc.volumes.volume import Volume, chunk_and_shard, planned_levels
 from comir_hpc.warp.files import file_format
 from comir_hpc.warp.one_file import LIBRARY_BYTES, make_file, plan_file
@@ -214,6 +215,7 @@ class _Job:
         self.transform = read_transform(
             settings.transform, settings.form, GridPair(self.fixed, self.moving.grid)
         )
+        require_over(self.transform, self.fixed)
         self.inside = share_inside(self.transform, self.fixed, self.moving.grid)
         if self.inside == 0:
             raise RegistrationError(

@@ -115,6 +115,28 @@ def write_scene(parts: Sequence[PointMap], folder: Path) -> None:
     (folder / "zarr.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def field_scene(path: str, frame: FloatArray, after: Affine) -> dict[str, Any]:
+    """Return the ``ome`` entry of a scene with one displacement field, and an affine transform behind it.
+
+    Parameters
+    ----------
+    path : str
+        Group of the displacements, below the scene's own.
+    frame : (4, 4)
+        Matrix from the field's frame to the world, both in the order z, y, x.
+    after : Affine
+        What is applied to the displaced points, LPS in mm.
+    """
+    turned = np.eye(4)[[2, 1, 0, 3]]
+    steps = [
+        affine_entry(inverted(frame)),
+        {"type": "displacements", "path": path, "interpolation": "linear"},
+        affine_entry(frame),
+        affine_entry(turned @ after.matrix_mm @ turned),
+    ]
+    return scene({"type": "sequence", "transformations": steps}, "zyx")
+
+
 def is_scene(record: Any) -> bool:
     """Return whether parsed JSON is a scene of OME-NGFF, or the metadata of a store with one."""
     return _scene_of(record) is not None
@@ -243,7 +265,10 @@ def _steps(path: Path, entry: dict[str, Any], folder: Path) -> list[PointMap]:
         return _steps(path, entry["forward"], folder)
     if kind == "displacements":
         from comir_hpc.transforms.conventions.ngff_fields import read_displacements
+        from comir_hpc.transforms.stored import StoredField, is_stored_field
 
+        if is_stored_field(folder / entry["path"]):
+            return [StoredField(folder / entry["path"])]
         return [read_displacements(folder / entry["path"], entry.get("interpolation", "linear"))]
     matrix = np.eye(4)
     if kind == "affine" and "affine" in entry:

@@ -46,8 +46,14 @@ def write_displacements(field: ItkTransform, folder: Path) -> FloatArray | None:
         _LEVEL, shape=along.shape, dtype="float64", chunks=(3, *(min(_CHUNK, n) for n in grid.shape_zyx))
     )
     array[...] = np.ascontiguousarray(along)
+    group.attrs["ome"] = displacements_entry(_LEVEL, grid)
+    return frame_of(grid)
+
+
+def displacements_entry(path: str, grid: Grid) -> dict[str, Any]:
+    """Return the ``ome`` entry of a group with displacements in one array, along the axes of their own lattice."""
     space = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
-    group.attrs["ome"] = {
+    return {
         "version": "0.6",
         "multiscales": [
             {
@@ -59,12 +65,12 @@ def write_displacements(field: ItkTransform, folder: Path) -> FloatArray | None:
                 ],
                 "datasets": [
                     {
-                        "path": _LEVEL,
+                        "path": path,
                         "coordinateTransformations": [
                             {
                                 "type": "scale",
                                 "scale": [1.0, *grid.spacing_mm],
-                                "input": {"path": _LEVEL},
+                                "input": {"path": path},
                                 "output": {"name": "frame"},
                             }
                         ],
@@ -73,6 +79,11 @@ def write_displacements(field: ItkTransform, folder: Path) -> FloatArray | None:
             }
         ],
     }
+
+
+def frame_of(grid: Grid) -> FloatArray:
+    """Return the matrix (4, 4) from the frame of a lattice to the world, both in the order z, y, x, in mm."""
+    directions = np.asarray(grid.direction)
     frame = np.eye(4)
     # Rows and columns in reverse, since the scene has its axes in the order z, y, x.
     frame[:3, :3] = directions[::-1, ::-1]
