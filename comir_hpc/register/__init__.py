@@ -248,7 +248,9 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     if settings.refines_on_intensities:
         plan["last step"] = "on the intensities, where they place the answer more exactly"
     if settings.fallbacks:
-        plan["fallback"] = f"{', then '.join(settings.fallbacks)}, where the verdict is FAIL"
+        plan["fallback"] = (
+            f"{', then '.join(settings.fallbacks)}, where the verdict is FAIL; what is PASS is taken"
+        )
     plan["memory"] = in_words(inputs.predicted_bytes)
     plan["disk"] = in_words(output_bytes(inputs, settings))
     files = ["transform.tfm", "transform.json", "result.json", "panels.npz"]
