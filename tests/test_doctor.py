@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,15 @@ def test_a_job_knows_its_number(monkeypatch):
     assert "this is job 4711" in node.slurm()[0].detail
     monkeypatch.setenv("APPTAINER_CONTAINER", "/images/comir.sif")
     assert node.apptainer()[0].detail == "inside /images/comir.sif"
+
+
+def dies(*given: object) -> None:
+    """What a process of the group test does where the machine kills it."""
+    os._exit(1)
+
+
+def test_a_group_whose_processes_all_die_has_no_answer(monkeypatch):
+    monkeypatch.setattr(compute, "_join", dies)
+    (row,) = compute.all_reduce()
+    assert row.status == "FAIL"
+    assert "no answer" in row.detail

@@ -85,7 +85,10 @@ def all_reduce() -> list[Check]:
     sender.close()
     try:
         answered = receiver.poll(_GROUP_SECONDS)
-        mean = receiver.recv() if answered else None
+        try:
+            mean = receiver.recv() if answered else None
+        except EOFError:  # the pipe is readable, too, when every process has ended without a word
+            answered, mean = False, None
     finally:
         for worker in workers:
             worker.join(10 if answered else 0)
@@ -94,7 +97,7 @@ def all_reduce() -> list[Check]:
     detail = f"{count} processes over {backend} in {time.perf_counter() - start:.1f} s"
     if mean != (count - 1) / 2:
         remedy = "check that the host name resolves, and set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
-        problem = "wrong sum" if answered else f"no answer within {_GROUP_SECONDS} s"
+        problem = "wrong sum" if answered else f"no answer within {_GROUP_SECONDS} s, or all of them died"
         return [Check("all-reduce", "FAIL", f"{count} processes over {backend}: {problem}", remedy)]
     return [Check("all-reduce", "PASS", detail)]
 
