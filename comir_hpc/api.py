@@ -20,6 +20,7 @@ from comir_hpc.config.evaluate import CompareSettings, EvaluateSettings
 from comir_hpc.config.files import load
 from comir_hpc.config.infer import InferSettings
 from comir_hpc.config.ingest import IngestSettings
+from comir_hpc.config.refine import RefineSettings
 from comir_hpc.config.register import RegisterPairSettings
 from comir_hpc.config.train import TrainSettings
 from comir_hpc.config.warp import WarpSettings
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from comir_hpc.recipes.adapt import AdaptResult
     from comir_hpc.recipes.diagnosis import RunDiagnosis
     from comir_hpc.register import RegisterResult
+    from comir_hpc.register.blockwise import RefineResult
     from comir_hpc.train import TrainResult
     from comir_hpc.warp import WarpResult
 
@@ -46,6 +48,7 @@ __all__ = [
     "infer",
     "ingest",
     "read",
+    "refine",
     "register",
     "report",
     "train",
@@ -185,6 +188,26 @@ def register(
         if chosen.warped is not None and done.warped is None:
             tell(f"the verdict is {done.result.verdict}, so {chosen.warped} was not written")
         return place.kept_for(done.result)
+
+
+@documented(RefineSettings)
+def refine(
+    result: FolderLike,
+    *,
+    out: PathLike | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> RefineResult:
+    """Bend what a registration leaves over, block by block, into a displacement field for volumes of any size.
+
+    Give the field to ``warp(..., transform=done.path)``.
+    """
+    with workplace("refine", None, Path(out).parent if out else None, progress) as place:
+        from comir_hpc.recipes.refine import refine as run
+
+        given = settings if out is None else {**settings, "out": out}
+        chosen = place.settings(RefineSettings, given, result=result)
+        return place.kept_for(run(chosen, progress=progress).result)
 
 
 @documented(AdaptSettings)

@@ -23,6 +23,7 @@ from comir_hpc.config import (
     EvaluateSettings,
     InferSettings,
     IngestSettings,
+    RefineSettings,
     RegisterPairSettings,
     Settings,
     TrainSettings,
@@ -38,6 +39,7 @@ KINDS: dict[str, type[Settings]] = {
     "infer": InferSettings,
     "register": RegisterPairSettings,
     "warp": WarpSettings,
+    "refine": RefineSettings,
     "evaluate": CompareSettings,
     "diagnose": EvaluateSettings,
 }

@@ -30,6 +30,7 @@ VERBS = (
     "adapt",
     "register",
     "warp",
+    "refine",
     "evaluate",
     "report",
     "sync",

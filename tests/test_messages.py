@@ -71,6 +71,7 @@ PAGES = sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".html", ".j2"))
 # Who speaks with the words of a room: its verb (a report names commands of all verbs), or the verbs that use it.
 SPEAKERS: dict[str, tuple[str, ...]] = {verb: (verb,) for verb in set(VERBS) - {"report"}} | {
     "blocks": ("ingest", "infer", "warp"),
+    "register/blockwise": ("refine",),
     "representations": ("register",),
     "representations/encoding": ("infer", "register", "evaluate"),
     "learning": ("train",),

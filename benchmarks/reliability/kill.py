@@ -3,8 +3,8 @@ r"""Kill the real commands with SIGKILL at random moments, run them again, and c
     export OMP_NUM_THREADS=1
     python benchmarks/reliability/kill.py --kills 50 --work WORK --out benchmarks/reliability/kill.csv
 
-For each of ingest, infer, warp and train, an undisturbed run comes first. Then the same command is started into a
-new place and killed at a random moment between shortly before its first sign of work and its end; started again, and
+For each of ingest, infer, warp, refine and train, an undisturbed run comes first. Then the same command is started into
+a new place and killed at a random moment between shortly before its first sign of work and its end; started again, and
 killed again; until it ends by itself, which begins a new place. A row is one kill. It says what the kill left (`left`:
 nothing, a store that says that it is incomplete, or one that says that it is complete), and after the run that ended:
 
@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rows import Kept, write_rows
 
-VERBS = ("ingest", "infer", "warp", "train")
+VERBS = ("ingest", "infer", "warp", "refine", "train")
 SHAPE = (40, 48, 64)
 TIMINGS = {
     "loss",
@@ -88,6 +88,7 @@ def prepare(work: Path) -> None:
         ingest(IngestSettings(source=work / f"{name}.mha", out=work / f"{name}.zarr", chunk=8, shard=16))
     turn = rotation_by((0.2, 1.0, 0.4), 20.0)[::-1, ::-1]
     save_transform(Transform.rigid(turn, (3.0, -2.0, 4.0), (70.0, 60.0, 70.0)), work)
+    registered(work)
     settings = {
         "modalities": ["one", "two"],
         "pairs": [{name: str(work / f"{name}.zarr") for name in ("one", "two")}],
@@ -102,6 +103,26 @@ def prepare(work: Path) -> None:
     (work / "ready").touch()
 
 
+def registered(work: Path) -> None:
+    """Write a registration of the first volume with itself, whose answer is a little wrong."""
+    import numpy as np
+
+    from comir_hpc.runs.record import make_record
+    from comir_hpc.runs.result import Result, write_result
+    from comir_hpc.transforms import Transform, save_transform
+    from comir_hpc.volumes.volume import Volume
+
+    volume = Volume.open(work / "one.zarr")
+    answer = Transform.rigid(np.eye(3), (2.0, -1.0, 1.0), (0.0, 0.0, 0.0))
+    save_transform(answer, work / "result")
+    side = {"path": str(volume.path), "fingerprint": volume.fingerprint(), "grid": volume.grid.as_dict()}
+    record = {
+        "verdict": "PASS", "inputs": {"fixed": side, "moving": side}, "matrix_lps_mm": answer.matrix_mm.tolist(),
+        "settings": {"representation": "intensity"},
+    }  # fmt: skip
+    write_result(work / "result", make_record(Result, record))
+
+
 def words(arguments: list[str]) -> list[str]:
     """Return the command line of a verb, or of this file where a verb has no option for small shards."""
     if arguments[0] == "run":
@@ -111,8 +132,9 @@ def words(arguments: list[str]) -> list[str]:
 
 def run(verb: str, settings: dict[str, Any]) -> None:
     """Do what the command line does, with any setting."""
-    from comir_hpc.config import InferSettings, WarpSettings
+    from comir_hpc.config import InferSettings, RefineSettings, WarpSettings
     from comir_hpc.infer import infer
+    from comir_hpc.register.blockwise import refine
     from comir_hpc.warp import warp
 
     def progress(what: str, done: int, total: int) -> None:
@@ -120,6 +142,8 @@ def run(verb: str, settings: dict[str, Any]) -> None:
 
     if verb == "infer":
         infer(InferSettings(**settings), progress=progress)
+    elif verb == "refine":
+        refine(RefineSettings(**settings), progress=progress)
     else:
         warp(WarpSettings(**settings), progress=progress)
 
@@ -193,18 +217,15 @@ def steps_lost(folder: Path, before: list[Any]) -> int:
 
 
 def cases(work: Path) -> dict[str, Case]:
-    """Return the four verbs."""
+    """Return the verbs."""
 
     def block(verb: str, **settings: Any) -> Case:
         def command(folder: Path) -> list[str]:
             if verb == "ingest":
                 source = str(work / "one.mha")
                 return ["ingest", "--chunk", "8", "--shard", "16", source, str(folder / "out.zarr")]
-            return [
-                "run",
-                verb,
-                json.dumps({**settings, "chunk": 8, "shard": 16, "out": str(folder / "out.zarr")}),
-            ]
+            stored = {} if verb == "refine" else {"chunk": 8, "shard": 16}
+            return ["run", verb, json.dumps({**settings, **stored, "out": str(folder / "out.zarr")})]
 
         return Case(command, store_content, blocks_done, blocks_lost)
 
@@ -213,6 +234,7 @@ def cases(work: Path) -> dict[str, Case]:
     return {
         "ingest": block("ingest"),
         "infer": block("infer", zarr=one, device="cpu", **model),
+        "refine": block("refine", result=str(work / "result"), smoothness_mm=8.0, block=16),
         "warp": block("warp", zarr=two, like=one, transform=transform),
         "train": Case(
             lambda folder: ["train", str(work / "train.yaml"), "--run", str(folder / "run")],
@@ -249,10 +271,14 @@ def left(folder: Path) -> str:
     if (folder / "run").exists():
         return "complete" if (folder / "run" / "model.json").exists() else "incomplete"
     try:
-        record = json.loads((folder / "out.zarr" / "zarr.json").read_bytes())
+        said = json.loads((folder / "out.zarr" / "zarr.json").read_bytes())["attributes"]
+        if "comir_field" in said:  # the scene is there before the last word, which the vectors have
+            said = json.loads((folder / "out.zarr" / "displacements" / "zarr.json").read_bytes())[
+                "attributes"
+            ]
     except FileNotFoundError:
         return "nothing"
-    return "complete" if record["attributes"]["comir"]["complete"] else "incomplete"
+    return "complete" if said["comir"]["complete"] else "incomplete"
 
 
 def series(
