@@ -307,19 +307,24 @@ def figures(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw how often answers of a probability were right, family by family left out."""
-    odds = np.array([row["probability"] for row in rows])
-    right = np.array([row["kind"] != "wrong" for row in rows])
+    """Draw how often answers of a probability were right, specimen by specimen left out.
+
+    As in the fit, right and wrong answers weigh the same together, and mirrored pairs take no part.
+    """
+    some = [row for row in rows if row["pair"] != "mirrored"]
+    odds = np.array([row["probability"] for row in some])
+    right = np.array([row["kind"] != "wrong" for row in some])
+    weights = np.where(right, 0.5 / right.mean(), 0.5 / (1 - right.mean()))
     edges = np.linspace(0, 1, 6)
     figure, axes = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for low, high in itertools.pairwise(edges):
         inside = (odds >= low) & ((odds < high) | (high == 1))
         if inside.any():
-            place = odds[inside].mean(), right[inside].mean()
+            place = [np.average(one[inside], weights=weights[inside]) for one in (odds, right)]
             axes.plot(*place, "o", color="#1f5fa8")
             axes.annotate(str(int(inside.sum())), place, (6, -4), textcoords="offset points", fontsize=8)
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), title="Families left out of the fit")
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), title="Specimens left out of the fit")
     axes.set(xlabel="probability that the model gives", ylabel="share of right answers")
     matplotlib.rcParams["svg.hashsalt"] = "verdict"
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
