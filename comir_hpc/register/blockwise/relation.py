@@ -45,12 +45,12 @@ class Relation:
         other, inside = _looked_up(moving, coarse.moved_mm(points))
         # A ramp without weight is carried along: what becomes of it is the table.
         ramp = np.linspace(other.min(), other.max(), _STEPS, dtype=np.float32)
-        values = [
-            np.concatenate([values, extra])[None, None, None]
-            for values, extra in ((one, np.zeros_like(ramp)), (other, ramp))
-        ]
-        weights = np.concatenate([inside, np.zeros(_STEPS)]).astype(np.float32)[None, None]
-        return cls(ramp, as_fixed(*values, weights)[0, 0, 0, -_STEPS:].astype(np.float32))
+        of_fixed, of_moving, weights = (
+            np.concatenate([values, extra]).astype(np.float32)[None, None]
+            for values, extra in ((one, 0 * ramp), (other, ramp), (inside, 0 * ramp))
+        )
+        found = as_fixed(of_fixed[None], of_moving[None], weights)[0, 0, 0, -_STEPS:]
+        return cls(ramp, found.astype(np.float32))
 
     def __call__(self, values: Array) -> Array:
         """Give moving values (c, z, y, x) the fixed volume's."""

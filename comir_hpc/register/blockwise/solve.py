@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from comir_hpc.register.blockwise.coarse import Coarse
 from comir_hpc.register.blockwise.evidence import STATES, State
 from comir_hpc.register.blockwise.layout import Layout
-from comir_hpc.register.blockwise.relation import Relation
 from comir_hpc.register.blockwise.sides import Side
 from comir_hpc.register.deform.held_out import Gain, HeldOut
 from comir_hpc.register.deform.lattice import Lattice, from_velocity
@@ -26,6 +25,9 @@ from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import Box, Grid, as_triple
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.jacobian import folded
+
+if TYPE_CHECKING:
+    from comir_hpc.register.blockwise.relation import Relation
 
 FEWEST_VOXELS = 28
 """Voxels along the shortest side of the box that a block looks at, on its coarse levels."""
@@ -74,11 +76,11 @@ class Solver:
     @cached_property
     def relation(self) -> Relation | None:
         """What moving intensities stand for; None where equal values mean the same in both volumes."""
-        return (
-            None
-            if self.fixed.encoder is not None
-            else Relation.found(self.fixed, self.moving.volume, self.coarse)
-        )
+        # Here, so that the chain of imports stays short.
+        from comir_hpc.register.blockwise.relation import Relation
+
+        whole = self.fixed.encoder is None
+        return Relation.found(self.fixed, self.moving.volume, self.coarse) if whole else None
 
     def __call__(self, index: int) -> Solution:
         """Find the solution of a block; where there is none, it is the coarse one."""
