@@ -62,9 +62,8 @@ def test_a_turned_and_inverted_volume_is_registered(representation, degrees, giv
     )["fixed"]
     result = register(settings)
     assert errors_vox(result.transform, truth, Features(values[None], mask, grid)) < largest_vox
-    # However good the evidence is: no calibration has seen how well these agree on a right answer.
-    assert result.verdict == "WARN"
-    assert any(f"not been calibrated for --representation {representation}" in r for r in result.reasons)
+    # What was searched for everywhere may be trusted; a start at one place leaves doubt, however good the evidence is.
+    assert result.verdict == ("WARN" if given.get("initial") == "identity" else "PASS")
     if representation == "mind":
         assert result.result.probability > 0.9
 

@@ -5,11 +5,11 @@
 
 The volumes are cubes with a ball of texture in the middle, of the same size in all of them, and the same shifted by a
 voxel along each axis. So the number of blocks rises with the volume, and the work hardly does: blocks outside of the
-ball hold no specimen. The volumes are written shard by shard, so that 512 and 1024 fit on any machine with the disk for
-them. The coarse solution is the identity. Each run is a process of its own; its peak is what the kernel tells.
+ball hold no specimen. The volumes are written shard by shard, so that 512 and 1024 fit on any machine with the disk
+for them. The coarse solution is the identity. Each run is a process of its own; its peak is what the kernel tells.
 
-Columns: ``predicted_mib`` is what ``--dry-run`` says, ``peak_mib`` what was needed, ``volume_mib`` one volume in
-memory.
+Columns: ``predicted_mib`` is what ``--dry-run`` says, ``peak_mib`` what was needed, ``volume_mib`` one volume as
+float32 in memory.
 """
 
 from __future__ import annotations

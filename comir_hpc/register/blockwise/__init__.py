@@ -7,6 +7,7 @@ solutions are blended into one displacement field, in a store that `warp` reads 
 ===========  ==================================================================================
 `layout`     lattice, blocks, what each looks at, and the weights of their solutions
 `sides`      any box of a volume as it is compared
+`relation`   what moving intensities stand for, where intensities are compared
 `coarse`     the registration that blocks start from
 `solve`      one block
 `blend`      the field, from the solutions of neighbours

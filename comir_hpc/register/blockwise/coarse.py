@@ -57,6 +57,10 @@ class Coarse:
         digest = content_digest(path, transform, fixed)
         return cls(last, Composite(tuple(bent)) if bent else None, digest)
 
+    def moved_mm(self, points_mm: FloatArray) -> FloatArray:
+        """Moving points (..., 3) of fixed points (..., 3)."""
+        return self.affine.apply(points_mm if self.bend is None else self.bend.apply(points_mm))
+
     def moving_mm(self, grid: Grid) -> FloatArray:
         """Moving points (z, y, x, 3) of the voxel centres of a grid in the fixed world."""
         if self.bend is None:

@@ -21,6 +21,7 @@ from comir_hpc.volumes.volume import Volume
 if TYPE_CHECKING:
     from comir_hpc.register.blockwise.opened import Opened
 
+_PLACES = 20_000  # of the specimen, whose middle the slices go through
 _AROUND = 2  # lattice points on each side of a slice that are read: determinants look at the next ones
 
 
@@ -71,7 +72,7 @@ def _slices(opened: Opened) -> dict[str, NDArray[np.float32]]:
     """Cut slices at the places and on the grid of the report's other pictures; a slab of the field is read for each."""
     known = opened.result.inputs["fixed"].compared or {}
     grid = Grid.from_dict(known["grid"]) if "grid" in known else opened.layout.grid
-    centre = grid.index_zyx(opened.fixed.specimen_points_mm.mean(axis=0))
+    centre = grid.index_zyx(opened.fixed.specimen_points_mm(_PLACES).mean(axis=0))
     volume = Volume.open(opened.settings.out / "displacements")
     states = read_evidence(opened.settings.out / "evidence").of("state")
     planes: dict[str, NDArray[np.float32]] = {}

@@ -26,6 +26,7 @@ from comir_hpc.space.grid import Vector
 from comir_hpc.volumes.region import Region
 from comir_hpc.volumes.volume import Volume
 
+_PLACES = 2000  # of the specimen that are looked at, to see whether any lies inside the moving volume
 _SMOOTH_VOX = 12  # smoothness length in voxels of the grid, where none is given
 _METHOD = 1  # raised when blocks get other solutions: those of an earlier version do not count as done
 Role = Literal["fixed", "moving"]
@@ -91,8 +92,7 @@ class Opened:
     @property
     def solver(self) -> Solver:
         """What finds the solution of a block."""
-        alike = self.fixed.encoder is not None
-        return Solver(self.fixed, self.moving, self.coarse, self.layout, alike=alike, seed=self.settings.seed)
+        return Solver(self.fixed, self.moving, self.coarse, self.layout, seed=self.settings.seed)
 
     @property
     def compared(self) -> str:
@@ -133,11 +133,8 @@ class Opened:
         RegistrationError
             If no place of the fixed specimen comes to lie inside the moving volume.
         """
-        points = self.fixed.specimen_points_mm
-        bend = self.coarse.bend
-        index = self.moving.volume.grid.index_zyx(
-            self.coarse.affine.apply(points if bend is None else bend.apply(points[::20]))
-        )
+        points = self.coarse.moved_mm(self.fixed.specimen_points_mm(_PLACES))
+        index = self.moving.volume.grid.index_zyx(points)
         inside = (index >= -0.5) & (index <= np.asarray(self.moving.volume.grid.shape_zyx) - 0.5)
         if not inside.all(axis=-1).any():
             raise RegistrationError(

@@ -15,7 +15,7 @@ from comir_hpc.representations.encoding.grid import WindowGrid
 from comir_hpc.representations.encoding.reader import NormalisedReader
 from comir_hpc.representations.features import Features, interior, specimen_mask
 from comir_hpc.representations.working import working_grid
-from comir_hpc.space.grid import Box, Grid, Vector
+from comir_hpc.space.grid import Box, FloatArray, Grid, Vector
 from comir_hpc.volumes.volume import Volume
 
 MASK_VOXELS = 1 << 21
@@ -82,21 +82,16 @@ class Side:
 
         It is found on the whole volume, and not block by block, so that dark places within it are closed everywhere.
         """
-        volume = self.volume
-        level = next(
-            (n for n in range(volume.num_levels) if math.prod(volume.level_grid(n).shape_zyx) <= MASK_VOXELS),
-            volume.num_levels - 1,
-        )
+        volume, level = self.volume, small_level(self.volume)
         mask = specimen_mask(volume, level)
         mask = interior(mask) if self.inner else mask
         return mask[None].astype(np.float32), volume.level_grid(level)
 
-    @property
-    def specimen_points_mm(self) -> NDArray[np.float64]:
-        """Some points (N, 3) of the specimen, (x, y, z) in mm, evenly taken."""
+    def specimen_points_mm(self, most: int) -> FloatArray:
+        """Points (N, 3) of the specimen, (x, y, z) in mm, evenly taken: at most twice as many as asked for."""
         values, grid = self._specimen
         found = np.argwhere(values[0] > 0.5)
-        return grid.world_mm(found[:: max(1, len(found) // 20_000)])
+        return grid.world_mm(found[:: max(1, len(found) // most)])
 
     def _values(self, level: int, box: Box) -> Array:
         reader = self.readers[level]
@@ -106,3 +101,13 @@ class Side:
             self._windows[level] = self.encoder.windows(self.grid(level).shape_zyx)
         # The windows are those of the whole volume, so that neighbouring blocks see the same values.
         return self.encoder.encode(reader, self._windows[level], box, background=reader.background)
+
+
+def small_level(volume: Volume) -> int:
+    """Return the finest level that is small enough to be in memory as a whole."""
+    fits = (
+        level
+        for level in range(volume.num_levels)
+        if math.prod(volume.level_grid(level).shape_zyx) <= MASK_VOXELS
+    )
+    return next(fits, volume.num_levels - 1)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import Box, Grid, as_triple
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.jacobian import folded
+
+if TYPE_CHECKING:
+    from comir_hpc.register.blockwise.relation import Relation
 
 FEWEST_VOXELS = 28
 """Voxels along the shortest side of the box that a block looks at, on its coarse levels."""
@@ -61,17 +65,22 @@ class Solver:
         The coarse solution.
     layout : Layout
         Blocks of the fixed volume.
-    alike : bool
-        Whether equal values mean the same in both volumes.
     seed : int
         Seed of the place of the pattern of cubes that are held out.
     """
 
-    def __init__(
-        self, fixed: Side, moving: Side, coarse: Coarse, layout: Layout, *, alike: bool, seed: int
-    ) -> None:
+    def __init__(self, fixed: Side, moving: Side, coarse: Coarse, layout: Layout, *, seed: int) -> None:
         self.fixed, self.moving, self.coarse, self.layout = fixed, moving, coarse, layout
-        self.alike, self.seed = alike, seed
+        self.seed = seed
+
+    @cached_property
+    def relation(self) -> Relation | None:
+        """What moving intensities stand for; None where equal values mean the same in both volumes."""
+        # Here, so that the chain of imports stays short.
+        from comir_hpc.register.blockwise.relation import Relation
+
+        whole = self.fixed.encoder is None
+        return Relation.found(self.fixed, self.moving.volume, self.coarse) if whole else None
 
     def __call__(self, index: int) -> Solution:
         """Find the solution of a block; where there is none, it is the coarse one."""
@@ -89,7 +98,7 @@ class Solver:
         if folded(found.determinant) or not np.isfinite(found.displacement_mm).all():
             return self._coarse(tile, "refused", content, found)
         after = carried(found.displacement_mm, found.grid, levels[-1].grid)
-        gain = held[1].gain(levels[-1].fixed, levels[-1].seen(), levels[-1].seen(after), self.alike)
+        gain = held[1].gain(levels[-1].fixed, levels[-1].seen(), levels[-1].seen(after), True)
         if gain.refusal is not None:
             return self._coarse(tile, "fell back", content, found, gain)
         own = carried(found.displacement_mm, found.grid, tile, outside="zeros")
@@ -128,21 +137,21 @@ class Solver:
         if min(there.shape) < _FEWEST_MOVING:
             return None
         fixed, moving = self.fixed.features(level, box), self.moving.features(level, there, everywhere=True)
+        if self.relation is not None:
+            moving = replace(moving, values=self.relation(moving.values))
         if not fixed.mask.any() or not _varies(fixed.values[:, fixed.mask]) or not _varies(moving.values):
             return None
         if self.coarse.bend is None:
-            return make_maps(fixed, moving, self.coarse.affine, alike=self.alike)
+            return make_maps(fixed, moving, self.coarse.affine, alike=True)
         # The moving maps are laid onto the fixed grid by the coarse solution; what is found is what is left.
-        return make_maps(fixed, self._laid(moving, grid), Affine.identity(), alike=self.alike)
+        return make_maps(fixed, self._laid(moving, grid), Affine.identity(), alike=True)
 
     def moving_box(self, level: int, grid: Grid) -> Box:
         """Voxels of the moving working grid that a grid in the fixed world may show, with room for what is found."""
         axes = [np.linspace(-0.5, n - 0.5, _CORNERS) for n in grid.shape_zyx]
         points = grid.world_mm(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)).reshape(-1, 3)
-        bend = self.coarse.bend
-        images = self.coarse.affine.apply(points if bend is None else bend.apply(points))
         target = self.moving.grid(level)
-        index = target.index_zyx(images)
+        index = target.index_zyx(self.coarse.moved_mm(points))
         room = math.ceil(_REACH * self.layout.smoothness_mm / target.finest_mm)
         low, high = np.floor(index.min(axis=0)) - room, np.ceil(index.max(axis=0)) + 1 + room
         return Box(as_triple(low.tolist(), int), as_triple(high.tolist(), int)).intersect(target.box)
