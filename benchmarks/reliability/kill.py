@@ -234,7 +234,7 @@ def cases(work: Path) -> dict[str, Case]:
     return {
         "ingest": block("ingest"),
         "infer": block("infer", zarr=one, device="cpu", **model),
-        "refine": block("refine", result=str(work / "result"), smoothness_mm=8.0, block=16),
+        "refine": block("refine", result=str(work / "result"), smoothness_mm=5.0, block=32),
         "warp": block("warp", zarr=two, like=one, transform=transform),
         "train": Case(
             lambda folder: ["train", str(work / "train.yaml"), "--run", str(folder / "run")],

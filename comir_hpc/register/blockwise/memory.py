@@ -15,12 +15,13 @@ from comir_hpc.register.blockwise.sides import MASK_VOXELS, Side
 if TYPE_CHECKING:
     from comir_hpc.register.blockwise.opened import Opened
 
-_LIBRARY_BYTES = 48 << 20  # loaded for the first block
-_STEP_BYTES = 240  # of each fixed voxel in a step of a deformation: places, slopes, pull, stiffness
-_MASK_BYTES = 16  # of each voxel of the level on which the specimen is found, while it is found
+_LIBRARY_BYTES = 112 << 20  # loaded for the first block, and heaps of what computes it
+_STEP_BYTES = 320  # of each fixed voxel in a step of a deformation: places, slopes, pull, stiffness
+_MASK_BYTES = 40  # of each voxel of the level on which the specimen is found, while it is found
 _WINDOW = (
     3.4  # memory of a window that is encoded, over that of its tensors between layers, as `infer` measured it
 )
+_KEPT_BYTES = 40 << 20  # of windows that are kept for the next row
 _BLEND_BYTES = 160  # of each lattice point around a block while its inverse is found
 _BLEND_ROOM = 16  # lattice points around a block, at most
 
@@ -57,4 +58,4 @@ def _encoding_bytes(side: Side) -> float:
         return 0.0
     window = encoder.windows(side.grid(0).shape_zyx).window_zyx
     tensors = predict_encoding(encoder.network, window, DTYPES[encoder.precision])
-    return _WINDOW * torch.get_num_threads() * tensors
+    return _KEPT_BYTES + _WINDOW * torch.get_num_threads() * tensors
