@@ -15,7 +15,7 @@ from comir_hpc.register.blockwise.sides import MASK_VOXELS, Side
 if TYPE_CHECKING:
     from comir_hpc.register.blockwise.opened import Opened
 
-_LIBRARY_BYTES = 112 << 20  # loaded for the first block, and heaps of what computes it
+_LIBRARY_BYTES = 128 << 20  # loaded for the first block, and heaps of what computes it
 _STEP_BYTES = 320  # of each fixed voxel in a step of a deformation: places, slopes, pull, stiffness
 _MASK_BYTES = 40  # of each voxel of the level on which the specimen is found, while it is found
 _WINDOW = (
