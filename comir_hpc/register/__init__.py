@@ -158,15 +158,7 @@ def _answered(
     else:
         answer, account = ranking.best.transform, account_of(pair, ranking, evidence, frame)
         with clock.time("deform"):
-            bent = bend(
-                pair,
-                inputs,
-                answer,
-                account["verdict"],
-                settings,
-                (fixed_image, moving_image),
-                part_of(progress, "deform"),
-            )
+            bent = bend(pair, inputs, answer, account["verdict"], settings, part_of(progress, "deform"))
         if bent is not None:
             account |= bent.judged(account["verdict"], account["reasons"])
     with clock.time("panels"):

@@ -47,7 +47,6 @@ from comir_hpc.transforms.itk import ItkTransform
 
 __all__ = ["Deformation", "bend", "deform", "require_deformable"]
 
-Images = tuple[NDArray[np.float32], NDArray[np.float32]]
 _SMOOTHNESS_SHARE = 0.08  # smoothness length, as a share of the specimen's mean side, where none is given
 _HELD_SHARE = 0.5  # side of a cube that is held out, in smoothness lengths: its surroundings reach into it
 _MOST_COARSE = 3  # levels beside the one that is compared
@@ -120,7 +119,6 @@ def bend(
     affine: Affine,
     verdict: str,
     settings: RegisterSettings,
-    images: Images,
     progress: Callable[[int, int], None] | None = None,
 ) -> Deformation | None:
     """Bend space as the settings ask for; None if they do not. Nothing is built on a coarse answer that has failed.
@@ -132,7 +130,7 @@ def bend(
     if verdict == "FAIL":
         return _without(settings, "the affine answer has failed, so nothing was bent on top of it")
     try:
-        return deform(pair, inputs, affine, settings, images, progress)
+        return deform(pair, inputs, affine, settings, progress)
     except RegistrationError as error:
         return _without(settings, f"{error}; the affine answer is the result")
 
@@ -142,7 +140,6 @@ def deform(
     inputs: Inputs,
     affine: Affine,
     settings: RegisterSettings,
-    images: Images,
     progress: Callable[[int, int], None] | None = None,
 ) -> Deformation:
     """Bend the space of the fixed volume so that the maps of both agree better than under the coarse answer.
@@ -157,8 +154,6 @@ def deform(
         The coarse answer, from fixed to moving points.
     settings : RegisterSettings
         Kind of deformation and its smoothness.
-    images : two of (z, y, x) float32
-        Intensities of both volumes on the grids of their maps: the second witness.
     progress : callable, optional
         Function that is called as ``progress(done, total)``.
 
@@ -189,25 +184,7 @@ def deform(
         lattice = sampled(ItkTransform(itk), grid)
     after = carried(lattice.displacement_mm, lattice.grid, grid)
     gain = held.gain(finest.fixed, finest.seen(), finest.seen(after), alike)
-    if gain.refusal is None and settings.representation != "intensity":
-        gain = replace(gain, witness=_second(held, pair, affine, images, after))
     return _judged(lattice, itk, gain, pair.fixed, affine, settings.transform, length)
-
-
-def _second(
-    held: HeldOut, pair: Pair, affine: Affine, images: Images, displacement_mm: NDArray[np.float32]
-) -> Gain:
-    """Ask the intensities of the cubes, which were not compared, what the deformation did to their agreement.
-
-    Learned maps do not show every border at the same place in both modalities, and a field follows what agrees. On an
-    aligned pair (T1w, T2w) the maps of the cubes agreed better after it, and the error had grown by 0.3 voxels.
-    """
-    fixed, moving = (
-        replace(side, values=image[None], describe=None)
-        for side, image in zip((pair.fixed, pair.moving), images, strict=True)
-    )
-    maps = make_maps(fixed, moving, affine, alike=False)
-    return held.gain(maps.fixed, maps.seen(), maps.seen(displacement_mm), signed=False)
 
 
 def make_maps(fixed: Features, moving: Features, affine: Affine, *, alike: bool) -> Maps:

@@ -33,8 +33,6 @@ class Gain:
         Mean of the differences, and its standard error.
     cubes : int
         Number of cubes that both volumes show before and after.
-    witness : Gain or None
-        The same for values that took no part in finding the deformation; None where there are no others.
     """
 
     before: float
@@ -42,7 +40,6 @@ class Gain:
     gain: float
     error: float
     cubes: int
-    witness: Gain | None = None
 
     @property
     def refusal(self) -> str | None:
@@ -53,13 +50,7 @@ class Gain:
                 f"{_FEWEST} are needed"
             )
         if self.gain > _SURE * self.error:
-            other = self.witness
-            if other is None or other.gain > 0:
-                return None
-            return (
-                "the deformation improves what was compared in the part of the specimen that was held out, but not the "
-                f"intensities there: their agreement is {other.before:.3f} before and {other.after:.3f} after"
-            )
+            return None
         return (
             f"the deformation does not improve the part of the specimen that was held out: its agreement is "
             f"{self.before:.3f} before and {self.after:.3f} after (gain {self.gain:.4f}, standard error "
