@@ -1,8 +1,8 @@
 """How intensities of the moving volume stand for those of the fixed one, over the whole specimen.
 
 Two modalities need not run the same way. In memory, `register --transform field` gives each moving value the mean fixed
-value of the places that show it, in every step anew. Block by block, every block would have a relation of its own, so that
-neighbours would compare different things. So it is found once, under the coarse solution.
+value of the places that show it, in every step anew. Block by block, every block would have a relation of its own, so
+that neighbours would compare different things. So it is found once, under the coarse solution.
 """
 
 from __future__ import annotations
