@@ -239,7 +239,7 @@ INPUTS: tuple[Read | Refused, ...] = (
     Read(f"ingest c/proj o/proj.zarr {UM}", "the slices, the projection left out by name", (2, 1, 1),
          unit="micrometer", says="left out: MAX_rec.tif, rec_spr.tif"),
     Refused("ingest c/here c/here/stack.zarr --spacing 1 1 1 --unit um", "refused at once", ("lies inside the input",)),
-    Refused("warp --zarr c/ok.nii --like c/ok.nii --transform c/fsl.mat --out o/fsl.zarr", "refused by what it is, with the remedy",
+    Refused("warp --zarr c/ok.nii --like c/ok.nii --transform c/fsl.mat --out o/fsl.zarr", "refused by what it is",
             ("a matrix in text", "--from", "fsl")),
     Refused("warp --zarr c/ok.nii --like c/ok.nii --transform c/a.lta --out o/lta.zarr", "refused by what it is",
             ("LTA file without a matrix",)),
