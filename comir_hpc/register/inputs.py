@@ -26,7 +26,7 @@ from comir_hpc.volumes.volume import Volume
 if TYPE_CHECKING:
     from comir_hpc.register.given_start import GivenStart
 
-_LIBRARY_BYTES = 24 << 20  # measured: up to 20 MiB are loaded on the way
+_LIBRARY_BYTES = 32 << 20  # measured: up to 27 MiB are loaded on the way
 KEYPOINT_BYTES = 160 << 20  # of the keypoints of both volumes and their matches, or of a slice's scale space
 _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
 
@@ -36,6 +36,9 @@ _STEP_BYTES, _FINER_BYTES = 110, 96
 # Full checks hold the mirrored moving map and two more grids beside these. Before this was counted, a registration by
 # the general model took 710 MiB where 707 were predicted.
 _MIRROR_BYTES = 32
+# Self-similarities of both volumes on the sharp grid of the mirror's check, with their slopes. Measured with 144 voxels
+# a side: 800 bytes for each of 80^3 voxels. What is held of the volumes then is less than their registration took.
+_DESCRIBED_BYTES, _DESCRIBED_VOXELS, _STILL_HELD = 1000, 80**3, 0.7
 _MOST_INTENSITIES = (
     1 << 23
 )  # voxels of a volume whose intensities the last step reads; a finer level is too slow
@@ -194,10 +197,8 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
     chosen = [replace(side, level=level) for side, level in zip(sides, levels, strict=True)]
     needed = expected_peak(
         _LIBRARY_BYTES
-        + sum(side.predicted_bytes(side.level) for side in chosen)
         + max(side.representation.working_bytes(side.level) for side in chosen)
-        # The search has given its memory back before the last step begins.
-        + max(_search_bytes(settings), _last_step_bytes(chosen, settings))
+        + _parts_bytes(chosen, settings)
         + _steps_bytes(chosen[0], chosen[1], settings)
         + _bend_bytes(chosen[0], settings)
     )
@@ -224,6 +225,18 @@ def _search_bytes(settings: RegisterSettings) -> int:
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
     return threads * _SEARCH_BYTES * (2 * settings.search_voxels) ** 3
+
+
+def _parts_bytes(sides: list[Input], settings: RegisterSettings) -> float:
+    """Predict the bytes of both volumes and of the part that takes most beside them: each gives back what it took."""
+    volumes = sum(side.predicted_bytes(side.level) for side in sides)
+    needed = volumes + max(_search_bytes(settings), _last_step_bytes(sides, settings))
+    seen = sides[0].representation
+    # Without a search there is no check for mirrors.
+    if settings.checks == "quick" or not settings.finds_starts or not seen.checked_described:
+        return needed
+    voxels = min(_DESCRIBED_VOXELS, math.prod(seen.grid(sides[0].level).shape_zyx))
+    return max(needed, _STILL_HELD * volumes + _DESCRIBED_BYTES * voxels)
 
 
 def _last_step_bytes(sides: list[Input], settings: RegisterSettings) -> float:

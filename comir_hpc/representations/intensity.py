@@ -23,6 +23,7 @@ class Intensity(Representation):
     origin: ClassVar[str] = "intensity"
     noun: ClassVar[str] = "intensities"
     pictured: ClassVar[bool] = False
+    checked_described: ClassVar[bool] = True
 
     def values(self, level: int, image: Array) -> Array:
         """Take the image as the only channel."""

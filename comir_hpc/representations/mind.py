@@ -43,6 +43,7 @@ class Mind(Intensity):
     measure: ClassVar[Measure] = replace(CORRELATION, search_grid=0.75)
     origin: ClassVar[str] = "self-similarity of the intensity"
     noun: ClassVar[str] = "self-similarities"
+    checked_described: ClassVar[bool] = True
 
     def features(self, level: int) -> tuple[Features, Array]:
         """Make the intensities that are described once they are turned, and show the same."""

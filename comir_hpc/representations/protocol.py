@@ -50,6 +50,8 @@ class Representation(ABC):
         Whether a level has the same spacing for both volumes of a pair, and they are comparable only if it is the same.
     pictured : bool
         Whether the first channel is shown in the report beside the intensities.
+    checked_described : bool
+        Whether an answer is checked on self-similarities of the values, twelve channels, which take memory.
     memory_remedy : str
         End of the sentence that says what to do if `levels` do not fit into memory; empty if there is nothing to add.
     """
@@ -62,6 +64,7 @@ class Representation(ABC):
     learned: ClassVar[bool] = False
     one_scale: ClassVar[bool] = False
     pictured: ClassVar[bool] = True
+    checked_described: ClassVar[bool] = False
     memory_remedy: ClassVar[str] = ""
 
     @classmethod
