@@ -367,8 +367,8 @@ def registrations(bench: Bench) -> Iterator[Row]:
             yield line, right, f"exit {code}, no result", False
             continue
         said = json.loads(result.read_bytes())
-        error = _error_mm(np.asarray(said["matrix_lps_mm"]), bench.cases)
-        failed = said["verdict"] == "FAIL"
+        failed, matrix = said["verdict"] == "FAIL", said["matrix_lps_mm"]
+        error = float("nan") if matrix is None else _error_mm(np.asarray(matrix), bench.cases)
         ok = error <= largest or (failed and "FAIL" in right)
         yield line, right, f"{error:.2f} mm, {said['verdict']}", ok and (failed == (code == 1))
 
