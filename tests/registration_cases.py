@@ -14,6 +14,19 @@ from comir_hpc.volumes.volume import Intensity, Volume
 OBLIQUE = tuple(map(tuple, Rotation.from_euler("xyz", (20, -35, 110), degrees=True).as_matrix().tolist()))
 FLIPPED = ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
+CAME_LATER = {
+    "fixed_mask",
+    "moving_mask",
+    "form",
+    "keypoints",
+    "match_ratio",
+    "checks",
+    "fallback",
+    "last_step",
+    "smoothness_mm",
+}
+"""Settings that came later: they count only where they are not their defaults (register/inputs.py)."""
+
 
 def turn(degrees, axis=(1, 2, -0.5)):
     axis = np.asarray(axis, float)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from registration_cases import CAME_LATER
 
 from comir_hpc import config
 from comir_hpc.config import EngineSettings, IngestSettings, RegisterSettings, TrainSettings
@@ -243,20 +244,6 @@ def test_run_folders_of_before_go_on(tmp_path: Path) -> None:
     shared = settings.model_copy(update={"network": settings.network.model_copy(update={"shared": True})})
     with pytest.raises(ConfigError, match=r"network\.shared False -> True"):
         claim_run(shared, tmp_path, 10)
-
-
-CAME_LATER = {
-    "fixed_mask",
-    "moving_mask",
-    "form",
-    "keypoints",
-    "match_ratio",
-    "checks",
-    "fallback",
-    "last_step",
-    "smoothness_mm",
-}
-"""Settings that came later: they count only where they are not their defaults (register/inputs.py)."""
 
 
 def test_what_results_are_recognised_by_is_what_it_was() -> None:

@@ -1,12 +1,16 @@
 """Where the general model's answer fails, other ways to compare are tried, and the result says so."""
 
 import pytest
+from registration_cases import specimen, store
 
+from comir_hpc import register as stage
 from comir_hpc.config import RegisterSettings
 from comir_hpc.config.words import FALLBACKS
 from comir_hpc.errors import RegistrationError
+from comir_hpc.register import plan_register
 from comir_hpc.register.fallback import Answer, or_otherwise
 from comir_hpc.register.unfinished import KEPT_FILE, forget, kept_file
+from comir_hpc.space.grid import Grid
 
 SETTINGS = RegisterSettings(fixed="a.zarr", moving="b.zarr")
 
@@ -88,3 +92,19 @@ def test_every_search_that_was_kept_is_removed_at_the_end(tmp_path):
         file.write_bytes(b"")
     forget(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_has_room_for_the_fallbacks(tmp_path, monkeypatch):
+    grid = Grid((40, 44, 36), (1.0, 1.0, 1.0))
+    for name, seed in (("fixed", 0), ("moving", 1)):
+        store(tmp_path / f"{name}.zarr", specimen(grid.shape_zyx, seed=seed, brightness=4.0)[0], grid)
+    given = {"fixed": tmp_path / "fixed.zarr", "moving": tmp_path / "moving.zarr", "out": tmp_path / "out"}
+    asked = []
+    opened = stage.open_inputs
+    monkeypatch.setattr(stage, "open_inputs", lambda s: asked.append(s.representation) or opened(s))
+    plan = plan_register(RegisterSettings(**given))
+    assert asked == ["comir", *FALLBACKS]
+    assert "mind, then intensity" in plan["fallback"]
+    asked.clear()
+    assert "fallback" not in plan_register(RegisterSettings(**given, fallback="none"))
+    assert asked == ["comir"]

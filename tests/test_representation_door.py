@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from registration_cases import errors_vox, seen, specimen, store, turn
+from registration_cases import CAME_LATER, errors_vox, seen, specimen, store, turn
 from scipy.ndimage import gaussian_gradient_magnitude
 
 import comir_hpc
@@ -133,18 +133,7 @@ def expected(settings, extra=None, compared=(None, None)):
     places = ("fixed", "moving", "out", "model", "fixed_representation", "moving_representation")
     kept = {k: v for k, v in settings.model_dump(mode="json").items() if k not in places}
     # Threads and overwriting change no result; the others came later, and count only where they are not defaults.
-    later = (
-        "fixed_mask",
-        "moving_mask",
-        "form",
-        "keypoints",
-        "match_ratio",
-        "checks",
-        "fallback",
-        "last_step",
-        "smoothness_mm",
-    )
-    for name in ("threads", "overwrite", *later):
+    for name in ("threads", "overwrite", *CAME_LATER):
         del kept[name]
     sides = [
         {"volume": Volume.open(path).fingerprint(), "compared": of, "encoder": None, **(extra or {})}

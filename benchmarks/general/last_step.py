@@ -23,9 +23,10 @@ from comir_hpc.config.words import FAMILIES, LEVELS
 from comir_hpc.data.families import Case, family
 from comir_hpc.ingest import ingest
 from comir_hpc.register import register
-from comir_hpc.register.last_step import LastStep, refined_on_intensities
+from comir_hpc.register.last_step import refined_on_intensities
 from comir_hpc.register.pair import Pair
 from comir_hpc.register.ranking import Ranking
+from comir_hpc.runs.result_parts import LastStepRecord
 from comir_hpc.transforms import Transform
 
 COLUMNS = (
@@ -66,7 +67,7 @@ def measured(name: str, level: str, seed: int, data: Path, work: Path) -> dict[s
         ingest(IngestSettings(source=source, out=stores[role]))
     caught: list[Transform] = []
 
-    def catching(pair: Pair, ranking: Ranking, *rest: object) -> tuple[Ranking, LastStep | None]:
+    def catching(pair: Pair, ranking: Ranking, *rest: object) -> tuple[Ranking, LastStepRecord | None]:
         caught.append(ranking.best.transform)
         return refined_on_intensities(pair, ranking, *rest)  # type: ignore[arg-type]
 

@@ -23,12 +23,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "general"))
 
 import numpy as np
 import torch
 from cases import FILES, SUCCESS
 from made import ACROSS, SPOILED, WITHOUT, Maker, Pair, families
+from rows import done_in
 
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import ComirError
@@ -181,15 +183,6 @@ def append(path: Path, rows: list[dict]) -> None:
             writer.writerow([f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values])
 
 
-def done_in(path: Path) -> set[tuple[str, ...]]:
-    """List the pairs that the CSV holds."""
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8") as file:
-        rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        return {tuple(row[key] for key in KEYS) for row in rows}
-
-
 def run_pair(maker: Maker, named: dict, options: argparse.Namespace) -> None:
     """Measure one pair, unless its rows are there."""
     if tuple(named.values()) in options.known:
@@ -241,7 +234,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
-    options.known = done_in(options.out)
+    options.known = done_in(options.out, KEYS)
     options.specialists = {
         name: Path(run) for name, _, run in (one.partition("=") for one in options.specialist)
     }

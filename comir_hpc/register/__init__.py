@@ -18,6 +18,7 @@ the best distinct answers are refined, and then the verdict is made. What is com
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from comir_hpc.register.fallback import Answer, or_otherwise
 from comir_hpc.register.global_search import rotations_to_try
 from comir_hpc.register.initial import as_before, find_starts, search_voxels
 from comir_hpc.register.inputs import Inputs, open_inputs
-from comir_hpc.register.last_step import LastStep, refined_on_intensities
+from comir_hpc.register.last_step import refined_on_intensities
 from comir_hpc.register.outputs import (
     RegisterResult,
     finished,
@@ -54,6 +55,7 @@ from comir_hpc.register.slices import SlicePlane
 from comir_hpc.register.starts import Initial
 from comir_hpc.register.unfinished import forget, keep, kept, kept_file, stoppable
 from comir_hpc.runs.folder import require_room
+from comir_hpc.runs.result_parts import LastStepRecord
 from comir_hpc.transforms.protocol import PointMap
 
 __all__ = ["RegisterResult", "plan_register", "register"]
@@ -171,7 +173,7 @@ def _answered(
         "inputs": {side.role: input_record(side) for side in (inputs.fixed, inputs.moving)},
         "model": model,
         "run": None if model is None else model["run"],
-        "last_step": None if last is None else last.as_dict(),
+        "last_step": None if last is None else last.model_dump(),
         **_notes(frame, inputs, begun, last),
     }
     transform = None if answer is None else frame.world(answer)
@@ -251,7 +253,7 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         plan["fallback"] = (
             f"{', then '.join(settings.fallbacks)}, where the verdict is FAIL; what is PASS is taken"
         )
-    plan["memory"] = in_words(inputs.predicted_bytes)
+    plan["memory"] = in_words(max(inputs.predicted_bytes, *_fallbacks_bytes(settings)))
     plan["disk"] = in_words(output_bytes(inputs, settings))
     files = ["transform.tfm", "transform.json", "result.json", "panels.npz"]
     if settings.transform in BENDING:
@@ -260,7 +262,20 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
     return plan
 
 
-def _notes(frame: SlicePlane, inputs: Inputs, begun: Initial, last: LastStep | None) -> dict[str, list[str]]:
+def _fallbacks_bytes(settings: RegisterSettings) -> list[int]:
+    """Predict the memory of each fallback; one that does not fit is left out of the registration, too."""
+    found = [0]
+    for word in settings.fallbacks:
+        with contextlib.suppress(RegistrationError):
+            found.append(
+                math.ceil(open_inputs(settings.model_copy(update={"representation": word})).predicted_bytes)
+            )
+    return found
+
+
+def _notes(
+    frame: SlicePlane, inputs: Inputs, begun: Initial, last: LastStepRecord | None
+) -> dict[str, list[str]]:
     notes = list(dict.fromkeys(inputs.fixed.notes + inputs.moving.notes))  # some are said of the pair
     if inputs.start is not None:
         notes += inputs.start.notes

@@ -16,8 +16,7 @@ intensities than on the representations (`checks.cross_check`). Otherwise the an
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
@@ -30,6 +29,7 @@ from comir_hpc.register.similarity import Similarity
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.representations.features import Features
 from comir_hpc.representations.intensity import Intensity
+from comir_hpc.runs.result_parts import LastStepRecord
 
 # Without smoothing: with a deviation of one voxel, 0.18 voxel were left on T1w and T2w instead of 0.14.
 _LEVELS = (Level(1, 0.0, 0.2),)
@@ -38,46 +38,10 @@ _LEVELS = (Level(1, 0.0, 0.2),)
 _KEPT = 0.96
 
 
-@dataclass(frozen=True, eq=False)
-class LastStep:
-    """What became of the last refinement.
-
-    Attributes
-    ----------
-    used : bool
-        Whether the answer was moved.
-    sentence : str
-        Why, or why not.
-    moved_mm : float or None
-        Mean distance to the new place, whether it was used or not; None if there is none.
-    halves_mm : two of float, or None
-        Distance between the answers of two halves, on the representations and on the intensities.
-    """
-
-    used: bool
-    sentence: str
-    moved_mm: float | None = None
-    halves_mm: tuple[float, float] | None = None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know of it, in sentences."""
-        if not self.used:
-            return ()
-        return (
-            f"the answer was refined once more on the intensities, by {self.moved_mm:.3g} mm: {self.sentence}",
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give the step as it is written to result.json; a half that could not be registered has no distance."""
-        finite = self.halves_mm and [mm if math.isfinite(mm) else None for mm in self.halves_mm]
-        return asdict(self) | {"halves_mm": finite}
-
-
 def refined_on_intensities(
     pair: Pair, ranking: Ranking, inputs: Inputs, frame: SlicePlane, settings: RegisterSettings
-) -> tuple[Ranking, LastStep | None]:
-    """Refine the best answer of a ranking on the intensities, and keep what came out if two witnesses say so.
+) -> tuple[Ranking, LastStepRecord | None]:
+    """Refine the best answer of a ranking on the intensities, and keep what came out if three witnesses say so.
 
     Parameters
     ----------
@@ -96,7 +60,7 @@ def refined_on_intensities(
     -------
     Ranking
         The same answers; the best one is moved if the step was used.
-    LastStep or None
+    LastStepRecord or None
         What was found; None if the settings do without it, or intensities are what is compared anyway.
     """
     if not settings.refines_on_intensities:
@@ -107,29 +71,41 @@ def refined_on_intensities(
         refiner = Refiner(fixed, moving, measure=Intensity.measure, seed=settings.seed, threads=pair.threads)
         found = refiner.refine(best.transform, _LEVELS, settings.linear_transform)
     except RegistrationError as error:
-        return ranking, LastStep(False, f"the intensities could not be compared: {error}")
+        return ranking, LastStepRecord(sentence=f"the intensities could not be compared: {error}")
     transform = found.transform.about(pair.fixed.centroid_mm)
     moved_mm = float(best.transform.distance_mm(transform, pair.points_mm).mean())
-    there, seen = pair.similarity.at(transform), Similarity(fixed, moving)
+
+    def refused(sentence: str, halves: tuple[float, float] | None = None) -> tuple[Ranking, LastStepRecord]:
+        return ranking, LastStepRecord(
+            sentence=sentence, moved_mm=moved_mm, halves_mm=halves and _finite(halves)
+        )
+
+    there = pair.similarity.at(transform)
     score = pair.measure.score(there)
     if score < _KEPT * best.score:
-        return ranking, LastStep(
-            False, "the representations agree less where the intensities would have it", moved_mm
-        )
+        return refused("the representations agree less where the intensities would have it")
+    seen = Similarity(fixed, moving)
     if not seen.at(transform).information > seen.at(best.transform).information:
-        return ranking, LastStep(
-            False, "a second estimate of the intensities' information does not rise", moved_mm
-        )
+        return refused("a second estimate of the intensities' information does not rise")
     halves = (
         halves_distance_mm(pair.refiner, pair.fixed, best.transform, FINE[-1:], pair.points_mm),
         halves_distance_mm(refiner, fixed, transform, _LEVELS, pair.points_mm),
     )
     if not halves[1] < halves[0]:
-        return ranking, LastStep(False, "two halves do not agree better on the intensities", moved_mm, halves)
+        return refused("two halves do not agree better on the intensities", halves)
     moved = replace(best, transform=transform, agreement=there, score=score)
-    return Ranking((moved, *ranking.candidates[1:])), LastStep(
-        True, "two halves agree better on the intensities than on the representations", moved_mm, halves
+    return Ranking((moved, *ranking.candidates[1:])), LastStepRecord(
+        used=True,
+        sentence="two halves agree better on the intensities than on the representations",
+        moved_mm=moved_mm,
+        halves_mm=_finite(halves),
     )
+
+
+def _finite(halves: tuple[float, float]) -> tuple[float | None, float | None]:
+    """Write distances as result.json takes them: a half that could not be registered has none."""
+    first, second = (mm if math.isfinite(mm) else None for mm in halves)
+    return first, second
 
 
 def _intensities(inputs: Inputs, frame: SlicePlane, settings: RegisterSettings) -> tuple[Features, Features]:

@@ -176,3 +176,12 @@ class LastStepRecord(Record):
     sentence: str = ""
     moved_mm: Figure = None
     halves_mm: tuple[Figure, Figure] | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of it, in sentences."""
+        if not self.used:
+            return ()
+        return (
+            f"the answer was refined once more on the intensities, by {self.moved_mm:.3g} mm: {self.sentence}",
+        )
