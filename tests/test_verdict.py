@@ -21,6 +21,7 @@ from comir_hpc.register.checks.calibration import (
 from comir_hpc.register.checks.causes import Cause
 from comir_hpc.register.checks.evidence import Evidence
 from comir_hpc.register.checks.measured import Measured
+from comir_hpc.register.checks.sentences import pieces_of
 from comir_hpc.register.checks.verdict import judge
 
 ROOT = Path(__file__).parent.parent
@@ -214,3 +215,10 @@ def test_the_spread_of_the_maps_is_a_piece_of_evidence() -> None:
     assert "1.5 times as much" in piece.sentence
     assert found.verdict == "PASS"
     assert judge(replace(RIGHT, deviation=5.0)).verdict == "WARN"
+
+
+def test_what_rounding_leaves_of_a_distance_is_none() -> None:
+    pieces = {piece.name: piece for piece in pieces_of(replace(GOOD, swapped=3e-15), 6.0, "representations")}
+    assert pieces["swapped"].value == 0
+    assert "ends 0 mm away" in pieces["swapped"].sentence
+    assert pieces["halves"].value == pytest.approx(6.0 * GOOD.halves)

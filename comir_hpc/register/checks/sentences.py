@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from comir_hpc.register.checks.measured import Measured
 
 
+_NOTHING_VOX = 1e-6  # distances below it are what rounding leaves
 UNITS = {
     "agreement": "correlation",
     "chance": "standard deviations",
@@ -96,7 +97,9 @@ def pieces_of(
     for name, unit in UNITS.items():
         scale = voxel_mm if unit == "mm" else 1.0
         value = getattr(measured, name)
-        value = None if value is None else value * scale
+        if value is not None:
+            # What is left of a distance by rounding is no distance: "1e-14 mm" tells a reader nothing.
+            value = 0.0 if unit == "mm" and abs(value) < _NOTHING_VOX else value * scale
         known = (spreads or {}).get(name)
         right, wrong = ((), ()) if known is None else (known.right, known.wrong)
         found.append(
