@@ -233,6 +233,13 @@ def test_a_grown_box_and_its_slices(box: Box, margin: tuple[int, int, int]) -> N
 # ---------------------------------------------------------------------- plans
 
 
+@pytest.mark.parametrize("shape", [(5, 6, 7), (8, 8, 8), (9, 8, 8), (11, 8, 5), (20, 30, 7), (8, 16, 8)])
+def test_the_two_largest_blocks_are_known_without_making_them(shape: tuple[int, int, int]) -> None:
+    plan = plan_blocks(shape, (8, 8, 8))
+    sizes = sorted((block.write.size for block in plan), reverse=True)
+    assert plan.largest_two == (*sizes, 0)[:2]
+
+
 @given(
     sizes, small, st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(0, 5)] * 3), st.integers(1, 9)
 )

@@ -162,7 +162,7 @@ def plan_ingest(settings: IngestSettings) -> dict[str, Any]:
         "blocks": len(job.blocks),
         "block": " x ".join(map(str, job.blocks.core_zyx)),
         "workers": job.workers,
-        "peak_memory": in_words(job.peak_bytes()),
+        "peak_memory": in_words(job.memory.peak_bytes()),
         "available_memory": in_words(job.allowed_bytes()),
         "disk_at_most": in_words(num_bytes),
         "files_at_most": files,

@@ -10,25 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from comir_hpc.blocks.cost import Figures, recording_seconds, together, writing_bytes
+from comir_hpc.blocks.cost import Figures, recording_seconds
 from comir_hpc.blocks.job import Execution
 from comir_hpc.blocks.ledger import Ledger, fingerprint
 from comir_hpc.blocks.output import Output, metadata_at
 from comir_hpc.config.ingest import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.host.memory import available_bytes, expected_in_worker, expected_peak, in_words, resident_bytes
+from comir_hpc.host.memory import available_bytes, in_words, resident_bytes
 from comir_hpc.ingest.blocks import Work, require_unchanged, typical_value
+from comir_hpc.ingest.memory import Memory
 from comir_hpc.ingest.padding import without_padding
 from comir_hpc.space.grid import Box, Grid, Triple
 from comir_hpc.space.plan import BlockPlan, plan_blocks
-from comir_hpc.volumes.histogram import Histogram, as_record, constant_intensity, counting_bytes, intensity_of
-from comir_hpc.volumes.padding import filter_bytes
+from comir_hpc.volumes.histogram import Histogram, as_record, constant_intensity, intensity_of
 from comir_hpc.volumes.pyramid import planned_levels
 from comir_hpc.volumes.readers import Source
 from comir_hpc.volumes.volume import Volume, best_shuffle, chunk_and_shard, compressed_bytes
 
-# Measured: 10 to 20 MiB are loaded once an ingest begins, buffers of compression among them.
-_LIBRARY_BYTES = 24 << 20
 _LARGEST_CORE = 256 << 20  # bytes of one block beyond which decoding a page twice is the lesser evil
 _SAMPLE = 96  # voxels along each side of the box that time and size are judged by
 # About how many voxels are counted to find percentiles. In larger volumes only every second, third, ... row is counted.
@@ -119,42 +117,10 @@ class Job:
         # A block's number means something only together with the plan.
         return Ledger(self.settings.out, fingerprint(ingest=self.record, core=self.blocks.core_zyx))
 
-    def block_bytes(self) -> int:
-        """Return the bytes of the largest block's voxels."""
-        core = [min(c, n) for c, n in zip(self.blocks.core_zyx, self.grid.shape_zyx, strict=True)]
-        return math.prod(core) * self.source.num_channels * self.source.dtype.itemsize
-
-    def peak_bytes(self) -> int:
-        """Predict the memory of all processes, in bytes."""
-        return together(self.process_bytes(), self.workers, self._gathering_bytes() + self.block_bytes())
-
-    def process_bytes(self) -> int:
-        """Predict the bytes of a process that does blocks, with what it holds already."""
-        more = self.source.load_bytes + self._working_bytes()
-        if self.workers > 1:
-            return expected_in_worker(_LIBRARY_BYTES + more)
-        return expected_peak(self._gathering_bytes() + more)
-
-    def _gathering_bytes(self) -> int:
-        """Return the bytes that are loaded on the way to the end, where padding is looked for."""
-        return _LIBRARY_BYTES + filter_bytes() * (self.settings.kind == "image")
-
-    def _working_bytes(self) -> int:
-        """Return the bytes for blocks on their way: read, checked, counted, packed."""
-        block, dtype = self.block_bytes(), self.source.dtype
-        held = writing_bytes(block, len(self.blocks))
-        reading = block * (1 + 2 * (len(self.blocks) > 1)) + self._decoded_bytes()
-        if dtype.kind == "f":  # where they are finite, and where not; a copy where they are replaced
-            reading += 2 * block // dtype.itemsize + (self.settings.non_finite is not None) * block
-        counted = counting_bytes(dtype, block // dtype.itemsize) if self.settings.kind == "image" else 0
-        return max(held, reading) + counted
-
-    def _decoded_bytes(self) -> int:
-        """Return the bytes for the smallest piece that is decoded at once, packed and unpacked."""
-        if not self.source.streamed or self.source.atom_zyx == (1, 1, 1):
-            return 0
-        sides = [min(a, n) for a, n in zip(self.source.atom_zyx, self.grid.shape_zyx, strict=True)]
-        return 2 * math.prod(sides) * self.source.num_channels * self.source.dtype.itemsize
+    @property
+    def memory(self) -> Memory:
+        """What the job takes of memory."""
+        return Memory(self.source, self.blocks, self.settings, self.workers)
 
     def _nobody_misses(self) -> bool:
         """Return whether what is at `out` is an unfinished ingest of this very source, by this command alone."""
@@ -247,7 +213,7 @@ class Job:
         """Predict what a call needs for `blocks` blocks of the plan."""
         files, num_bytes = self.output_files_and_bytes()
         seconds = self.seconds(self.calibrate()[0], blocks) if self.source.streamed and blocks else None
-        return Figures(blocks, seconds, self.process_bytes(), num_bytes, files)
+        return Figures(blocks, seconds, self.memory.process_bytes(), num_bytes, files)
 
     def seconds(self, computing: float, blocks: int) -> float:
         """Predict the seconds of `blocks` blocks, if all of them take so many to compute.
@@ -331,7 +297,7 @@ def _core(source: Source, shard: Triple) -> Triple:
 
 def require_memory(job: Job) -> None:
     """Raise `VolumeError` for a job that will not fit, before it takes the memory; it says what to do."""
-    needed, allowed = job.peak_bytes(), job.allowed_bytes()
+    needed, allowed = job.memory.peak_bytes(), job.allowed_bytes()
     if needed <= allowed:
         return
     given = " (--max-memory-gib)" if job.settings.max_memory_gib else ""

@@ -35,6 +35,16 @@ class BlockPlan(Sequence[Block]):
         z, y, x = (-(-n // c) for n, c in zip(self.shape_zyx, self.core_zyx, strict=True))
         return z, y, x
 
+    @property
+    def largest_two(self) -> tuple[int, int]:
+        """Numbers of voxels that the two largest blocks write; 0 where there is no second one."""
+        whole = [min(c, n) for c, n in zip(self.core_zyx, self.shape_zyx, strict=True)]
+        largest = math.prod(whole)
+        if math.prod(n // w for n, w in zip(self.shape_zyx, whole, strict=True)) > 1:
+            return largest, largest
+        # A single block is whole along every axis, so the next in size is cut along one of them.
+        return largest, max(largest // w * (n % w) for n, w in zip(self.shape_zyx, whole, strict=True))
+
     def __len__(self) -> int:
         return math.prod(self.counts_zyx)
 
