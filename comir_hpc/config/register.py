@@ -131,9 +131,9 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     """How thoroughly the answer is checked: full searches twice more, for the mirrored moving volume and from another
     position; quick leaves that out, and is never more than WARN."""
     fallback: Fallback = "auto"
-    """What happens where the general model's answer is FAIL: self-similarities (mind) and then mutual information are
-    compared in its place, until one of them is PASS (auto), or nothing (none). The result names what was tried. There
-    is no fallback of a model that you name, and none with quick checks, which cannot give PASS."""
+    """What happens where the general model's answer is not PASS: self-similarities (mind) and then mutual information
+    are compared in its place, until one of them is PASS (auto), or nothing (none). The result names what was tried.
+    There is no fallback of a model that you name, and none with quick checks, which cannot give PASS."""
     last_step: LastStep = "auto"
     """Whether the answer is refined once more on the intensities, by mutual information: where two halves of the
     specimen agree better on them than on the representations (auto), or never (none)."""
@@ -162,7 +162,7 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """Representations to compare where the general model's answer is FAIL."""
+        """Representations to compare where the general model's answer is not PASS."""
         wanted = self.fallback == "auto" and self.checks == "full"
         return FALLBACKS if wanted and self.uses_general_model else ()
 

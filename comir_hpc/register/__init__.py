@@ -11,7 +11,7 @@ the best distinct answers are refined, and then the verdict is made. What is com
 * `last_step` refines the best answer once more, on the intensities, where these are more exact;
 * `similarity` measures how alike the two are, `checks` judges the answer, `pictures` draws, and `outputs` writes;
 * `deform` bends space after an affine answer, if that is asked for;
-* `fallback` compares in other ways where the general model's answer fails;
+* `fallback` compares in other ways where the general model's answer is not PASS;
 * `unfinished` keeps what a registration that is stopped has found.
 """
 
@@ -251,7 +251,7 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         plan["last step"] = "on the intensities, where they place the answer more exactly"
     if settings.fallbacks:
         plan["fallback"] = (
-            f"{', then '.join(settings.fallbacks)}, where the verdict is FAIL; what is PASS is taken"
+            f"{', then '.join(settings.fallbacks)}, where the verdict is not PASS; what is PASS is taken"
         )
     plan["memory"] = in_words(max(inputs.predicted_bytes, *_fallbacks_bytes(settings)))
     plan["disk"] = in_words(output_bytes(inputs, settings))

@@ -1,9 +1,10 @@
-"""Compare the two volumes in other ways where the general model finds no answer that holds.
+"""Compare the two volumes in other ways where the general model's answer cannot be trusted: FAIL or WARN.
 
 The general model knows no contrast by heart, and some it does not see: smooth nuclear images, X-rays beside neutrons.
 Self-similarities (MIND) and mutual information fail elsewhere, on other pairs. Measured: on T1w and PET templates the
 general model was wrong in 6 of 6 cases; where the two others were tried, they ended 1.3 voxels from the truth. On a
-living subject's T1w and EPI it is the general model that finds the way.
+living subject's T1w and EPI it is the general model that finds the way. WARN counts, too, since wrong answers had it:
+one of T1w and PET, and one of concrete that was half a turn off.
 
 Each way has its own search and its own checks, and its verdict is held against answers of its own representation. Only
 PASS is taken: who asks several times until one says yes has more wrong answers among them. Of 14 wrong answers of MIND
@@ -51,11 +52,6 @@ class Answer:
     deformation: Deformation | None
 
     @property
-    def failed(self) -> bool:
-        """Whether the verdict is FAIL."""
-        return bool(self.record["verdict"] == "FAIL")
-
-    @property
     def passed(self) -> bool:
         """Whether the verdict is PASS."""
         return bool(self.record["verdict"] == "PASS")
@@ -78,7 +74,7 @@ class Answer:
 def or_otherwise(
     first: Answer, settings: RegisterSettings, register_by: Callable[[RegisterSettings], Answer]
 ) -> Answer:
-    """Return the first answer, or where it has failed that of the first fallback whose verdict is PASS.
+    """Return the first answer, or where it is not PASS that of the first fallback that is.
 
     Parameters
     ----------
@@ -94,7 +90,7 @@ def or_otherwise(
     Answer
         With ``tried`` and a note in its record if anything else was compared.
     """
-    if not first.failed or first.mirrored or not settings.fallbacks:
+    if first.passed or first.mirrored or not settings.fallbacks:
         return first
     tried = [first.tried(settings.representation)]
     chosen = first
@@ -110,10 +106,11 @@ def or_otherwise(
             break
     said = ", ".join(f"{one['representation']}: {one['verdict']}" for one in tried)
     if chosen is first:
-        ending = "none of them can be trusted, and this is the first"
+        ending = "none of them is PASS, and this is the first"
     else:
         ending = f"this is the answer of --representation {tried[-1]['representation']}"
-    note = f"the general model's answer failed, so the two volumes were compared in other ways, too ({said}): {ending}"
+    verdict = first.record["verdict"]
+    note = f"the general model's answer is {verdict}, so other ways to compare were tried, too ({said}): {ending}"
     chosen.record["tried"] = tried
     chosen.record["notes"] = [note, *chosen.record.get("notes", [])]
     return chosen
