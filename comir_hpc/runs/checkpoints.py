@@ -16,8 +16,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from comir_hpc.errors import CheckpointError
 from comir_hpc.host.files import flush, write_bytes, write_text
 from comir_hpc.runs.record import brief
@@ -67,6 +65,8 @@ def write_checkpoint(path: Path, record: dict[str, Any]) -> None:
     CheckpointError
         If it cannot be written (a full disk); earlier checkpoints are untouched.
     """
+    import torch  # here, since reports read no tensors and should not wait for it
+
     spare = path.with_name(f".{path.name}.part")
     try:
         if spare.exists():
@@ -141,6 +141,8 @@ def read_tensors(path: Path) -> Any:
         If it is damaged, or holds anything but tensors and plain data. The message is ours: torch's own advises to
         read such a file in a way that runs the code in it.
     """
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
