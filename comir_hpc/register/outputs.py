@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import resource
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from comir_hpc.config.register import RegisterSettings
 from comir_hpc.config.words import BENDING
 from comir_hpc.errors import RegistrationError, UnsavedResult
 from comir_hpc.host.files import write_text, written_whole
+from comir_hpc.host.memory import peak_bytes
 from comir_hpc.register.global_search import Search
 from comir_hpc.register.inputs import Input, Inputs
 from comir_hpc.register.slices import SlicePlane
@@ -198,7 +198,7 @@ def write_result(
             **record,
             **_placed(transform),
             "direction": DIRECTION,
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mib": peak_bytes() / 2**20,
         },
     )
     try:

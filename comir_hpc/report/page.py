@@ -151,9 +151,10 @@ def _numbers(result: Result, centre_mm: Any) -> list[Number]:
 
 def _found_numbers(result: Result, found: Transform, centre_mm: Any) -> list[Number]:
     shift = found.apply(centre_mm) - centre_mm
+    lead = "no other answer" if result.margin is None else "lead over the next distinct answer"
     return [
         Number("Agreement", figure(result.agreement), "correlation after alignment; 1 is perfect"),
-        Number("Margin", figure(result.margin), "lead over the next distinct answer"),
+        Number("Margin", figure(result.margin), lead),
         Number("Rotation", f"{found.rotation_deg:.2f}°", "fixed to moving"),
         Number(
             "Translation",
