@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from comir_hpc.register.blockwise.opened import Opened
 
 _PLACES = 20_000  # of the specimen, whose middle the slices go through
-_AROUND = 2  # lattice points on each side of a slice that are read: determinants look at the next ones
+_AROUND = 2  # lattice points around a place that are read with it: determinants look at the next ones
+_ROWS = 32  # of a picture that are made at once, so that memory grows with a side of the volume and not with a slice
+_LARGEST = 512  # pixels of a picture along a side, where nothing else says on which grid to draw: a page shows no more
 
 
 def keep_drawn(opened: Opened, figures: dict[str, Any], *, redrawn: bool) -> tuple[str, ...]:
@@ -69,9 +71,9 @@ def keep_drawn(opened: Opened, figures: dict[str, Any], *, redrawn: bool) -> tup
 
 
 def _slices(opened: Opened) -> dict[str, NDArray[np.float32]]:
-    """Cut slices at the places and on the grid of the report's other pictures; a slab of the field is read for each."""
+    """Cut slices at the places and on the grid of the report's other pictures."""
     known = opened.result.inputs["fixed"].compared or {}
-    grid = Grid.from_dict(known["grid"]) if "grid" in known else opened.layout.grid
+    grid = Grid.from_dict(known["grid"]) if "grid" in known else _small(opened.layout.grid)
     centre = grid.index_zyx(opened.fixed.specimen_points_mm(_PLACES).mean(axis=0))
     volume = Volume.open(opened.settings.out / "displacements")
     states = read_evidence(opened.settings.out / "evidence").of("state")
@@ -81,27 +83,48 @@ def _slices(opened: Opened) -> dict[str, NDArray[np.float32]]:
         start, stop = [0, 0, 0], list(grid.shape_zyx)
         start[axis], stop[axis] = cut, cut + 1
         place = grid.crop(Box(as_triple(start, int), as_triple(stop, int)))
-        shown = np.squeeze(_shown(volume, place, axis, grid), axis=axis + 1)
         rows, columns = (a for a in range(3) if a != axis)
+        shown = np.squeeze(_in_strips(volume, place, rows), axis=axis + 1)
         for name, channel in (("rows", rows), ("columns", columns), ("magnitude", 3), ("determinant", 4)):
             planes[f"{plane}_{name}"] = shown[channel]
         planes[f"{plane}_state"] = np.squeeze(_state(states, opened, place), axis=axis)
     return planes
 
 
-def _shown(volume: Volume, place: Grid, axis: int, grid: Grid) -> NDArray[np.float32]:
-    """Displacement in voxels of the pictures' grid, its length in mm and the determinant, (5, z, y, x), on a slice."""
+def _small(grid: Grid) -> Grid:
+    """Return a grid that is coarse enough for pictures."""
+    factor = -(-max(grid.shape_zyx) // _LARGEST)
+    return grid.downsampled((factor,) * 3)
+
+
+def _in_strips(volume: Volume, place: Grid, rows: int) -> NDArray[np.float32]:
+    """Return what `_shown` does, made of some rows after the other; `rows` is the axis that they lie along."""
+    parts = []
+    for first in range(0, place.shape_zyx[rows], _ROWS):
+        start, stop = [0, 0, 0], list(place.shape_zyx)
+        start[rows], stop[rows] = first, min(first + _ROWS, place.shape_zyx[rows])
+        parts.append(_shown(volume, place.crop(Box(as_triple(start, int), as_triple(stop, int)))))
+    return np.concatenate(parts, axis=rows + 1)
+
+
+def _shown(volume: Volume, place: Grid) -> NDArray[np.float32]:
+    """Displacement in voxels of a grid, its length in mm and the determinant, (5, z, y, x), at the grid's voxels.
+
+    The grid has the axes of the field's lattice, of which only the points around it are read.
+    """
     lattice = volume.grid
-    at = float(lattice.index_zyx(place.centre_mm)[axis])
-    start, stop = [0, 0, 0], list(lattice.shape_zyx)
-    start[axis] = int(np.clip(np.floor(at) - _AROUND, 0, lattice.shape_zyx[axis] - 1))
-    stop[axis] = int(np.clip(np.floor(at) + _AROUND + 2, start[axis] + 1, lattice.shape_zyx[axis]))
-    box = Box(as_triple(start, int), as_triple(stop, int))
+    ends = lattice.index_zyx(
+        place.world_mm(np.asarray([(0, 0, 0), place.shape_zyx]) - np.asarray([[0], [1]]))
+    )
+    last = np.asarray(lattice.shape_zyx)
+    start = np.clip(np.floor(ends.min(axis=0)) - _AROUND, 0, last - 2).astype(int)
+    stop = np.clip(np.floor(ends.max(axis=0)) + _AROUND + 2, start + 2, last).astype(int)
+    box = Box(as_triple(start.tolist(), int), as_triple(stop.tolist(), int))
     field = volume.read(box)
     slab = Lattice(lattice.crop(box), field, field)
     whole = np.concatenate(
         [
-            field / spacings(grid),
+            field / spacings(place),
             np.linalg.norm(field, axis=0)[None].astype(np.float32),
             slab.determinant[None].astype(np.float32),
         ]
