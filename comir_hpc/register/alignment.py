@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from scipy.ndimage import binary_dilation
 from scipy.spatial.transform import Rotation
 
 from comir_hpc.errors import RegistrationError
@@ -69,10 +70,12 @@ class _Seen:
 
     Attributes
     ----------
-    cube : (C, z, y, x) float32
-        Channels of the moving volume.
-    held : (z, y, x) float32
+    there : (C, N) float32
+        Channels of the moving volume at the compared voxels.
+    held : (N,) float32
         Weights of the moving volume there.
+    whole : tuple of (C, z, y, x) and (z, y, x) float32, or None
+        Channels and weights on the whole grid, where channels describe a neighbourhood and need it.
     weights : (N,) float32
         Product of both weights at the compared voxels.
     pair : tuple of (C, N) float32, or None
@@ -83,8 +86,9 @@ class _Seen:
         The answer and its numbers.
     """
 
-    cube: Array32
+    there: Array32
     held: Array32
+    whole: tuple[Array32, Array32] | None
     weights: Array32
     pair: tuple[Array32, Array32] | None
     scales: tuple[float, float]
@@ -117,6 +121,10 @@ class Alignment:
                 f"{_FEWEST}"
             )
         self._weights = weights.ravel()[self._voxels]
+        # Voxels that are not compared but lie beside one that is: only slopes need them.
+        compared = np.zeros(self._shape, dtype=np.bool_)
+        compared.ravel()[self._voxels] = True
+        self._beside = np.flatnonzero(binary_dilation(compared) & ~compared)
         index = np.stack(np.meshgrid(*[np.arange(n) for n in self._shape], indexing="ij"), -1).reshape(-1, 3)
         self._points_mm = fixed.origin_mm + index @ fixed.frame.T
         self.centre_mm = self._points_mm[self._voxels].mean(axis=0)
@@ -159,30 +167,51 @@ class Alignment:
     # ------------------------------------------------------------------ one place
 
     def _seen(self, transform: Transform) -> _Seen:
-        to_index = self._to_moving @ transform.matrix_mm[:3, :3]
-        offset = self._to_moving @ (transform.matrix_mm[:3, 3] - self._moving.origin_mm)
-        values, held = self._moving.at(self._points_mm @ to_index.T + offset)
-        cube = values.reshape(-1, *self._shape)
-        if self._moving.describe is not None:
-            cube = self._moving.describe(cube[0])
-        weights = self._weights * held[self._voxels]
+        whole = None
+        if self._moving.describe is None:
+            there, held = self._looked_up(transform, self._points_mm[self._voxels])
+        else:
+            values, weights = self._looked_up(transform, self._points_mm)
+            whole = self._moving.describe(values.reshape(self._shape)), weights.reshape(self._shape)
+            there, held = whole[0].reshape(len(whole[0]), -1)[:, self._voxels], weights[self._voxels]
+        weights = self._weights * held
         overlap = min(1.0, float(weights.sum(dtype=np.float64)) / self._full)
         pair, scales, correlation = None, (1.0, 1.0), 0.0
         if (weights > _HELD).sum() >= _FEWEST:
-            there = cube.reshape(len(cube), -1)[:, self._voxels]
             fixed, moving = standardise(self._values, weights), standardise(there, weights)
             if fixed is not None and moving is not None:
                 pair, scales = (fixed[0], moving[0]), (fixed[1], moving[1])
                 product = float(np.einsum("cn,cn,n->", *pair, weights, dtype=np.float64))
                 correlation = product / float(weights.sum(dtype=np.float64))
         answer = Aligned(transform, correlation, overlap)
-        return _Seen(cube, held.reshape(self._shape), weights, pair, scales, answer)
+        return _Seen(there, held, whole, weights, pair, scales, answer)
+
+    def _looked_up(self, transform: Transform, points_mm: FloatArray) -> tuple[Array32, Array32]:
+        """Interpolate the moving volume, channels (C, P) and weights (P,), where fixed points (P, 3) are sent."""
+        to_index = self._to_moving @ transform.matrix_mm[:3, :3]
+        offset = self._to_moving @ (transform.matrix_mm[:3, 3] - self._moving.origin_mm)
+        return self._moving.at(points_mm @ to_index.T + offset)
+
+    def _with_neighbours(self, seen: _Seen) -> tuple[Array32, Array32]:
+        """Return channels (C, z, y, x) and weights (z, y, x) on the grid, where they are compared and beside that."""
+        if seen.whole is not None:
+            return seen.whole
+        # Most answers that are looked at are no better than before and need no slopes, so this is not done for all.
+        values, weights = self._looked_up(seen.answer.transform, self._points_mm[self._beside])
+        cube = np.zeros((len(values), *self._shape), dtype=np.float32)
+        held = np.zeros(self._shape, dtype=np.float32)
+        for full, compared, beside in (
+            (cube.reshape(len(cube), -1), seen.there, values),
+            (held.reshape(1, -1), seen.held, weights),
+        ):
+            full[:, self._voxels], full[:, self._beside] = compared, beside
+        return cube, held
 
     def _step(self, seen: _Seen, fixed: Array32, moving: Array32, kind: Kind) -> FloatArray:
         """Solve for the motion's parameters by weighted least squares over all channels."""
         # Slopes belong to values before they are standardised: they are scaled as those were.
         slopes = np.float32(0.5 * seen.scales[0]) * self._slopes
-        slopes += np.float32(0.5 * seen.scales[1]) * self._gradients(seen.cube, seen.held)
+        slopes += np.float32(0.5 * seen.scales[1]) * self._gradients(*self._with_neighbours(seen))
         size = len(self._parameters(slopes[0], kind))
         matrix: FloatArray = np.zeros((size, size))
         right: FloatArray = np.zeros(size)
