@@ -1,5 +1,6 @@
 """Where the general model's answer fails, other ways to compare are tried, and the result says so."""
 
+import numpy as np
 import pytest
 from registration_cases import specimen, store
 
@@ -11,12 +12,20 @@ from comir_hpc.register import plan_register
 from comir_hpc.register.fallback import Answer, or_otherwise
 from comir_hpc.register.unfinished import KEPT_FILE, forget, kept_file
 from comir_hpc.space.grid import Grid
+from comir_hpc.transforms import Affine
 
 SETTINGS = RegisterSettings(fixed="a.zarr", moving="b.zarr")
 
 
-def answer(verdict, **more):
-    return Answer(None, {"verdict": verdict, "reasons": [f"because of {verdict}"], **more}, {}, None, None)
+SIDE_MM = 100.0
+POINTS_MM = np.array([(x, y, z) for x in (0, SIDE_MM) for y in (0, SIDE_MM) for z in (0, SIDE_MM)])
+
+
+def answer(verdict, shift_mm=None, **more):
+    """An answer that shifts the specimen along x; without a shift, one without a transform."""
+    found = None if shift_mm is None else Affine.rigid(np.eye(3), (shift_mm, 0, 0), np.zeros(3))
+    record = {"verdict": verdict, "reasons": [f"because of {verdict}"], **more}
+    return Answer(found, record, {}, None, None, POINTS_MM)
 
 
 def ways(**answers):
@@ -53,8 +62,15 @@ def test_the_first_fallback_that_passes_gives_the_answer(verdict):
             "verdict": verdict,
             "probability": 0.1,
             "reason": f"because of {verdict}",
+            "apart_mm": None,
         },
-        {"representation": "mind", "verdict": "PASS", "probability": 0.98, "reason": "because of PASS"},
+        {
+            "representation": "mind",
+            "verdict": "PASS",
+            "probability": 0.98,
+            "reason": "because of PASS",
+            "apart_mm": None,
+        },
     ]
     assert f"comir: {verdict}, mind: PASS" in found.record["notes"][0]
     assert "this is the answer of --representation mind" in found.record["notes"][0]
@@ -68,7 +84,40 @@ def test_without_one_that_passes_the_first_answer_stays_with_all_that_was_tried(
     assert asked == list(FALLBACKS)
     assert [one["verdict"] for one in first.record["tried"]] == ["FAIL", "FAIL", "WARN"]
     assert first.record["tried"][1]["reason"] == "too little memory"
-    assert "none of them is PASS" in first.record["notes"][0]
+    assert "none of them is PASS, no two agree" in first.record["notes"][0]
+
+
+def test_two_ways_that_agree_are_believed_before_one_that_stands_alone():
+    first = answer("WARN", 70.0, probability=0.9)
+    register_by, asked = ways(
+        mind=answer("WARN", 10.0, probability=0.6), intensity=answer("WARN", 11.5, probability=0.7)
+    )
+    found = or_otherwise(first, SETTINGS, register_by)
+    assert found.transform.apply(np.zeros(3))[0] == 11.5  # the likelier one of the two
+    assert found.record["verdict"] == "WARN"
+    assert [one["apart_mm"] for one in found.record["tried"]] == pytest.approx([58.5, 1.5, 0])
+    assert "mind and intensity agree" in found.record["notes"][0]
+    assert asked == list(FALLBACKS)
+
+
+def test_where_the_second_agrees_with_the_first_no_third_is_asked():
+    first = answer("WARN", 10.0, probability=0.9)
+    register_by, asked = ways(mind=answer("WARN", 11.0, probability=0.6))
+    assert or_otherwise(first, SETTINGS, register_by) is first
+    assert asked == ["mind"]
+    assert "comir and mind agree" in first.record["notes"][0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [answer("FAIL", 10.0), answer("WARN", 12.5), answer("WARN")],
+    ids=["it failed", "2.5 % away", "without a transform"],
+)
+def test_what_does_not_agree(other):
+    first = answer("WARN", 10.0)
+    register_by, _ = ways(mind=other, intensity=answer("FAIL", 10.0))
+    assert or_otherwise(first, SETTINGS, register_by) is first
+    assert "no two agree" in first.record["notes"][0]
 
 
 @pytest.mark.parametrize(

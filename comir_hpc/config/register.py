@@ -132,8 +132,8 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     position; quick leaves that out, and is never more than WARN."""
     fallback: Fallback = "auto"
     """What happens where the general model's answer is not PASS: self-similarities (mind) and then mutual information
-    are compared in its place, until one of them is PASS (auto), or nothing (none). The result names what was tried.
-    There is no fallback of a model that you name, and none with quick checks, which cannot give PASS."""
+    are compared in its place, until one of them is PASS or two agree (auto), or nothing (none). The result names what
+    was tried. There is no fallback of a model that you name, and none with quick checks, which cannot give PASS."""
     last_step: LastStep = "auto"
     """Whether the answer is refined once more on the intensities, by mutual information: where two halves of the
     specimen agree better on them than on the representations (auto), or never (none)."""

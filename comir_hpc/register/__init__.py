@@ -177,7 +177,8 @@ def _answered(
         **_notes(frame, inputs, begun, last),
     }
     transform = None if answer is None else frame.world(answer)
-    return Answer(transform, record, panels, landscape(begun.search, frame), bent)
+    points_mm = frame.world_points_mm(pair.points_mm)
+    return Answer(transform, record, panels, landscape(begun.search, frame), bent, points_mm)
 
 
 def _searched(
@@ -251,7 +252,7 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         plan["last step"] = "on the intensities, where they place the answer more exactly"
     if settings.fallbacks:
         plan["fallback"] = (
-            f"{', then '.join(settings.fallbacks)}, where the verdict is not PASS; what is PASS is taken"
+            f"{', then '.join(settings.fallbacks)}, where the verdict is not PASS; what is PASS is taken, or what two agree on"
         )
     plan["memory"] = in_words(max(inputs.predicted_bytes, *_fallbacks_bytes(settings)))
     plan["disk"] = in_words(output_bytes(inputs, settings))

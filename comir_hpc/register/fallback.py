@@ -6,25 +6,33 @@ general model was wrong in 6 of 6 cases; where the two others were tried, they e
 living subject's T1w and EPI it is the general model that finds the way. WARN counts, too, since wrong answers had it:
 one of T1w and PET, and one of concrete that was half a turn off.
 
-Each way has its own search and its own checks, and its verdict is held against answers of its own representation. Only
-PASS is taken: who asks several times until one says yes has more wrong answers among them. Of 14 wrong answers of MIND
-8 had WARN and none had PASS; of 7 right ones all had PASS (`benchmarks/verdict`).
+Each way has its own search and its own checks, and its verdict is held against answers of its own representation. The
+first that is PASS is taken. Where none is, two ways that were searched apart and agree are believed before one that
+stands alone, since wrong answers of different kinds seldom meet; the verdict stays that of the answer. Nothing else is
+taken: who asks several times until one says yes has more wrong answers among them. Of 14 wrong answers of MIND 8 had
+WARN and none had PASS; of 7 right ones all had PASS (`benchmarks/verdict`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import CheckpointError, RegistrationError, VolumeError
+from comir_hpc.space.grid import FloatArray
 from comir_hpc.transforms.affine import Affine as Transform
 
 if TYPE_CHECKING:
     from comir_hpc.register.deform import Deformation
+
+
+_SAME = 0.02  # of the specimen's mean side: answers that lie nearer to each other agree
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +51,8 @@ class Answer:
         Arrays of the search; None without one.
     deformation : Deformation or None
         What bends after the transform; None where nothing was to bend.
+    points_mm : (N, 3) float64
+        Some points of the fixed specimen, (x, y, z) in mm, at which answers are compared.
     """
 
     transform: Transform | None
@@ -50,6 +60,7 @@ class Answer:
     panels: dict[str, NDArray[Any]]
     landscape: dict[str, NDArray[Any]] | None
     deformation: Deformation | None
+    points_mm: FloatArray
 
     @property
     def passed(self) -> bool:
@@ -61,20 +72,37 @@ class Answer:
         """Whether one of the volumes is probably mirrored, which no way to compare them mends."""
         return self.record.get("mirrored_axis") is not None
 
-    def tried(self, representation: str) -> dict[str, Any]:
-        """Describe this way for result.json."""
+    def apart_mm(self, other: Answer) -> float | None:
+        """Mean distance between where two answers send the specimen, in mm; None where one has no transform."""
+        if self.transform is None or other.transform is None:
+            return None
+        return float(self.transform.distance_mm(other.transform, self.points_mm).mean())
+
+    def agrees_with(self, other: Answer) -> bool:
+        """Whether two answers, neither of which is FAIL, send the specimen to one place."""
+        apart = self.apart_mm(other)
+        if apart is None or "FAIL" in (self.record["verdict"], other.record["verdict"]):
+            return False
+        return apart < _SAME * float(np.ptp(self.points_mm, axis=0).mean())
+
+    def tried(self, representation: str, chosen: Answer) -> dict[str, Any]:
+        """Describe this way for result.json, beside the answer that was taken."""
         return {
             "representation": representation,
             "verdict": self.record["verdict"],
             "probability": self.record.get("probability"),
             "reason": next(iter(self.record["reasons"]), ""),
+            "apart_mm": self.apart_mm(chosen),
         }
 
 
 def or_otherwise(
     first: Answer, settings: RegisterSettings, register_by: Callable[[RegisterSettings], Answer]
 ) -> Answer:
-    """Return the first answer, or where it is not PASS that of the first fallback that is.
+    """Return the first answer, or where it is not PASS what other ways to compare make of it.
+
+    That is the first fallback that is PASS. Without one, it is the likelier one of the first two ways that agree, and
+    otherwise the first answer.
 
     Parameters
     ----------
@@ -92,28 +120,39 @@ def or_otherwise(
     """
     if first.passed or first.mirrored or not settings.fallbacks:
         return first
-    tried = [first.tried(settings.representation)]
-    chosen = first
+    ways: dict[str, Answer | Exception] = {settings.representation: first}
+    taken, ending = settings.representation, "none of them is PASS, no two agree, and this is the first"
     for word, answer in _others(settings, register_by):
-        if isinstance(answer, Exception):
-            tried.append(
-                {"representation": word, "verdict": "FAIL", "probability": None, "reason": str(answer)}
-            )
-            continue
-        tried.append(answer.tried(word))
-        if answer.passed:
-            chosen = answer
+        ways[word] = answer
+        if isinstance(answer, Answer) and answer.passed:
+            taken, ending = word, f"this is the answer of --representation {word}"
             break
+        if both := _agreeing(ways):
+            # The rest is not asked: it could only agree with one of two answers that are the same.
+            taken = max(both, key=lambda word: both[word].record.get("probability") or 0.0)
+            ending = f"{' and '.join(both)} agree, and this is the answer of --representation {taken}"
+            break
+    chosen = ways[taken]
+    assert isinstance(chosen, Answer)
+    chosen.record["tried"] = tried = [_tried(word, answer, chosen) for word, answer in ways.items()]
     said = ", ".join(f"{one['representation']}: {one['verdict']}" for one in tried)
-    if chosen is first:
-        ending = "none of them is PASS, and this is the first"
-    else:
-        ending = f"this is the answer of --representation {tried[-1]['representation']}"
     verdict = first.record["verdict"]
     note = f"the general model's answer is {verdict}, so other ways to compare were tried, too ({said}): {ending}"
-    chosen.record["tried"] = tried
     chosen.record["notes"] = [note, *chosen.record.get("notes", [])]
     return chosen
+
+
+def _agreeing(ways: dict[str, Answer | Exception]) -> dict[str, Answer]:
+    """Return the first two ways that agree, by their words; nothing where no two do."""
+    answers = [(word, answer) for word, answer in ways.items() if isinstance(answer, Answer)]
+    pairs = (both for both in itertools.combinations(answers, 2) if both[0][1].agrees_with(both[1][1]))
+    return dict(next(pairs, ()))
+
+
+def _tried(word: str, answer: Answer | Exception, chosen: Answer) -> dict[str, Any]:
+    if isinstance(answer, Answer):
+        return answer.tried(word, chosen)
+    return {"representation": word, "verdict": "FAIL", "probability": None, "reason": str(answer)}
 
 
 def _others(

@@ -99,7 +99,7 @@ class Result(Record):
     representation : str or None
         What was compared; None in results from before there was a choice.
     tried : tuple of TriedRecord
-        Ways that were tried, where the general model's answer failed; empty otherwise.
+        Ways that were tried, where the general model's answer was not PASS; empty otherwise.
     last_step : LastStepRecord or None
         What became of the last refinement, on the intensities; None where it was not asked for.
     deformation : DeformationRecord or None

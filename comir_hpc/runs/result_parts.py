@@ -148,12 +148,15 @@ class TriedRecord(Record):
         Probability that its answer is right; None where there is none.
     reason : str
         The first reason for the verdict.
+    apart_mm : float or None
+        Mean distance of its answer from the one that was taken; None where it has no answer.
     """
 
     representation: str
     verdict: Verdict = "FAIL"
     probability: Figure = None
     reason: str = ""
+    apart_mm: Figure = None
 
 
 class LastStepRecord(Record):
