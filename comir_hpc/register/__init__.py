@@ -252,7 +252,8 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
         plan["last step"] = "on the intensities, where they place the answer more exactly"
     if settings.fallbacks:
         plan["fallback"] = (
-            f"{', then '.join(settings.fallbacks)}, where the verdict is not PASS; what is PASS is taken, or what two agree on"
+            f"{', then '.join(settings.fallbacks)}, where the verdict is not PASS; what is PASS is taken, or what "
+            "two agree on"
         )
     plan["memory"] = in_words(max(inputs.predicted_bytes, *_fallbacks_bytes(settings)))
     plan["disk"] = in_words(output_bytes(inputs, settings))
