@@ -70,7 +70,7 @@ Row = dict[str, Any]
 
 def read_rows(path: Path) -> list[Row]:
     """Read the rows as numbers."""
-    texts = {"family", "seed", "pair", "representation", "kind", "loosest_words"}
+    texts = {"family", "seed", "pair", "representation", "kind", "loosest_words", "start"}
     with path.open(encoding="utf-8") as file:
         lines = csv.DictReader(line for line in file if not line.startswith("#"))
         return [
