@@ -44,8 +44,8 @@ FORMS = {
 """The terms of the logistic, and how each is turned so that more is better.
 
 They were chosen on the first 728 of these rows. Without `settled` half as many right answers passed, and no fewer wrong
-ones. With `information` 3 instead of 6 of 49 near answers passed. Agreement and swapped added nothing. No distance has a
-limit of its own: the least one of any wrong answer shrinks with every row, until no right answer keeps it.
+ones. With `information` 3 instead of 6 of 49 near answers passed. Agreement and swapped added nothing. No distance has
+a limit of its own: the least one of any wrong answer shrinks with every row, until no right answer keeps it.
 """
 WEAKEST = ("second", "settled", "halves", "undone", "loosest")
 """The weakest of these counts once more. When there were 247 right answers, 212 instead of 200 of them passed that way
