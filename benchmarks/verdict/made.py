@@ -60,7 +60,7 @@ class Maker:
         motion = drawn(self.rng, level, *whole)
         self.moving = displaced(whole, motion)
         self.truth = motion.compose(family.answer.transform)
-        self.searched: dict[str, list[Transform]] = {}
+        self.searched: dict[str, list[tuple[str, Transform]]] = {}
 
     def pair(self, name: str) -> Pair:
         """Make one of `SPOILED` or `WITHOUT`."""

@@ -4,11 +4,11 @@
 
 Each pair (`made`) is represented once: by the general model, by a method without a model (`--methods`), or by encoders
 that were trained (`--specialist NAME=RUN`). Its right answer is where the method itself ends, from a start beside the
-truth; if it does not come back, the pair has no right answer. Mutual information ends where its own optimiser leads,
-since the grid of the checks compares something else. Wrong answers are the best distinct ones of a search over all
-rotations, half turns of the right one, and local optima beside it. Each is measured by the package (`register.checks`)
-as if it had won: only worse wrong answers are its rivals, since a right one among them would give it away. Rows are
-added pair by pair, so that a stopped run continues. One process and one thread.
+truth; if it does not come back, that is a wrong answer. It ends where `register` does, after the grids of the checks on
+the finest level that is compared. More wrong answers are the best distinct ones of a search over all rotations, half
+turns of the right one, and local optima beside it. Each is measured by the package (`register.checks`) as if it
+had won: only worse wrong answers are its rivals, since a right one among them would give it away. Rows are added pair
+by pair, so that a stopped run continues. One process and one thread.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ COLUMNS = (
         name for name in Measured.__dataclass_fields__ if name != "itself"
     ),  # it is the pair's, not the answer's
     "seconds",
+    "start",  # what led to the answer
 )
 METHODS = ("comir", "mind", "gradient", "intensity")
 GENERAL = "comir"
@@ -87,6 +88,10 @@ def opened(pair: Pair, settings: RegisterSettings) -> Inputs:
     return open_inputs(settings)
 
 
+Start = tuple[str, Transform]
+"""What a start is, and where it is."""
+
+
 class Answers:
     """The answers of one pair: a probe to measure them on, and what refines them."""
 
@@ -94,36 +99,42 @@ class Answers:
         self.pair = pair
         planes = SlicePlane.from_grids(inputs.fixed.volume.grid, inputs.moving.volume.grid)
         self.probe = probe_of(inputs, planes)
-        self.own = None if self.probe.optimised else own_pair(inputs, settings)
+        # As `register` does: maps that are searched at finer and finer scales need the finest level alone.
+        self.carried = bool(inputs.searched_levels[0])
+        self.own = own_pair(inputs, settings, by_steps=self.carried)
 
     def ended(self, start: Transform) -> Aligned:
-        """Refine a start by what is compared, and measure where it ends on the finer grid of the checks."""
-        if self.own is None:
-            return self.probe.judged(start)
-        end = self.own.refiner.refine(start, COARSE + FINE).transform.about(self.probe.alignment.centre_mm)
-        return self.probe.judging.at(end)
+        """Refine a start as a registration does, and measure where it ends on the finer grid of the checks."""
+        probe, levels = self.probe, FINE[-1:] if self.carried else FINE
+        if probe.optimised:
+            start = probe.judged(start).transform
+        else:  # the grid of the checks compares something else
+            levels = COARSE + FINE
+        return probe.judging.at(
+            self.own.refiner.refine(start, levels).transform.about(probe.alignment.centre_mm)
+        )
 
     def share(self, answer: Transform, truth: Transform) -> tuple[float, float]:
         """Measure the error in mm, and as a share of the mean side."""
         error = float(answer.distance_mm(truth, self.pair.points_mm).mean())
         return error, error / float(np.ptp(self.pair.points_mm, axis=0).mean())
 
-    def searched(self) -> list[Transform]:
+    def searched(self) -> list[Start]:
         """Find the best answers of all rotations."""
         again = SearchAgain(ROTATIONS, VOXELS, IMPROVED, self.probe.points_mm)
-        return again.answers(*self.probe.sides)
+        return [("search", one) for one in again.answers(*self.probe.sides)]
 
     def near(self, truth: Transform) -> Transform:
         """Make a start two voxels of the checks beside the truth."""
         return truth.compose(known_motions(self.probe, 1, NEAR_VOX * self.probe.spacing_mm, seed=11)[0])
 
-    def beside(self, truth: Transform) -> list[Transform]:
+    def beside(self, truth: Transform) -> list[Start]:
         """Make wrong starts from the truth: half turns about the main axes, and a wrong pre-alignment."""
         centre, axes = self.probe.alignment.centre_mm, self.probe.axes[0]
         turns = [2 * np.outer(axis, axis) - np.eye(3) for axis in axes.T]
         halves = [truth.compose(Transform.rigid(turn, np.zeros(3), centre)) for turn in turns]
         far = known_motions(self.probe, 2, 9 * self.probe.spacing_mm, seed=3)
-        return halves + [truth.compose(one) for one in far]
+        return [("half turn", one) for one in halves] + [("pre-alignment", truth.compose(one)) for one in far]
 
     def mirror(self, best: Transform) -> float:
         """Score the mirrored moving volume at its best answer that is found from the unmirrored one."""
@@ -134,36 +145,49 @@ class Answers:
         return finer.improve(max(found, key=lambda one: one.evidence).transform, 8).evidence
 
 
-def own_pair(inputs: Inputs, settings: RegisterSettings) -> FeaturePair:
+def own_pair(inputs: Inputs, settings: RegisterSettings, *, by_steps: bool) -> FeaturePair:
     """Make what a registration refines with, at the level that it compares."""
     sides = inputs.fixed.features()[0], inputs.moving.features()[0]
-    return FeaturePair(*sides, inputs.measure, settings)
+    return FeaturePair(*sides, inputs.measure, settings, by_steps=by_steps)
 
 
-def rows_of(answers: Answers, truth: Transform | None, starts: list[Transform], wanted: int) -> list[dict]:
-    """Refine and measure the answers of a pair: the right one, and the best wrong ones."""
-    points, side = answers.probe.points_mm, answers.probe.side_mm
-    pool: list[tuple[float, Transform, float, float]] = []
-    for start in ([] if truth is None else [answers.near(truth)]) + starts:
-        judged = answers.ended(start)
-        answer = judged.transform
-        if any(answer.distance_mm(other, points).mean() < SAME * side for _, other, _, _ in pool):
+def rows_of(answers: Answers, truth: Transform | None, starts: list[Start], wanted: int) -> list[dict]:
+    """Refine and measure the answers of a pair: the right one, and the best wrong ones.
+
+    As in a registration, the answer that is judged is refined to the end, and its rivals on the grids of the checks.
+    """
+    probe = answers.probe
+
+    def differs(one: Transform, other: Transform) -> bool:
+        return probe.apart_vox(one, other) * probe.spacing_mm >= SAME * probe.side_mm
+
+    def error_of(answer: Transform) -> tuple[float, float]:
+        return (np.inf, np.inf) if truth is None else answers.share(answer, truth)
+
+    chosen = [] if truth is None else [("truth", answers.ended(answers.near(truth)))]
+    others: list[tuple[str, Aligned]] = []
+    for name, start in starts:
+        judged = probe.judged(start)
+        if error_of(judged.transform)[1] <= 2 * SUCCESS:
             continue
-        error, share = (np.inf, np.inf) if truth is None else answers.share(answer, truth)
-        pool.append((judged.evidence, answer, error, share))
-    wrong = sorted((one for one in pool if one[3] > 2 * SUCCESS), key=lambda one: -one[0])
-    near = [one for one in pool if one[3] <= 2 * SUCCESS]
-    mirror = answers.mirror((near or wrong)[0][1])
-    rows = []
-    for one in near + wrong[:wanted]:
+        if all(differs(judged.transform, one.transform) for _, one in chosen + others):
+            others.append((name, judged))
+    others.sort(key=lambda one: -one[1].evidence)
+    ends = [(name, answers.ended(one.transform)) for name, one in others[:wanted]]
+    chosen += [one for one in ends if error_of(one[1].transform)[1] > 2 * SUCCESS]
+    if not chosen:
+        return []
+    mirror, rows = answers.mirror(chosen[0][1].transform), []
+    for name, end in chosen:
         begun = time.process_time()
-        evidence, answer, error, share = one
-        rivals = [other[0] for other in wrong if other is not one and (one in near or other[0] <= evidence)]
-        found = measure(answers.probe, answer, rivals=rivals, mirror=lead_of(evidence, mirror))
+        error, share = error_of(end.transform)
+        apart = [one.evidence for _, one in others if differs(one.transform, end.transform)]
         kind = "right" if share <= SUCCESS else "near" if share <= 2 * SUCCESS else "wrong"
+        rivals = [one for one in apart if kind != "wrong" or one <= end.evidence]
+        found = measure(probe, end.transform, rivals=rivals, mirror=lead_of(end.evidence, mirror))
         rows.append(
-            {"kind": kind, "tre_mm": error, "tre_share": share, "side_mm": side,
-             "voxel_mm": answers.probe.spacing_mm, **asdict(found), "seconds": time.process_time() - begun}
+            {"kind": kind, "tre_mm": error, "tre_share": share, "side_mm": probe.side_mm,
+             "voxel_mm": probe.spacing_mm, **asdict(found), "seconds": time.process_time() - begun, "start": name}
         )  # fmt: skip
     return rows
 
@@ -230,7 +254,9 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", choices=(*SPOILED, *WITHOUT), default=[*SPOILED, *WITHOUT])
     parser.add_argument("--seed", type=int, default=500, help="first seed; from 500 on for tuning")
     parser.add_argument("--seeds", type=int, default=6, help="displacements of each family")
-    parser.add_argument("--wrong", type=int, default=2, help="wrong answers of each pair; 0 saves time")
+    parser.add_argument(
+        "--wrong", type=int, default=2, help="wrong answers of each pair beside the end near the truth"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)

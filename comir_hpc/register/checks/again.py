@@ -20,7 +20,9 @@ from comir_hpc.representations.measures import CORRELATION
 from comir_hpc.space.grid import FloatArray, Grid, Matrix
 from comir_hpc.transforms.affine import Affine as Transform
 
-_APART_VOX = 1.5
+_APART_VOX = 4.0
+"""Distance of the answers that are improved. At 1.5 voxels, seven of twelve led to one half turn of a T1w/EPI head, and
+none to the answer that agreed best."""
 _FINER = 0.8  # voxel on which answers are improved, in voxels of the search
 _STEPS = 8
 _KNOWN_TURN_DEG = (57.0, -71.0, 23.0)  # far from every rotation of a cube

@@ -2,7 +2,8 @@
 
 It is a logistic function of a few terms. Each term is a number of `measured`, turned so that more is better, cut to the
 range that right and wrong answers cover, and given a weight that is not negative: better evidence never lowers the
-probability. The bound in millimetres is a sum of distances with weights that are not negative, in voxels of the checks.
+probability. The weakest of some of them counts once more: a wrong answer may look good in all respects but one. The
+bound in millimetres is a sum of distances with weights that are not negative, in voxels of the checks.
 
 The coefficients stand in ``data/verdict.json``, with the rows that they were fitted to
 (``benchmarks/verdict/fit.py``). A file for another version of the measures is refused: the same word would mean
@@ -16,9 +17,9 @@ from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from comir_hpc.errors import RegistrationError
 from comir_hpc.runs.record import Record, read_record
@@ -93,6 +94,25 @@ class Bound(Record):
     weights: dict[str, Weight]
 
 
+class Weakest(Record):
+    """The least of the scaled numbers of some terms, as a term of its own.
+
+    Attributes
+    ----------
+    among : tuple of str
+        Names of the terms; without any there is no such term.
+    weight : float
+        Weight of the least one, not negative.
+    """
+
+    among: tuple[str, ...] = ()
+    weight: Weight = 0.0
+
+    def of(self, scaled: dict[str, float]) -> tuple[float, str | None]:
+        """Give the least of the scaled numbers, and its name; 0 and None without any."""
+        return min(((scaled[name], name) for name in self.among), default=(0.0, None))
+
+
 class Calibration(Record):
     """Content of verdict.json.
 
@@ -104,6 +124,8 @@ class Calibration(Record):
         The file of rows, how many there were, and their families.
     intercept, terms : float, tuple of Term
         The logistic.
+    weakest : Weakest
+        What the weakest of some terms adds to it.
     pass_from, fail_below : float
         Cuts of the probability.
     bound : Bound
@@ -117,14 +139,24 @@ class Calibration(Record):
     made_from: dict[str, Any]
     intercept: Number
     terms: tuple[Term, ...]
+    weakest: Weakest = Weakest()
     pass_from: Number
     fail_below: Number
     bound: Bound
     spreads: dict[str, Spread] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _weakest_is_among_the_terms(self) -> Self:
+        unknown = set(self.weakest.among) - {term.name for term in self.terms}
+        if unknown:
+            raise ValueError(f"weakest: {', '.join(sorted(unknown))} is no term")
+        return self
+
     def probability(self, measured: Measured) -> float:
         """Give the probability that an answer is right, 0 to 1."""
-        total = self.intercept + sum(term.weight * term.scaled(measured) for term in self.terms)
+        scaled = {term.name: term.scaled(measured) for term in self.terms}
+        total = self.intercept + self.weakest.weight * self.weakest.of(scaled)[0]
+        total += sum(term.weight * scaled[term.name] for term in self.terms)
         return 1 / (1 + math.exp(-min(50.0, max(-50.0, total))))
 
     def bound_vox(self, measured: Measured) -> float:
@@ -142,7 +174,16 @@ class Calibration(Record):
 
     def poorest(self, measured: Measured) -> list[str]:
         """Name the measures that lower the probability, the one that costs most first."""
-        costs = [(term.weight * (1 - term.scaled(measured)), term.name) for term in self.terms]
+        scaled = {term.name: term.scaled(measured) for term in self.terms}
+        least, weakest = self.weakest.of(scaled)
+        costs = [
+            (
+                term.weight * (1 - scaled[term.name])
+                + (self.weakest.weight * (1 - least) if term.name == weakest else 0.0),
+                term.name,
+            )
+            for term in self.terms
+        ]
         return [name for cost, name in sorted(costs, reverse=True) if cost > 0]
 
 

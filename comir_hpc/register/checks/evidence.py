@@ -229,8 +229,8 @@ def _check(
     elif settings.checks == "full":
         repeat = _repeat(probe, settings, pair.threads, progress)
         turned = repeat.answers_turned(*probe.sides)
-        again = turned[0]
-        others += turned[1:]
+        again = _best(probe, turned)
+        others += turned
         itself = found_itself(probe, inputs.moving.representation, repeat)
         if _is_mirror_blind(inputs):
             mirror, axis = search_mirrored(probe, repeat, answer, sharp_of(pair, probe))
@@ -276,6 +276,19 @@ def _rivals(probe: Probe, answer: Transform, others: list[Transform]) -> list[tu
         if probe.apart_vox(better.transform, answer) >= same_vox:
             found.append((better.evidence, better.transform))
     return found
+
+
+def _best(probe: Probe, answers: list[Transform]) -> Transform:
+    """Improve the distinct answers of a repeated search, and give the one that agrees best on the finer grid.
+
+    On the grid of such a search a half turn may agree better than the answer.
+    """
+    same_vox = SAME_SHARE * probe.side_mm / probe.spacing_mm
+    chosen: list[Transform] = []
+    for answer in answers:
+        if all(probe.apart_vox(answer, one) >= same_vox for one in chosen):
+            chosen.append(answer)
+    return max(map(probe.judged, chosen), key=lambda one: one.evidence).transform
 
 
 def sharp_of(pair: Pair, probe: Probe) -> tuple[Features, Features]:
