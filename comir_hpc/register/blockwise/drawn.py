@@ -93,8 +93,8 @@ def _slices(opened: Opened) -> dict[str, NDArray[np.float32]]:
 def _shown(volume: Volume, place: Grid, axis: int, grid: Grid) -> NDArray[np.float32]:
     """Displacement in voxels of the pictures' grid, its length in mm and the determinant, (5, z, y, x), on a slice.
 
-    The field is read a few rows at a time: with all of them at once, the determinants of a slice of 512^3 lattice points
-    took 0.4 GiB, which was more than a block takes.
+    The field is read a few rows at a time: with all of them at once, the determinants of a slice through 512^3 points
+    took 0.66 GiB, which was more than a block takes.
     """
     rows = 1 if axis == 0 else 0
     parts = []
