@@ -399,7 +399,7 @@ def test_the_way_back_is_measured_by_the_registration_that_leads_back(tmp_path: 
     assert row.inverse_mm == pytest.approx(1.5)
     assert np.isnan(row.tre_mm)
     with pytest.raises(ConfigError, match="--back"):
-        validate(CompareSettings, {"results": [there]})
+        validate(CompareSettings, {"result": [there]})
 
 
 def test_corresponding_points_are_a_truth(tmp_path: Path) -> None:
