@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from comir_hpc.register.blockwise.opened import Opened
 
 _PLACES = 20_000  # of the specimen, whose middle the slices go through
-_ROWS = 32  # of a slice that are cut at once
 _AROUND = 2  # lattice points on each side of a slice that are read: determinants look at the next ones
 
 
@@ -91,28 +90,13 @@ def _slices(opened: Opened) -> dict[str, NDArray[np.float32]]:
 
 
 def _shown(volume: Volume, place: Grid, axis: int, grid: Grid) -> NDArray[np.float32]:
-    """Displacement in voxels of the pictures' grid, its length in mm and the determinant, (5, z, y, x), on a slice.
-
-    The field is read a few rows at a time: with all of them at once, the determinants of a slice through 512^3 points
-    took 0.66 GiB, which was more than a block takes.
-    """
-    rows = 1 if axis == 0 else 0
-    parts = []
-    for first in range(0, place.shape_zyx[rows], _ROWS):
-        start, stop = [0, 0, 0], list(place.shape_zyx)
-        start[rows], stop[rows] = first, min(first + _ROWS, stop[rows])
-        parts.append(_strip(volume, place.crop(Box(as_triple(start, int), as_triple(stop, int))), grid))
-    return np.concatenate(parts, axis=rows + 1)
-
-
-def _strip(volume: Volume, place: Grid, grid: Grid) -> NDArray[np.float32]:
-    """Cut a few rows of a slice."""
+    """Displacement in voxels of the pictures' grid, its length in mm and the determinant, (5, z, y, x), on a slice."""
     lattice = volume.grid
-    ends = lattice.index_zyx(place.world_mm(np.array([[0, 0, 0], place.shape_zyx]) - [[0] * 3, [1] * 3]))
-    last = np.asarray(lattice.shape_zyx)
-    low = np.clip(np.floor(ends.min(axis=0)).astype(int) - _AROUND, 0, last - 1)
-    high = np.clip(np.floor(ends.max(axis=0)).astype(int) + _AROUND + 2, low + 1, last)
-    box = Box(as_triple(low.tolist(), int), as_triple(high.tolist(), int))
+    at = float(lattice.index_zyx(place.centre_mm)[axis])
+    start, stop = [0, 0, 0], list(lattice.shape_zyx)
+    start[axis] = int(np.clip(np.floor(at) - _AROUND, 0, lattice.shape_zyx[axis] - 1))
+    stop[axis] = int(np.clip(np.floor(at) + _AROUND + 2, start[axis] + 1, lattice.shape_zyx[axis]))
+    box = Box(as_triple(start, int), as_triple(stop, int))
     field = volume.read(box)
     slab = Lattice(lattice.crop(box), field, field)
     whole = np.concatenate(
