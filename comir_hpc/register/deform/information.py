@@ -6,9 +6,9 @@ then, and stays as it is between. So a voxel costs one look-up in the volume and
 
 The velocity has a prior: it is drawn from a Matern field (nu 5/2), whose power falls with frequency as a power, and not
 as a Gaussian does. That matters. The velocity of a strong bend is rougher than its displacement, and a Gaussian field
-all but forbids it: from the known answer of a T2w bent by up to 8 voxels, compared with the same T2w, it led 0.56 voxels
-away, and this one 0.19. The velocity is white noise, filtered to that power. L-BFGS moves the noise, in which every
-scale is as easily reached as any other.
+all but forbids it: from the known answer of a T2w bent by up to 8 voxels, compared with the same T2w, it led 0.56
+voxels away, and this one 0.19. The velocity is white noise, filtered to that power. L-BFGS moves the noise, in which
+every scale is as easily reached as any other.
 
 A margin around the specimen is compared, too: there the moving volume has to show air. Where a voxel leaves what was
 measured of the moving volume, it is left out.
