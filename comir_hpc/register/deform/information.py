@@ -89,7 +89,7 @@ class _Prior:
     def displacement(self, noise: torch.Tensor) -> torch.Tensor:
         """Displacement (3, z, y, x) in voxels of the lattice."""
         spacing = torch.tensor(self.grid.spacing_mm, dtype=torch.float32).view(3, 1, 1, 1)
-        moved = self.velocity_mm(noise) / spacing / 2**_FLOWS
+        moved: torch.Tensor = self.velocity_mm(noise) / spacing / float(2**_FLOWS)
         for _ in range(_FLOWS):
             moved = moved + _sampled(moved, self.place + moved)
         return moved
