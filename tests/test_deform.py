@@ -1,5 +1,7 @@
 """Deformations with a known answer, on a small phantom; and what must not be bent."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -17,7 +19,9 @@ from comir_hpc.register.deform.lattice import Lattice, from_velocity, inverted, 
 from comir_hpc.register.deform.two_ways import TwoWays
 from comir_hpc.register.deform.velocity import Velocity, find_velocity
 from comir_hpc.register.deform.warping import carried, exponential, indices, pooled, sample
+from comir_hpc.report.deformation import deformation_numbers
 from comir_hpc.representations.features import Features
+from comir_hpc.runs.deformation import DeformationRecord, TwoWaysRecord
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Affine, ItkTransform, read_transform
 from comir_hpc.transforms.jacobian import folded, least_determinant
@@ -108,6 +112,10 @@ def test_two_ways_that_agree_bear_a_bend_out_and_two_errors_do_not():
     assert agreed.refusal is None
     assert agreed.apart_mm == pytest.approx(0.2 * TwoWays.compared(*bends, fixed).intensities_mm, rel=1e-5)
     assert "do not agree" in TwoWays.compared(*bends, fixed).refusal
+    # The report says it, and result.json takes it as it is.
+    record = DeformationRecord(kind="field", kept=True, two_ways=TwoWaysRecord(**asdict(agreed)))
+    said = {number.label: number.value for number in deformation_numbers(record)}
+    assert said["Two ways apart"] == f"{agreed.apart_mm:.3g} mm"
 
 
 def test_flow_of_a_velocity_and_of_its_negative_undo_each_other():
