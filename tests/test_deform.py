@@ -1,5 +1,7 @@
 """Deformations with a known answer, on a small phantom; and what must not be bent."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -12,10 +14,14 @@ from comir_hpc.errors import ConfigError, RegistrationError
 from comir_hpc.register import register
 from comir_hpc.register.deform import make_maps
 from comir_hpc.register.deform.held_out import HeldOut
+from comir_hpc.register.deform.information import find_by_information, with_air
 from comir_hpc.register.deform.lattice import Lattice, from_velocity, inverted, sampled
+from comir_hpc.register.deform.two_ways import TwoWays
 from comir_hpc.register.deform.velocity import Velocity, find_velocity
 from comir_hpc.register.deform.warping import carried, exponential, indices, pooled, sample
+from comir_hpc.report.deformation import deformation_numbers
 from comir_hpc.representations.features import Features
+from comir_hpc.runs.deformation import DeformationRecord, TwoWaysRecord
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Affine, ItkTransform, read_transform
 from comir_hpc.transforms.jacobian import folded, least_determinant
@@ -79,6 +85,37 @@ def test_values_that_run_the_other_way_are_brought_to_run_the_same():
     errors = [error_vox(carried(f.displacement_mm(), f.grid, fixed.grid), field, fixed.mask) for f in found]
     assert errors[1] < 0.4
     assert errors[1] < errors[0] + 0.1
+
+
+def test_information_finds_a_known_deformation_between_values_that_no_line_relates():
+    field = smooth()
+    grid = Grid(SHAPE, (2.0, 2.0, 2.0), (5.0, -8.0, 20.0), OBLIQUE)
+    fixed, moving = bent_pair(field, grid)
+    other = Features(np.cos(4 * moving.values), moving.mask, grid)
+    maps = with_air(make_maps(fixed, other, Affine.identity(), alike=False), None, 10.0)
+    found = from_velocity(find_by_information([maps], fixed, 10.0))
+    errors = [
+        error_vox(carried(f.displacement_mm, f.grid, grid) / 2.0, field, fixed.mask)
+        for f in (found, from_velocity(find_by_information([maps], fixed, 10.0, start=found)))
+    ]
+    assert errors[0] < 0.4
+    assert errors[1] < errors[0] + 0.05
+    assert folded(found.determinant) == 0
+
+
+def test_two_ways_that_agree_bear_a_bend_out_and_two_errors_do_not():
+    grid = Grid(SHAPE, (2.0, 2.0, 2.0))
+    fixed = Features(np.zeros((1, *SHAPE), np.float32), np.ones(SHAPE, bool), grid)
+    bends = [Lattice(grid, smooth(seed=n), -smooth(seed=n)) for n in (3, 4)]
+    near = Lattice(grid, bends[0].displacement_mm + 0.2 * bends[1].displacement_mm, bends[0].backward_mm)
+    agreed = TwoWays.compared(bends[0], near, fixed)
+    assert agreed.refusal is None
+    assert agreed.apart_mm == pytest.approx(0.2 * TwoWays.compared(*bends, fixed).intensities_mm, rel=1e-5)
+    assert "do not agree" in TwoWays.compared(*bends, fixed).refusal
+    # The report says it, and result.json takes it as it is.
+    record = DeformationRecord(kind="field", kept=True, two_ways=TwoWaysRecord(**asdict(agreed)))
+    said = {number.label: number.value for number in deformation_numbers(record)}
+    assert said["Two ways apart"] == f"{agreed.apart_mm:.3g} mm"
 
 
 def test_flow_of_a_velocity_and_of_its_negative_undo_each_other():

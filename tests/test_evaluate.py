@@ -384,6 +384,24 @@ def test_a_run_that_has_not_ended_names_its_checkpoint(pair: dict[str, Path], tm
     assert open_subject(EvaluateSettings(model=run, checkpoint=3)).step == 3
 
 
+def test_the_way_back_is_measured_by_the_registration_that_leads_back(tmp_path: Path) -> None:
+    volume = make_volume(tmp_path / "v.zarr")
+    save_transform(shift(3, 0, 0), tmp_path / "truth", {})
+    there = write_registration(tmp_path / "there", volume, shift(3, 0, 0))
+    back = write_registration(tmp_path / "back", volume, shift(-3, 0.9, 1.2))
+    (row,) = evaluate([there], tmp_path / "truth" / "transform.tfm", back=back).rows
+    assert row.tre_mm == pytest.approx(0)
+    assert row.inverse_mm == pytest.approx(1.5)  # what is left of 3 mm there and 3 mm back
+    # Without it, the transform's own inverse leads back; with it, no truth is needed.
+    (row,) = evaluate([there], tmp_path / "truth" / "transform.tfm").rows
+    assert row.inverse_mm == pytest.approx(0, abs=1e-9)
+    (row,) = evaluate([there], back=back).rows
+    assert row.inverse_mm == pytest.approx(1.5)
+    assert np.isnan(row.tre_mm)
+    with pytest.raises(ConfigError, match="--back"):
+        validate(CompareSettings, {"result": [there]})
+
+
 def test_corresponding_points_are_a_truth(tmp_path: Path) -> None:
     folder = write_registration(tmp_path / "r", make_volume(tmp_path / "v.zarr"), shift(1, 0, 0))
     (tmp_path / "f.csv").write_text("x,y,z\n0,0,0\n5,5,5\n", encoding="utf-8")

@@ -160,7 +160,10 @@ def _answered(
     else:
         answer, account = ranking.best.transform, account_of(pair, ranking, evidence, frame)
         with clock.time("deform"):
-            bent = bend(pair, inputs, answer, account["verdict"], settings, part_of(progress, "deform"))
+            shown = (fixed_image, moving_image)
+            bent = bend(
+                pair, shown, inputs, answer, account["verdict"], settings, part_of(progress, "deform")
+            )
         if bent is not None:
             account |= bent.judged(account["verdict"], account["reasons"])
     with clock.time("panels"):

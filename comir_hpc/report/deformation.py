@@ -49,6 +49,11 @@ def deformation_numbers(record: DeformationRecord) -> list[Number]:
         change = f"{figure(held.before)} → {figure(held.after)}"
         note = f"agreement of {held.cubes} cubes that were held out; gain {figure(held.gain)} ± "
         numbers.append(Number("Held out", change, note + figure(held.standard_error)))
+    if record.two_ways is not None:
+        ways = record.two_ways
+        note = f"mean distance of the bends that maps ({figure(ways.maps_mm)} mm) and intensities "
+        note += f"({figure(ways.intensities_mm)} mm) ask for, each by itself"
+        numbers.append(Number("Two ways apart", f"{figure(ways.apart_mm)} mm", note))
     if moved:
         most = f"95 % below {figure(moved.get('p95'))}, at most {figure(moved.get('largest'))} mm"
         numbers.append(Number("Displacement", f"{figure(moved.get('mean'))} mm", f"mean; {most}"))

@@ -32,6 +32,20 @@ class HeldOutRecord(Record):
     cubes: int = 0
 
 
+class TwoWaysRecord(Record):
+    """How far maps and intensities, each by itself, agree on a bend.
+
+    Attributes
+    ----------
+    maps_mm, intensities_mm, apart_mm : float
+        Mean length of the displacement found on the maps, of that found on the intensities, and their mean distance.
+    """
+
+    maps_mm: Finite
+    intensities_mm: Finite
+    apart_mm: Finite
+
+
 class DeformationRecord(Record):
     """What bent space after the affine answer, or why nothing does.
 
@@ -47,6 +61,8 @@ class DeformationRecord(Record):
         Why it was kept or not, as a sentence.
     held_out : HeldOutRecord or None
         What it was judged by; None where nothing was bent.
+    two_ways : TwoWaysRecord or None
+        What it was judged by beside that; None where only maps or only intensities were compared.
     displacement_mm, inverse_residual_mm : dict of str to float
         Mean, 95th percentile (``p95``) and ``largest`` length over the specimen: of the displacement, and of what is
         left after a point is carried there and back.
@@ -65,6 +81,7 @@ class DeformationRecord(Record):
     kept: bool
     reason: str = ""
     held_out: HeldOutRecord | None = None
+    two_ways: TwoWaysRecord | None = None
     displacement_mm: dict[str, Finite] = Field(default_factory=dict)
     inverse_residual_mm: dict[str, Finite] = Field(default_factory=dict)
     determinant: dict[str, Finite] = Field(default_factory=dict)

@@ -4,8 +4,11 @@
 the coarse answer. Nothing else is changed by it, so that the verdict on the coarse answer holds.
 
 =============  ===========================================================================================
-`velocity`     ``field``: a stationary velocity, found by Gauss-Newton steps, and what is compared
+`field`        ``field``: on the maps first, then on the intensities
+`velocity`     a stationary velocity, found on the maps by Gauss-Newton steps, and what is compared
 `forces`       how well the maps agree about every voxel, and which way it has to move
+`information`  a stationary velocity, found by the mutual information of the intensities
+`two_ways`     whether maps and intensities, each by itself, lead to the same bend
 `bspline`      ``bspline``: a B-spline, found by SimpleITK
 `held_out`     the part of the specimen that takes no part, where the deformation has to prove itself
 `lattice`      displacements on a lattice: to ITK's form, folds, the inverse and its residual
@@ -13,15 +16,15 @@ the coarse answer. Nothing else is changed by it, so that the verdict on the coa
 `warping`      interpolation, and the flow of a velocity
 =============  ===========================================================================================
 
-A deformation is kept only if the agreement of the part that was held out improves by more than chance. Otherwise the
-coarse answer is the result, with the reason.
+A deformation is kept only if the agreement of the part that was held out improves by more than chance, and if maps and
+intensities agree on it. Otherwise the coarse answer is the result, with the reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,9 +36,12 @@ from comir_hpc.config.words import BENDING
 from comir_hpc.errors import RegistrationError
 from comir_hpc.register.deform.bspline import find_bspline
 from comir_hpc.register.deform.drawn import deformation_planes
+from comir_hpc.register.deform.field import find_field
 from comir_hpc.register.deform.held_out import Gain, HeldOut
-from comir_hpc.register.deform.lattice import Lattice, from_velocity, sampled
-from comir_hpc.register.deform.velocity import Maps, find_velocity
+from comir_hpc.register.deform.information import with_air
+from comir_hpc.register.deform.lattice import Lattice, sampled
+from comir_hpc.register.deform.two_ways import TwoWays
+from comir_hpc.register.deform.velocity import Maps
 from comir_hpc.register.deform.warping import carried
 from comir_hpc.register.inputs import Inputs
 from comir_hpc.register.pair import Pair
@@ -51,6 +57,7 @@ _SMOOTHNESS_SHARE = 0.08  # smoothness length, as a share of the specimen's mean
 _HELD_SHARE = 0.5  # side of a cube that is held out, in smoothness lengths: its surroundings reach into it
 _MOST_COARSE = 3  # levels beside the one that is compared
 _FEWEST_VOXELS = 28  # of a coarse level, along the shortest side of a volume
+_Side = tuple[Features, NDArray[np.float32]]  # one volume: what is compared, and its intensities
 _FOLDED_SHARE = 1e-4  # share of the specimen's points that may fold before the verdict is WARN
 
 
@@ -115,6 +122,7 @@ def require_deformable(settings: RegisterSettings, inputs: Inputs) -> None:
 
 def bend(
     pair: Pair,
+    images: tuple[NDArray[np.float32], NDArray[np.float32]],
     inputs: Inputs,
     affine: Affine,
     verdict: str,
@@ -130,13 +138,14 @@ def bend(
     if verdict == "FAIL":
         return _without(settings, "the affine answer has failed, so nothing was bent on top of it")
     try:
-        return deform(pair, inputs, affine, settings, progress)
+        return deform(pair, images, inputs, affine, settings, progress)
     except RegistrationError as error:
         return _without(settings, f"{error}; the affine answer is the result")
 
 
 def deform(
     pair: Pair,
+    images: tuple[NDArray[np.float32], NDArray[np.float32]],
     inputs: Inputs,
     affine: Affine,
     settings: RegisterSettings,
@@ -148,6 +157,8 @@ def deform(
     ----------
     pair : Pair
         Both volumes as they are compared.
+    images : two arrays (z, y, x)
+        Intensities of the fixed and the moving volume, on the same grids.
     inputs : Inputs
         The same volumes at their other levels.
     affine : Affine
@@ -166,11 +177,19 @@ def deform(
     length = settings.smoothness_mm or max(grid.finest_mm, _SMOOTHNESS_SHARE * pair.side_mm)
     held = HeldOut(pair.fixed.mask, _HELD_SHARE * length / grid.finest_mm, settings.seed)
     finest = make_maps(pair.fixed, pair.moving, affine, alike=alike)
-    itk = None
+    itk, ways = None, None
     if settings.transform == "field":
-        coarse = [make_maps(*sides, affine, alike=alike) for sides in _coarser(inputs)]
-        compared = [_compared(held, maps, grid) for maps in (*coarse, finest)]
-        lattice = from_velocity(find_velocity(compared, length, progress))
+        sides = [*_coarser(inputs), ((pair.fixed, images[0]), (pair.moving, images[1]))]
+        maps = [make_maps(f, m, affine, alike=True) for (f, _), (m, _) in sides] if alike else []
+        shown = []
+        if settings.refines_on_intensities or not alike:
+            seen = [
+                (f.known, make_maps(_shown(f, a), _shown(m, b), affine, alike=False))
+                for (f, a), (m, b) in sides
+            ]
+            shown = [with_air(one, known, length) for known, one in seen]
+        maps, shown = ([_compared(held, one, grid) for one in some] for some in (maps, shown))
+        lattice, ways = find_field(maps, shown, pair.fixed, length, progress)
     else:
         itk = find_bspline(
             *_one_channel(pair, finest),
@@ -184,7 +203,7 @@ def deform(
         lattice = sampled(ItkTransform(itk), grid)
     after = carried(lattice.displacement_mm, lattice.grid, grid)
     gain = held.gain(finest.fixed, finest.seen(), finest.seen(after), alike)
-    return _judged(lattice, itk, gain, pair.fixed, affine, settings.transform, length)
+    return _judged(lattice, itk, gain, ways, pair.fixed, affine, settings.transform, length)
 
 
 def make_maps(fixed: Features, moving: Features, affine: Affine, *, alike: bool) -> Maps:
@@ -218,8 +237,8 @@ def make_maps(fixed: Features, moving: Features, affine: Affine, *, alike: bool)
     )
 
 
-def _coarser(inputs: Inputs) -> list[tuple[Features, Features]]:
-    """Make the features of both volumes at up to three coarser levels, the coarsest first.
+def _coarser(inputs: Inputs) -> list[tuple[_Side, _Side]]:
+    """Make features and intensities of both volumes at up to three coarser levels, the coarsest first.
 
     Maps are made at each level, and not averaged from finer ones, which would lose what they show.
     """
@@ -236,8 +255,12 @@ def _coarser(inputs: Inputs) -> list[tuple[Features, Features]]:
         )
         if min(moving.grid(near).shape_zyx) < _FEWEST_VOXELS:
             break
-        found.append((fixed.features(level)[0], moving.features(near)[0]))
+        found.append((fixed.features(level), moving.features(near)))
     return found[::-1]
+
+
+def _shown(features: Features, image: NDArray[np.float32]) -> Features:
+    return Features(image[None], features.mask, features.grid, features.known)
 
 
 def _without(settings: RegisterSettings, reason: str) -> Deformation:
@@ -263,17 +286,19 @@ def _judged(
     lattice: Lattice,
     itk: sitk.Transform | None,
     gain: Gain,
+    ways: TwoWays | None,
     fixed: Features,
     affine: Affine,
     kind: str,
     length_mm: float,
 ) -> Deformation:
     """Keep the deformation or refuse it, with its figures either way."""
+    refusal = gain.refusal or (None if ways is None else ways.refusal)
     record = {
         "kind": kind,
         "smoothness_mm": length_mm,
-        "kept": gain.refusal is None,
-        "reason": gain.refusal
+        "kept": refusal is None,
+        "reason": refusal
         or f"the agreement of {gain.cubes} cubes that were held out rose from {gain.before:.3f} to {gain.after:.3f}",
         "held_out": {
             "before": gain.before,
@@ -282,10 +307,11 @@ def _judged(
             "standard_error": gain.error if np.isfinite(gain.error) else None,
             "cubes": gain.cubes,
         },
+        "two_ways": None if ways is None else asdict(ways),
         **lattice.figures(fixed),
     }
     planes = deformation_planes(lattice, fixed)
-    if gain.refusal is not None:
+    if refusal is not None:
         return Deformation(None, None, record, planes)
     bent = ItkTransform(lattice.itk() if itk is None else itk)
     back = ItkTransform(lattice.inverse.itk())
