@@ -12,8 +12,8 @@ from comir_hpc.config import RegisterSettings
 from comir_hpc.config.base import validate
 from comir_hpc.errors import ConfigError, RegistrationError
 from comir_hpc.register import register
-from comir_hpc.register.deform import make_maps
-from comir_hpc.register.deform.held_out import HeldOut
+from comir_hpc.register.deform import _judged, make_maps
+from comir_hpc.register.deform.held_out import Gain, HeldOut
 from comir_hpc.register.deform.information import find_by_information, with_air
 from comir_hpc.register.deform.lattice import Lattice, from_velocity, inverted, sampled
 from comir_hpc.register.deform.two_ways import TwoWays
@@ -135,6 +135,22 @@ def test_a_velocity_whose_lattice_folds_is_smoothed_until_it_does_not():
     found = from_velocity(wild)
     assert found.smoothings > 0
     assert folded(found.determinant) == folded(found.inverse.determinant) == 0
+
+
+@pytest.mark.parametrize(("folds", "kept"), [(False, True), (True, False)])
+def test_what_folds_much_is_refused_although_held_out_cubes_agree_better(folds, kept):
+    grid = Grid((12, 12, 12), (1.0,) * 3)
+    rng = np.random.default_rng(0)
+    vectors = ((3.0 if folds else 0.1) * rng.standard_normal((3, *grid.shape_zyx))).astype(np.float32)
+    lattice = Lattice(grid, vectors, vectors)
+    fixed = Features(np.ones((1, *grid.shape_zyx), np.float32), np.ones(grid.shape_zyx, bool), grid)
+    gain = Gain(before=0.1, after=0.4, gain=0.3, error=0.01, cubes=20)
+    found = _judged(lattice, None, gain, None, fixed, Affine.identity(), "bspline", 4.0)
+    assert found.record["kept"] is kept
+    assert (found.transform is not None) is kept
+    if folds:
+        assert found.record["folded_share"] > 0.01
+        assert "folds space at" in found.record["reason"]
 
 
 def test_determinant_of_a_stretch_a_fold_and_a_hidden_fold():

@@ -59,6 +59,7 @@ _MOST_COARSE = 3  # levels beside the one that is compared
 _FEWEST_VOXELS = 28  # of a coarse level, along the shortest side of a volume
 _Side = tuple[Features, NDArray[np.float32]]  # one volume: what is compared, and its intensities
 _FOLDED_SHARE = 1e-4  # share of the specimen's points that may fold before the verdict is WARN
+_MOST_FOLDED = 0.01  # share from which the deformation is refused: what folds so much follows noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,6 +264,17 @@ def _shown(features: Features, image: NDArray[np.float32]) -> Features:
     return Features(image[None], features.mask, features.grid, features.known)
 
 
+def _folds(figures: dict[str, Any]) -> str | None:
+    """Say why a deformation that folds much is not kept; None if it folds little."""
+    if figures["folded_share"] < _MOST_FOLDED:
+        return None
+    return (
+        f"the deformation folds space at {figures['folded_points']} points of the specimen "
+        f"({100 * figures['folded_share']:.2g} %); a longer --smoothness-mm folds less, and --transform field does not "
+        "fold"
+    )
+
+
 def _without(settings: RegisterSettings, reason: str) -> Deformation:
     return Deformation(None, None, {"kind": settings.transform, "kept": False, "reason": reason}, {})
 
@@ -293,7 +305,8 @@ def _judged(
     length_mm: float,
 ) -> Deformation:
     """Keep the deformation or refuse it, with its figures either way."""
-    refusal = gain.refusal or (None if ways is None else ways.refusal)
+    figures = lattice.figures(fixed)
+    refusal = gain.refusal or (None if ways is None else ways.refusal) or _folds(figures)
     record = {
         "kind": kind,
         "smoothness_mm": length_mm,
@@ -308,7 +321,7 @@ def _judged(
             "cubes": gain.cubes,
         },
         "two_ways": None if ways is None else asdict(ways),
-        **lattice.figures(fixed),
+        **figures,
     }
     planes = deformation_planes(lattice, fixed)
     if refusal is not None:
