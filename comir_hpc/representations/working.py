@@ -99,6 +99,9 @@ class WorkingGrids:
         if not coarse:
             return list(self.notes)
         listed = " and ".join(f"{own:.4g} mm along {name}" for name, own in coarse.items())
+        sides = {f"{own:.4g} mm" for own in coarse.values()}
+        if len(coarse) == len(volume.grid.axes) and len(sides) == 1:
+            listed = sides.pop()
         return [
             *self.notes,
             f"{volume.path}: voxels of {listed} are seen on a grid of {in_mm(spacing)} mm; structure finer than the "
