@@ -64,7 +64,7 @@ def test_a_specialist_sees_its_own_spacing_and_coarser_ones(tmp_path: Path) -> N
     assert grids.grid(coarse, 0).shape_zyx == (44,) * 3
     assert grids.notes_on(fine, 0) == []
     (note,) = grids.notes_on(coarse, 0)
-    assert "3.1 mm along z and 3.1 mm along y" in note
+    assert "voxels of 3.1 mm are seen on a grid of 2 mm" in note
     assert "seen on a grid of 2 mm" in note
     assert grids.notes_on(coarse, 1) == []
 
