@@ -76,6 +76,7 @@ def by_package(case: BentCase, folder: Path, method: str) -> dict:
             representation=representation,
             transform=kind,
             initial="identity",
+            fallback="none",  # a row is of the representation that it names
             threads=1,
             overwrite=True,
         )
