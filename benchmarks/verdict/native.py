@@ -99,6 +99,7 @@ def run(asked: Asked, data: Path, folder: Path, threads: int) -> dict[str, objec
     command = [
         sys.executable, "-m", "comir_hpc", "register", case.fixed, case.moving, "--out", out,
         "--representation", asked.representation, "--checks", asked.checks, "--threads", threads, "--quiet",
+        "--fallback", "none",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([str(word) for word in command], env=environment, check=False)
