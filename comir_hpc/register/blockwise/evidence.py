@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.register.blockwise.layout import Layout
 from comir_hpc.volumes.volume import Volume
 
@@ -36,16 +37,15 @@ class Evidence:
     values: NDArray[np.float32]
 
     @classmethod
-    def gathered(
-        cls, layout: Layout, solved: Mapping[int, Mapping[str, Any]], blended: Mapping[int, Mapping[str, Any]]
-    ) -> Evidence:
-        """Put the notes of both passes together."""
+    def gathered(cls, layout: Layout, passes: Iterable[Ledger]) -> Evidence:
+        """Put together what the ledgers of the passes noted with each block."""
         values = np.full((len(CHANNELS), len(layout.plan)), np.nan, dtype=np.float32)
-        for index in range(len(layout.plan)):
-            note = {**solved.get(index, {}), **blended.get(index, {})}
-            for channel, name in enumerate(CHANNELS):
-                if note.get(name) is not None:
-                    values[channel, index] = note[name]
+        for ledger in passes:
+            # One after the other: the notes of a million blocks are gigabytes, their figures are not.
+            for index, note in ledger.notes().items():
+                for channel, name in enumerate(CHANNELS):
+                    if note.get(name) is not None:
+                        values[channel, index] = note[name]
         return cls(values.reshape(len(CHANNELS), *layout.plan.counts_zyx))
 
     def of(self, name: str) -> NDArray[np.float32]:

@@ -227,8 +227,7 @@ class BlendJob(_Pass):
     def finish(self, output: Output) -> Mapping[str, Any]:
         """Write the evidence of every block and the scene, which says how the vectors are used."""
         layout = self.opened.layout
-        solved, blended = SolveJob(self.opened).ledger().notes(), output.ledger.notes()
-        evidence = Evidence.gathered(layout, solved, blended)
+        evidence = Evidence.gathered(layout, (SolveJob(self.opened).ledger(), output.ledger))
         write_evidence(self.settings.out / "evidence", layout, evidence)
         output.volume.withdraw(displacements_entry("0", layout.lattice))
         scene = field_scene(FIELD_ARRAY, frame_of(layout.lattice), self.opened.coarse.affine)
