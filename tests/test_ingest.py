@@ -19,7 +19,7 @@ import tifffile
 from comir_hpc.blocks.ledger import Ledger
 from comir_hpc.config import IngestSettings
 from comir_hpc.errors import ConfigError, VolumeError
-from comir_hpc.ingest import ingest, ingest_array, job, plan_ingest
+from comir_hpc.ingest import ingest, ingest_array, job, memory, plan_ingest
 from comir_hpc.space.grid import Grid
 from comir_hpc.volumes.readers import open_source
 from comir_hpc.volumes.volume import Volume
@@ -376,9 +376,9 @@ def test_memory_is_predicted_and_refused(tmp_path: Path, monkeypatch: pytest.Mon
         write(tmp_path / "scan.nii.gz", image("float64")),
         write(tmp_path / "scan.nii", image("float64")),
     )
-    monkeypatch.setattr(job, "_LIBRARY_BYTES", 0)
-    monkeypatch.setattr(job, "expected_peak", int)
-    monkeypatch.setattr(job, "counting_bytes", lambda dtype, values: 0)
+    monkeypatch.setattr(memory, "_LIBRARY_BYTES", 0)
+    monkeypatch.setattr(memory, "expected_peak", int)
+    monkeypatch.setattr(memory, "counting_bytes", lambda dtype, values: 0)
     size = image("float64").nbytes
     task = settings(packed, tmp_path / "v.zarr", shard=16, max_memory=size / 2**30)
     with pytest.raises(

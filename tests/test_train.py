@@ -402,8 +402,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 def test_a_full_disk_keeps_the_last_good_checkpoint(
     pair: dict[str, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import comir_hpc.runs.checkpoints as module
-
     save, calls = torch.save, []
 
     def full(*arguments: Any) -> None:
@@ -412,7 +410,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
             raise OSError(28, "No space left on device")
         save(*arguments)
 
-    monkeypatch.setattr(module.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match=r"No space left.*Intact: step-00000002"):
         train(settings_of(pair), tmp_path / "run")
     monkeypatch.undo()
