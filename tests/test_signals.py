@@ -21,6 +21,23 @@ def test_a_signal_sets_the_flag_and_the_handler_of_before_comes_back(number: int
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.timeout(60)
+def test_a_signal_that_comes_while_another_sets_the_flag_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with stop_signals() as stop:
+        held = stop._cond  # type: ignore[attr-defined]
+        notify = held.notify_all
+
+        def interrupted() -> None:
+            signal.raise_signal(signal.SIGUSR2)  # the event's lock is held here
+            notify()
+
+        monkeypatch.setattr(held, "notify_all", interrupted)
+        signal.raise_signal(signal.SIGUSR2)
+        assert stop.is_set()
+
+
 def test_in_another_thread_nothing_is_touched() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 

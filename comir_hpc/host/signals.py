@@ -24,9 +24,16 @@ def stop_signals() -> Iterator[threading.Event]:
         yield stop
         return
 
+    asked = False
+
     def request(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
         del number, frame
-        stop.set()
+        # Schedulers send a signal more than once, and the next may come while `set` holds the event's lock. The same
+        # thread would then wait for itself for ever.
+        if not asked:
+            asked = True
+            stop.set()
 
     before = {number: signal.signal(number, request) for number in STOP_SIGNALS}
     try:
