@@ -27,7 +27,7 @@ from comir_hpc.runs.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "containers" / "build.sh"
-STEPS = 60  # so many that the job is still at work when a busy machine looks at it after the third
+STEPS = 150  # so many that the job is still at work when a busy machine looks at it after the third
 
 
 # ---------------------------------------------------------------------- without Apptainer
