@@ -126,6 +126,8 @@ def test_what_does_not_agree(other):
         (answer("FAIL", mirrored_axis="x"), {}),  # a header is wrong: no way to compare mends it
         (answer("FAIL"), {"fallback": "none"}),
         (answer("FAIL"), {"checks": "quick"}),  # it cannot give PASS
+        (answer("FAIL"), {"initial": "identity"}),  # nor can a start without a search
+        (answer("WARN"), {"initial": "features"}),
         (answer("FAIL"), {"model": "run"}),  # the user has chosen
         (answer("FAIL"), {"representation": "mind"}),
         (answer("FAIL"), {"fixed_representation": "f.zarr", "moving_representation": "m.zarr"}),

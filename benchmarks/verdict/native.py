@@ -10,8 +10,6 @@ registration means something on a machine that others use, too.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import os
 import subprocess
@@ -19,10 +17,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "general"))
 
 import numpy as np
 from cases import Case
+from rows import add_rows, done_in, options_of
 
 from comir_hpc.data.embedded import write_nifti
 from comir_hpc.data.families import family
@@ -122,32 +122,19 @@ def run(asked: Asked, data: Path, folder: Path, threads: int) -> dict[str, objec
 
 def main() -> None:
     """Fill the missing rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the families' files")
     parser.add_argument("--work", type=Path, required=True, help="folder for volumes and results")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    if options.out.exists():
-        with options.out.open(encoding="utf-8") as file:
-            rows += csv.DictReader(line for line in file if not line.startswith("#"))
-    done = {(row["case"], row["representation"], row["checks"]) for row in rows}
+    done = done_in(options.out, ("case", "representation", "checks"))
     for number, asked in enumerate(ASKED):
         if (asked.name, asked.representation, asked.checks) in done:
             continue
         row = run(asked, options.data, options.work / f"{number}", options.threads)
-        rows.append({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
-        print(rows[-1], flush=True)
-        with options.out.open("w", newline="", encoding="utf-8") as file:
-            file.write(
-                "# python benchmarks/verdict/native.py --data DATA --work WORK --out benchmarks/verdict/native.csv\n"
-            )
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        add_rows(options.out, [row], COLUMNS)
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

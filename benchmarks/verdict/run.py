@@ -14,7 +14,6 @@ by pair, so that a stopped run continues. One process and one thread.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import shutil
 import sys
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 from cases import FILES, SUCCESS
 from made import ACROSS, SPOILED, WITHOUT, Maker, Pair, families
-from rows import done_in
+from rows import add_rows, done_in, options_of
 
 from comir_hpc.config import RegisterSettings
 from comir_hpc.errors import ComirError
@@ -192,21 +191,6 @@ def rows_of(answers: Answers, truth: Transform | None, starts: list[Start], want
     return rows
 
 
-def append(path: Path, rows: list[dict]) -> None:
-    """Add rows to the CSV, with the columns that it has."""
-    fresh, columns = not path.exists(), COLUMNS
-    if not fresh:
-        with path.open(encoding="utf-8") as file:
-            columns = tuple(next(csv.reader(line for line in file if not line.startswith("#"))))
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow(COLUMNS)
-        for row in rows:
-            values = [row.get(column) for column in columns]
-            writer.writerow([f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values])
-
-
 def run_pair(maker: Maker, named: dict, options: argparse.Namespace) -> None:
     """Measure one pair, unless its rows are there."""
     if tuple(named.values()) in options.known:
@@ -226,16 +210,14 @@ def run_pair(maker: Maker, named: dict, options: argparse.Namespace) -> None:
     except ComirError as error:
         print(*named.values(), error, flush=True)
         return
-    append(options.out, [named | row for row in rows])
+    add_rows(options.out, [named | row for row in rows], COLUMNS)
     shown = [(row["kind"], round(row["agreement"], 2), round(row["chance"] or 0)) for row in rows]
     print(*named.values(), shown, f"{time.process_time() - begun:.1f} s", flush=True)
 
 
 def main() -> None:
     """Fill the missing rows of the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the families' files")
     parser.add_argument("--work", type=Path, required=True, help="folder for volumes; emptied again")
     parser.add_argument("--out", type=Path, required=True)

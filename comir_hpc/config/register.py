@@ -133,7 +133,8 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     fallback: Fallback = "auto"
     """What happens where the general model's answer is not PASS: self-similarities (mind) and then mutual information
     are compared in its place, until one of them is PASS or two agree (auto), or nothing (none). The result names what
-    was tried. There is no fallback of a model that you name, and none with quick checks, which cannot give PASS."""
+    was tried. Each is a registration of its own, so that it takes up to three times as long. There is no fallback of a
+    model that you name, and none with quick checks or without a global search, which cannot give PASS."""
     last_step: LastStep = "auto"
     """Whether the answer is refined once more on the intensities, by mutual information: where two halves of the
     specimen agree better on them than on the representations (auto), or never (none)."""
@@ -163,7 +164,8 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """Representations to compare where the general model's answer is not PASS."""
-        wanted = self.fallback == "auto" and self.checks == "full"
+        # From one given start all ways would end at one place: that they agree would say nothing.
+        wanted = self.fallback == "auto" and self.checks == "full" and self.initial == "global"
         return FALLBACKS if wanted and self.uses_general_model else ()
 
     @property
