@@ -224,12 +224,20 @@ class SlurmCluster:
         return found
 
     @contextlib.contextmanager
-    def frozen(self, job: str) -> Iterator[list[int]]:
+    def frozen(self, job: str, tasks: int = 2) -> Iterator[list[int]]:
         """Keep a job's processes where they are, so that nothing depends on how fast this machine is.
 
-        SLURM lets a stopped process continue when it sends it a signal.
+        SLURM lets a stopped process continue when it sends it a signal. A look at /proc may miss a process, so it is
+        repeated until there is one process for each task; where one task died, the job fails and its log is shown.
         """
-        found = self.processes(job)
+        found: list[int] = []
+
+        def all_there(_: dict[str, str]) -> bool:
+            if len(found) != tasks:
+                found[:] = self.processes(job)
+            return len(found) == tasks
+
+        self.wait(job, all_there, 60)
         for pid in found:
             os.kill(pid, signal.SIGSTOP)
         try:

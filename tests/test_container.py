@@ -161,8 +161,7 @@ def test_training_in_the_image_on_two_nodes_stops_and_goes_on(
         return max((row["step"] for row in rows), default=0)
 
     slurm.wait(job, lambda _: last_step() >= 3, 300)
-    with slurm.frozen(job) as ranks:
-        assert len(ranks) == 2
+    with slurm.frozen(job):
         slurm.run("scancel", "--signal=USR2", job)
     slurm.wait(job, lambda found: found["Restarts"] == "1", 300)
     assert last_step() < STEPS, "the job was done before it could be stopped"
