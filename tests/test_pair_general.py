@@ -13,10 +13,14 @@ import pytest
 from coarse_heads import write_heads
 from registration_cases import seen, turn
 
+from comir_hpc.config import IngestSettings, RegisterSettings
 from comir_hpc.data.embedded import embedded_volume, write_nifti
+from comir_hpc.ingest import ingest
+from comir_hpc.register import register
 from comir_hpc.runs.result import read_result
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Affine
+from comir_hpc.transforms.files import save_itk
 from comir_hpc.transforms.itk import array_and_grid
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a minute on two quiet cores
@@ -30,6 +34,27 @@ def read(path: Path) -> tuple[np.ndarray, Grid]:  # type: ignore[type-arg]
 
     values, grid = array_and_grid(sitk.ReadImage(str(path)))
     return values, grid
+
+
+def test_a_start_that_is_given_comes_back_from_60_degrees(tmp_path: Path) -> None:
+    """Two aligned heads of 4 mm, and a start 60 degrees off. Steps on one grid alone end 59 mm off."""
+    heads = write_heads(tmp_path)
+    values, grid = read(heads["t1w"])
+    for name, path in heads.items():
+        ingest(IngestSettings(source=path, out=tmp_path / f"{name}.zarr"))
+    start = Affine.rigid(turn(60, axis=(1, 2, -0.5)), (0.0, 0.0, 0.0), grid.centre_mm)
+    save_itk(start, tmp_path / "start.tfm")
+    found = register(
+        RegisterSettings(
+            fixed=tmp_path / "t1w.zarr", moving=tmp_path / "t2w.zarr", out=tmp_path / "out",
+            initial=tmp_path / "start.tfm", checks="quick", last_step="none", threads=1,
+        )
+    ).result  # fmt: skip
+    assert found.transform is not None
+    points = grid.world_mm(np.argwhere(values > 30)[::50])
+    assert start.distance_mm(Affine.identity(), points).mean() > 50
+    assert found.transform.distance_mm(Affine.identity(), points).mean() < 1.5
+    assert any("started at one place" in reason for reason in found.reasons)
 
 
 def test_two_files_of_different_spacing_are_registered_by_the_general_model(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _answered(
         fixed, fixed_image = inputs.fixed.features()
         moving, moving_image = inputs.moving.features()
     frame = SlicePlane.from_grids(fixed.grid, moving.grid)
-    carried = settings.finds_starts and bool(inputs.searched_levels[0])
+    carried = bool(inputs.searched_levels[0])
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     with clock.time("search"):
         begun = _searched(pair, settings, inputs, frame, progress, search_file)
@@ -250,7 +250,8 @@ def plan_register(settings: RegisterSettings) -> dict[str, Any]:
             plan["search"] += ", at most; on maps of " + " and ".join(f"{s:.3g} mm" for s in spacings)
     if settings.initial == "features":
         plan["search"] = f"up to {settings.keypoints} keypoints a side, matched"
-    plan["refine"] = f"{settings.candidates if settings.finds_starts else 1} starts, {settings.transform}"
+    starts = f"{settings.candidates} starts" if settings.finds_starts else "the start that is given"
+    plan["refine"] = f"{starts}, {settings.transform}"
     if settings.refines_on_intensities:
         plan["last step"] = "on the intensities, where they place the answer more exactly"
     if settings.fallbacks:

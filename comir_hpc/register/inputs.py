@@ -262,13 +262,15 @@ def _bend_bytes(fixed: Input, settings: RegisterSettings) -> int:
 
 def _steps_bytes(fixed: Input, moving: Input, settings: RegisterSettings) -> int:
     """Predict the bytes of the Gauss-Newton steps through the scales: on the finest one each thread has a grid."""
-    if not settings.finds_starts or not fixed.representation.searched_levels:
+    if not fixed.representation.searched_levels:
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
     fixed_voxels, moving_voxels = (
         math.prod(side.representation.grid(side.level).shape_zyx) for side in (fixed, moving)
     )
-    mirrored = _MIRROR_BYTES * (fixed_voxels + moving_voxels) if settings.checks == "full" else 0
+    # Without a search there is no check for mirrors.
+    searched = settings.checks == "full" and settings.finds_starts
+    mirrored = _MIRROR_BYTES * (fixed_voxels + moving_voxels) if searched else 0
     return threads * _STEP_BYTES * fixed_voxels + _FINER_BYTES * moving_voxels + mirrored
 
 

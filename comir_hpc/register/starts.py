@@ -213,6 +213,7 @@ class StartFinder:
         searched: Sequence[Scale],
         finer: Sequence[Scale],
         spacing_mm: float,
+        steps: int = _MORE_STEPS,
     ) -> tuple[list[Start], Scale | None]:
         """Improve answers that come from elsewhere, and carry them through the finer scales.
 
@@ -224,6 +225,8 @@ class StartFinder:
             Coarse scales, and the finer ones down to the compared one; without coarse ones, only the latter.
         spacing_mm : float
             Side of a voxel on which answers are improved if there are no coarse scales, in mm.
+        steps : int
+            Most steps that improve an answer on the last coarse scale.
 
         Returns
         -------
@@ -238,7 +241,7 @@ class StartFinder:
             improved = self._improved(finer[-1], _FINER * spacing_mm, answers)
             return self._chosen(improved, self._far_mm(spacing_mm)), None
         last = searched[-1]
-        pool = self._improved(last, last.spacing_mm, answers, _MORE_STEPS)
+        pool = self._improved(last, last.spacing_mm, answers, steps)
         return self._followed(pool, last, finer, self._far_mm(_OWN_SCALE * last.spacing_mm))
 
     # ------------------------------------------------------------------ parts
