@@ -122,11 +122,41 @@ def test_methods_that_agree_save_the_other_trainings(
     for share, tried, methods in ((0.8, 1, ["comir", "mind"]), (0.1, 2, ["comir", "mind", "intensity"])):
         searched.clear()
         monkeypatch.setattr(work, "try_out", lambda one, _, share=share: replace(one, held_out=share))
+        monkeypatch.setattr(work, "_briefly", lambda one, _, share=share: replace(one, held_out=share))
         found = work.candidates()
         assert searched == methods
         assert len(found) == tried
         assert found[0].origin == "comir, answer 1; mind, answer 1"
         assert found[0].methods == 2
+
+
+@pytest.mark.parametrize(
+    ("briefly", "trained_on"),
+    [((0.9, 0.04, 0.1), [0]), ((0.2, 0.04, 0.1), [0, 1, 2]), ((0.9, 0.8, 0.1), [0, 1])],
+)
+def test_only_what_shows_after_a_short_time_is_trained_on(
+    case: tuple[Path, Path, Transform],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    briefly: tuple[float, ...],
+    trained_on: list[int],
+) -> None:
+    """A clear one; none that is clear yet, so each gets its time; two that are clear, between which cells decide."""
+    work = Adaptation(AdaptSettings(fixed=case[0], moving=case[1], run=tmp_path / "run"), None)
+    shares = {f"candidates/{number}-brief": share for number, share in enumerate(briefly)}
+    longer: list[int] = []
+
+    def whole_time(one: Alignment, folder: str) -> Alignment:
+        longer.append(int(folder.rsplit("/", 1)[1]))
+        return replace(one, held_out=0.95)
+
+    monkeypatch.setattr(work, "_briefly", lambda one, folder: replace(one, held_out=shares[folder]))
+    monkeypatch.setattr(work, "try_out", whole_time)
+    found = work.tried([Alignment(Transform.identity(), f"answer {n}") for n in range(3)])
+    assert longer == trained_on
+    assert [one.held_out for one in found] == [
+        0.95 if n in trained_on else share for n, share in enumerate(briefly)
+    ]
 
 
 @pytest.mark.slow

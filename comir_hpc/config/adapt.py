@@ -37,7 +37,8 @@ class AdaptSettings(Followed):
     modalities: Annotated[Input[tuple[str, str]], OnCommandLine(metavar="FIXED MOVING")] = ("fixed", "moving")
     """Names of the two modalities in the new model, and in the one to start from if that has an encoder for each."""
     steps: Positive = 200
-    """Number of training steps in each round; half as many on each candidate before."""
+    """Number of training steps in each round; half as many before, on the candidate that shows after an
+    eighth of them."""
     candidates: Positive = 4
     """Largest number of different alignments that are trained on."""
     rounds: Annotated[int, Field(ge=0)] = 2

@@ -2,7 +2,8 @@
 
 The general model and MIND each search for the alignment, and mutual information where they do not agree. The different
 answers are candidates. Encoders are trained on each candidate, as if it were right, on two thirds of the specimen. The
-last third judges: only on a right alignment do the encoders learn what holds there too. The best ones search again from
+last third judges: only on a right alignment do the encoders learn what holds there too. Of several candidates, each is
+trained on for a short time first, and only what shows by then gets more. The best encoders search again from
 nothing, are trained on what they find, and so on, until nothing moves. A round that judges worse than the one before is
 taken back. At last the encoders are trained on the held-out part as well.
 """
@@ -123,8 +124,9 @@ def plan_adapt(settings: AdaptSettings) -> dict[str, Any]:
         "start": str(work.start),
         "working_grid": f"{pair.fixed_grid} (fixed), {pair.moving_grid} (moving)",
         "search": f"{settings.rotations} rotations, by each of {', '.join(METHODS)}",
-        "train": f"{settings.steps} steps on each of at most {settings.candidates} candidates, then in at most "
-        f"{settings.rounds} rounds, and half as many at the end on all of the specimen",
+        "train": f"{max(1, settings.steps // 8)} steps on each of at most {settings.candidates} candidates, "
+        f"{max(1, settings.steps // 2)} on the one that shows, {settings.steps} in each of at most {settings.rounds} "
+        f"rounds, and {max(1, settings.steps // 2)} at the end on all of the specimen",
         "held_out": f"{settings.held_out:.0%} of the specimen",
         "files": f"model.json, {WEIGHTS_FOLDER}/, registration/, {RECORD}, and what was done on the way",
     }

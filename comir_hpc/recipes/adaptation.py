@@ -109,13 +109,23 @@ class Adaptation:
                 agreed = self.try_out(kept[0], "candidates/agreed")
                 if agreed.held_out >= SURE:
                     return [agreed]
-        trained = [
-            agreed
-            if agreed is not None and one.transform is agreed.transform
-            else self.try_out(one, f"candidates/{number}")
-            for number, one in enumerate(self.distinct(answers))
+        rest = [
+            one for one in self.distinct(answers) if agreed is None or one.transform is not agreed.transform
         ]
+        trained = ([] if agreed is None else [agreed]) + self.tried(rest)
         return sorted(trained, key=lambda one: (one.held_out, one.correlation), reverse=True)
+
+    def tried(self, candidates: list[Alignment]) -> list[Alignment]:
+        """Train on candidates, a short time on each first: a right one shows soon, and only it is trained on longer.
+
+        Where none shows, all are trained on for the whole time: on some pairs it takes longer.
+        """
+        briefly = [self._briefly(one, f"candidates/{number}-brief") for number, one in enumerate(candidates)]
+        shows = [one.held_out >= SURE for one in briefly]
+        return [
+            self.try_out(one, f"candidates/{number}") if shows[number] or not any(shows) else briefly[number]
+            for number, one in enumerate(candidates)
+        ]
 
     def distinct(self, answers: list[tuple[Alignment, int]]) -> list[Alignment]:
         """Keep the answers that differ; those that most methods found come first, then the winners, then rivals.
@@ -181,6 +191,10 @@ class Adaptation:
         return RegisterSettings(**(given | changes))
 
     # ------------------------------------------------------------------ trainings
+
+    def _briefly(self, candidate: Alignment, folder: str) -> Alignment:
+        # Measured on concrete and on T1w and EPI, after 25 steps: right ones 0.99 and 0.68, wrong ones at most 0.04.
+        return self.train_on(candidate, folder, self.start, max(1, self.settings.steps // 8), _GUESSED)
 
     def try_out(self, candidate: Alignment, folder: str) -> Alignment:
         """Train on a candidate, half as long as in a round: a wrong one shows at once, a right one is refined later."""
