@@ -30,7 +30,6 @@ from comir_hpc.transforms.conventions.ngff import (
     read_scene,
     scene,
 )
-from comir_hpc.transforms.fields import displacement_field, displacement_image
 from comir_hpc.transforms.foreign import what_it_is
 from comir_hpc.transforms.itk import ItkTransform, itk_form, itk_transform
 from comir_hpc.transforms.itk_files import is_itk_file, read_itk_file
@@ -219,8 +218,11 @@ def _read(path: Path) -> PointMap:
     if path.is_file():
         if name.endswith(".json"):
             return _from_json(path)
-        if name.endswith((".nii", ".nii.gz")) and (field := displacement_field(path)):
-            return field
+        if name.endswith((".nii", ".nii.gz")):
+            from comir_hpc.transforms.fields import displacement_field  # loads nibabel, which most need not
+
+            if (field := displacement_field(path)) is not None:
+                return field
         with path.open("rb") as file:
             head = file.read(_SNIFFED)
         if is_itk_file(path, head):
@@ -246,6 +248,8 @@ def _read_as(path: Path, form: TransformForm, grids: GridPair) -> PointMap:
     if form in ("itk", "ants"):
         name = path.name.lower()
         if name.endswith((".mha", ".mhd", ".nrrd", ".nhdr")):
+            from comir_hpc.transforms.fields import displacement_image
+
             return displacement_image(path)
         return _read(path)
     if form == "elastix":
