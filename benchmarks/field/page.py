@@ -2,7 +2,7 @@
 
     python benchmarks/field/page.py
 
-The text stands in page.md, the numbers in peers.csv and full.csv beside it and in benchmarks/general/cases.csv.
+The text stands in page.md, the numbers in peers.csv and full.csv beside it and in benchmarks/general/default.csv.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from comir_hpc.recipes.benchmark.table import Table, key_of
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
-OURS = ROOT / "benchmarks" / "general" / "cases.csv"
+OURS = ROOT / "benchmarks" / "general" / "default.csv"
 TABLES = {
     HERE / "full.csv": "All methods, all families",
     HERE / "peers.csv": "Peers, and ours on the same cases",
@@ -71,7 +71,7 @@ def _data() -> str:
 
 
 def _methods() -> str:
-    names = ("identity", "comir", "mind", "gradient", "intensity", *PEERS)
+    names = ("identity", "default", "comir", "mind", "gradient", "intensity", *PEERS)
     lines = ["| method | settings |", "|---|---|"]
     lines += [f"| {name} | `{method(name).settings}` |" for name in names]
     lines.append("| NAME-identity, NAME-moments | one of ours from another start, e.g. `comir-moments` |")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,9 @@ def _answered(
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     with clock.time("search"):
         begun = _searched(pair, settings, inputs, frame, progress, search_file)
+    if begun.left is not None and settings.transform in BENDING:
+        # Under a stiff motion fine maps of what is bent agree less. The bend is there to mend that, and needs them.
+        begun = replace(begun, left=None)
     if begun.left is not None:
         inputs = inputs.at(begun.left)
         fixed, fixed_image = inputs.fixed.features()
