@@ -75,6 +75,9 @@ comir() {
   fi
   # Since SLURM 22.05 srun does not take this from sbatch; a task would be bound to one core.
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+  # What another launcher, or a training in the shell or notebook that submitted the job, left behind. sbatch hands it on, and
+  # each task would take itself for the only one.
+  if [ -n "${WORLD_SIZE:-}" ]; then unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT; fi
   # Not --kill-on-bad-exit: processes that stop on request do not all exit in the same moment, and the last would be
   # killed. With --wait, a process that died still takes the others with it, after a minute.
   srun --wait=60 "${command[@]}" "$@" &

@@ -154,6 +154,8 @@ def test_training_in_the_image_on_two_nodes_stops_and_goes_on(
         "--nodes=2", "--mem=1G", "--cpus-per-task=1", str(ROOT / "slurm" / "train.sh"), "train.yaml", "run",
         cwd=tmp_path, COMIR_IMAGE=str(image), COMIR_GPU_FLAG="", COMIR_EXEC_FLAGS="--userns",
         COMIR_BINDS=str(tmp_path), PATH=os.environ["PATH"].replace(str(Path(sys.executable).parent), "/none"),
+        # What a training in the process that submits leaves in its environment.
+        RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="29500",
     )  # fmt: skip
 
     def last_step() -> int:

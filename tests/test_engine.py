@@ -274,6 +274,8 @@ def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) 
         read_launch({"RANK": "4", "WORLD_SIZE": "2"})
     with pytest.raises(ConfigError, match="MASTER_ADDR is not set"):
         read_launch({"RANK": "0", "WORLD_SIZE": "2"})
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 1, but srun started 2 tasks"):
+        read_launch({"RANK": "0", "WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"})
     check_engine(EngineSettings(name="deepspeed", zero_stage=2), recomputing=True)
 
 

@@ -74,6 +74,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     # torchrun under srun has both: the launcher that started this very process counts.
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        _require_all_tasks(environment)
         default_port, default_address = "29500", ""
     elif "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
@@ -97,6 +98,16 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
             "start them with torchrun or srun, or export MASTER_ADDR and MASTER_PORT"
         )
     return Launch(rank, world_size, local_rank, address or "localhost", port)
+
+
+def _require_all_tasks(environment: Mapping[str, str]) -> None:
+    """Refuse variables that an earlier launcher left behind: every task would take itself for the only process."""
+    tasks, size = (int(environment.get(name, "1")) for name in ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"))
+    if size < tasks:
+        raise ConfigError(
+            f"WORLD_SIZE is {size}, but srun started {tasks} tasks: the variable is left over from another launcher or "
+            "training; run `unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT` before sbatch or srun"
+        )
 
 
 def first_host(nodelist: str) -> str:
