@@ -227,8 +227,8 @@ class SlurmCluster:
     def frozen(self, job: str, tasks: int = 2) -> Iterator[list[int]]:
         """Keep a job's processes where they are, so that nothing depends on how fast this machine is.
 
-        SLURM lets a stopped process continue when it sends it a signal. A look at /proc may miss a process, so it is
-        repeated until there is one process for each task; where one task died, the job fails and its log is shown.
+        It waits until there is one process for each task; where one died, the job fails and its log is shown.
+        SLURM lets a stopped process continue when it sends it a signal.
         """
         found: list[int] = []
 

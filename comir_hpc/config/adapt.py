@@ -37,8 +37,8 @@ class AdaptSettings(Followed):
     modalities: Annotated[Input[tuple[str, str]], OnCommandLine(metavar="FIXED MOVING")] = ("fixed", "moving")
     """Names of the two modalities in the new model, and in the one to start from if that has an encoder for each."""
     steps: Positive = 200
-    """Number of training steps in each round; half as many before, on the candidate that shows after an
-    eighth of them."""
+    """Number of training steps in each round. Before the rounds each of several candidates gets an eighth of them, and
+    the one that is right by then half of them."""
     candidates: Positive = 4
     """Largest number of different alignments that are trained on."""
     rounds: Annotated[int, Field(ge=0)] = 2
@@ -59,6 +59,16 @@ class AdaptSettings(Followed):
     """Memory that each registration may use, in GiB."""
     threads: Resource[Annotated[int, Field(ge=0)]] = 0
     """Number of threads of each registration; 0 takes as many as the machine gives."""
+
+    @property
+    def brief_steps(self) -> int:
+        """Number of steps of the first, short training on each of several candidates."""
+        return max(1, self.steps // 8)
+
+    @property
+    def half_steps(self) -> int:
+        """Number of steps on the candidate that shows, and at the end on all of the specimen."""
+        return max(1, self.steps // 2)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

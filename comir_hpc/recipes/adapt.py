@@ -124,9 +124,9 @@ def plan_adapt(settings: AdaptSettings) -> dict[str, Any]:
         "start": str(work.start),
         "working_grid": f"{pair.fixed_grid} (fixed), {pair.moving_grid} (moving)",
         "search": f"{settings.rotations} rotations, by each of {', '.join(METHODS)}",
-        "train": f"{max(1, settings.steps // 8)} steps on each of at most {settings.candidates} candidates, "
-        f"{max(1, settings.steps // 2)} on the one that shows, {settings.steps} in each of at most {settings.rounds} "
-        f"rounds, and {max(1, settings.steps // 2)} at the end on all of the specimen",
+        "train": f"{settings.brief_steps} steps on each of at most {settings.candidates} candidates, "
+        f"{settings.half_steps} on the one that shows, {settings.steps} in each of at most {settings.rounds} "
+        f"rounds, and {settings.half_steps} at the end on all of the specimen",
         "held_out": f"{settings.held_out:.0%} of the specimen",
         "files": f"model.json, {WEIGHTS_FOLDER}/, registration/, {RECORD}, and what was done on the way",
     }

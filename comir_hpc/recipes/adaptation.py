@@ -194,11 +194,11 @@ class Adaptation:
 
     def _briefly(self, candidate: Alignment, folder: str) -> Alignment:
         # Measured on concrete and on T1w and EPI, after 25 steps: right ones 0.99 and 0.68, wrong ones at most 0.04.
-        return self.train_on(candidate, folder, self.start, max(1, self.settings.steps // 8), _GUESSED)
+        return self.train_on(candidate, folder, self.start, self.settings.brief_steps, _GUESSED)
 
     def try_out(self, candidate: Alignment, folder: str) -> Alignment:
         """Train on a candidate, half as long as in a round: a wrong one shows at once, a right one is refined later."""
-        return self.train_on(candidate, folder, self.start, max(1, self.settings.steps // 2), _GUESSED)
+        return self.train_on(candidate, folder, self.start, self.settings.half_steps, _GUESSED)
 
     def train_on(
         self, alignment: Alignment, folder: str, start: Path, steps: int, negatives: tuple[int, int]
@@ -222,7 +222,7 @@ class Adaptation:
         run = self.settings.run / "whole"
         stores = self.pair.aligned(best.transform, run / "volumes", None)
         assert stores is not None  # a part of it was trained on before
-        self._train(stores, run, best.run, max(1, self.settings.steps // 2), _KNOWN)
+        self._train(stores, run, best.run, self.settings.half_steps, _KNOWN)
         return run
 
     def _train(
