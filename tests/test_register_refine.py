@@ -9,7 +9,7 @@ from comir_hpc.register.ranking import COARSE, FINE, rank
 from comir_hpc.register.refine import Refiner
 from comir_hpc.register.similarity import Similarity
 from comir_hpc.representations import CORRELATION, INFORMATION
-from comir_hpc.representations.features import Features, one_channel
+from comir_hpc.representations.features import Features, one_channel, surrounded
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms import Transform
 
@@ -67,6 +67,37 @@ def test_affine_finds_a_stretch():
     refiner = Refiner(fixed, moving, measure=CORRELATION)
     rigid, affine = (refiner.refine(start, COARSE + FINE, kind).transform for kind in ("rigid", "affine"))
     assert errors_vox(affine, truth, fixed) < 0.1 < errors_vox(rigid, truth, fixed)
+
+
+def test_an_affine_motion_sees_the_size_of_a_specimen_that_shows_nothing_inside():
+    """An ellipsoid of one grey value: only the air around it says how large it is."""
+    grid = Grid((44, 40, 48), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    z, y, x = np.indices(grid.shape_zyx) - np.array([22, 20, 24])[:, None, None, None]
+    noise = np.random.default_rng(0).normal(0, 0.02, (2, *grid.shape_zyx))
+    sides = []
+    for number, longer in enumerate((1.0, 1.1)):
+        inside = (z / 12) ** 2 + (y / 10) ** 2 + (x / (13 * longer)) ** 2 <= 1
+        sides.append(Features((inside + noise[number]).astype(np.float32)[None], inside, grid))
+    truth = Transform(np.diag([1.1, 1.0, 1.0, 1.0]) + np.array([[0, 0, 0, -2.4]] + [[0] * 4] * 3))
+    refiner = Refiner(*sides, measure=INFORMATION)
+    inside_alone, found = (
+        refiner.refine(Transform.identity(), FINE[-1:], "affine", within).transform
+        for within in (sides[0].mask, None)
+    )
+    assert errors_vox(found, truth, sides[0]) < 0.15 < 0.4 < errors_vox(inside_alone, truth, sides[0])
+
+
+def test_a_margin_is_counted_in_mm_and_leaves_out_what_was_not_measured():
+    grid = Grid((5, 9, 9), (4.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+    mask = np.zeros(grid.shape_zyx, dtype=bool)
+    mask[2, 4, 4] = True
+    assert np.argwhere(surrounded(mask, None, grid, 4.0)).min(axis=0).tolist() == [1, 0, 2]
+    assert surrounded(mask, None, grid, 0.5).sum() == 27  # at least one voxel
+    known = np.ones_like(mask)
+    known[:, :, 5:] = False
+    assert not surrounded(mask, known, grid, 4.0)[:, :, 5:].any()
+    plane = Grid((1, 9, 9), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    assert surrounded(mask[2:3], None, plane, 2.0).sum() == 25
 
 
 def test_one_seed_gives_one_result_on_any_number_of_threads():

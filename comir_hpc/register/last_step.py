@@ -24,7 +24,7 @@ from comir_hpc.register.checks.cross_check import halves_distance_mm
 from comir_hpc.register.inputs import Inputs, share_bytes
 from comir_hpc.register.pair import Pair
 from comir_hpc.register.ranking import FINE, Ranking
-from comir_hpc.register.refine import Level, Refiner
+from comir_hpc.register.refine import Level, Refiner, with_margin
 from comir_hpc.register.similarity import Similarity
 from comir_hpc.register.slices import SlicePlane
 from comir_hpc.representations.features import Features
@@ -84,7 +84,11 @@ def refined_on_intensities(
     score = pair.measure.score(there)
     if score < _KEPT * best.score:
         return refused("the representations agree less where the intensities would have it")
-    seen = Similarity(fixed, moving)
+    # What was optimised is judged: for an affine motion, with the margin around both specimens.
+    sides = (
+        (fixed, moving) if settings.linear_transform == "rigid" else (with_margin(fixed), with_margin(moving))
+    )
+    seen = Similarity(*sides)
     if not seen.at(transform).information > seen.at(best.transform).information:
         return refused("a second estimate of the intensities' information does not rise")
     halves = (

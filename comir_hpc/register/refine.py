@@ -18,7 +18,8 @@ information differs in the tenth digit from run to run, because its threads add 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from comir_hpc.errors import RegistrationError
-from comir_hpc.representations.features import Features
+from comir_hpc.representations.features import Features, surrounded
 from comir_hpc.representations.measures import Measure
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine as Transform
@@ -36,6 +37,11 @@ _MOST_SAMPLES = 300_000  # voxels that are compared at once; more cost time and 
 _NO_VALUE = (
     1e30  # without a single sample, ITK's correlation is the largest number there is, and only a warning
 )
+# Margin around the specimen that an affine motion compares, too, as a share of the specimen's mean side. Measured on
+# aligned pairs of T1w and T2w: inside the specimen alone, mutual information made the volume larger by 3.0 and 4.2 %;
+# with this margin by 0.7 and 1.2 %, and the error was 0.26 and 0.39 voxels instead of 0.44 and 0.62. A rigid motion
+# cannot change the size, and is more exact without it (0.13 voxels instead of 0.20).
+_AROUND_SHARE = 0.04
 Kind = Literal["rigid", "affine"]
 Mask = NDArray[np.bool_]
 
@@ -121,7 +127,7 @@ class Refiner:
         self._grid = self._normal(fixed.grid)
         self._fixed = itk_image(fixed.values[0], self._grid, flat=self._flat)
         self._moving = itk_image(moving.values[0], self._normal(moving.grid), flat=self._flat)
-        self._fixed_mask = itk_image(fixed.mask, self._grid, flat=self._flat)
+        self._fixed_side = fixed
         self._moving_mask: sitk.Image | None = None
         if moving.known is not None:
             self._moving_mask = itk_image(moving.known, self._normal(moving.grid), flat=self._flat)
@@ -142,6 +148,8 @@ class Refiner:
         within : (z, y, x) bool, optional
             Fixed voxels that are compared, instead of all of the specimen.
 
+        Without `within`, an affine motion also compares a margin around the specimen.
+
         Raises
         ------
         RegistrationError
@@ -149,8 +157,9 @@ class Refiner:
         """
         small = self._nothing(kind)
         method = self._method(levels)
-        mask = self._fixed_mask if within is None else itk_image(within, self._grid, flat=self._flat)
-        method.SetMetricFixedMask(mask)
+        if within is None:
+            within = self._with_margin if kind == "affine" else self._fixed_side.mask
+        method.SetMetricFixedMask(itk_image(within, self._grid, flat=self._flat))
         if self._moving_mask is not None:
             method.SetMetricMovingMask(self._moving_mask)
         # ITK applies the transform that it optimises first, and then the moving initial one.
@@ -178,6 +187,11 @@ class Refiner:
             iterations=iterations,
             stopped=method.GetOptimizerStopConditionDescription(),
         )
+
+    @cached_property
+    def _with_margin(self) -> Mask:
+        """The fixed specimen, and a margin around it."""
+        return with_margin(self._fixed_side).mask
 
     def _nothing(self, kind: Kind) -> sitk.Transform:
         """Make the motion that is optimised, at its beginning: none."""
@@ -229,3 +243,10 @@ class Refiner:
         linear, shift = matrix[:3, :3], matrix[:3, 3] * self._scale_mm
         matrix[:3, 3] = self._middle_mm + shift - linear @ self._middle_mm
         return Transform(matrix, self._middle_mm)
+
+
+def with_margin(side: Features) -> Features:
+    """Take a margin around the specimen into the mask, as an affine motion compares it."""
+    box = np.ptp(np.argwhere(side.mask), axis=0) * side.grid.spacing_mm
+    margin_mm = _AROUND_SHARE * float(np.mean([box[axis] for axis in side.grid.axes]))
+    return replace(side, mask=surrounded(side.mask, side.known, side.grid, margin_mm))

@@ -106,6 +106,22 @@ def interior(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask
 
 
+def surrounded(
+    mask: NDArray[np.bool_], known: NDArray[np.bool_] | None, grid: Grid, margin_mm: float
+) -> NDArray[np.bool_]:
+    """Add a margin to a mask (z, y, x), by at least one voxel along every axis, where something was measured.
+
+    Where a motion may change the size, what is around the specimen has to be compared, too. Otherwise nothing is worse
+    for a part of it that comes to lie outside the other specimen.
+    """
+    wide = [
+        1 if axis not in grid.axes else 2 * max(1, round(margin_mm / grid.spacing_mm[axis])) + 1
+        for axis in range(3)
+    ]
+    grown: NDArray[np.bool_] = ndimage.maximum_filter(mask, size=wide, mode="constant")
+    return grown if known is None else grown & known
+
+
 def checked(features: Features, path: Path) -> Features:
     """Return the features if they can be registered.
 
