@@ -132,9 +132,6 @@ def _answered(
     pair = Pair(*frame.flattened(fixed, moving), inputs.measure, settings, by_steps=carried)
     with clock.time("search"):
         begun = _searched(pair, settings, inputs, frame, progress, search_file)
-    if begun.left is not None and settings.transform in BENDING:
-        # Under a stiff motion fine maps of what is bent agree less. The bend is there to mend that, and needs them.
-        begun = replace(begun, left=None)
     if begun.left is not None:
         inputs = inputs.at(begun.left)
         fixed, fixed_image = inputs.fixed.features()
@@ -197,13 +194,13 @@ def _searched(
     file: Path,
 ) -> Initial:
     """Find where the refinement starts, or find it again if an earlier call was stopped after its search."""
-    before = kept(file, inputs.fingerprint)
-    if before is not None:
-        return before
-    found = find_starts(pair, settings, inputs, frame, progress)
-    with contextlib.suppress(OSError):  # a full disk is said when the result is written
-        keep(file, inputs.fingerprint, found)
-    return found
+    found = kept(file, inputs.fingerprint)
+    if found is None:
+        found = find_starts(pair, settings, inputs, frame, progress)
+        with contextlib.suppress(OSError):  # a full disk is said when the result is written
+            keep(file, inputs.fingerprint, found)
+    # Under a stiff motion fine maps of what is bent agree less. A bend is there to mend that, and needs them.
+    return replace(found, left=None) if settings.transform in BENDING else found
 
 
 def _panels(

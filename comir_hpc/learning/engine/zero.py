@@ -33,17 +33,18 @@ class DeepSpeedEngine(Engine):
         super().__init__(settings, networks, optimiser, launch)
         if self.world_size == 1:
             join_group(launch, self.device, settings.timeout_s)  # stays: DeepSpeed cannot leave a group
-        self._library = _import_deepspeed(launch, self.device)
         for weight in self.networks.parameters():
             # DeepSpeed sends weights as plain bytes, which is not possible for weights in channels_last.
             weight.data = weight.data.clone(memory_format=torch.contiguous_format)
         config = deepspeed_config(settings, optimiser, precision=self.precision, world_size=self.world_size)
-        self._deepspeed, *_ = self._library.initialize(
-            model=self._encoders,
-            optimizer=adamw(self.networks, optimiser),
-            config=config,
-            dist_init_required=False,
-        )
+        with _variables(launch.environment()):
+            self._library = _import_deepspeed(self.device)
+            self._deepspeed, *_ = self._library.initialize(
+                model=self._encoders,
+                optimizer=adamw(self.networks, optimiser),
+                config=config,
+                dist_init_required=False,
+            )
 
     @property
     def _model(self) -> nn.Module:
@@ -149,10 +150,24 @@ def deepspeed_config(
     }
 
 
-def _import_deepspeed(launch: Launch, device: torch.device) -> Any:
+@contextlib.contextmanager
+def _variables(wanted: dict[str, str]) -> Iterator[None]:
+    """Set the variables that DeepSpeed reads at its start, and take back what was not there before.
+
+    Left behind, they would tell a program that this process starts, or submits to SLURM, that it is a rank of this
+    training.
+    """
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed in such a way that it neither looks for MPI nor compiles anything."""
-    for name, value in launch.environment().items():
-        os.environ.setdefault(name, value)
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     try:
