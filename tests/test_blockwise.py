@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import page_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from registration_cases import OBLIQUE, store
 from scipy import ndimage
+from test_view import WEBGL, content_of, image_of, readout
 
 from comir_hpc.config import ExportSettings, RefineSettings, WarpSettings
+from comir_hpc.config.view import ViewSettings
 from comir_hpc.errors import ComirError, RegistrationError, VolumeError
 from comir_hpc.recipes.export import export
 from comir_hpc.recipes.refine import refine as refine_and_report
+from comir_hpc.recipes.view import view
 from comir_hpc.register.blockwise import plan_refine, refine
 from comir_hpc.register.blockwise.coarse import Coarse
 from comir_hpc.register.blockwise.evidence import STATES, read_evidence
@@ -23,7 +28,7 @@ from comir_hpc.register.blockwise.layout import Layout
 from comir_hpc.register.deform.lattice import Lattice
 from comir_hpc.report import report
 from comir_hpc.runs.record import make_record
-from comir_hpc.runs.refinement import read_refinement
+from comir_hpc.runs.refinement import EVIDENCE, REFINEMENT_FILE, read_refinement
 from comir_hpc.runs.result import Result, write_result
 from comir_hpc.space.grid import Box, Grid
 from comir_hpc.transforms import Affine, Composite, ItkTransform, read_transform, save_itk, save_transform
@@ -281,6 +286,59 @@ def test_blocks_that_do_not_improve_keep_the_coarse_solution_and_are_drawn(
     assert (drawn["axial_state"] == STATES.index("fell back")).all()
     page = report(tmp_path / "result").read_text(encoding="utf-8")
     assert "Of 1 blocks 0 were kept. 1 did not improve by more than chance" in page
+
+
+@pytest.mark.browser
+def test_the_viewer_shows_the_blocks_and_what_they_gained(pair: Path, refined: Path, tmp_path: Path) -> None:
+    shutil.copytree(pair / "result", tmp_path / "result")
+    page = view(ViewSettings(shown=(tmp_path / "result",))).path
+    shown = content_of(page)
+    assert [one["name"] for one in shown["over"]] == [
+        "moving before", "moving after", "moving refined", "blocks", "gain of the blocks",
+    ]  # fmt: skip
+    assert shown["first"] == 2
+    images = {
+        one["name"]: image_of(one, tmp_path / "image.nii").get_fdata().transpose(2, 1, 0)
+        for one in (shown["fixed"], *shown["over"])
+    }
+    inner = (slice(8, -8),) * 3
+    off = {
+        n: float(np.abs(images[n] - images["fixed"])[inner].mean())
+        for n in ("moving after", "moving refined")
+    }
+    assert off["moving refined"] < 0.5 * off["moving after"]
+    evidence = read_evidence(refined / EVIDENCE)
+    layout = Layout(GRID, LENGTH_MM, BLOCK)
+    for index in range(len(layout.plan)):
+        block = np.unravel_index(index, layout.plan.counts_zyx)
+        for name, expected in (
+            ("blocks", evidence.of("state")[block]),
+            ("gain of the blocks", np.nan_to_num(evidence.of("after") - evidence.of("before"))[block]),
+        ):
+            assert np.allclose(images[name][layout.core(index).slices], expected, atol=1e-6), (name, index)
+    kept = next(i for i, state in enumerate(evidence.of("state").ravel()) if state == STATES.index("kept"))
+    voxel = [(a + b) // 2 for a, b in zip(layout.core(kept).start, layout.core(kept).stop, strict=True)]
+    ras = ",".join(map(str, GRID.world_mm(voxel) * (-1, -1, 1)))
+    source, console = page_source(f"{page.as_uri()}#over=3&mm={ras}", *WEBGL, budget_ms=20_000)
+    assert 'data-ready="7"' in source, console
+    assert not [line for line in console if "rror" in line or "efused" in line]
+    assert readout(source)["blocks"] == "kept"
+
+
+def test_a_field_that_was_moved_away_or_is_of_another_registration_is_not_shown(
+    pair: Path, refined: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pair / "result", tmp_path / "result")
+    path = tmp_path / "result" / REFINEMENT_FILE
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(record | {"field": str(tmp_path / "gone.zarr")}), encoding="utf-8")
+    done = view(ViewSettings(shown=(tmp_path / "result",)))
+    assert "no longer at" in " ".join(done.notes)
+    assert len(content_of(done.path)["over"]) == 2
+    path.write_text(json.dumps(record | {"registration": "f" * 16}), encoding="utf-8")
+    done = view(ViewSettings(shown=(tmp_path / "result",)))
+    assert not done.notes
+    assert len(content_of(done.path)["over"]) == 2
 
 
 def test_the_plan_names_blocks_memory_and_disk(pair: Path, tmp_path: Path) -> None:

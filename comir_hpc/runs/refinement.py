@@ -11,6 +11,8 @@ from comir_hpc.errors import RegistrationError
 from comir_hpc.runs.record import Record, read_record
 
 REFINEMENT_FILE, SLICES_FILE = "refinement.json", "refinement.npz"
+EVIDENCE = "evidence"
+"""Store within the field's: an image of one voxel a block, with what became of it."""
 _REMEDY = "run `comir-hpc refine` again"
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

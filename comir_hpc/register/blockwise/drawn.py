@@ -14,7 +14,7 @@ from comir_hpc.register.deform.velocity import spacings
 from comir_hpc.register.deform.warping import carried
 from comir_hpc.register.pictures import PLANES
 from comir_hpc.runs.record import make_record, write_record
-from comir_hpc.runs.refinement import REFINEMENT_FILE, SLICES_FILE, RefinementRecord
+from comir_hpc.runs.refinement import EVIDENCE, REFINEMENT_FILE, SLICES_FILE, RefinementRecord
 from comir_hpc.space.grid import Box, Grid, as_triple
 from comir_hpc.volumes.volume import Volume
 
@@ -76,7 +76,7 @@ def _slices(opened: Opened) -> dict[str, NDArray[np.float32]]:
     grid = Grid.from_dict(known["grid"]) if "grid" in known else _small(opened.layout.grid)
     centre = grid.index_zyx(opened.fixed.specimen_points_mm(_PLACES).mean(axis=0))
     volume = Volume.open(opened.settings.out / "displacements")
-    states = read_evidence(opened.settings.out / "evidence").of("state")
+    states = read_evidence(opened.settings.out / EVIDENCE).of("state")
     planes: dict[str, NDArray[np.float32]] = {}
     for plane, axis in PLANES.items():
         cut = int(np.clip(round(centre[axis]), 0, grid.shape_zyx[axis] - 1))

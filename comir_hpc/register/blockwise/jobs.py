@@ -29,6 +29,7 @@ from comir_hpc.register.blockwise.blend import Blend
 from comir_hpc.register.blockwise.evidence import Evidence, write_evidence
 from comir_hpc.register.blockwise.memory import blend_bytes, block_bytes
 from comir_hpc.register.blockwise.opened import Opened
+from comir_hpc.runs.refinement import EVIDENCE
 from comir_hpc.space.grid import Grid, as_triple
 from comir_hpc.space.plan import Block, BlockPlan, plan_blocks
 from comir_hpc.transforms.conventions.ngff import field_scene
@@ -228,7 +229,7 @@ class BlendJob(_Pass):
         """Write the evidence of every block and the scene, which says how the vectors are used."""
         layout = self.opened.layout
         evidence = Evidence.gathered(layout, (SolveJob(self.opened).ledger(), output.ledger))
-        write_evidence(self.settings.out / "evidence", layout, evidence)
+        write_evidence(self.settings.out / EVIDENCE, layout, evidence)
         output.volume.withdraw(displacements_entry("0", layout.lattice))
         scene = field_scene(FIELD_ARRAY, frame_of(layout.lattice), self.opened.coarse.affine)
         summary = evidence.summary()
