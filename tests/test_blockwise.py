@@ -91,8 +91,11 @@ def registered(folder: Path, fixed: Volume, moving: Volume, verdict: str = "PASS
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bent_pair(tmp_path_factory.mktemp("pair"))
+
+
+def bent_pair(folder: Path) -> Path:
     """A folder with a specimen, the same bent, and the registration of the two."""
-    folder = tmp_path_factory.mktemp("pair")
     values = specimen()
     fixed = store(folder / "fixed.zarr", values, GRID)
     moving = store(folder / "moving.zarr", seen_through(values, bend()), GRID)

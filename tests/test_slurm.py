@@ -23,8 +23,10 @@ import yaml
 from coarse_heads import write_heads
 from phantoms import store_pair
 from slurm_cluster import SlurmCluster
+from test_blockwise import BLOCK, LENGTH_MM, asked, bent_pair, content
 from trained_run import write_run
 
+from comir_hpc.register.blockwise import refine
 from comir_hpc.runs.tracking import read_metrics
 from comir_hpc.transforms import load_transform
 from comir_hpc.volumes.volume import Volume
@@ -287,6 +289,24 @@ def test_blocks_on_workers_that_are_jobs(slurm: SlurmCluster, folder: Path) -> N
     assert done.returncode == 1
     assert "a worker's job is refused: " in done.stderr
     assert "Invalid account" in done.stderr
+
+
+# ---------------------------------------------------------------------- blocks of a refinement as tasks
+
+
+def test_tasks_of_an_array_refine_as_one_call_does(slurm: SlurmCluster, tmp_path: Path) -> None:
+    bent_pair(tmp_path)
+    options = ("--smoothness-mm", f"{LENGTH_MM:g}", "--block", str(BLOCK))
+    words = (str(SCRIPTS / "refine.sh"), "--array=1-2", *SMALL.split(), "result", "field.zarr", *options)
+    done = on_login_node(slurm, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    slurm.wait(done.stdout.removeprefix("job ").strip(), completed, 200)
+    alone = refine(asked(tmp_path, tmp_path / "alone.zarr"))
+    assert alone.complete
+    assert content(tmp_path / "field.zarr") == content(tmp_path / "alone.zarr")
+    logs = "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("comir-refine-*.log"))
+    assert "of other parts are missing, whichever part is last completes it" in logs
+    assert "report: " in logs
 
 
 # ---------------------------------------------------------------------- the guide
