@@ -13,6 +13,7 @@ from comir_hpc.config.base import validate
 from comir_hpc.errors import ConfigError, RegistrationError
 from comir_hpc.register import register
 from comir_hpc.register.deform import _judged, make_maps
+from comir_hpc.register.deform.bspline import fit_bspline
 from comir_hpc.register.deform.held_out import Gain, HeldOut
 from comir_hpc.register.deform.information import find_by_information, with_air
 from comir_hpc.register.deform.lattice import Lattice, from_velocity, inverted, sampled
@@ -234,7 +235,7 @@ def settings(folder, out, **given):
     return RegisterSettings(fixed=folder / "fixed.zarr", moving=folder / "moving.zarr", out=out, **given)
 
 
-@pytest.mark.parametrize(("kind", "length"), [("field", 8.0), ("bspline", 16.0)])
+@pytest.mark.parametrize(("kind", "length"), [("field", 8.0), ("bspline", 8.0)])
 def test_register_bends_and_its_files_are_read_again(bent_stores, tmp_path, kind, length):
     folder, grid, mask, field = bent_stores
     done = register(settings(folder, tmp_path / kind, transform=kind, smoothness_mm=length))
@@ -274,6 +275,30 @@ def test_identity_stays_identity(bent_stores, tmp_path):
     found = read_transform(done.folder / done.result.transform_file)
     assert np.linalg.norm(found.apply(points) - points, axis=1).mean() / 2.0 < 0.1
     assert done.result.deformation.reason
+
+
+def test_a_spline_is_the_field_that_it_is_fitted_to():
+    """On turned axes of three spacings: a spline of the same mesh comes back, and a smooth field to a hundredth."""
+    a, c = np.cos(0.4), np.sin(0.4)
+    grid = Grid(
+        (18, 15, 20), (8.0, 7.0, 6.0), (5.0, -8.0, 20.0), ((a, -c, 0.0), (c, a, 0.0), (0.0, 0.0, 1.0))
+    )
+
+    def lattice_of(vectors_mm):
+        along = np.moveaxis(vectors_mm @ np.asarray(grid.direction), -1, 0)[::-1].astype(np.float32)
+        return Lattice(grid, along, -along)
+
+    points = grid.world_mm(np.moveaxis(np.indices(grid.shape_zyx), 0, -1))
+    inner = tuple(slice(1, -1) for _ in range(3))  # ITK moves nothing on the last faces of a domain
+    given = fit_bspline(lattice_of(np.zeros((*grid.shape_zyx, 3))), 24.0)
+    given.SetParameters(np.random.default_rng(0).normal(0, 3, len(given.GetParameters())).tolist())
+    moved = ItkTransform(given).apply(points) - points
+    rows = np.random.default_rng(1).random((*grid.shape_zyx, 3))
+    wave = np.sin(points @ np.array([0.03, 0.02, 0.04]))[..., None] * np.array([3.0, -2.0, 4.0])
+    for vectors, length, limit in ((moved, 24.0, 2e-3), (wave, 24.0, 0.02), (rows, 2.0, 2e-3)):
+        found = ItkTransform(fit_bspline(lattice_of(vectors), length)).apply(points) - points
+        off = np.linalg.norm(found - vectors, axis=-1)[inner]
+        assert off.mean() < limit * np.linalg.norm(vectors, axis=-1).mean()
 
 
 def test_what_cannot_be_bent_is_refused_by_name(bent_stores, tmp_path):

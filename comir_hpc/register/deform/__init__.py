@@ -9,7 +9,7 @@ the coarse answer. Nothing else is changed by it, so that the verdict on the coa
 `forces`       how well the maps agree about every voxel, and which way it has to move
 `information`  a stationary velocity, found by the mutual information of the intensities
 `two_ways`     whether maps and intensities, each by itself, lead to the same bend
-`bspline`      ``bspline``: a B-spline, found by SimpleITK
+`bspline`      ``bspline``: the field as a B-spline of ITK
 `held_out`     the part of the specimen that takes no part, where the deformation has to prove itself
 `lattice`      displacements on a lattice: to ITK's form, folds, the inverse and its residual
 `drawn`        pictures of a deformation
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.config.words import BENDING
 from comir_hpc.errors import RegistrationError
-from comir_hpc.register.deform.bspline import find_bspline
+from comir_hpc.register.deform.bspline import fit_bspline
 from comir_hpc.register.deform.drawn import deformation_planes
 from comir_hpc.register.deform.field import find_field
 from comir_hpc.register.deform.held_out import Gain, HeldOut
@@ -45,7 +45,7 @@ from comir_hpc.register.deform.velocity import Maps
 from comir_hpc.register.deform.warping import carried
 from comir_hpc.register.inputs import Inputs
 from comir_hpc.register.pair import Pair
-from comir_hpc.representations.features import Features, one_channel
+from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import Grid
 from comir_hpc.transforms.affine import Affine
 from comir_hpc.transforms.composite import Composite
@@ -168,43 +168,29 @@ def deform(
         Kind of deformation and its smoothness.
     progress : callable, optional
         Function that is called as ``progress(done, total)``.
-
-    Raises
-    ------
-    RegistrationError
-        If the optimiser of the B-spline cannot go on.
     """
     grid, alike = pair.fixed.grid, pair.measure.correlates
     length = settings.smoothness_mm or max(grid.finest_mm, _SMOOTHNESS_SHARE * pair.side_mm)
     held = HeldOut(pair.fixed.mask, _HELD_SHARE * length / grid.finest_mm, settings.seed)
     finest = make_maps(pair.fixed, pair.moving, affine, alike=alike)
-    itk, ways = None, None
-    if settings.transform == "field":
-        sides = [*_coarser(inputs), ((pair.fixed, images[0]), (pair.moving, images[1]))]
-        maps = [make_maps(f, m, affine, alike=True) for (f, _), (m, _) in sides] if alike else []
-        shown = []
-        if settings.refines_on_intensities or not alike:
-            seen = [
-                (f.known, make_maps(_shown(f, a), _shown(m, b), affine, alike=False))
-                for (f, a), (m, b) in sides
-            ]
-            shown = [with_air(one, known, length) for known, one in seen]
-        maps, shown = ([_compared(held, one, grid) for one in some] for some in (maps, shown))
-        lattice, ways = find_field(maps, shown, pair.fixed, length, progress)
-    else:
-        itk = find_bspline(
-            *_one_channel(pair, finest),
-            affine if pair.fixed.describe is None else Affine.identity(),
-            pair.measure,
-            length,
-            pair.fixed.mask & ~held.mask,
-            seed=settings.seed,
-            threads=pair.threads,
-        )
-        lattice = sampled(ItkTransform(itk), grid)
+    sides = [*_coarser(inputs), ((pair.fixed, images[0]), (pair.moving, images[1]))]
+    maps = [make_maps(f, m, affine, alike=True) for (f, _), (m, _) in sides] if alike else []
+    shown = []
+    if settings.refines_on_intensities or not alike:
+        seen = [
+            (f.known, make_maps(_shown(f, a), _shown(m, b), affine, alike=False)) for (f, a), (m, b) in sides
+        ]
+        shown = [with_air(one, known, length) for known, one in seen]
+    maps, shown = ([_compared(held, one, grid) for one in some] for some in (maps, shown))
+    lattice, ways = find_field(maps, shown, pair.fixed, length, progress)
+    spline = None
+    if settings.transform == "bspline":
+        # What is judged, and counted, is the spline and not the field that it stands for.
+        spline = fit_bspline(lattice, length)
+        lattice = sampled(ItkTransform(spline), grid)
     after = carried(lattice.displacement_mm, lattice.grid, grid)
     gain = held.gain(finest.fixed, finest.seen(), finest.seen(after), alike)
-    return _judged(lattice, itk, gain, ways, pair.fixed, affine, settings.transform, length)
+    return _judged(lattice, spline, gain, ways, pair.fixed, affine, settings.transform, length)
 
 
 def make_maps(fixed: Features, moving: Features, affine: Affine, *, alike: bool) -> Maps:
@@ -285,18 +271,9 @@ def _compared(held: HeldOut, maps: Maps, grid: Grid) -> Maps:
     return replace(maps, weights=(maps.weights * (1 - there)).astype(np.float32))
 
 
-def _one_channel(pair: Pair, maps: Maps) -> tuple[Features, Features]:
-    """Mix the channels into one; those that were described on the fixed grid lie there for both volumes."""
-    if pair.fixed.describe is None:
-        return one_channel(pair.fixed, pair.moving)
-    known = maps.weights > 0.5
-    sides = (Features(values, pair.fixed.mask, maps.grid, known) for values in (maps.fixed, maps.moving))
-    return one_channel(*sides)
-
-
 def _judged(
     lattice: Lattice,
-    itk: sitk.Transform | None,
+    spline: sitk.Transform | None,
     gain: Gain,
     ways: TwoWays | None,
     fixed: Features,
@@ -326,7 +303,7 @@ def _judged(
     planes = deformation_planes(lattice, fixed)
     if refusal is not None:
         return Deformation(None, None, record, planes)
-    bent = ItkTransform(lattice.itk() if itk is None else itk)
+    bent = ItkTransform(lattice.itk() if spline is None else spline)
     back = ItkTransform(lattice.inverse.itk())
     # The way back undoes the last step first.
     return Deformation(Composite((bent, affine)), Composite((affine.inverse(), back)), record, planes)
