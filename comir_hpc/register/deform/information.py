@@ -29,7 +29,7 @@ from torch.nn import functional
 from comir_hpc.register.deform.lattice import Lattice
 from comir_hpc.register.deform.velocity import Maps, Velocity, spacings
 from comir_hpc.register.deform.warping import Array, indices, sample
-from comir_hpc.representations.features import Features, surrounded
+from comir_hpc.representations.features import Features
 from comir_hpc.space.grid import Grid
 
 _RANGE, _AMPLITUDE = (
@@ -155,7 +155,10 @@ class _Start:
 
 def with_air(maps: Maps, known: NDArray[np.bool_] | None, length_mm: float) -> Maps:
     """Let the margin around the specimen be compared, too, where the fixed volume was measured."""
-    near = surrounded(maps.weights > 0, known, maps.grid, _AROUND * length_mm)
+    steps = max(1, round(_AROUND * length_mm / maps.grid.finest_mm))
+    near = ndimage.binary_dilation(maps.weights > 0, iterations=steps)
+    if known is not None:
+        near &= known
     return replace(maps, weights=near.astype(np.float32))
 
 
