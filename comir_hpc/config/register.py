@@ -113,8 +113,8 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     """Kind of transform to find: rigid turns and shifts, affine also scales and shears, field and bspline then bend: a
     smooth field without folds, or the same as a B-spline."""
     smoothness_mm: Length | None = None
-    """Smoothness length of a bend in mm: the deviation of the window that moves as one; 8 percent of the specimen's mean
-    side when not given. Control points of a B-spline are two thirds of it apart."""
+    """Smoothness length of a bend in mm: the deviation of the window that moves as one; 8 percent of the specimen's
+    mean side when not given. Control points of a B-spline are two thirds of it apart."""
     rotations: Positive = 4000
     """Number of rotations in the global search, spread evenly over SO(3); of single slices up to 360 turns in their
     plane."""
