@@ -15,8 +15,8 @@ class ViewSettings(Replacing):
     """`comir-hpc view`: a page that shows volumes in the browser."""
 
     shown: Annotated[Input[tuple[Path, ...]], Field(min_length=1), OnCommandLine(metavar="RESULT|VOLUME...")]
-    """Folder that register wrote: its fixed volume, and the moving one before and after. Or volumes, any files that
-    ingest reads: the others lie on the first where their headers put them."""
+    """Folder that register wrote: its fixed volume, the moving one before and after, and what refine made of it. Or
+    volumes, any files that ingest reads: the others lie on the first where their headers put them."""
     out: Output[Path | None] = None
     """Page to write; view.html in the folder of the result, or beside the first volume, when not given."""
     side: Annotated[Resource[int], Field(ge=16, le=1024)] = 256
