@@ -50,7 +50,7 @@ CENTRE = GRID.centre_mm
 TRUTH = Affine.rigid(turn(12), (2.5, -1.5, 3.0), CENTRE)
 FIXED = Image.on_grid(VALUES, GRID, name="fixed")
 MOVING = Image.on_grid(seen(VALUES, GRID, GRID, TRUTH), GRID, name="moving")
-QUICK: dict[str, Any] = {"representation": "intensity", "initial": "moments", "threads": 1}
+QUICK: dict[str, Any] = {"representation": "intensity", "initial": "moments", "checks": "quick", "threads": 1}
 POINTS = GRID.world_mm(np.argwhere(VALUES > 60)[::50])
 
 

@@ -231,7 +231,7 @@ def bent_stores(tmp_path_factory):
 
 
 def settings(folder, out, **given):
-    given = {"representation": "intensity", "initial": "identity", "threads": 1, **given}
+    given = {"representation": "intensity", "initial": "identity", "checks": "quick", "threads": 1, **given}
     return RegisterSettings(fixed=folder / "fixed.zarr", moving=folder / "moving.zarr", out=out, **given)
 
 
@@ -267,6 +267,7 @@ def test_identity_stays_identity(bent_stores, tmp_path):
         out=tmp_path / "same",
         representation="intensity",
         initial="identity",
+        checks="quick",
         transform="field",
         threads=1,
     )

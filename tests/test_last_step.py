@@ -147,6 +147,7 @@ def test_its_memory_is_predicted(pair, monkeypatch):
         "moving": pair / "moving.zarr",
         "representation": "mind",
         "initial": "identity",
+        "checks": "quick",
     }
     with_step, without = (
         open_inputs(RegisterSettings(**given, last_step=kind)).predicted_bytes for kind in ("auto", "none")

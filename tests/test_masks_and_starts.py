@@ -62,7 +62,7 @@ def mask_file(folder: Path, mask: str) -> Path:
 def of_halves(folder: Path, out: Path, **masks: str) -> RegisterSettings:
     paths = {name: folder / f"{name}.zarr" for name in ("fixed", "moving")}
     given = {name: mask_file(folder, mask) for name, mask in masks.items()}
-    return settings(out, paths, representation="intensity", initial="identity", **given)
+    return settings(out, paths, representation="intensity", initial="identity", checks="quick", **given)
 
 
 @pytest.mark.parametrize(("mask", "shift"), [("left", 2.0), ("right", -2.0)])

@@ -33,7 +33,7 @@ GRID = Grid(VALUES.shape, (1.0, 1.0, 1.0), (5.0, -8.0, 20.0))
 ONTO = Grid((30, 44, 36), (1.5, 1.0, 1.0), (5.0, -8.0, 18.0))
 TRUTH = Affine.rigid(turn(12), (2.5, -1.5, 3.0), GRID.centre_mm)
 POINTS = GRID.world_mm(np.argwhere(VALUES > 60)[::50])
-QUICK = ("--representation", "intensity", "--initial", "moments", "--threads", "1")
+QUICK = ("--representation", "intensity", "--initial", "moments", "--checks", "quick", "--threads", "1")
 
 
 @pytest.fixture
@@ -306,7 +306,12 @@ def test_python_writes_the_warped_volume_and_not_a_wrong_one(
 ) -> None:
     from comir_hpc import api
 
-    quick: dict[str, Any] = {"representation": "intensity", "initial": "moments", "threads": 1}
+    quick: dict[str, Any] = {
+        "representation": "intensity",
+        "initial": "moments",
+        "checks": "quick",
+        "threads": 1,
+    }
     api.register("fixed.nii.gz", "moving.nii.gz", warped="w.mha", out="r", **quick)
     assert correlation(sitk.GetArrayFromImage(sitk.ReadImage("w.mha"))) > 0.95
     monkeypatch.setattr(JUDGE, lambda evidence: Judgement("FAIL", ("they share nothing",)))

@@ -87,11 +87,11 @@ def test_moments_and_identity_start_where_they_say(tmp_path):
     shifted = Transform.rigid(turn(8), (30.0, -20.0, 10.0), CENTRE)
     far = Grid(PLAIN.shape_zyx, PLAIN.spacing_zyx, (35.0, -28.0, 30.0))
     paths = pair(tmp_path, shifted, far)
-    result = register(settings(tmp_path, paths, initial="moments"))
+    result = register(settings(tmp_path, paths, initial="moments", checks="quick"))
     assert error(result, shifted) < 0.15
     assert not (tmp_path / "result" / "search.npz").exists()
     near = pair(tmp_path / "near", Transform.rigid(turn(4), (1.0, 0, 0), CENTRE))
-    found = register(settings(tmp_path, near, initial="identity", out=tmp_path / "other"))
+    found = register(settings(tmp_path, near, initial="identity", checks="quick", out=tmp_path / "other"))
     assert error(found, Transform.rigid(turn(4), (1.0, 0, 0), CENTRE)) < 0.15
 
 
@@ -124,7 +124,7 @@ def test_affine_is_found_when_asked_for(tmp_path):
     matrix[:3, 3] = -centred
     truth = Transform(matrix)
     paths = pair(tmp_path, truth)
-    result = register(settings(tmp_path, paths, initial="identity", transform="affine"))
+    result = register(settings(tmp_path, paths, initial="identity", checks="quick", transform="affine"))
     assert error(result, truth) < 0.15
     assert not result.transform.is_rigid
 
@@ -250,7 +250,7 @@ def test_plan_reads_no_voxels_and_names_the_levels(done):
 
 def test_a_level_that_fits_is_used_and_named(tmp_path):
     paths = pair(tmp_path, Transform.rigid(turn(5), (1.0, 0, 0), CENTRE))
-    result = register(settings(tmp_path, paths, initial="identity", max_memory_gib=0.003))
+    result = register(settings(tmp_path, paths, initial="identity", checks="quick", max_memory_gib=0.003))
     assert result.record["inputs"]["fixed"]["compared"]["level"] == 1
     assert error(result, Transform.rigid(turn(5), (1.0, 0, 0), CENTRE)) < 0.5
 

@@ -225,7 +225,7 @@ def test_pipeline_from_files_to_the_warped_volume(slurm: SlurmCluster, tmp_path:
     files = list(map(str, write_heads(tmp_path).values()))
     jobs = submit_chain(
         slurm, "brain.yaml", "run", files[0], "t1w", files[1], "t2w", "out",
-        cwd=tmp_path, PARTS="2", REGISTER_OPTIONS="--initial identity", COMIR_REQUIRE="warn",
+        cwd=tmp_path, PARTS="2", REGISTER_OPTIONS="--initial identity --checks quick", COMIR_REQUIRE="warn",
     )  # fmt: skip
     assert tuple(jobs) == CHAIN
     found = {name: slurm.wait(jobs[name], completed, 400) for name in CHAIN}

@@ -134,7 +134,7 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     """What happens where the general model's answer is not PASS: self-similarities (mind) and then mutual information
     are compared in its place, until one of them is PASS or two agree (auto), or nothing (none). The result names what
     was tried. Each is a registration of its own, so that it takes up to three times as long. There is no fallback of a
-    model that you name, and none with quick checks or without a global search, which cannot give PASS."""
+    model that you name, none with quick checks, which cannot give PASS, and none without a global search."""
     last_step: LastStep = "auto"
     """Whether the answer is refined once more on the intensities, by mutual information: where two halves of the
     specimen agree better on them than on the representations (auto), or never (none)."""

@@ -221,7 +221,7 @@ def _search_bytes(settings: RegisterSettings) -> int:
     """Predict the bytes of the global search's spectra, whose maps are padded to twice their sides, or of keypoints."""
     if settings.initial == "features":
         return KEYPOINT_BYTES
-    if settings.initial != "global":
+    if settings.initial != "global" and settings.checks == "quick":
         return 0
     threads = settings.threads or len(os.sched_getaffinity(0))
     return threads * _SEARCH_BYTES * (2 * settings.search_voxels) ** 3
@@ -232,8 +232,8 @@ def _parts_bytes(sides: list[Input], settings: RegisterSettings) -> float:
     volumes = sum(side.predicted_bytes(side.level) for side in sides)
     needed = volumes + max(_search_bytes(settings), _last_step_bytes(sides, settings))
     seen = sides[0].representation
-    # Without a search there is no check for mirrors.
-    if settings.checks == "quick" or not settings.finds_starts or not seen.checked_described:
+    # Quick checks look at no mirrored volume.
+    if settings.checks == "quick" or not seen.checked_described:
         return needed
     voxels = min(_DESCRIBED_VOXELS, math.prod(seen.grid(sides[0].level).shape_zyx))
     return max(needed, _STILL_HELD * volumes + _DESCRIBED_BYTES * voxels)
@@ -268,9 +268,8 @@ def _steps_bytes(fixed: Input, moving: Input, settings: RegisterSettings) -> int
     fixed_voxels, moving_voxels = (
         math.prod(side.representation.grid(side.level).shape_zyx) for side in (fixed, moving)
     )
-    # Without a search there is no check for mirrors.
-    searched = settings.checks == "full" and settings.finds_starts
-    mirrored = _MIRROR_BYTES * (fixed_voxels + moving_voxels) if searched else 0
+    # Quick checks look at no mirrored volume.
+    mirrored = _MIRROR_BYTES * (fixed_voxels + moving_voxels) if settings.checks == "full" else 0
     return threads * _STEP_BYTES * fixed_voxels + _FINER_BYTES * moving_voxels + mirrored
 
 

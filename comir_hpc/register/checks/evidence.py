@@ -221,12 +221,7 @@ def _check(
     others = [c.transform for c in ranking.candidates if c.failure is None and c.answer > 0]
     unchecked: list[str] = []
     mirror = again = axis = itself = None
-    if settings.initial != "global":
-        unchecked.append(
-            f"the refinement started at one place (--initial {settings.initial}): whether another place agrees better, "
-            "or a mirrored volume, was not checked"
-        )
-    elif settings.checks == "full":
+    if settings.checks == "full":
         repeat = _repeat(probe, settings, pair.threads, progress)
         turned = repeat.answers_turned(*probe.sides)
         again = _best(probe, turned)
@@ -239,6 +234,12 @@ def _check(
                 "whether the axis of a header is flipped was not checked: these encoders are not blind to mirrors, so "
                 "their maps cannot be mirrored in place of the volume"
             )
+    elif settings.initial != "global":
+        begun = "where keypoints agree" if settings.finds_starts else "at one place"
+        unchecked.append(
+            f"the refinement started {begun} (--initial {settings.initial}), and --checks quick searches no other: "
+            "whether another place agrees better, or a mirrored volume, was not checked"
+        )
     rivals = _rivals(probe, answer, others)
     measured = measure(
         probe, answer, rivals=[one for one, _ in rivals], mirror=mirror, again=again, itself=itself
