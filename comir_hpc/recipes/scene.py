@@ -116,34 +116,30 @@ def scene_of(settings: ViewSettings, spare: Path, progress: Progress | None) -> 
 
 
 def _scene_of_result(folder: Path, side: int, progress: Progress | None) -> Scene:
-    """Read the fixed volume of a result, and the moving one on its grid, before and after."""
+    """Read the fixed volume of a result, and the moving one on its grid, before, after and refined; and the blocks."""
     result = read_result(folder)
     paths = [_input(folder, result, role) for role in ("fixed", "moving")]
     fixed, moving = (Volume.open(path) for path in paths)
     notes: list[str] = []
     first = _own(fixed, "fixed", side, notes)
     names = [folder / name for name in ("transform.h5", "transform.tfm") if (folder / name).is_file()]
-    transform = read_transform(names[0]) if names else None
     ways: list[tuple[str, PointMap]] = [("moving before", Affine.identity())]
-    if transform is None:
-        notes.append(f"the registration found no transform (verdict {result.verdict}): there is no after")
+    if names:
+        ways.append(("moving after", read_transform(names[0])))
     else:
-        ways.append(("moving after", transform))
+        notes.append(f"the registration found no transform (verdict {result.verdict}): there is no after")
+    field = _field_of(folder, result, notes)
+    if field is not None:
+        ways.append(("moving refined", read_transform(field)))
     layers = [first]
     for number, (name, way) in enumerate(ways):
         if progress is not None:
             progress("resample", number, len(ways))
         layers.append(_resampled(moving, name, way, first.grid, notes))
-    field = _field_of(folder, result, notes)
-    if field is not None:
-        if progress is not None:
-            progress("resample", len(ways), len(ways) + 1)
-        transform = read_transform(field)
-        layers.append(_resampled(moving, "moving refined", transform, first.grid, notes))
-    volumes = len(layers)
     if field is not None:
         layers += _blocks(field, first.grid)
-    return Scene(f"{folder.name}: {result.verdict}", layers, transform, notes, volumes - 2)
+    transform = ways[-1][1] if len(ways) > 1 else None
+    return Scene(f"{folder.name}: {result.verdict}", layers, transform, notes, len(ways) - 1)
 
 
 def _field_of(folder: Path, result: Result, notes: list[str]) -> Path | None:

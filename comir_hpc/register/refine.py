@@ -39,8 +39,8 @@ _NO_VALUE = (
 )
 # Margin around the specimen that an affine motion compares, too, as a share of the specimen's mean side. Measured on
 # aligned pairs of T1w and T2w: inside the specimen alone, mutual information made the volume larger by 3.0 and 4.2 %;
-# with this margin by 0.7 and 1.2 %, and the error was 0.26 and 0.39 voxels instead of 0.44 and 0.62. A rigid motion
-# cannot change the size, and is more exact without it (0.13 voxels instead of 0.20).
+# with a margin by about 1 %, and the error was 0.25 and 0.40 voxels instead of 0.44 and 0.61 (benchmarks/deform,
+# affine_margin.csv). A rigid motion cannot change the size, and is more exact without it (0.13 voxels instead of 0.20).
 _AROUND_SHARE = 0.04
 Kind = Literal["rigid", "affine"]
 Mask = NDArray[np.bool_]

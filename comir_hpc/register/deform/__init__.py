@@ -185,7 +185,8 @@ def deform(
     lattice, ways = find_field(maps, shown, pair.fixed, length, progress)
     spline = None
     if settings.transform == "bspline":
-        # What is judged, and counted, is the spline and not the field that it stands for.
+        # What is judged, and counted, is the spline and not the field that it stands for. It is sampled on the finest
+        # grid: on the field's lattice it is not known well enough to be inverted (more than 0.1 mm there and back).
         spline = fit_bspline(lattice, length)
         lattice = sampled(ItkTransform(spline), grid)
     after = carried(lattice.displacement_mm, lattice.grid, grid)

@@ -1,4 +1,4 @@
-"""Write a displacement as a cubic B-spline: what programs take that read no field, in a few kilobytes.
+"""Write a displacement as a cubic B-spline, for programs that read no field.
 
 The field is found first, as for ``--transform field``, and the spline is fitted to it by least squares. A spline that
 SimpleITK optimised by itself was tried before: on T1w and T2w bent by up to 8 voxels it led away (4.3 voxels of error

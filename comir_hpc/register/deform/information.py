@@ -154,7 +154,11 @@ class _Start:
 
 
 def with_air(maps: Maps, known: NDArray[np.bool_] | None, length_mm: float) -> Maps:
-    """Let the margin around the specimen be compared, too, where the fixed volume was measured."""
+    """Let the margin around the specimen be compared, too, where the fixed volume was measured.
+
+    It grows from face to face of the voxels. As a cube (`features.surrounded`) of the same width it left 0.92 voxels of
+    the embedded bend instead of 0.90.
+    """
     steps = max(1, round(_AROUND * length_mm / maps.grid.finest_mm))
     near = ndimage.binary_dilation(maps.weights > 0, iterations=steps)
     if known is not None:
