@@ -118,11 +118,11 @@ def _flush_seconds(out: Path) -> float:
 
 def measured(store: Path, ledger: Ledger, *, blocks: int, seconds: float, complete: bool) -> Figures:
     """Collect what one call needed: memory from the blocks' notes, size from the store."""
-    found = [note.get("peak_mib") for note in ledger.notes().values()]
-    peaks = [mib << 20 for mib in found if type(mib) is int and mib >= 0]
+    found = (note.get("peak_mib") for _, note in ledger.notes())
+    peak = max((mib << 20 for mib in found if type(mib) is int and mib >= 0), default=0)
     sizes = [f.stat().st_size for f in store.rglob("*") if f.is_file()] if complete else None
     num_bytes, files = (None, None) if sizes is None else (sum(sizes), len(sizes))
-    return Figures(blocks, seconds, max(peaks, default=0), num_bytes, files)
+    return Figures(blocks, seconds, peak, num_bytes, files)
 
 
 def side_by_side(predicted: Figures, actual: Figures) -> str:

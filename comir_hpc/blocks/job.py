@@ -246,7 +246,7 @@ def _verified(call: _Call, out: Volume, plan: BlockPlan) -> bool:
     number, parts = call.how.part
     levels = set(range(1, len(planned_levels(out.grid)))) if number == 1 else set()
     own = set(plan.part(number, parts))
-    if not (own <= call.ledger.done().keys() and levels <= call.ledger.levels().keys()):
+    if not (own <= call.ledger.done() and levels <= call.ledger.levels()):
         return False
     return not call.ledger.verify(own | {-level for level in levels})
 
@@ -289,7 +289,7 @@ def _fill(call: _Call, output: Output, permit: Permit) -> tuple[BlockRun, Figure
     indices = plan.part(*how.part)
     if how.verify:
         ledger.forget(ledger.verify(indices))
-    todo = set(indices) - ledger.done().keys()
+    todo = set(indices) - ledger.done()
     predicted = job.needs(plan, len(todo))
     ran = BlockRun(len(indices), 0, 0.0)
     if todo:

@@ -25,25 +25,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
-import sys
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from comir_hpc import __version__
+from comir_hpc.blocks.journal import Entry, ShardFile, attempt_of, checksum, rank, read_journal
 from comir_hpc.host.files import flush
 from comir_hpc.host.locks import exclusive
 from comir_hpc.volumes.shards import remove_unfinished
 
-_BUFFER = 1 << 20  # bytes of a file read at once, so that a checksum takes little memory
-_NAME = re.compile(r"\d{1,4}/c(/\d{1,12}){1,4}")  # path of a shard file below the store
 Note = Mapping[str, Any] | None
 
 
@@ -60,53 +55,6 @@ def fingerprint(**parts: Any) -> str:
     # Another version may compute other values: its blocks do not count as done.
     record = json.dumps({**parts, "version": __version__}, sort_keys=True, default=str)
     return hashlib.sha256(record.encode()).hexdigest()[:16]
-
-
-# With slots, and names kept once: a volume of terabytes has a million blocks.
-@dataclass(frozen=True, slots=True)
-class ShardFile:
-    """What one file of a finished block looked like when it was written.
-
-    Parameters
-    ----------
-    name : str
-        Path of the file, relative to the store.
-    size : int or None
-        Bytes; None when nothing was stored, because every voxel is zero.
-    checksum : int or None
-        CRC-32 of the content; None where it was not recorded.
-    """
-
-    name: str
-    size: int | None
-    checksum: int | None
-
-    def damage(self, store: Path, *, content: bool) -> str | None:
-        """Say what differs from the file now on disk (its checksum is compared if `content`); None if nothing."""
-        path = store / self.name
-        try:
-            size = path.stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None if self.size is None else f"{self.name} is missing"
-        if self.size is None:
-            return f"{self.name} holds {size} bytes where nothing was stored"
-        if size != self.size:
-            return f"{self.name} has {size} bytes, {self.size} were written"
-        if content and _checksum(path) != self.checksum:
-            return f"{self.name} is not what was written (checksum)"
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """The latest line about one block."""
-
-    block: int
-    attempt: int
-    state: Literal["started", "done"]
-    fingerprint: str
-    files: tuple[ShardFile, ...] = ()
-    note: dict[str, Any] | None = None
 
 
 class Ledger:
@@ -143,38 +91,47 @@ class Ledger:
 
     # ------------------------------------------------------------------ what is done
 
-    def entries(self) -> dict[int, Entry]:
-        """Return the latest line about every block, whatever its fingerprint; torn lines do not count."""
-        latest: dict[int, Entry] = {}
-        for path in sorted(self.folder.glob("*.jsonl")):
-            for entry in _read_journal(path):
-                known = latest.get(entry.block)
-                if known is None or (entry.attempt, entry.state == "done") >= (
-                    known.attempt,
-                    known.state == "done",
-                ):
-                    latest[entry.block] = entry
-        return latest
+    def entries(self) -> Iterator[Entry]:
+        """Yield the latest line about every block, whatever its fingerprint; torn lines do not count.
 
-    def done(self) -> dict[int, Entry]:
+        The lines are read twice: first to learn which one is the latest about each block, then to yield those. So the
+        memory of a block is that of a number, and not that of its files and its note.
+        """
+        paths = sorted(self.folder.glob("*.jsonl"))
+        latest: dict[int, int] = {}
+        for journal, path in enumerate(paths):
+            for place, entry in read_journal(path):
+                latest[entry.block] = max(latest.get(entry.block, 0), rank(entry, journal, place))
+        self._attempts = {block: attempt_of(number) for block, number in latest.items()}
+        for journal, path in enumerate(paths):
+            for place, entry in read_journal(path):
+                # A line that another process has appended meanwhile has a place that is not among them.
+                if latest.get(entry.block) == rank(entry, journal, place):
+                    yield entry
+
+    def done(self) -> set[int]:
         """Return the blocks that are done with this fingerprint and whose files are all there in full size.
 
         A deleted or truncated shard is noticed here, at the price of one `stat` a file; a changed one by `verify`.
         """
-        return {number: entry for number, entry in self._whole().items() if number >= 0}
+        return {entry.block for entry in self._whole() if entry.block >= 0}
 
-    def levels(self) -> dict[int, Entry]:
+    def levels(self) -> set[int]:
         """Return the levels of the pyramid, from 1, that are done in the same sense."""
-        return {-number: entry for number, entry in self._whole().items() if number < 0}
+        return {-entry.block for entry in self._whole() if entry.block < 0}
 
-    def _whole(self) -> dict[int, Entry]:
-        entries = self.entries()
-        self._attempts = {block: entry.attempt for block, entry in entries.items()}
-        return {
-            block: entry
-            for block, entry in entries.items()
-            if self._counts(entry) and not any(f.damage(self.store, content=False) for f in entry.files)
-        }
+    def notes(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield number and note of each finished block that has one, in no order (figures gathered over the blocks)."""
+        return (
+            (entry.block, entry.note)
+            for entry in self._whole()
+            if entry.block >= 0 and entry.note is not None
+        )
+
+    def _whole(self) -> Iterator[Entry]:
+        for entry in self.entries():
+            if self._counts(entry) and not any(f.damage(self.store, content=False) for f in entry.files):
+                yield entry
 
     def _counts(self, entry: Entry) -> bool:
         known = entry.state == "done" and entry.fingerprint == self.fingerprint
@@ -182,8 +139,8 @@ class Ledger:
 
     def level_files(self, level: int) -> tuple[ShardFile, ...]:
         """Return what the files of a level were when it was last written whole, () where that is not known."""
-        entry = self.entries().get(-level)
-        return entry.files if entry is not None and self._counts(entry) else ()
+        files = (entry.files for entry in self.entries() if entry.block == -level and self._counts(entry))
+        return next(files, ())
 
     def verify(self, blocks: Iterable[int] | None = None) -> dict[int, str]:
         """Read every file of the finished ones of `blocks` (of all) again; return what is damaged, by block.
@@ -191,16 +148,12 @@ class Ledger:
         Without `blocks` the levels of the pyramid are among them, under negative numbers.
         """
         found, wanted = {}, None if blocks is None else set(blocks)
-        for block, entry in sorted(self.entries().items()):
-            if self._counts(entry) and (wanted is None or block in wanted):
+        for entry in self.entries():
+            if self._counts(entry) and (wanted is None or entry.block in wanted):
                 damage = [d for file in entry.files if (d := file.damage(self.store, content=True))]
                 if damage:
-                    found[block] = "; ".join(damage)
-        return found
-
-    def notes(self) -> dict[int, dict[str, Any]]:
-        """Return what was noted with each finished block (figures gathered over the blocks)."""
-        return {block: entry.note for block, entry in sorted(self.done().items()) if entry.note is not None}
+                    found[entry.block] = "; ".join(damage)
+        return dict(sorted(found.items()))
 
     # ------------------------------------------------------------------ doing
 
@@ -292,45 +245,6 @@ class Ledger:
             flush(self.folder)
 
 
-def _read_journal(path: Path) -> Iterator[Entry]:
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                entry = _entry(json.loads(line))
-            except (
-                ValueError,
-                RecursionError,
-            ):  # torn by a crash, or not ours: the block it was about is not done
-                continue
-            if entry is not None:
-                yield entry
-
-
-def _entry(record: Any) -> Entry | None:
-    """Make an entry of a line; None where it is none, whatever it holds instead."""
-    if not isinstance(record, dict):
-        return None
-    block, attempt, note = record.get("block"), record.get("attempt"), record.get("note")
-    state, made, files = record.get("state"), record.get("fingerprint"), record.get("files", [])
-    # bool is an int to isinstance, but no number of a block.
-    if type(block) is not int or type(attempt) is not int or not isinstance(made, str):
-        return None
-    if state not in ("started", "done") or not (note is None or isinstance(note, dict)):
-        return None
-    if not isinstance(files, list) or not all(map(_is_file, files)):
-        return None
-    if note is not None:
-        note = {sys.intern(name): value for name, value in note.items()}
-    return Entry(block, attempt, state, sys.intern(made), tuple(ShardFile(*file) for file in files), note)
-
-
-def _is_file(found: Any) -> bool:
-    if not isinstance(found, list) or len(found) != 3 or not isinstance(found[0], str):
-        return False
-    numbers = type(found[1]) is type(found[2]) is int and found[1] >= 0
-    return _NAME.fullmatch(found[0]) is not None and (numbers or found[1:] == [None, None])
-
-
 def _flushed(path: Path, store: Path) -> ShardFile:
     name = path.relative_to(store).as_posix()
     try:
@@ -338,12 +252,4 @@ def _flushed(path: Path, store: Path) -> ShardFile:
     except FileNotFoundError:
         # Nothing but zeros was written: then there is no file, and it must not appear later.
         return ShardFile(name, None, None)
-    return ShardFile(name, path.stat().st_size, _checksum(path))
-
-
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while part := file.read(_BUFFER):
-            checksum = zlib.crc32(part, checksum)
-    return checksum
+    return ShardFile(name, path.stat().st_size, checksum(path))

@@ -52,7 +52,7 @@ class Output:
 
     def missing(self) -> int:
         """Count the blocks that are still to be done."""
-        return len(set(range(len(self.plan))) - self.ledger.done().keys())
+        return len(set(range(len(self.plan))) - self.ledger.done())
 
     def build_pyramid(self) -> None:
         """Write the levels above 0 that are not there whole."""

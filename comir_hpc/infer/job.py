@@ -68,22 +68,15 @@ class Job(Inputs):
 
     def finish(self, output: Output) -> dict[str, Any]:
         """Build the pyramid, look at the seams, and gather what the blocks noted."""
-        notes = list(output.ledger.notes().values())
-        ranges = np.array([note["range"] for note in notes])
+        noted = _Noted(self.encoder.latent_channels)
+        for _, note in output.ledger.notes():
+            noted.add(note)
         output.build_pyramid()
         faces = {"blocks": _block_faces(output.plan), "windows": _window_faces(self.windows)}
         return {
             "seam": seam_figure(output.volume, faces, self.encoder.network.total_stride_zyx),
-            "value_range": np.stack(
-                [ranges[..., 0].min(axis=0), ranges[..., 1].max(axis=0)], axis=1
-            ).tolist(),
-            "measured": {
-                "block_seconds": round(sum(note["seconds"] for note in notes), 3),
-                "peak_mib": max(note["peak_mib"] for note in notes),
-                "windows": sum(note["windows"] for note in notes),
-                "empty_windows": sum(note["empty"] for note in notes),
-                "clipped_values": sum(note.get("clipped", 0) for note in notes),
-            },
+            "value_range": noted.value_range.tolist(),
+            "measured": noted.measured,
         }
 
     @cached_property
@@ -146,6 +139,36 @@ def _is_note(channels: int, note: Mapping[str, Any] | None) -> bool:
         return False
     counts = [note.get(key, 0) for key in ("windows", "empty", "clipped", "seconds", "peak_mib")]
     return all(type(n) in (int, float) and -_LARGEST < n < _LARGEST for n in (*counts, *chain(*ranges)))
+
+
+class _Noted:
+    """Sums up the notes of all blocks, one after the other: those of a million blocks are gigabytes."""
+
+    def __init__(self, channels: int) -> None:
+        self.value_range = np.tile([np.inf, -np.inf], (channels, 1))
+        self.peak_mib = 0
+        self.sums = dict.fromkeys(("seconds", "windows", "empty", "clipped"), 0)
+
+    def add(self, note: Mapping[str, Any]) -> None:
+        """Count one more block."""
+        low, high = np.asarray(note["range"]).T
+        np.minimum(self.value_range[:, 0], low, out=self.value_range[:, 0])
+        np.maximum(self.value_range[:, 1], high, out=self.value_range[:, 1])
+        self.peak_mib = max(self.peak_mib, note["peak_mib"])
+        for name in self.sums:
+            self.sums[name] += note.get(name, 0)
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """What the blocks needed, and how many values were clipped; a record, JSON-ready."""
+        sums = self.sums
+        return {
+            "block_seconds": round(sums["seconds"], 3),
+            "peak_mib": self.peak_mib,
+            "windows": sums["windows"],
+            "empty_windows": sums["empty"],
+            "clipped_values": sums["clipped"],
+        }
 
 
 def _block_faces(plan: BlockPlan) -> tuple[list[int], list[int], list[int]]:

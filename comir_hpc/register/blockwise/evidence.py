@@ -41,8 +41,7 @@ class Evidence:
         """Put together what the ledgers of the passes noted with each block."""
         values = np.full((len(CHANNELS), len(layout.plan)), np.nan, dtype=np.float32)
         for ledger in passes:
-            # One after the other: the notes of a million blocks are gigabytes, their figures are not.
-            for index, note in ledger.notes().items():
+            for index, note in ledger.notes():
                 for channel, name in enumerate(CHANNELS):
                     if note.get(name) is not None:
                         values[channel, index] = note[name]
