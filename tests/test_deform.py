@@ -276,6 +276,7 @@ def test_identity_stays_identity(bent_stores, tmp_path):
     found = read_transform(done.folder / done.result.transform_file)
     assert np.linalg.norm(found.apply(points) - points, axis=1).mean() / 2.0 < 0.1
     assert done.result.deformation.reason
+    assert f"not bent ({done.result.deformation.reason})" in done.summary
 
 
 def test_a_spline_is_the_field_that_it_is_fitted_to():

@@ -122,8 +122,9 @@ class RegisterResult:
         deformation = self.result.deformation
         if deformation is None:
             return ""
-        mean = deformation.displacement_mm.get("mean", 0.0)
-        return f"bent by {mean:.2f} mm on average; " if deformation.kept else "not bent; "
+        if not deformation.kept:
+            return f"not bent ({deformation.reason}); "
+        return f"bent by {deformation.displacement_mm.get('mean', 0.0):.2f} mm on average; "
 
     def _repr_html_(self) -> str:
         """Show verdict, reasons, numbers and overlays in a notebook."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PLACES = 20_000  # of the specimen, whose middle the slices go through
 _AROUND = 2  # lattice points around a place that are read with it: determinants look at the next ones
-_ROWS = 32  # of a picture that are made at once, so that memory grows with a side of the volume and not with a slice
+_ROWS = 16  # of the lattice that are read at once, so that memory grows with a side of the volume and not with a slice
 _LARGEST = 512  # pixels of a picture along a side, where nothing else says on which grid to draw: a page shows no more
 
 
@@ -100,9 +100,11 @@ def _small(grid: Grid) -> Grid:
 def _in_strips(volume: Volume, place: Grid, rows: int) -> NDArray[np.float32]:
     """Return what `_shown` does, made of some rows after the other; `rows` is the axis that they lie along."""
     parts = []
-    for first in range(0, place.shape_zyx[rows], _ROWS):
+    # A pixel of a large volume's picture is several rows of the lattice.
+    count = max(1, int(_ROWS * volume.grid.spacing_mm[rows] / place.spacing_mm[rows]))
+    for first in range(0, place.shape_zyx[rows], count):
         start, stop = [0, 0, 0], list(place.shape_zyx)
-        start[rows], stop[rows] = first, min(first + _ROWS, place.shape_zyx[rows])
+        start[rows], stop[rows] = first, min(first + count, place.shape_zyx[rows])
         parts.append(_shown(volume, place.crop(Box(as_triple(start, int), as_triple(stop, int)))))
     return np.concatenate(parts, axis=rows + 1)
 

@@ -43,12 +43,12 @@ class Layout:
     smoothness_mm: float
     block: int
 
-    @property
+    @cached_property
     def ratio(self) -> int:
         """Voxels along each side of what a lattice point stands for."""
         return int(np.clip(self.smoothness_mm / self.grid.finest_mm / PER_LENGTH, 1, _COARSEST))
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Smoothness length in lattice points, rounded up."""
         return math.ceil(self.smoothness_mm / (self.ratio * self.grid.finest_mm) - 1e-6)
@@ -67,22 +67,22 @@ class Layout:
         core = [-(-n // max(1, round(n / wanted))) for n in shape]
         return plan_blocks(shape, as_triple(core, int))
 
-    @property
+    @cached_property
     def overlap(self) -> int:
         """Lattice points by which the solution of a block counts beyond its core, on each side."""
         return max(1, round(_OVERLAP * self.length))
 
-    @property
+    @cached_property
     def tile_zyx(self) -> Triple:
         """Lattice points that the solution of a block is known at: the core and what it overlaps."""
         return as_triple([c + 2 * self.overlap for c in self.plan.core_zyx], int)
 
-    @property
+    @cached_property
     def held_side(self) -> int:
         """Side in voxels of a cube that is held out, about half a smoothness length, in whole lattice points."""
         return int(np.clip(2 * self.ratio, *_SIDES_VOX))
 
-    @property
+    @cached_property
     def halo(self) -> int:
         """Voxels around a core that a block looks at."""
         return math.ceil(_HALO * self.smoothness_mm / self.grid.finest_mm)
