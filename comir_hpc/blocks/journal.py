@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ _NAME = re.compile(r"\d{1,4}/c(/\d{1,12}){1,4}")  # path of a shard file below t
 _PLACE_BITS, _ATTEMPT_BIT = 44, 65  # of the number of `rank`: 16 TB a file, a million files
 
 
-# With slots, and names kept once: a volume of terabytes has a million blocks.
+# With slots: one is made of every line, and a volume of terabytes has a million blocks.
 @dataclass(frozen=True, slots=True)
 class ShardFile:
     """What one file of a finished block looked like when it was written.
@@ -107,9 +106,7 @@ def _entry(record: Any) -> Entry | None:
         return None
     if not isinstance(files, list) or not all(map(_is_file, files)):
         return None
-    if note is not None:
-        note = {sys.intern(name): value for name, value in note.items()}
-    return Entry(block, attempt, state, sys.intern(made), tuple(ShardFile(*file) for file in files), note)
+    return Entry(block, attempt, state, made, tuple(ShardFile(*file) for file in files), note)
 
 
 def _is_file(found: Any) -> bool:
