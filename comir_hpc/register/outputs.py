@@ -268,6 +268,7 @@ def input_record(side: Input) -> dict[str, Any]:
     """Describe one volume as it is written to result.json, with absolute paths, which are valid from every folder."""
     return {
         "path": str(side.volume.path.absolute()),
+        "source": side.volume.source,
         "fingerprint": side.volume.fingerprint(),
         "grid": side.volume.grid.as_dict(),
         **({"mask": str(side.volume.region.path.absolute())} if side.volume.region else {}),

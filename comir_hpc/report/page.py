@@ -271,6 +271,7 @@ def _input(result: Result, role: str) -> dict[str, str]:
     return {
         "role": role,
         "path": record.path,
+        "source": record.source or "–",
         "fingerprint": record.fingerprint or "–",
         "grid": "–" if grid is None else str(grid),
         "origin": "–" if grid is None else " ".join(f"{v:g}" for v in grid.origin_mm) + " mm (x, y, z; LPS)",
@@ -287,4 +288,5 @@ def _grid(result: Result, role: str) -> Grid | None:
 
 def _name(result: Result, role: str) -> str:
     record = result.inputs.get(role)
-    return f"the {role} volume" if record is None else Path(record.path).name
+    # What the user gave has a name that the user knows; that of its store may be made up.
+    return f"the {role} volume" if record is None else Path(record.source or record.path).name

@@ -116,6 +116,8 @@ class InputRecord(Record):
     ----------
     path : str
         Path of the store; absolute since format 1.
+    source : str or None
+        Path of what the store was made of; None where it is not known.
     fingerprint : str or None
         Fingerprint of the store's content; None where it is not known.
     grid : dict or None
@@ -125,6 +127,7 @@ class InputRecord(Record):
     """
 
     path: str
+    source: str | None = None
     fingerprint: str | None = None
     grid: GridRecord | None = None
     compared: dict[str, Any] | None = None

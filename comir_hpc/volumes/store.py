@@ -113,6 +113,13 @@ class Store:
         record: Any = self._group.attrs["comir"]
         return dict(record)
 
+    @property
+    def source(self) -> str | None:
+        """Path of what `ingest` made the store of; None where that is not known."""
+        made_from = self.metadata.get("made_from")
+        source = made_from.get("source") if isinstance(made_from, dict) else None
+        return source if isinstance(source, str) else None
+
     def _shard_zyx(self, level: int) -> Triple:
         return as_zyx(self._arrays[level].shards or self._arrays[level].chunks)
 
