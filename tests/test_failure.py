@@ -356,8 +356,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ctrl_c_during_ingest_is_a_word_and_the_same_command_continues(
     large: Path, tmp_path: Path, workers: int, group: bool
 ) -> None:
-    words = f"ingest {large} {tmp_path}/o.zarr --spacing 1 1 1 --unit um --chunk 40 --shard 40 --workers {workers}"
-    code, said = interrupted(words.split(), after="/64", group=group)
+    words = f"ingest {large} {tmp_path}/o.zarr --spacing 1 1 1 --unit um --chunk 20 --shard 20 --workers {workers}"
+    code, said = interrupted(words.split(), after="/512", group=group)
     assert code == 130
     assert said.splitlines()[-1] == "interrupted; the same command continues"
     assert "Traceback" not in said

