@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from registration_cases import OBLIQUE
 from scipy.spatial.transform import Rotation
+from this_cpu import HAS_BF16
 
 from comir_hpc.config import RegisterSettings
 from comir_hpc.data.embedded import Displacement, displace, embedded_volume
@@ -107,9 +108,10 @@ ONE = (1, 1, 1)
     [(ONE, (3, 1, 1)), (ONE, (1, 1, 3)), ((1, 3, 1), (3, 1, 1))],
 )
 def test_thick_slices_are_registered(fixed_thick: tuple, moving_thick: tuple, tmp_path: Path) -> None:
-    """T1w and T2w of 4 mm in slices of 12 mm, mutual information: 0.5 to 1.7 mm from the truth, by CPU.
+    """T1w and T2w of 4 mm in slices of 12 mm, mutual information: 0.5 to 1.4 mm from the truth.
 
-    Compared on the slices as they are it is 6.2, 4.5 and 4.5 mm.
+    Compared on the slices as they are it is 6.2, 4.5 and 4.5 mm. Of the first case 1.68 mm are left on a CPU without
+    AVX-512, with the same code.
     """
     grid = Grid(head("t1w").shape, (4.0, 4.0, 4.0))
     rotation = Rotation.from_euler("zyx", (5, -4, 6), degrees=True).as_matrix()
@@ -125,6 +127,6 @@ def test_thick_slices_are_registered(fixed_thick: tuple, moving_thick: tuple, tm
     )
     found = load_transform(tmp_path / "out" / "transform.tfm")
     points = grid.world_mm(np.argwhere(head("t1w") > 64)[::50])
-    assert found.distance_mm(truth, points).mean() < 2
+    assert found.distance_mm(truth, points).mean() < (1.6 if HAS_BF16 else 1.75)
     notes = json.loads((tmp_path / "out" / "result.json").read_text())["notes"]
     assert len(notes) == (fixed_thick != ONE) + (moving_thick != ONE)

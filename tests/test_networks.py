@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from this_cpu import HAS_BF16
 from torch import Tensor, nn
 
 from comir_hpc.config import NetworkSettings
 from comir_hpc.errors import ConfigError
-from comir_hpc.host.launch import choose_precision
 from comir_hpc.networks import (
     NETWORKS,
     Network,
@@ -311,10 +311,6 @@ def test_prediction_leaves_the_network_as_it_was() -> None:
         assert torch.equal(value, before[key])
 
 
-# Without such instructions torch takes other kernels, which keep more and leave channels_last.
-HAS_BF16 = choose_precision("auto", torch.device("cpu")) == "bf16"
-
-
 def test_bf16_halves_and_every_network_adds_what_it_keeps() -> None:
     network = small("unet", widths=(16, 32))
     full = predict_step(network, (32, 32, 32), 2)
@@ -360,9 +356,9 @@ def test_predicted_memory_is_what_a_process_takes(name: str, levels: int) -> Non
         check=True,
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
     )
-    # The workspace of convolutions is up to a fifth larger on CPUs whose vectors are shorter.
-    near = 0.1 if HAS_BF16 else 0.25
-    assert int(done.stdout) == pytest.approx(predict_step(network, (48, 48, 48), 2).peak_bytes, rel=near)
+    # With checkpoints, the workspace of convolutions takes up to a fifth more on CPUs whose vectors are shorter.
+    most = 1.1 if HAS_BF16 or not levels else 1.2
+    assert 0.9 <= int(done.stdout) / predict_step(network, (48, 48, 48), 2).peak_bytes <= most
 
 
 # Forward pass

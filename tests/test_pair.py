@@ -82,6 +82,7 @@ def test_two_files_of_different_spacing_give_a_transform_a_page_and_the_next_com
     assert "fixed-moving/transform.tfm" in said["WARN"]
     assert "the refinement started at one place (--initial moments)" in said["why"]
     assert Path(said["report"]) == out / "report.html"
+    assert (out / "report.html").stat().st_size > 10_000
     assert "moving.nii.gz on fixed.nii.gz" in (out / "report.html").read_text(encoding="utf-8")
     found = read_result(out).transform
     assert found is not None

@@ -64,7 +64,7 @@ def _registration(contents: Contents, result: Result) -> dict[str, Any]:
     direction = None if fixed_grid is None else np.asarray(fixed_grid.direction)
     candidates = _candidates(result, found, centre)
     return {
-        "title": f"{_name(result, 'moving')} on {_name(result, 'fixed')}",
+        "title": f"{_name(contents, result, 'moving')} on {_name(contents, result, 'fixed')}",
         "verdict": verdict,
         "symbol": _SYMBOLS.get(verdict, "?"),
         "meaning": _MEANINGS.get(verdict, "The result carries no verdict.")
@@ -286,7 +286,10 @@ def _grid(result: Result, role: str) -> Grid | None:
     return None if record is None else record.space
 
 
-def _name(result: Result, role: str) -> str:
+def _name(contents: Contents, result: Result, role: str) -> str:
     record = result.inputs.get(role)
-    # What the user gave has a name that the user knows; that of its store may be made up.
-    return f"the {role} volume" if record is None else Path(record.source or record.path).name
+    if record is None:
+        return f"the {role} volume"
+    # A store in the folder of the result was made by `register`: the user knows the file that was given.
+    made_here = Path(record.path).parent.resolve() == contents.folder.resolve()
+    return Path(record.source if made_here and record.source else record.path).name
