@@ -122,6 +122,18 @@ def test_the_page_holds_what_a_user_asks_for(folder):
     assert len(re.findall(r"<img ", page.read_text(encoding="utf-8"))) == 3 * 10 + 2
 
 
+@pytest.mark.parametrize(("given", "title"), [(True, "moving.zarr"), (False, "scan.nii.gz")])
+def test_the_page_is_named_after_what_the_user_gave(tmp_path, given, title):
+    """A store that was given keeps its name; one that `register` made in its own folder has that of its file."""
+    folder = write_result_folder(tmp_path)
+    path = folder / "result.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    place = tmp_path if given else folder
+    record["inputs"]["moving"] |= {"path": str(place / "moving.zarr"), "source": "/data/scan.nii.gz"}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert f"<h1>{title} on fixed.zarr</h1>" in report(folder).read_text(encoding="utf-8")
+
+
 def test_the_page_needs_nothing_from_outside_and_is_small(page):
     html = page.read_text(encoding="utf-8")
     for address in re.findall(r'(?:src|href|xlink:href)="([^"]*)"', html):
