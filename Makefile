@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= demo
 SEED ?= 0
 
-.PHONY: demo bench bench-page test test-slurm test-container test-peers lint types layers check docs lock mlflow clean
+.PHONY: install demo bench bench-page test test-slurm test-container test-peers lint types layers check docs lock mlflow clean
 
 demo: $(VENV)/installed
 	$(BIN)/comir-hpc demo --out $(OUT) --seed $(SEED)
@@ -67,6 +67,11 @@ mlflow: $(VENV)/installed
 	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri sqlite:///$(abspath $(OUT))/mlflow.db
+
+# All that developers and CI need in one call: pip takes as long to look at what is there as to install it.
+install: | $(VENV)/bin/python
+	$(BIN)/pip install -q -e '.[dev,docs]'
+	touch $(VENV)/installed $(VENV)/installed-dev $(VENV)/installed-docs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

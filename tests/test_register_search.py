@@ -168,6 +168,23 @@ def test_information_search_finds_an_inverted_volume():
     assert errors_vox(found.transform(200), truth, fixed) < 3
 
 
+def test_a_rough_look_by_fewer_classes_leaves_the_best_rotations_as_they_are():
+    """What is looked at closely has the exact scores; of the others none comes before, and none is lost."""
+    fixed, moving = features_pair(Transform.rigid(turn(100), (1.0, 2.0, -2.0), (20.0, 10.0, 40.0)))
+    rotations = np.concatenate([reverse_axes(so3_grid(200)), turn(95)[None]])
+    exact, rough = (
+        search(fixed, moving, rotations, voxels=16, measure=INFORMATION, closer=closer)
+        for closer in (len(rotations), 20)
+    )
+    same = rough.scores == exact.scores
+    assert 20 <= same.sum() < 40
+    assert int(rough.scores.argmax()) == int(exact.scores.argmax()) == 200
+    assert np.array_equal(rough.pivots_mm[same], exact.pivots_mm[same])
+    assert rough.scores[~same].max() <= rough.scores[same].min()
+    assert np.array_equal(np.isfinite(rough.scores), np.isfinite(exact.scores))
+    assert 0.8 < np.median(rough.scores[~same] / exact.scores[~same]) < 1.25  # on one scale
+
+
 def test_search_does_not_depend_on_threads():
     fixed, moving = features_pair(Transform.rigid(turn(40), (1, 0, 0), (0, 0, 0)))
     rotations = reverse_axes(so3_grid(60))
