@@ -190,6 +190,8 @@ def test_the_command_prints_the_result_that_it_cannot_write(tmp_path: Path) -> N
                 "intensity",
                 "--initial",
                 "identity",
+                "--checks",
+                "quick",
             ],
             capture_output=True,
             text=True,
