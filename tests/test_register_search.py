@@ -185,6 +185,24 @@ def test_a_rough_look_by_fewer_classes_leaves_the_best_rotations_as_they_are():
     assert 0.8 < np.median(rough.scores[~same] / exact.scores[~same]) < 1.25  # on one scale
 
 
+def test_sparse_structures_on_a_dark_ground_are_looked_at_with_all_classes():
+    """Two thirds of the voxels are 0: three classes would put all into one, and tell nothing apart."""
+    values = np.zeros((1, 6, 6, 6), dtype=np.float32)
+    values[0, 4:] = np.random.default_rng(0).random((2, 6, 6)) + 1
+    weights = np.ones((6, 6, 6), dtype=np.float32)
+    sparse = CoarseFeatures(values, weights, np.eye(3), np.zeros(3))
+    varied = np.random.default_rng(1).random((1, 6, 6, 6), dtype=np.float32)
+    full = CoarseFeatures(varied, weights, np.eye(3), np.zeros(3))
+    criterion = MutualInformation(full, full)
+    assert criterion.rough is not criterion
+    for fixed, moving in ((sparse, full), (full, sparse), (sparse, sparse)):
+        criterion = MutualInformation(fixed, moving)
+        assert criterion.rough is criterion
+    correlator = Correlator.plan(weights, weights.shape, 100.0)
+    scores, _ = criterion.score(correlator.spectra(criterion.moving_maps(values, weights)), correlator)
+    assert scores.max() == scores[tuple(-np.asarray(correlator.first))] > 0.9
+
+
 def test_search_does_not_depend_on_threads():
     fixed, moving = features_pair(Transform.rigid(turn(40), (1, 0, 0), (0, 0, 0)))
     rotations = reverse_axes(so3_grid(60))

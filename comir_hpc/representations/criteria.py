@@ -221,8 +221,14 @@ class MutualInformation:
 
     @property
     def rough(self) -> Criterion:
-        """The information of fewer classes. Each pair of classes is a transform back: these are 9 instead of 25."""
-        return MutualInformation(*self._sides, classes=_ROUGH_CLASSES)
+        """The information of fewer classes. Each pair of classes is a transform back: these are 9 instead of 25.
+
+        Where one value fills much of a mask, as the dark ground of sparse structures does, fewer classes may not tell
+        it from the others. Then all classes are needed.
+        """
+        rough = MutualInformation(*self._sides, classes=_ROUGH_CLASSES)
+        filled = (_filled(*one) for one in zip(self._sides, rough._edges, strict=True))
+        return rough if all(count == _ROUGH_CLASSES for count in filled) else self
 
     def moving_maps(self, values: Array32, weights: Array32) -> Array32:
         """Return the weight of each class: (B, P)."""
@@ -265,6 +271,11 @@ def _moments(values: Array32, weights: Array32) -> Array32:
 def _classes(values: Array32, weights: Array32, edges: FloatArray) -> Array32:
     classes = np.digitize(values, edges)
     return np.stack([np.where(classes == k, weights, np.float32(0)) for k in range(len(edges) + 1)])
+
+
+def _filled(side: Weighted, edges: FloatArray) -> int:
+    """Count the classes that hold a voxel of the mask."""
+    return len(np.unique(np.digitize(side.values[0][side.weights > 0.5], edges)))
 
 
 def _quantiles(side: Weighted, classes: int) -> FloatArray:
