@@ -134,10 +134,10 @@ def search(
     full = min(float((coarse_fixed.weights**2).sum()), float((coarse_moving.weights**2).sum()) / finer)
     correlator = Correlator.plan(coarse_fixed.weights, turner.shape, min_overlap * full)
     exact = measure.criterion(coarse_fixed, coarse_moving)
-    look = _Look(turner, correlator, full)
+    look, rough = _Look(turner, correlator, full), exact.rough
 
-    found = _in_threads(look.through(exact.rough), rotations_xyz, threads, progress)
-    if closer and exact.rough is not exact:
+    found = _in_threads(look.through(rough), rotations_xyz, threads, progress)
+    if closer and rough is not exact:
         _look_closely(found, look.through(exact), rotations_xyz, closer)
     shifts = np.asarray([one.place for one in found]) + np.asarray(correlator.first)
     middle = shifts + (np.asarray(turner.shape) - 1) / 2
