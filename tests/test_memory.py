@@ -84,3 +84,36 @@ def test_kept_memory_is_not_cleared_again(keep: bool, fewer: bool) -> None:
         capture_output=True, text=True, encoding="utf-8", check=True,
     )  # fmt: skip
     assert done.stdout.strip() == str(fewer)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="acts on glibc only")
+@pytest.mark.parametrize("one", [True, False])
+def test_a_thread_uses_what_another_one_has_freed(one: bool) -> None:
+    """32 MiB in blocks of 64 KiB, taken and freed by the first thread, then taken by a second one."""
+    code = f"""
+        import ctypes, threading
+        from comir_hpc.host.memory import resident_bytes, share_one_heap
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        if {one}:
+            share_one_heap()
+        def take():
+            blocks = [libc.malloc(64 << 10) for _ in range(512)]
+            for block in blocks:
+                ctypes.memset(block, 1, 64 << 10)
+            return blocks
+        blocks = take()
+        last = libc.malloc(64 << 10)  # what lies below it is not given back to the kernel
+        for block in blocks:
+            libc.free(block)
+        before = resident_bytes()
+        second = threading.Thread(target=take)
+        second.start()
+        second.join()
+        print(resident_bytes() - before < 16 << 20)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(one)

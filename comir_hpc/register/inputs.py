@@ -17,7 +17,7 @@ from comir_hpc import __version__
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.config.words import BENDING
 from comir_hpc.errors import RegistrationError
-from comir_hpc.host.memory import available_bytes, expected_peak, in_words, resident_bytes
+from comir_hpc.host.memory import available_bytes, expected_peak, in_words, resident_bytes, share_one_heap
 from comir_hpc.representations import Features, Measure, Representation, Role, open_representation
 from comir_hpc.representations.intensity import Intensity
 from comir_hpc.volumes.region import Region
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from comir_hpc.register.given_start import GivenStart
 
 _LIBRARY_BYTES = 32 << 20  # measured: up to 27 MiB are loaded on the way
-# Of the last refinement, whatever the size: a small pair needed 783 MiB of the 799 that were predicted without it.
-_LAST_STEP_BYTES = 32 << 20
 KEYPOINT_BYTES = 160 << 20  # of the keypoints of both volumes and their matches, or of a slice's scale space
 _SEARCH_BYTES = 160  # of each thread, for each voxel of a spectrum of the global search
 
@@ -180,6 +178,7 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         If one is a single slice and the other a volume, a representation was made from another volume, or the
         memory does not suffice.
     """
+    share_one_heap()  # before volumes are read, which starts threads
     fixed = _open_volume(settings.fixed, settings.fixed_mask)
     moving = _open_volume(settings.moving, settings.moving_mask)
     # Here, since most registrations find their start themselves, and name no file of another tool.
@@ -198,11 +197,12 @@ def open_inputs(settings: RegisterSettings) -> Inputs:
         )
     levels = _choose_levels(sides, settings.max_memory_gib * 2**30)
     chosen = [replace(side, level=level) for side, level in zip(sides, levels, strict=True)]
+    held = sum(side.predicted_bytes(side.level) for side in chosen)
+    encoding = max(side.representation.working_bytes(side.level) for side in chosen)
+    # What encoding took is kept by the C library for what comes after it, on one heap: they need the larger of both.
     needed = expected_peak(
         _LIBRARY_BYTES
-        + max(side.representation.working_bytes(side.level) for side in chosen)
-        + _parts_bytes(chosen, settings)
-        + _steps_bytes(chosen[0], chosen[1], settings)
+        + max(held + encoding, _parts_bytes(chosen, settings) + _steps_bytes(chosen[0], chosen[1], settings))
         + _bend_bytes(chosen[0], settings)
     )
     # What the process holds already is a part of the prediction, and no longer free.
@@ -247,7 +247,7 @@ def _last_step_bytes(sides: list[Input], settings: RegisterSettings) -> float:
     if not settings.refines_on_intensities:
         return 0.0
     read = [side.intensities(share_bytes(settings)) for side in sides]
-    return _LAST_STEP_BYTES + sum(intensity.predicted_bytes(level) for intensity, level in read)
+    return sum(intensity.predicted_bytes(level) for intensity, level in read)
 
 
 def share_bytes(settings: RegisterSettings) -> float:
