@@ -36,8 +36,8 @@ class AdaptSettings(Followed):
     """Run folder of the encoders to start from; the general model when not given."""
     modalities: Annotated[Input[tuple[str, str]], OnCommandLine(metavar="FIXED MOVING")] = ("fixed", "moving")
     """Names of the two modalities in the new model, and in the one to start from if that has an encoder for each."""
-    steps: Positive = 200
-    """Number of training steps in each round. Before the rounds each of several candidates gets an eighth of them, and
+    steps: Positive = 150
+    """Number of training steps in each round. Before the rounds each of several candidates gets a sixth of them, and
     the one that is right by then half of them."""
     candidates: Positive = 4
     """Largest number of different alignments that are trained on."""
@@ -63,7 +63,7 @@ class AdaptSettings(Followed):
     @property
     def brief_steps(self) -> int:
         """Number of steps of the first, short training on each of several candidates."""
-        return max(1, self.steps // 8)
+        return max(1, self.steps // 6)
 
     @property
     def half_steps(self) -> int:
