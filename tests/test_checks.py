@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from registration_cases import features_pair, seen, specimen, turn
 
 from comir_hpc.register.checks.again import SearchAgain, moved
 from comir_hpc.register.checks.causes import causes_of
-from comir_hpc.register.checks.evidence import Evidence
+from comir_hpc.register.checks.evidence import Evidence, search_again
 from comir_hpc.register.checks.measured import measure
 from comir_hpc.register.checks.mirror import mirror_map, mirrored, search_mirrored
 from comir_hpc.register.checks.motions import known_motions, main_motions
@@ -100,6 +100,35 @@ def test_pairs_that_have_no_answer_do_not_pass(kind: str, sides: tuple[Features,
     ]
     for answer in best:
         assert verdict_of(pair, answer, best) != "PASS"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A search that finds what it is told to find."""
+
+    answers: list[Transform]
+
+    def answers_turned(self, fixed: Features, moving: Features) -> list[Transform]:
+        assert self.answers, "this search is not needed"
+        return self.answers
+
+
+def test_a_short_search_that_misses_is_repeated_thoroughly(probe: Probe, rivals: list[Transform]) -> None:
+    answer = probe.judged(TRUTH).transform
+    nothing = min(rivals, key=lambda one: probe.judged(one).evidence)
+    assert probe.judged(nothing).evidence < 0.75 * probe.judged(answer).evidence
+
+    def ends(short: list[Transform], thorough: list[Transform]) -> tuple[float, int]:
+        again, found = search_again(probe, answer, Found(short), Found(thorough))
+        return probe.apart_vox(again, answer), len(found)
+
+    assert ends([nothing], [nothing, TRUTH]) == (pytest.approx(0, abs=0.2), 3)
+    assert ends([nothing, TRUTH], []) == (pytest.approx(0, abs=0.2), 2)
+    far, _ = ends([nothing], [nothing])
+    assert far > 3
+    # Another place that agrees as well is a rival, and no miss: no other search may take its place.
+    again, _ = search_again(probe, nothing, Found([TRUTH]), Found([]))
+    assert probe.apart_vox(again, TRUTH) < 0.2
 
 
 def test_the_mirror_agrees_better_and_its_axis_is_named(sides: tuple[Features, Features]) -> None:

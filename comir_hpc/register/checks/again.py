@@ -1,6 +1,7 @@
 """Search again, from a turned position: a right answer is found again wherever the moving volume lies.
 
-It is a search of all rotations, with fewer of them than the first one, on the grid of the coarsest maps.
+It is a search of all rotations, with fewer of them than the first one, on the grid of the coarsest maps. Where it finds
+only what agrees far less than the answer, it is done once more with as many rotations as the first one.
 """
 
 from __future__ import annotations

@@ -23,10 +23,12 @@ _OTHER_SIZE = 1.08  # a scaling that is named, if evidence grows with it
 _GROWS = 1.15
 _ABSURD_SIZE = 1.6  # ratio of the specimens' sizes that no partial view explains by itself
 _ALIKE = 0.5  # self-likeness of a specimen under the motion between two answers
-_CLOSE = 0.25  # lead below which two answers are nearly as good
 _UNDETERMINED = 0.02  # share of the agreement; see `Measured.loosest`
 _NOTHING = 4.0  # standard deviations above chance, below which the volumes have nothing in common
 _AFFINE_STEPS = 8
+CLOSE = 0.25
+"""Relative lead below which two answers agree nearly as well."""
+
 FOUND_VOX = 3.0
 """Distance in voxels of the checks within which a search has found what it looked for."""
 
@@ -70,7 +72,7 @@ def causes_of(
         found.append(Cause("loose", f"{measured.loosest_words} is not determined by what both volumes show"))
     if size := _other_size(probe, answer):
         found.append(size)
-    if rival is not None and measured.margin is not None and measured.margin < _CLOSE:
+    if rival is not None and measured.margin is not None and measured.margin < CLOSE:
         likeness = _self_likeness(probe, answer, rival)
         if likeness > _ALIKE:
             turn = rival.inverse().compose(answer).rotation_deg

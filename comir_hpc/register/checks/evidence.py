@@ -7,13 +7,14 @@ volume, and one from another position.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from comir_hpc.config.register import RegisterSettings
 from comir_hpc.errors import RegistrationError
 from comir_hpc.host.progress import Progress
+from comir_hpc.register.alignment import Aligned
 from comir_hpc.register.checks.again import SearchAgain
-from comir_hpc.register.checks.causes import Cause, causes_of
+from comir_hpc.register.checks.causes import CLOSE, FOUND_VOX, Cause, causes_of
 from comir_hpc.register.checks.cross_check import halves_distance_mm
 from comir_hpc.register.checks.itself import found_itself
 from comir_hpc.register.checks.measured import Measured, measure
@@ -223,8 +224,9 @@ def _check(
     mirror = again = axis = itself = None
     if settings.checks == "full":
         repeat = _repeat(probe, settings, pair.threads, progress)
-        turned = repeat.answers_turned(*probe.sides)
-        again = _best(probe, turned)
+        all_rotations = max(repeat.rotations, settings.rotations)
+        thorough = replace(repeat, rotations=all_rotations, improved=2 * _IMPROVED)
+        again, turned = search_again(probe, answer, repeat, thorough)
         others += turned
         itself = found_itself(probe, inputs.moving.representation, repeat)
         if _is_mirror_blind(inputs):
@@ -254,6 +256,43 @@ def _check(
     )
 
 
+def search_again(
+    probe: Probe, answer: Transform, short: SearchAgain, thorough: SearchAgain
+) -> tuple[Transform, list[Transform]]:
+    """Search from another position: shortly, and thoroughly if what is found is no rival of the answer.
+
+    A short search may miss a right answer: the fine grains of some specimens agree over a few degrees only. What it
+    finds instead then agrees far less, so that it has missed the answer and not contradicted it.
+
+    Returns
+    -------
+    again : Transform
+        What agrees best of all that was found.
+    found : list of Transform
+        All of it.
+    """
+    found = short.answers_turned(*probe.sides)
+    best = _best(probe, found)
+    missed = probe.apart_vox(best.transform, answer) > FOUND_VOX
+    if missed and best.evidence < (1 - CLOSE) * probe.judged(answer).evidence:
+        found = found + thorough.answers_turned(*probe.sides)
+        best = _best(probe, found)
+    return best.transform, found
+
+
+def _best(probe: Probe, answers: list[Transform]) -> Aligned:
+    """Improve the distinct answers of a repeated search, and give the one that agrees best on the finer grid.
+
+    On the grid of such a search a half turn may agree better than the answer.
+    """
+    same_vox = SAME_SHARE * probe.side_mm / probe.spacing_mm
+    chosen: list[Transform] = []
+    for answer in answers:
+        if all(probe.apart_vox(answer, one) >= same_vox for one in chosen):
+            chosen.append(answer)
+    return max(map(probe.judged, chosen), key=lambda one: one.evidence)
+
+
 def _repeat(probe: Probe, settings: RegisterSettings, threads: int, progress: Progress | None) -> SearchAgain:
     rotations = max(_FEWEST_ROTATIONS, settings.rotations // _SHARE_OF_ROTATIONS)
     voxels = min(_MOST_VOXELS, settings.search_voxels) * (2 if probe.fixed.planar else 1)
@@ -277,19 +316,6 @@ def _rivals(probe: Probe, answer: Transform, others: list[Transform]) -> list[tu
         if probe.apart_vox(better.transform, answer) >= same_vox:
             found.append((better.evidence, better.transform))
     return found
-
-
-def _best(probe: Probe, answers: list[Transform]) -> Transform:
-    """Improve the distinct answers of a repeated search, and give the one that agrees best on the finer grid.
-
-    On the grid of such a search a half turn may agree better than the answer.
-    """
-    same_vox = SAME_SHARE * probe.side_mm / probe.spacing_mm
-    chosen: list[Transform] = []
-    for answer in answers:
-        if all(probe.apart_vox(answer, one) >= same_vox for one in chosen):
-            chosen.append(answer)
-    return max(map(probe.judged, chosen), key=lambda one: one.evidence).transform
 
 
 def sharp_of(pair: Pair, probe: Probe) -> tuple[Features, Features]:
