@@ -223,9 +223,7 @@ def _check(
     unchecked: list[str] = []
     mirror = again = axis = itself = None
     if settings.checks == "full":
-        repeat = _repeat(probe, settings, pair.threads, progress)
-        all_rotations = max(repeat.rotations, settings.rotations)
-        thorough = replace(repeat, rotations=all_rotations, improved=2 * _IMPROVED)
+        repeat, thorough = repeats(probe, settings, pair.threads, progress)
         again, turned = search_again(probe, answer, repeat, thorough)
         others += turned
         itself = found_itself(probe, inputs.moving.representation, repeat)
@@ -293,12 +291,16 @@ def _best(probe: Probe, answers: list[Transform]) -> Aligned:
     return max(map(probe.judged, chosen), key=lambda one: one.evidence)
 
 
-def _repeat(probe: Probe, settings: RegisterSettings, threads: int, progress: Progress | None) -> SearchAgain:
+def repeats(
+    probe: Probe, settings: RegisterSettings, threads: int, progress: Progress | None = None
+) -> tuple[SearchAgain, SearchAgain]:
+    """Choose how a search is repeated: shortly, and with as many rotations as the first one."""
     rotations = max(_FEWEST_ROTATIONS, settings.rotations // _SHARE_OF_ROTATIONS)
     voxels = min(_MOST_VOXELS, settings.search_voxels) * (2 if probe.fixed.planar else 1)
     if probe.fixed.describe is not None:
         voxels = round(0.75 * voxels)
-    return SearchAgain(rotations, max(1, voxels), _IMPROVED, probe.points_mm, threads, progress)
+    short = SearchAgain(rotations, max(1, voxels), _IMPROVED, probe.points_mm, threads, progress)
+    return short, replace(short, rotations=max(rotations, settings.rotations), improved=2 * _IMPROVED)
 
 
 def _rivals(probe: Probe, answer: Transform, others: list[Transform]) -> list[tuple[float, Transform]]:
