@@ -109,6 +109,25 @@ def test_where_the_second_agrees_with_the_first_no_third_is_asked():
 
 
 @pytest.mark.parametrize(
+    ("verdicts", "taken"),
+    [(("WARN", "WARN", "WARN"), 30.0), (("FAIL", "WARN", "WARN"), 10.0), (("WARN", "FAIL", "FAIL"), 10.0)],
+    ids=["the likeliest", "no verdict rises", "what failed is not taken"],
+)
+def test_where_no_two_agree(verdicts, taken):
+    first, second, third = verdicts
+    register_by, _ = ways(
+        mind=answer(second, 30.0, probability=0.9), intensity=answer(third, 70.0, probability=0.7)
+    )
+    found = or_otherwise(answer(first, 10.0, probability=0.6), SETTINGS, register_by)
+    assert found.transform.apply(np.zeros(3))[0] == taken
+    assert found.record["verdict"] == first
+    assert len(found.record["tried"]) == 3
+    assert "no two agree" in found.record["notes"][0]
+    if taken == 30.0:
+        assert "that of --representation mind is the likeliest" in found.record["notes"][0]
+
+
+@pytest.mark.parametrize(
     "other",
     [answer("FAIL", 10.0), answer("WARN", 12.5), answer("WARN")],
     ids=["it failed", "2.5 % away", "without a transform"],

@@ -8,9 +8,10 @@ one of T1w and PET, and one of concrete that was half a turn off.
 
 Each way has its own search and its own checks, and its verdict is held against answers of its own representation. The
 first that is PASS is taken. Where none is, two ways that were searched apart and agree are believed before one that
-stands alone, since wrong answers of different kinds seldom meet; the verdict stays that of the answer. Nothing else is
-taken: who asks several times until one says yes has more wrong answers among them. Of 14 wrong answers of MIND 8 had
-WARN and none had PASS; of 7 right ones all had PASS (`benchmarks/verdict`).
+stands alone, since wrong answers of different kinds seldom meet; the verdict stays that of the answer. Where no two
+agree and the first one is WARN, the likeliest that is WARN is taken. Nothing raises a verdict: who asks several times
+until one says yes has more wrong answers among them. Of 14 wrong answers of MIND 8 had WARN and none had PASS; of 7
+right ones all had PASS (`benchmarks/verdict`).
 """
 
 from __future__ import annotations
@@ -101,8 +102,9 @@ def or_otherwise(
 ) -> Answer:
     """Return the first answer, or where it is not PASS what other ways to compare make of it.
 
-    That is the first fallback that is PASS. Without one, it is the likelier one of the first two ways that agree, and
-    otherwise the first answer.
+    That is the first fallback that is PASS. Without one, it is the likelier one of the first two ways that agree. If
+    none agree and the first answer is WARN, it is the likeliest of those that are WARN; if the first is FAIL, it
+    stays.
 
     Parameters
     ----------
@@ -129,9 +131,15 @@ def or_otherwise(
             break
         if both := _agreeing(ways):
             # The rest is not asked: it could only agree with one of two answers that are the same.
-            taken = max(both, key=lambda word: both[word].record.get("probability") or 0.0)
+            taken = _likeliest(both)
             ending = f"{' and '.join(both)} agree, and this is the answer of --representation {taken}"
             break
+    else:
+        if first.record["verdict"] == "WARN":  # no verdict rises by it: FAIL stays FAIL
+            taken = _likeliest(_doubtful(ways))
+            ending = (
+                f"none of them is PASS, no two agree, and that of --representation {taken} is the likeliest"
+            )
     chosen = ways[taken]
     assert isinstance(chosen, Answer)
     chosen.record["tried"] = tried = [_tried(word, answer, chosen) for word, answer in ways.items()]
@@ -147,6 +155,17 @@ def _agreeing(ways: dict[str, Answer | Exception]) -> dict[str, Answer]:
     answers = [(word, answer) for word, answer in ways.items() if isinstance(answer, Answer)]
     pairs = (both for both in itertools.combinations(answers, 2) if both[0][1].agrees_with(both[1][1]))
     return dict(next(pairs, ()))
+
+
+def _doubtful(ways: dict[str, Answer | Exception]) -> dict[str, Answer]:
+    """Return the ways whose answer is WARN."""
+    answers = {word: answer for word, answer in ways.items() if isinstance(answer, Answer)}
+    return {word: answer for word, answer in answers.items() if answer.record["verdict"] == "WARN"}
+
+
+def _likeliest(answers: dict[str, Answer]) -> str:
+    """Return the word of the answer that is most probably right; of equal ones the first."""
+    return max(answers, key=lambda word: answers[word].record.get("probability") or 0.0)
 
 
 def _tried(word: str, answer: Answer | Exception, chosen: Answer) -> dict[str, Any]:
