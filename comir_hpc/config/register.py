@@ -132,9 +132,11 @@ class RegisterSettings(InForm, Replacing, MemoryLimit, Symmetrised):
     position; quick leaves that out, and is never more than WARN."""
     fallback: Fallback = "auto"
     """What happens where the general model's answer is not PASS: self-similarities (mind) and then mutual information
-    are compared in its place, until one of them is PASS or two agree (auto), or nothing (none). The result names what
-    was tried. Each is a registration of its own, so that it takes up to three times as long. There is no fallback of a
-    model that you name, none with quick checks, which cannot give PASS, and none without a global search."""
+    are compared in its place, until one of them is PASS or two agree (auto), or nothing (none). If that does not
+    happen, the likeliest of the answers that are WARN is given, or the model's own where that is FAIL. The result
+    names what was tried. Each is a registration of its own, so that it takes up to three times as long. There is no
+    fallback of a model that you name, none with quick checks, which cannot give PASS, and none without a global
+    search."""
     last_step: LastStep = "auto"
     """Whether the answer is refined once more on the intensities, by mutual information: where two halves of the
     specimen agree better on them than on the representations (auto), or never (none)."""
