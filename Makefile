@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# What installs packages. Another one that takes pip's words may stand here: PIP="uv pip".
+PIP ?= $(BIN)/pip
 OUT ?= demo
 SEED ?= 0
 
@@ -28,7 +30,7 @@ test-peers: $(VENV)/installed-dev $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python -m pytest -m peers tests/test_transforms.py tests/test_conventions_peers.py tests/test_peers.py
 
 $(VENV)/peers: | $(VENV)/bin/python
-	$(BIN)/pip install -q --target $@ 'itk-elastix>=0.23' 'antspyx>=0.5' 'picsl-greedy>=0.0.6'
+	$(PIP) install -q --target $@ 'itk-elastix>=0.23' 'antspyx>=0.5' 'picsl-greedy>=0.0.6'
 
 # Predicted ten minutes on two quiet cores, nothing to fetch: the embedded pair, and the peers that are there (make .venv/peers).
 bench: $(VENV)/installed
@@ -63,29 +65,29 @@ lock: $(VENV)/bin/python
 	  --generate-hashes --no-annotate --custom-compile-command "make lock" pyproject.toml -o containers/requirements.lock
 
 mlflow: $(VENV)/installed
-	$(BIN)/pip install -q -e '.[mlflow]'
+	$(PIP) install -q -e '.[mlflow]'
 	@echo "open http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri sqlite:///$(abspath $(OUT))/mlflow.db
 
 # All that developers and CI need in one call: pip takes as long to look at what is there as to install it.
 install: | $(VENV)/bin/python
-	$(BIN)/pip install -q -e '.[dev,docs]'
+	$(PIP) install -q -e '.[dev,docs]'
 	touch $(VENV)/installed $(VENV)/installed-dev $(VENV)/installed-docs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -q -e .
+	$(PIP) install -q -e .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -q -e '.[dev]'
+	$(PIP) install -q -e '.[dev]'
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -q -e '.[docs]'
+	$(PIP) install -q -e '.[docs]'
 	touch $@ $(VENV)/installed
 
 clean:

@@ -191,11 +191,9 @@ class _Look:
             cubes = self.turner.cube(criterion.moving_maps(*self.turner.sample(rotation)))
             scores, overlap = criterion.score(self.correlator.spectra(cubes), self.correlator)
             share = overlap / np.float32(self.full)
-            found = np.isfinite(scores)
-            evidence = np.full(scores.shape, -np.inf, dtype=np.float32)
             # By chance, a correlation of n voxels deviates by about 1 / sqrt(n). So a small overlap has to correlate
-            # more.
-            evidence[found] = scores[found] * np.sqrt(share[found])
+            # more. Where it is too small the score is -inf, and rounding may have left the share below zero.
+            evidence = scores * np.sqrt(np.maximum(share, np.float32(1e-6)))
             best = np.unravel_index(int(evidence.argmax()), evidence.shape)
             return _Best(float(evidence[best]), float(share[best]), tuple(int(i) for i in best))
 

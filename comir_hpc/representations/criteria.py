@@ -88,7 +88,11 @@ class Correlator:
 
     def spectra(self, maps: Array32) -> Spectra:
         """Compute the spectra (M, ...) of moving maps (M, z, y, x)."""
-        found: Spectra = scipy.fft.rfftn(maps, s=self.shape, axes=(-3, -2, -1))
+        # Axis by axis: maps are filled up with zeros along the next axis only. Lines of zeros are not transformed.
+        z, y, x = self.shape
+        found: Spectra = scipy.fft.rfft(maps, n=x, axis=-1)
+        found = scipy.fft.fft(found, n=z, axis=-3, overwrite_x=True)
+        found = scipy.fft.fft(found, n=y, axis=-2, overwrite_x=True)
         return found
 
     def fixed_spectra(self, maps: Array32) -> Spectra:
@@ -99,8 +103,12 @@ class Correlator:
 
     def window(self, products: Spectra) -> Array32:
         """Compute correlations (M, *counts) from products (M, ...) of a fixed and a conjugate moving spectrum."""
-        maps: Array32 = scipy.fft.irfftn(products, s=self.shape, axes=(-3, -2, -1), overwrite_x=True)
-        return maps[(slice(None), *(slice(0, count) for count in self.counts))]
+        # Axis by axis: what lies beyond the window is left out before the next axis.
+        z, y, x = self.counts
+        found = scipy.fft.ifft(products, axis=-3, overwrite_x=True)[:, :z]
+        found = scipy.fft.ifft(found, axis=-2)[:, :, :y]
+        maps: Array32 = scipy.fft.irfft(found, n=self.shape[2], axis=-1)
+        return maps[..., :x]
 
 
 class Criterion(Protocol):
@@ -149,21 +157,18 @@ class MaskedCorrelation:
             self._spectra = correlator.fixed_spectra(_moments(self._fixed.values, self._fixed.weights))
         # The spectra of the fixed map are the same for all rotations, so they are computed once.
         fixed, moving = self._spectra, moving.conj()
-        channels = len(fixed) - 2
-        products = np.concatenate(
-            [
-                fixed[:1] * moving[:1],
-                (fixed[1:-1] * moving[1:-1]).sum(axis=0, keepdims=True),
-                fixed[-1:] * moving[:1],
-                fixed[:1] * moving[-1:],
-                fixed[1:-1] * moving[:1],
-                fixed[:1] * moving[1:-1],
-            ]
-        )
+        sides = len(fixed) - 1  # maps of one side beside its weight: values of all channels, and the energy
+        products = np.empty((2 + 2 * sides, *fixed.shape[1:]), dtype=fixed.dtype)
+        np.multiply(fixed[0], moving[0], out=products[0])
+        np.sum(fixed[1:-1] * moving[1:-1], axis=0, out=products[1])
+        np.multiply(fixed[1:], moving[0], out=products[2 : 2 + sides])
+        np.multiply(fixed[0], moving[1:], out=products[2 + sides :])
         maps = correlator.window(products)
         enough = maps[0] >= correlator.needed
-        count, cross, fixed_energy, moving_energy, *sums = maps[:, enough]
-        fixed_sums, moving_sums = np.stack(sums[:channels]), np.stack(sums[channels:])
+        held = np.take(maps.reshape(len(maps), -1), np.flatnonzero(enough), axis=1)
+        count, cross = held[:2]
+        fixed_sums, fixed_energy = held[2 : 1 + sides], held[1 + sides]
+        moving_sums, moving_energy = held[2 + sides : -1], held[-1]
         covariance = cross - (fixed_sums * moving_sums).sum(axis=0) / count
         fixed_variance = fixed_energy - (fixed_sums**2).sum(axis=0) / count
         moving_variance = moving_energy - (moving_sums**2).sum(axis=0) / count
