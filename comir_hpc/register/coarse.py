@@ -92,11 +92,11 @@ class CoarseFeatures:
         place = torch.from_numpy((2 * index_zyx / np.maximum(last, 1) - 1)[:, ::-1].astype(np.float32))
         if self.planar:
             place[:, 2] = 0  # rounding must not move a point off the only slice there is
-        sampled = _sampled(self.maps, place)
         if self.describe is None:
+            sampled = _sampled(self.maps, place)
             return sampled[:-1] / np.maximum(sampled[-1], 1e-6), sampled[-1]
         # Beyond its grid a volume goes on as its border does: a step there would be an edge that nothing shows.
-        return _sampled(self.maps[:, :-1], place, "border"), sampled[-1]
+        return _sampled(self.maps[:, :-1], place, "border"), _sampled(self.maps[:, -1:], place)[0]
 
 
 def _sampled(maps: torch.Tensor, place: torch.Tensor, beyond: str = "zeros") -> Array32:
