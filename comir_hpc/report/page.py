@@ -25,7 +25,7 @@ from comir_hpc.report.snippets import make_snippets
 from comir_hpc.report.training import describe_run
 from comir_hpc.report.wording import Chart, Number, duration, figure, is_number
 from comir_hpc.runs.result import Errors, Result
-from comir_hpc.runs.result_parts import Metric
+from comir_hpc.runs.result_parts import Metric, in_percent
 from comir_hpc.runs.tracking import flatten
 from comir_hpc.space.grid import Grid
 from comir_hpc.space.rotations import angle_deg
@@ -76,7 +76,7 @@ def _registration(contents: Contents, result: Result) -> dict[str, Any]:
         "numbers": _numbers(result, centre),
         "errors": _errors(result),
         "evidence": evidence_rows(result),
-        "probability": "" if result.probability is None else f"{100 * min(result.probability, 0.99):.0f} %",
+        "probability": "" if result.probability is None else in_percent(result.probability),
         "planes": [] if contents.panels is None else plane_pictures(contents.panels, direction),
         "deformation": _deformation(contents, result, direction),
         "refinement": describe_refinement(contents, direction),
@@ -151,7 +151,11 @@ def _numbers(result: Result, centre_mm: Any) -> list[Number]:
 
 def _found_numbers(result: Result, found: Transform, centre_mm: Any) -> list[Number]:
     shift = found.apply(centre_mm) - centre_mm
-    lead = "no other answer" if result.margin is None else "lead over the next distinct answer"
+    lead = (
+        "no second answer was left to compare"
+        if result.margin is None
+        else "lead over the next distinct answer"
+    )
     return [
         Number("Agreement", figure(result.agreement), "correlation after alignment; 1 is perfect"),
         Number("Margin", figure(result.margin), lead),

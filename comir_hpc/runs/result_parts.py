@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -18,6 +19,14 @@ Figure = float | None
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Row = tuple[Finite, Finite, Finite, Finite]
 Point = tuple[Finite, Finite, Finite]
+
+
+def in_percent(probability: float) -> str:
+    """Write a probability; never 100 %, which no calibration can show."""
+    percent = 100 * probability
+    if percent > 99.5:
+        return "more than 99 %"
+    return "less than 1 %" if percent < 0.5 else f"{math.floor(percent + 0.5)} %"
 
 
 def _invertible(matrix: tuple[Row, Row, Row, Row]) -> tuple[Row, Row, Row, Row]:

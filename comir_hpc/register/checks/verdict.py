@@ -7,14 +7,13 @@ missing. The worst outcome is a wrong answer that is reported as PASS.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from comir_hpc.register.checks.calibration import Calibration, own_calibration
 from comir_hpc.register.checks.causes import FOUND_VOX
 from comir_hpc.register.checks.sentences import Piece, deviation_piece, pieces_of
-from comir_hpc.runs.result_parts import Verdict
+from comir_hpc.runs.result_parts import Verdict, in_percent
 
 if TYPE_CHECKING:
     from comir_hpc.register.checks.evidence import Evidence
@@ -82,7 +81,7 @@ def judge(evidence: Evidence, calibration: Calibration | None = None) -> Judgeme
     if probability < model.fail_below:
         verdict = "FAIL"
     lowered = _lowest(verdict, *("FAIL" for _ in failures), *("WARN" for _ in doubts))
-    odds = f"right with a probability of {_percent(probability)}"
+    odds = f"right with a probability of {in_percent(probability)}"
     within = f"then within {bound_mm:.2g} mm ({100 * model.bound.share:.0f} %)"
     found = [] if verdict == "PASS" else _poorest(evidence, model, pieces)
     if lowered == "PASS":
@@ -183,11 +182,3 @@ def _usual(piece: Piece) -> str:
 def _best(pieces: list[Piece]) -> list[str]:
     shown = ("margin", "chance", "second", "halves")
     return [piece.sentence for piece in pieces if piece.name in shown and piece.value is not None]
-
-
-def _percent(probability: float) -> str:
-    """Write a probability; never 100 %, which no calibration can show."""
-    percent = 100 * probability
-    if percent > 99.5:
-        return "more than 99 %"
-    return "less than 1 %" if percent < 0.5 else f"{math.floor(percent + 0.5)} %"
