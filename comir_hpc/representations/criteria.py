@@ -157,18 +157,18 @@ class MaskedCorrelation:
             self._spectra = correlator.fixed_spectra(_moments(self._fixed.values, self._fixed.weights))
         # The spectra of the fixed map are the same for all rotations, so they are computed once.
         fixed, moving = self._spectra, moving.conj()
-        sides = len(fixed) - 1  # maps of one side beside its weight: values of all channels, and the energy
-        products = np.empty((2 + 2 * sides, *fixed.shape[1:]), dtype=fixed.dtype)
+        rest = len(fixed) - 1  # maps of one volume beside its weight: values of all channels, and the energy
+        products = np.empty((2 + 2 * rest, *fixed.shape[1:]), dtype=fixed.dtype)
         np.multiply(fixed[0], moving[0], out=products[0])
         np.sum(fixed[1:-1] * moving[1:-1], axis=0, out=products[1])
-        np.multiply(fixed[1:], moving[0], out=products[2 : 2 + sides])
-        np.multiply(fixed[0], moving[1:], out=products[2 + sides :])
+        np.multiply(fixed[1:], moving[0], out=products[2 : 2 + rest])
+        np.multiply(fixed[0], moving[1:], out=products[2 + rest :])
         maps = correlator.window(products)
         enough = maps[0] >= correlator.needed
         held = np.take(maps.reshape(len(maps), -1), np.flatnonzero(enough), axis=1)
         count, cross = held[:2]
-        fixed_sums, fixed_energy = held[2 : 1 + sides], held[1 + sides]
-        moving_sums, moving_energy = held[2 + sides : -1], held[-1]
+        fixed_sums, fixed_energy = held[2 : 1 + rest], held[1 + rest]
+        moving_sums, moving_energy = held[2 + rest : -1], held[-1]
         covariance = cross - (fixed_sums * moving_sums).sum(axis=0) / count
         fixed_variance = fixed_energy - (fixed_sums**2).sum(axis=0) / count
         moving_variance = moving_energy - (moving_sums**2).sum(axis=0) / count
