@@ -22,7 +22,7 @@ Point = tuple[Finite, Finite, Finite]
 
 
 def in_percent(probability: float) -> str:
-    """Write a probability; never 100 %, which no calibration can show."""
+    """Write a probability, 0 to 1, in percent; never as 100 %, which no calibration can show."""
     percent = 100 * probability
     if percent > 99.5:
         return "more than 99 %"
