@@ -125,12 +125,17 @@ class Alignment:
         compared = np.zeros(self._shape, dtype=np.bool_)
         compared.ravel()[self._voxels] = True
         self._beside = np.flatnonzero(binary_dilation(compared) & ~compared)
-        index = np.stack(np.meshgrid(*[np.arange(n) for n in self._shape], indexing="ij"), -1).reshape(-1, 3)
-        self._points_mm = fixed.origin_mm + index @ fixed.frame.T
-        self.centre_mm = self._points_mm[self._voxels].mean(axis=0)
+        self._frame, self._origin_mm = fixed.frame, fixed.origin_mm
+        self._index = np.indices(self._shape, dtype=np.float32).reshape(3, -1)
+        # Taken once: it is all that changes neither from answer to answer nor from step to step.
+        self._index_compared, self._index_beside = self._index[:, self._voxels], self._index[:, self._beside]
+        middle = self._index_compared.mean(axis=1, dtype=np.float64)
+        self.centre_mm = self._origin_mm + self._frame @ middle
         # In voxels, about the centre: turns and shifts are then of one size.
-        self._arm = ((self._points_mm[self._voxels] - self.centre_mm) / self._spacing).astype(np.float32)
-        self._reach = float(np.sqrt((self._arm**2).sum(axis=1)).max())
+        self._arm = (self._frame @ (self._index_compared - middle[:, None]) / self._spacing).astype(
+            np.float32
+        )
+        self._reach = float(np.sqrt((self._arm**2).sum(axis=0)).max())
         self._unit = (fixed.frame / np.linalg.norm(fixed.frame, axis=0)).astype(np.float32)
         described = fixed.described
         self._values = described.values.reshape(len(described.values), -1)[:, self._voxels]
@@ -169,9 +174,9 @@ class Alignment:
     def _seen(self, transform: Transform) -> _Seen:
         whole = None
         if self._moving.describe is None:
-            there, held = self._looked_up(transform, self._points_mm[self._voxels])
+            there, held = self._looked_up(transform, self._index_compared)
         else:
-            values, weights = self._looked_up(transform, self._points_mm)
+            values, weights = self._looked_up(transform, self._index)
             whole = self._moving.describe(values.reshape(self._shape)), weights.reshape(self._shape)
             there, held = whole[0].reshape(len(whole[0]), -1)[:, self._voxels], weights[self._voxels]
         weights = self._weights * held
@@ -186,18 +191,20 @@ class Alignment:
         answer = Aligned(transform, correlation, overlap)
         return _Seen(there, held, whole, weights, pair, scales, answer)
 
-    def _looked_up(self, transform: Transform, points_mm: FloatArray) -> tuple[Array32, Array32]:
-        """Interpolate the moving volume, channels (C, P) and weights (P,), where fixed points (P, 3) are sent."""
-        to_index = self._to_moving @ transform.matrix_mm[:3, :3]
-        offset = self._to_moving @ (transform.matrix_mm[:3, 3] - self._moving.origin_mm)
-        return self._moving.at(points_mm @ to_index.T + offset)
+    def _looked_up(self, transform: Transform, index: Array32) -> tuple[Array32, Array32]:
+        """Interpolate the moving volume, channels (C, P) and weights (P,), where fixed voxels (3, P) are sent."""
+        linear = transform.matrix_mm[:3, :3]
+        start_mm = linear @ self._origin_mm + transform.matrix_mm[:3, 3] - self._moving.origin_mm
+        return self._moving.at_images(
+            index, self._to_moving @ linear @ self._frame, self._to_moving @ start_mm
+        )
 
     def _with_neighbours(self, seen: _Seen) -> tuple[Array32, Array32]:
         """Return channels (C, z, y, x) and weights (z, y, x) on the grid, where they are compared and beside that."""
         if seen.whole is not None:
             return seen.whole
         # Most answers that are looked at are no better than before and need no slopes, so this is not done for all.
-        values, weights = self._looked_up(seen.answer.transform, self._points_mm[self._beside])
+        values, weights = self._looked_up(seen.answer.transform, self._index_beside)
         cube = np.zeros((len(values), *self._shape), dtype=np.float32)
         held = np.zeros(self._shape, dtype=np.float32)
         for full, compared, beside in (
@@ -227,10 +234,12 @@ class Alignment:
     def _parameters(self, slope: Array32, kind: Kind) -> Array32:
         """Derive the values by each parameter, (6 or 12, N): shifts, then turns or a linear map about the centre."""
         if kind == "affine":
-            linear = slope[:, None] * self._arm.T[None]
+            linear = slope[:, None] * self._arm[None]
             rows = linear[:2, :2].reshape(4, -1) if self._planar else linear.reshape(9, -1)
             return np.concatenate([slope[:2] if self._planar else slope, rows])
-        turns = np.cross(self._arm, slope.T).T
+        # The cross product of arm and slope; that of numpy takes three times as long.
+        (x, y, z), (along_x, along_y, along_z) = self._arm, slope
+        turns = np.stack([y * along_z - z * along_y, z * along_x - x * along_z, x * along_y - y * along_x])
         return np.concatenate([slope[:2], turns[2:]] if self._planar else [slope, turns])
 
     def _motion(self, step: FloatArray, kind: Kind) -> tuple[Transform, float]:

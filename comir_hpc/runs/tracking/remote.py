@@ -146,14 +146,15 @@ class MlflowRun:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._client.create_experiment(
+            made: str = self._client.create_experiment(
                 target.experiment, artifact_location=target.artifacts, tags=_EXPERIMENT_TAGS
             )
+            return made
         except MlflowException:
             experiment = self._client.get_experiment_by_name(target.experiment)
             if experiment is None:
                 raise
-            return experiment.experiment_id  # another run made it a moment ago
+            return str(experiment.experiment_id)  # another run made it a moment ago
 
     def _send_params(self, params: Mapping[str, str], known: Mapping[str, str]) -> None:
         from mlflow.entities import Param
