@@ -60,10 +60,12 @@ fi
 if [ -n "$wheels" ]; then
   python=$(command -v python3.11) || die "--wheels needs python3.11 here, the version that the image has"
   mkdir -p "$wheels"
-  "$python" -m pip wheel -qq --find-links "$wheels" -w "$wheels" -r "$inputs/requirements.txt"
-  "$python" -m pip wheel -qq --find-links "$wheels" -w "$wheels" "hatchling>=1.27"  # builds our own package
+  # hatchling builds our own package.
+  "$python" -m pip wheel -qq --find-links "$wheels" -w "$wheels" -r "$inputs/requirements.txt" "hatchling>=1.27"
   mkdir "$inputs/wheels"
 fi
+# Where this machine has uv, it installs into the image, too: in a third of pip's processor time.
+! command -v uv >/dev/null || cp "$(command -v uv)" "$inputs/uv"
 
 mirror=http://deb.debian.org/debian
 if command -v apt-get >/dev/null; then

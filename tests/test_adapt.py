@@ -22,7 +22,7 @@ from comir_hpc.space.grid import Grid
 from comir_hpc.space.rotations import rotation_by
 from comir_hpc.transforms import Transform
 
-SHAPE = (64, 56, 48)
+SHAPE = (52, 46, 40)
 GRID = Grid(SHAPE, (1.0, 1.0, 1.0))
 
 
@@ -32,7 +32,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Transfor
     folder = tmp_path_factory.mktemp("pair")
     first, second = phantom_pair(SHAPE, seed=3, num_structures=40)
     moved = Displacement(rotation_by("y", 30), np.array([3.0, -2.0, 4.0]))
-    values, grid, truth = displace(second, GRID, moved, 72)
+    values, grid, truth = displace(second, GRID, moved, 60)
     ingest_array(first, GRID, folder / "fixed.zarr")
     ingest_array(values, grid, folder / "moving.zarr")
     return folder / "fixed.zarr", folder / "moving.zarr", truth

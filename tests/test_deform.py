@@ -269,6 +269,7 @@ def test_identity_stays_identity(bent_stores, tmp_path):
         initial="identity",
         checks="quick",
         transform="field",
+        smoothness_mm=8.0,
         threads=1,
     )
     done = register(same)

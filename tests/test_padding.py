@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_padding_is_recognised_and_left_out(name: str, tmp_path: Path) -> None:
     assert padding.fill <= intensity.foreground_above
 
 
+@cache
 def unpadded() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     t2w = head("t2w")
