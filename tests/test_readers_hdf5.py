@@ -305,10 +305,10 @@ def test_claims_are_held_against_what_is_stored(tmp_path: Path, side: int, store
         data = file.create_dataset("a", (side,) * 3, np.uint8, chunks=(64, 64, 64))
         if stored:
             data[:2, :2, :2] = 1
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(VolumeError, match=rf"{side} x {side} x {side} voxels.*stores {int(stored)} of its"):
         open_source(tmp_path / "a.h5")
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_claims_of_a_dataset_in_one_piece(tmp_path: Path) -> None:

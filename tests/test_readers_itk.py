@@ -331,10 +331,10 @@ def test_claims_beyond_the_file(tmp_path: Path, form: str, packed: bool) -> None
         path = nrrd(
             tmp_path / "c.nrrd", gzip.compress(ARRAY.tobytes()), {"sizes": side, "encoding": encoding}
         )
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(VolumeError, match=r"c\.(mha|nrrd).*(432000000000000|truncated)"):
         open_source(path)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(

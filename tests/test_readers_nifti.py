@@ -341,10 +341,10 @@ def test_an_intercept_that_is_no_number_is_refused(tmp_path: Path) -> None:
 def test_claims_beyond_the_file_are_refused_by_arithmetic(tmp_path: Path, name: str, version: int) -> None:
     side = 32767 if version == 1 else 10**9
     path = written(tmp_path / name, diagonal(2, 2, 2), version=version, dim=[3, side, side, side, 1, 1, 1, 1])
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(VolumeError, match=rf"b\.nii.*({2 * side**3}|truncated)"):
         open_source(path)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_a_packed_claim_within_reach_of_gzip_is_refused_when_read(tmp_path: Path) -> None:

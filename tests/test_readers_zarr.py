@@ -183,10 +183,10 @@ def test_claims_are_held_against_what_is_stored(
     else:
         zarr.create_array(store=str(path), data=data, zarr_format=form, chunks=SHAPE)
     claim(path / "0" if ome else path, (side,) * 3, form=form)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(VolumeError, match=rf"{side} x {side} x {side} voxels.*stores {int(stored)} of its"):
         open_source(path)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_a_chunk_beyond_memory_is_refused(tmp_path: Path) -> None:

@@ -232,10 +232,10 @@ def test_an_absurd_model_is_refused_before_it_is_allocated(
     run: Path, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     folder = changed_model(run, tmp_path / "absurd", **changes)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match=said) as refused:
         load_encoder(folder, "one")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 500
 
