@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 import scipy.ndimage
-import torch
 from numpy.typing import NDArray
 
 from comir_hpc.errors import RegistrationError
+from comir_hpc.register.lookup import Lookup
 from comir_hpc.representations.criteria import Array32
 from comir_hpc.representations.features import Describe, Features
 from comir_hpc.space.grid import FloatArray, Triple
@@ -77,13 +77,15 @@ class CoarseFeatures:
         return replace(self, values=values, describe=None)
 
     @cached_property
-    def maps(self) -> torch.Tensor:
-        """What is interpolated, (1, C + 1, z, y, x): the values, and the weights as the last map.
+    def _lookups(self) -> tuple[Lookup, ...]:
+        """Values and weights; in one, where both fade out beyond the grid.
 
         Values that mean nothing outside the mask are multiplied by the weights.
         """
-        values = self.values if self.describe is not None else self.values * self.weights
-        return torch.from_numpy(np.concatenate([values, self.weights[None]]))[None]
+        if self.describe is None:
+            return (Lookup.of(np.concatenate([self.values * self.weights, self.weights[None]])),)
+        # Beyond its grid a volume goes on as its border does: a step there would be an edge that nothing shows.
+        return Lookup.of(self.values, "border"), Lookup.of(self.weights[None])
 
     def at(self, index_zyx: FloatArray) -> tuple[Array32, Array32]:
         """Interpolate values (C, P) and weights (P,) at voxel indices (P, 3); there is no weight outside the grid."""
@@ -94,28 +96,15 @@ class CoarseFeatures:
     ) -> tuple[Array32, Array32]:
         """Interpolate values (C, P) and weights (P,) at ``linear @ points + offset``, for points (3, P).
 
-        Places are voxel indices. One product in the points' precision takes little time; in float32 a place is off
-        by about 1e-5 voxels.
+        Places are voxel indices. They are made in the points' precision and looked up in float32.
         """
-        # grid_sample wants x first. With align_corners, -1 and 1 are the centres of the outer voxels.
-        scale = 2 / np.maximum(np.asarray(self.weights.shape) - 1, 1)
-        place = (scale[:, None] * linear)[::-1].astype(points.dtype) @ points
-        place += (scale * offset - 1)[::-1, None].astype(points.dtype)
-        if self.planar:
-            place[2] = 0  # rounding must not move a point off the only slice there is
-        grid = torch.from_numpy(place.astype(np.float32, copy=False)).T
+        if self.planar:  # rounding must not move a point off the only slice there is
+            linear, offset = linear * [[0], [1], [1]], offset * [0, 1, 1]
         if self.describe is None:
-            sampled = _sampled(self.maps, grid)
+            sampled = self._lookups[0].at(points, linear, offset)
             return sampled[:-1] / np.maximum(sampled[-1], np.float32(1e-6)), sampled[-1]
-        # Beyond its grid a volume goes on as its border does: a step there would be an edge that nothing shows.
-        return _sampled(self.maps[:, :-1], grid, "border"), _sampled(self.maps[:, -1:], grid)[0]
-
-
-def _sampled(maps: torch.Tensor, place: torch.Tensor, beyond: str = "zeros") -> Array32:
-    found: Array32 = torch.nn.functional.grid_sample(
-        maps, place[None, None, None], mode="bilinear", padding_mode=beyond, align_corners=True
-    )[0, :, 0, 0].numpy()
-    return found
+        values, weights = self._lookups
+        return values.at(points, linear, offset), weights.at(points, linear, offset)[0]
 
 
 class Turner:
