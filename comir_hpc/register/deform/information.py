@@ -241,11 +241,23 @@ def _moved(noise: torch.Tensor, prior: _Prior, level: _Level | _Start, weight: f
 
 
 def _sampled(values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Look values (c, z, y, x) up at indices (3, ...), with derivatives; beyond the border its value counts."""
-    scale = torch.tensor([2 / max(n - 1, 1) for n in values.shape[1:]]).view(3, 1)
-    at = (place.reshape(3, -1) * scale - 1).flip(0).T.reshape(1, 1, 1, -1, 3)
-    found = functional.grid_sample(values[None], at, padding_mode="border", align_corners=True)
-    return found.reshape(len(values), *place.shape[1:])
+    """Look values (c, z, y, x) up at indices (3, ...), with derivatives; beyond the border its value counts.
+
+    The slices lie below each other in one picture, as in `lookup.Lookup`, which says why.
+    """
+    count, slices, lines, columns = values.shape
+    z, y, x = place.reshape(3, -1)
+    z = z.clamp(0, slices - 1)
+    below = z.detach().floor()
+    # The last slice is there twice, so that there is always a next one.
+    picture = torch.cat([values, values[:, -1:]], dim=1).reshape(1, count, -1, columns)
+    step = 2 / (picture.shape[2] - 1)
+    line = (y.clamp(0, lines - 1) + below * lines) * step - 1
+    column = x * (2 / max(columns - 1, 1)) - 1
+    at = torch.stack([column, line, column, line + lines * step], dim=-1).view(1, -1, 2, 2)
+    found = functional.grid_sample(picture, at, padding_mode="border", align_corners=True)[0]
+    here, beyond = found.unbind(dim=-1)
+    return (here + (z - below) * (beyond - here)).reshape(count, *place.shape[1:])
 
 
 def _in_bins(values: Array, bounds: NDArray[np.float64]) -> Array:
