@@ -256,8 +256,9 @@ def _sampled(values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
     column = x * (2 / max(columns - 1, 1)) - 1
     at = torch.stack([column, line, column, line + lines * step], dim=-1).view(1, -1, 2, 2)
     found = functional.grid_sample(picture, at, padding_mode="border", align_corners=True)[0]
-    here, beyond = found.unbind(dim=-1)
-    return (here + (z - below) * (beyond - here)).reshape(count, *place.shape[1:])
+    here, there = found.unbind(dim=-1)
+    between: torch.Tensor = here + (z - below) * (there - here)
+    return between.reshape(count, *place.shape[1:])
 
 
 def _in_bins(values: Array, bounds: NDArray[np.float64]) -> Array:
