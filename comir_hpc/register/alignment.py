@@ -127,7 +127,7 @@ class Alignment:
         self._beside = np.flatnonzero(binary_dilation(compared) & ~compared)
         self._frame, self._origin_mm = fixed.frame, fixed.origin_mm
         self._index = np.indices(self._shape, dtype=np.float32).reshape(3, -1)
-        # Taken once: it is all that changes neither from answer to answer nor from step to step.
+        # Taken once, since every look at an answer needs them.
         self._index_compared, self._index_beside = self._index[:, self._voxels], self._index[:, self._beside]
         middle = self._index_compared.mean(axis=1, dtype=np.float64)
         self.centre_mm = self._origin_mm + self._frame @ middle

@@ -138,9 +138,8 @@ class Turner:
         self._moving = moving
         # Channels that describe a neighbourhood need all of the cube.
         wanted = offsets[self.ball] if moving.describe is None else offsets
-        self._offsets = np.ascontiguousarray(
-            wanted.T, dtype=np.float32
-        )  # whole and half voxels: nothing is rounded
+        # Whole and half voxels: nothing is rounded.
+        self._offsets = np.ascontiguousarray(wanted.T, dtype=np.float32)
         self._fixed_frame = fixed_frame
         self._to_index = np.linalg.inv(moving.frame)
         self._centre_zyx = self._to_index @ (self.centre_mm - moving.origin_mm)
