@@ -63,9 +63,10 @@ if [ -n "$wheels" ]; then
   # hatchling builds our own package.
   "$python" -m pip wheel -qq --find-links "$wheels" -w "$wheels" -r "$inputs/requirements.txt" "hatchling>=1.27"
   mkdir "$inputs/wheels"
+  # Where this machine has uv, it installs them: the build takes a sixth less of processor time. Not from an index, since uv
+  # does not read pip's settings of a site.
+  ! command -v uv >/dev/null || cp "$(command -v uv)" "$inputs/uv"
 fi
-# Where this machine has uv, it installs into the image, too: in a third of pip's processor time.
-! command -v uv >/dev/null || cp "$(command -v uv)" "$inputs/uv"
 
 mirror=http://deb.debian.org/debian
 if command -v apt-get >/dev/null; then

@@ -10,13 +10,12 @@ from comir_hpc.register.lookup import Lookup
 
 @pytest.mark.parametrize("shape", [(20, 17, 23), (2, 30, 31), (41, 8, 60)])
 @pytest.mark.parametrize(("beyond", "mode"), [("zeros", "grid-constant"), ("border", "nearest")])
-@pytest.mark.parametrize("precision", [np.float32, np.float64])
-def test_maps_are_interpolated_inside_and_beyond_their_grid(shape, beyond, mode, precision):
+def test_maps_are_interpolated_inside_and_beyond_their_grid(shape, beyond, mode):
     maps = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     linear, offset = turn(100) * 0.7, np.asarray(shape) / 2 + 0.3
     points = np.random.default_rng(1).uniform(-1, 1, (3, 4000)) * np.asarray(shape)[:, None]
     points[:, :50] = np.round(points[:, :50])
-    found = Lookup.of(maps, beyond).at(points.astype(precision), linear, offset)
+    found = Lookup.of(maps, beyond).at(points.astype(np.float32), linear, offset)
     places = linear @ points + offset[:, None]
     assert (places < -1).any()
     assert (places > np.asarray(shape)[:, None]).any()
@@ -31,7 +30,7 @@ def values_at(values, places, mode):
 @pytest.mark.parametrize("beyond", ["zeros", "border"])
 def test_a_single_slice_is_looked_up_in_its_plane(beyond):
     plane = np.random.default_rng(0).normal(size=(1, 1, 12, 14)).astype(np.float32)
-    points = np.array([[0, 0, 0], [3, 7.5, 11], [13, 2.25, 0]])
+    points = np.array([[0, 0, 0], [3, 7.5, 11], [13, 2.25, 0]], dtype=np.float32)
     (found,) = Lookup.of(plane, beyond).at(points, np.eye(3), np.zeros(3))
     np.testing.assert_allclose(found, values_at(plane[0, 0], points[1:], "nearest"), atol=1e-4)
 

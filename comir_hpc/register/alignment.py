@@ -195,7 +195,7 @@ class Alignment:
         """Interpolate the moving volume, channels (C, P) and weights (P,), where fixed voxels (3, P) are sent."""
         linear = transform.matrix_mm[:3, :3]
         start_mm = linear @ self._origin_mm + transform.matrix_mm[:3, 3] - self._moving.origin_mm
-        return self._moving.at_images(
+        return self._moving.at_mapped(
             index, self._to_moving @ linear @ self._frame, self._to_moving @ start_mm
         )
 

@@ -89,15 +89,10 @@ class CoarseFeatures:
 
     def at(self, index_zyx: FloatArray) -> tuple[Array32, Array32]:
         """Interpolate values (C, P) and weights (P,) at voxel indices (P, 3); there is no weight outside the grid."""
-        return self.at_images(np.ascontiguousarray(index_zyx.T, dtype=np.float64), np.eye(3), np.zeros(3))
+        return self.at_mapped(np.asarray(index_zyx.T, dtype=np.float32), np.eye(3), np.zeros(3))
 
-    def at_images(
-        self, points: Array32 | FloatArray, linear: FloatArray, offset: FloatArray
-    ) -> tuple[Array32, Array32]:
-        """Interpolate values (C, P) and weights (P,) at ``linear @ points + offset``, for points (3, P).
-
-        Places are voxel indices. They are made in the points' precision and looked up in float32.
-        """
+    def at_mapped(self, points: Array32, linear: FloatArray, offset: FloatArray) -> tuple[Array32, Array32]:
+        """Interpolate values (C, P) and weights (P,) at the voxel indices ``linear @ points + offset`` (3, P)."""
         if self.planar:  # rounding must not move a point off the only slice there is
             linear, offset = linear * [[0], [1], [1]], offset * [0, 1, 1]
         if self.describe is None:
@@ -147,7 +142,7 @@ class Turner:
     def sample(self, rotation_xyz: FloatArray) -> tuple[Array32, Array32]:
         """Sample values (C, P) and weights (P,) at the ball's voxels."""
         linear = self._to_index @ rotation_xyz @ self._fixed_frame
-        values, weights = self._moving.at_images(self._offsets, linear, self._centre_zyx)
+        values, weights = self._moving.at_mapped(self._offsets, linear, self._centre_zyx)
         if self._moving.describe is None:
             return values, weights
         channels = self._moving.describe(values.reshape(self.shape)).reshape(-1, len(weights))[:, self.ball]
