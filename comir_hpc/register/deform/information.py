@@ -243,8 +243,8 @@ def _moved(noise: torch.Tensor, prior: _Prior, level: _Level | _Start, weight: f
 def _sampled(values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
     """Look values (c, z, y, x) up at indices (3, ...), with derivatives; beyond the border its value counts.
 
-    The slices lie below each other in one picture, as in `lookup.Lookup`, which says why. That one works in place and has
-    no derivatives.
+    The slices lie below each other in one picture, as in `lookup.Lookup`, which says why. That one works in
+    place, and so has no derivatives.
     """
     count, slices, lines, columns = values.shape
     z, y, x = place.reshape(3, -1)
